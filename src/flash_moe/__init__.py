@@ -1,0 +1,41 @@
+"""Run Mixture-of-Experts models far larger than memory: routed experts are streamed from files.
+
+from flash_moe import Model
+
+model = Model.load("path-or-hub-repo")
+print(model.generate("Why is the sky blue?"))
+"""
+
+from .errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    DiskSpaceError,
+    ExpertReadError,
+    FlashMoEError,
+    HubError,
+    NumericalError,
+    PromptError,
+    TokenizerError,
+)
+from .generation.result import Chunk, Generation
+from .model import Model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "Chunk",
+    "ConfigError",
+    "DiskSpaceError",
+    "ExpertReadError",
+    "FlashMoEError",
+    "Generation",
+    "HubError",
+    "Model",
+    "NumericalError",
+    "PromptError",
+    "TokenizerError",
+    "__version__",
+]

@@ -1,0 +1,1 @@
+"""Names and bytes on disk: safetensors headers, shards, name mapping, records, packing."""

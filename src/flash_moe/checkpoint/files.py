@@ -1,0 +1,120 @@
+"""A checkpoint folder: its config.json, its shards, and every tensor under its canonical name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig, read_config
+from ..errors import CheckpointError
+from .names import ExpertTensor, canonical_name, expert_tensor
+from .quantization import QuantizationMap
+from .safetensors import TensorInfo, read_header
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds; opening one reads headers only.
+
+    Attributes:
+        raw_config: config.json as it stands.
+        resident: canonical name to tensor, for all weights but the routed experts.
+        experts: the tensors of the routed experts, by what they hold.
+        metadata: the safetensors metadata of each file.
+    """
+
+    folder: Path
+    raw_config: Mapping[str, Any]
+    config: ModelConfig
+    quantization: QuantizationMap
+    resident: Mapping[str, TensorInfo]
+    experts: Mapping[ExpertTensor, TensorInfo]
+    metadata: Mapping[Path, Mapping[str, str]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Reads config.json and the headers of all shards.
+
+        Raises:
+            ConfigError: config.json is missing or unsupported.
+            CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
+        """
+        raw = read_config(folder)
+        resident: dict[str, TensorInfo] = {}
+        experts: dict[ExpertTensor, TensorInfo] = {}
+        metadata = {}
+        found: dict[str, Path] = {}
+        for file in _shards(folder):
+            header = read_header(file)
+            metadata[file] = header.metadata
+            for name, info in header.tensors.items():
+                if name in found:
+                    raise CheckpointError(f"tensor {name!r} is in {found[name]} and in {file}; remove the stale file")
+                found[name] = file
+                if (canonical := canonical_name(name)) is None:
+                    continue
+                if (expert := expert_tensor(canonical)) is not None:
+                    experts[expert] = info
+                else:
+                    resident[canonical] = info
+        _check_index(folder, found)
+        return cls(
+            folder, raw, ModelConfig.from_dict(raw), QuantizationMap.from_config(raw), resident, experts, metadata
+        )
+
+    @property
+    def zero_centred_norms(self) -> bool:
+        """Whether RMSNorm weights are stored as w - 1, as in Hugging Face checkpoints.
+
+        MLX checkpoints store the shifted weight; they are told apart by the layout of the convolution, [C, taps, 1]
+        there and [C, 1, taps] in Hugging Face's. Models without one are told apart by the metadata of their files.
+        """
+        taps = self.config.linear_conv_kernel_dim
+        for name, info in self.resident.items():
+            if name.endswith(".conv1d.weight"):
+                return info.shape[1:] == (1, taps)
+        return all(metadata.get("format") != "mlx" for metadata in self.metadata.values())
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that the index names, or else every *.safetensors file of the folder."""
+    if index := _read_index(folder):
+        files = sorted({folder / file for file in index.values()})
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of the {len(files)} files that {INDEX} names, first {missing[0]}; "
+                "finish the download"
+            )
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no *.safetensors file; expected the weights of a model there")
+    return files
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        valid = isinstance(weight_map, dict) and all(
+            isinstance(file, str) and Path(file).name == file for file in weight_map.values()
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}); download it again") from error
+    if not valid:
+        raise CheckpointError(f"{path}: weight_map must name a file of this folder for each tensor; download it again")
+    return weight_map
+
+
+def _check_index(folder: Path, found: Mapping[str, Path]) -> None:
+    for name, file in _read_index(folder).items():
+        if name not in found or found[name].name != file:
+            raise CheckpointError(f"{INDEX} says that {file} holds {name!r}, but it does not; download {file} again")

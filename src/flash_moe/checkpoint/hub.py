@@ -1,0 +1,190 @@
+"""From what the user typed to a directory of files: a local path as it is, or a hub repository, downloaded.
+
+It knows names and sizes of files, nothing of what is in them. The environment of `huggingface_hub` (`HF_ENDPOINT`,
+`HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`) works as usual; that package is imported only for a repository.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import CheckpointError, DiskSpaceError, FlashMoEError, HubError
+
+logger = logging.getLogger(__name__)
+
+NEEDED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "flash_moe.json"]
+NEEDED += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"]
+NEEDED += ["merges.txt", "chat_template.jinja", "chat_template.json"]
+SUBFOLDERS = "*/*"  # excluded: to fnmatch, original/a.safetensors is a *.safetensors
+
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+class HubFile(NamedTuple):
+    """A file of a repository: its name, its size in bytes, and the name of its blob in the hub's cache."""
+
+    name: str
+    size: int
+    blob: str
+
+
+def resolve(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return the directory that holds a checkpoint, downloading it from the Hugging Face hub where necessary.
+
+    Only the files a model is run from are fetched. Finished files are kept when a download is interrupted: call again
+    to continue. If the hub cannot be asked, a complete cached copy is used with a warning.
+
+    Args:
+        path_or_repo: a local directory, or `org/name` on the hub. A local directory wins.
+        revision: branch, tag or commit of the repository; its default branch if None. Ignored for a directory.
+        token: hub access token; None or True uses the one stored by `hf auth login`, False sends none.
+        cache_dir: the hub's cache; None means the standard place.
+        local_files_only: use the cache and no network, as does `HF_HUB_OFFLINE=1`.
+
+    Raises:
+        CheckpointError: this is neither a directory nor the name of a repository.
+        DiskSpaceError: what is missing does not fit on the disk of the cache; nothing was downloaded.
+        HubError: the repository could not be had, or is not cached and the network is forbidden.
+    """
+    name = os.fspath(path_or_repo)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    if name and path.is_dir():
+        return path
+    if not isinstance(path_or_repo, str) or not REPO.fullmatch(name) or path.exists():
+        raise CheckpointError(
+            f"{name!r} {'is a file' if path.is_file() else 'does not exist'}; expected a directory that holds "
+            "config.json and *.safetensors, or org/name on the hub. Check the spelling and the current directory."
+        )
+    with _hub_errors(name, revision):
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.utils import tqdm
+
+        class Silent(tqdm):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **{**kwargs, "disable": True})
+
+        cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+        snapshot = partial(HfApi(token=token).snapshot_download, name, revision=revision, cache_dir=cache)
+        snapshot = partial(snapshot, allow_patterns=NEEDED, ignore_patterns=[SUBFOLDERS])
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            if cached := _cached(snapshot):
+                return cached
+            raise HubError(
+                f"no complete copy of {name} (revision {revision or 'main'}) in {cache}, and offline mode forbids the "
+                "network. Call once without HF_HUB_OFFLINE and local_files_only, or pass a local directory."
+            )
+        try:
+            files = list_files(name, revision=revision, token=token)
+        except HubError as error:
+            if not (cached := _cached(snapshot)):
+                raise
+            logger.warning("using the cached copy in %s: %s", cached, error)
+            return cached
+        _check_space(name, files, cache)
+        # An interruption can cost every file under way, so there are not many at once.
+        return Path(snapshot(max_workers=4, tqdm_class=None if sys.stderr.isatty() else Silent))
+
+
+def list_files(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubFile]:
+    """List the files of a hub repository that a model is run from; nothing is downloaded.
+
+    Raises:
+        HubError: the repository could not be read, or holds no safetensors files.
+    """
+    with _hub_errors(repo, revision):
+        from huggingface_hub import HfApi
+
+        siblings = (
+            HfApi(token=token).model_info(repo, revision=revision, files_metadata=True, timeout=30).siblings or []
+        )
+    files = [
+        HubFile(s.rfilename, s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
+        for s in siblings
+        if not fnmatch(s.rfilename, SUBFOLDERS) and any(fnmatch(s.rfilename, pattern) for pattern in NEEDED)
+    ]
+    if not any(file.name.endswith(".safetensors") for file in files):
+        found = ", ".join(s.rfilename for s in siblings[:8]) or "no files"
+        raise HubError(f"{repo} holds {found}; expected *.safetensors at its top level. Choose another repository.")
+    return files
+
+
+def _check_space(repo: str, files: list[HubFile], cache: Path) -> None:
+    blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
+    # A partly downloaded file counts in full: recent versions of huggingface_hub start it again.
+    missing = [file for file in files if not (blobs / file.blob).is_file()]
+    needed = sum(file.size for file in missing)
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"{repo} needs {_human(needed)} more in {cache}, where {_human(free)} are free. "
+            "Free some space, or name a larger disk with cache_dir= or HF_HUB_CACHE."
+        )
+    if missing:
+        logger.info("downloading %s: %d files, %s, to %s", repo, len(missing), _human(needed), cache)
+
+
+def _cached(snapshot: Callable[..., str]) -> Path | None:
+    """Return the snapshot in the cache if all of its weights are there."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot(local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"config.json"}
+    complete = any(folder.glob("*.safetensors")) and all((folder / shard).is_file() for shard in shards)
+    return folder if complete else None
+
+
+@contextmanager
+def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn whatever the hub's client raises into a HubError that says what to do."""
+    try:
+        yield
+    except FlashMoEError:
+        raise
+    except Exception as error:  # not narrower: the client's errors share no base, and its HTTP library has changed
+        from huggingface_hub import constants, errors
+
+        page = f"{constants.ENDPOINT}/{repo}"
+        if isinstance(error, errors.GatedRepoError):
+            message = f"{repo} is gated and this account has no access. Accept its terms at {page}, then log in with "
+            message += "`hf auth login` or pass token=."
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            message = f"there is no local directory {repo!r}, and no model to be seen at {page}. Check the spelling; "
+            message += "a private repository needs `hf auth login` or token=."
+        elif isinstance(error, errors.RevisionNotFoundError):
+            message = f"{repo} has no revision {revision!r}; expected a branch, tag or commit listed at {page}."
+        else:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            message = (
+                f"could not get {page} ({reason}). Check the connection, then call again: finished files are kept."
+            )
+        raise HubError(message) from error
+
+
+def _human(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,62 @@
+"""From the names that checkpoints use to the one that the network uses.
+
+The canonical name of a tensor is its path in the decoder, without prefix: ``layers.3.self_attn.q_proj.weight``,
+``embed_tokens.weight``, ``norm.weight``, ``lm_head.weight``. Routed experts are named by :class:`ExpertTensor`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+_IGNORED = ("mtp.", "visual.", "vision_tower.", "multi_modal_projector.")
+_EXPERT = re.compile(
+    r"layers\.(?P<layer>\d+)\.mlp\.(?:switch_mlp|experts(?:\.(?P<expert>\d+))?)\."
+    r"(?P<projection>gate_proj|up_proj|down_proj|gate_up_proj)(?:\.(?P<part>weight|scales|biases))?$"
+)
+_MODULE_PARTS = (".weight", ".scales", ".biases", ".bias")
+
+
+@dataclass(frozen=True)
+class ExpertTensor:
+    """A tensor of routed experts: of all experts of a layer (``expert`` is None) or of one."""
+
+    layer: int
+    expert: int | None
+    projection: str
+    part: str
+
+
+def canonical_name(name: str) -> str | None:
+    """The name without its prefix, or None for tensors that text decoding does not need (vision, MTP)."""
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            name = name[len(prefix) :]
+            break
+    return None if name.startswith(_IGNORED) or ".mtp." in name else name
+
+
+def expert_tensor(canonical: str) -> ExpertTensor | None:
+    """What a canonical name says about routed experts, or None when it names a resident tensor."""
+    if (match := _EXPERT.match(canonical)) is None:
+        return None
+    expert = match["expert"]
+    return ExpertTensor(
+        int(match["layer"]), None if expert is None else int(expert), match["projection"], match["part"] or "weight"
+    )
+
+
+def module_path(canonical: str) -> str:
+    """The path of the module that owns a tensor: ``layers.0.mlp.gate.weight`` belongs to ``layers.0.mlp.gate``."""
+    for part in _MODULE_PARTS:
+        if canonical.endswith(part):
+            return canonical[: -len(part)]
+    return canonical
+
+
+def mlx_name(canonical: str, model_type: str) -> str:
+    """The name that MLX checkpoints of this model type use for a canonical one."""
+    if model_type == "qwen3_next":
+        return canonical if canonical.startswith("lm_head.") else "model." + canonical
+    return "language_model." + (canonical if canonical.startswith("lm_head.") else "model." + canonical)

@@ -1,0 +1,109 @@
+"""The packed form: one safetensors file per layer whose records can be mapped one by one, and a manifest.
+
+A layer's file holds one tensor ``experts`` (U8, [E, stride]) whose data begins at a 16 KiB boundary, so any safetensors
+reader can open it. ``flash_moe.json`` beside it states each layer's record layout and a checksum per record; the
+resident weights are ordinary MLX safetensors with an index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..record import RECORD_ALIGNMENT, RecordLayout
+from .safetensors import TensorInfo, build_header, read_header
+
+MANIFEST = "flash_moe.json"
+TENSOR = "experts"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One layer's file: its name, the layout of its records and their checksums."""
+
+    file: str
+    layout: RecordLayout
+    checksums: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": self.file, "layout": self.layout.to_json(), "checksums": list(self.checksums)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PackedLayer:
+        return cls(data["file"], RecordLayout.from_json(data["layout"]), tuple(data["checksums"]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of flash_moe.json: packed layers by index, and a checksum for each resident file."""
+
+    layers: Mapping[int, PackedLayer]
+    resident: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest | None:
+        """Reads ``folder/flash_moe.json``; None when there is none (the checkpoint is not packed).
+
+        Raises:
+            CheckpointError: the file is damaged or of a newer version.
+        """
+        path = folder / MANIFEST
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["version"] != VERSION:
+                raise CheckpointError(f"{path} is of version {data['version']}, expected {VERSION}; update flash_moe")
+            layers = {int(i): PackedLayer.from_json(layer) for i, layer in data["layers"].items()}
+            return cls(layers, dict(data["resident"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error!r}); convert the model again") from error
+
+    def dump(self) -> str:
+        """The text of flash_moe.json."""
+        layers = {str(i): layer.to_json() for i, layer in sorted(self.layers.items())}
+        return json.dumps({"format": "flash_moe", "version": VERSION, "layers": layers, "resident": self.resident})
+
+
+def layer_file(layer: int) -> str:
+    """File name of a packed layer."""
+    return f"experts-{layer:05d}.safetensors"
+
+
+def layer_header(num_experts: int, layout: RecordLayout) -> bytes:
+    """What precedes the records in a layer's file; its length is a multiple of 16 KiB."""
+    metadata = {"format": "flash_moe", "layout": json.dumps(layout.to_json())}
+    return build_header({TENSOR: ("U8", (num_experts, layout.stride))}, metadata=metadata, align=RECORD_ALIGNMENT)
+
+
+def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo:
+    """The tensor of records in a layer's file, checked against the manifest.
+
+    Raises:
+        CheckpointError: the file is missing or truncated, or its tensor is not what the manifest says.
+    """
+    if Path(layer.file).name != layer.file:
+        raise CheckpointError(f"{MANIFEST} names {layer.file!r}, expected a file of the same folder; convert again")
+    tensor = read_header(folder / layer.file).tensors.get(TENSOR)
+    if tensor is None:
+        raise CheckpointError(f"{folder / layer.file} holds no tensor {TENSOR!r}; convert the model again")
+    expected = ("U8", (num_experts, layer.layout.stride))
+    if (tensor.dtype, tensor.shape) != expected or tensor.offset % RECORD_ALIGNMENT:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {TENSOR!r} is {tensor.dtype} {list(tensor.shape)} at byte {tensor.offset}, expected "
+            f"{expected[0]} {list(expected[1])} at a multiple of {RECORD_ALIGNMENT}; convert the model again"
+        )
+    if len(layer.checksums) != num_experts:
+        raise CheckpointError(f"{MANIFEST}: {len(layer.checksums)} checksums for {num_experts} records of {layer.file}")
+    return tensor
+
+
+def checksum(data: memoryview | bytes) -> str:
+    """The checksum of a record: BLAKE2b with 16 bytes, in hexadecimal."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

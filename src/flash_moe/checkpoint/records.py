@@ -1,0 +1,182 @@
+"""Where the bytes of every record lie: a list of extents per expert, whatever form the checkpoint has.
+
+A packed checkpoint has one extent per record, a stacked MLX checkpoint nine, a Hugging Face one three. Whoever reads
+records needs to know nothing else about checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..record import PROJECTIONS, ProjectionFormat, RecordLayout, part_shapes
+from .files import Checkpoint
+from .names import ExpertTensor
+from .packed import Manifest, open_layer
+from .safetensors import TensorInfo
+
+
+@dataclass(frozen=True)
+class Extent:
+    """``nbytes`` bytes at ``offset`` of ``file`` that belong ``at`` bytes into the record."""
+
+    file: Path
+    offset: int
+    nbytes: int
+    at: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One part of every record of a layer: expert e's lies at ``base + e * step`` of one file, or where a list says."""
+
+    nbytes: int
+    at: int
+    file: Path | None = None
+    base: int = 0
+    step: int = 0
+    scattered: Sequence[tuple[Path, int]] = ()
+
+    def extent(self, expert: int) -> Extent:
+        if self.file is None:
+            file, offset = self.scattered[expert]
+            return Extent(file, offset, self.nbytes, self.at)
+        return Extent(self.file, self.base + expert * self.step, self.nbytes, self.at)
+
+
+@dataclass(frozen=True)
+class RecordTable:
+    """Layout and place of all records.
+
+    Attributes:
+        layouts: record layout by layer index (layers without routed experts are absent).
+        packed: whether each record is one run of bytes that starts at a 16 KiB boundary of its file.
+    """
+
+    num_experts: int
+    layouts: Mapping[int, RecordLayout]
+    packed: bool
+    _runs: Mapping[int, Sequence[_Run]]
+
+    def extents(self, layer: int, expert: int) -> list[Extent]:
+        """The extents that together fill the record, in the order of the record."""
+        return [run.extent(expert) for run in self._runs[layer]]
+
+    @property
+    def max_stride(self) -> int:
+        """Bytes of the largest record."""
+        return max((layout.stride for layout in self.layouts.values()), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records."""
+        return sum(layout.stride for layout in self.layouts.values()) * self.num_experts
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> RecordTable:
+        """Finds the records of ``checkpoint``; reads headers only.
+
+        Raises:
+            CheckpointError: a layer's experts are missing, incomplete, or of the wrong dtype or shape.
+        """
+        config = checkpoint.config
+        manifest = Manifest.load(checkpoint.folder)
+        layouts: dict[int, RecordLayout] = {}
+        runs: dict[int, Sequence[_Run]] = {}
+        for layer in config.moe_layers:
+            if manifest is None:
+                layouts[layer], runs[layer] = _assembled_layer(checkpoint, layer)
+                continue
+            if (packed := manifest.layers.get(layer)) is None:
+                raise CheckpointError(f"{checkpoint.folder} holds no experts of layer {layer}; convert the model again")
+            _check_dimensions(layer, packed.layout, config)
+            tensor = open_layer(checkpoint.folder, packed, config.num_experts)
+            stride = packed.layout.stride
+            layouts[layer], runs[layer] = packed.layout, [_Run(stride, 0, tensor.file, tensor.offset, stride)]
+        return cls(config.num_experts, layouts, manifest is not None, runs)
+
+
+def _check_dimensions(layer: int, layout: RecordLayout, config: ModelConfig) -> None:
+    found, expected = (layout.hidden_size, layout.intermediate_size), (config.hidden_size, config.moe_intermediate_size)
+    if found != expected:
+        raise CheckpointError(
+            f"records of layer {layer} have hidden and intermediate size {found}, config.json says {expected}; "
+            "convert the model again"
+        )
+
+
+def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[_Run]]:
+    """Layout and runs of a layer whose projections are separate tensors."""
+    config = checkpoint.config
+    sources = {name: _Projection(checkpoint, layer, name) for name in PROJECTIONS}
+    formats = {name: source.format for name, source in sources.items()}
+    layout = RecordLayout.build(config.hidden_size, config.moe_intermediate_size, formats)
+    runs = []
+    for name, part in layout.parts():
+        projection, kind = name.split(".")
+        runs.append(sources[projection].run(kind, part.offset, part.nbytes))
+    return layout, runs
+
+
+class _Projection:
+    """The tensors that hold one projection of all experts of a layer, and how an expert's share is cut from them."""
+
+    def __init__(self, checkpoint: Checkpoint, layer: int, name: str) -> None:
+        self.experts = checkpoint.experts
+        self.config = checkpoint.config
+        self.layer, self.name = layer, name
+        self.fused = ExpertTensor(layer, None, "gate_up_proj", "weight") in self.experts and name != "down_proj"
+        weight = self._tensor("weight", 0)
+        quantization = None
+        if self._find("scales", 0) is not None:
+            stacked = "gate_up_proj" if self.fused else name
+            quantization = checkpoint.quantization.of(f"layers.{layer}.mlp.switch_mlp.{stacked}")
+        self.format = ProjectionFormat(self._tensor("scales", 0).dtype if quantization else weight.dtype, quantization)
+        rows, columns = config_shape(self.config, name)
+        kinds = ("weight", "scales", "biases")
+        self.shapes = dict(zip(kinds, part_shapes(rows, columns, self.format), strict=False))
+
+    def _find(self, part: str, expert: int) -> TensorInfo | None:
+        name = "gate_up_proj" if self.fused else self.name
+        stacked = self.experts.get(ExpertTensor(self.layer, None, name, part))
+        return stacked or self.experts.get(ExpertTensor(self.layer, expert, name, part))
+
+    def _tensor(self, part: str, expert: int) -> TensorInfo:
+        if (info := self._find(part, expert)) is None:
+            raise CheckpointError(
+                f"the {part} of {self.name} of expert {expert} in layer {self.layer} is in no file; "
+                "the checkpoint is incomplete: finish the download"
+            )
+        return info
+
+    def run(self, part: str, at: int, nbytes: int) -> _Run:
+        """The run of one part, after its tensors' dtypes and shapes have been checked."""
+        dtype, (rows, columns) = self.shapes[part]
+        first = self._tensor(part, 0)
+        if len(first.shape) == 2:
+            tensors = [self._tensor(part, expert) for expert in range(self.config.num_experts)]
+            for info in tensors:
+                _check(info, dtype, (rows, columns))
+            return _Run(nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
+        stored_rows = 2 * rows if self.fused else rows
+        _check(first, dtype, (self.config.num_experts, stored_rows, columns))
+        step = first.nbytes // self.config.num_experts
+        skip = nbytes if self.fused and self.name == "up_proj" else 0
+        return _Run(nbytes, at, first.file, first.offset + skip, step)
+
+
+def config_shape(config: ModelConfig, projection: str) -> tuple[int, int]:
+    """Rows and columns of one expert's projection: [I, H] for gate and up, [H, I] for down."""
+    shape = (config.moe_intermediate_size, config.hidden_size)
+    return shape[::-1] if projection == "down_proj" else shape
+
+
+def _check(info: TensorInfo, dtype: str, shape: tuple[int, ...]) -> None:
+    if (info.dtype, info.shape) != (dtype, shape):
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name!r} is {info.dtype} {list(info.shape)}, but config.json asks for "
+            f"{dtype} {list(shape)}; config.json and weights do not belong together"
+        )

@@ -1,0 +1,104 @@
+"""The always-read weights as MLX arrays under canonical names, brought to one convention.
+
+Conventions after loading: RMSNorm weights multiply as they are (Hugging Face stores w - 1); convolutions are
+[taps, C]; Gated DeltaNet has separate in_proj_qkv, in_proj_z, in_proj_b and in_proj_a (Qwen3-Next interleaves them by
+key head). Arrays are lazy: the file is read when they are first evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..record import Quantization
+from .files import Checkpoint
+from .names import module_path
+
+_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
+_FLOAT32 = ("A_log", "dt_bias")
+_FLOATS = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class ResidentWeights:
+    """Arrays by canonical name, and how each quantised module is quantised."""
+
+    arrays: Mapping[str, mx.array]
+    quantization: Mapping[str, Quantization]
+
+
+def load_resident(checkpoint: Checkpoint, dtype: mx.Dtype) -> ResidentWeights:
+    """All weights but the routed experts; floating point ones are cast to ``dtype``.
+
+    Raises:
+        CheckpointError: a tensor has a dtype that no weight has, or lacks its quantisation.
+    """
+    zero_centred = checkpoint.zero_centred_norms
+    arrays: dict[str, mx.array] = {}
+    quantization: dict[str, Quantization] = {}
+    for name, array in read_arrays(checkpoint).items():
+        if checkpoint.resident[name].dtype not in (*_FLOATS, "U32"):
+            info = checkpoint.resident[name]
+            raise CheckpointError(f"{info.file}: {info.name!r} is {info.dtype}, expected BF16, F16, F32 or packed U32")
+        if array.dtype != mx.uint32:
+            array = array.astype(mx.float32 if name.endswith(_FLOAT32) or zero_centred else dtype)
+        if zero_centred and (name.endswith(_NORMS) or name == "norm.weight"):
+            array = array + 1.0
+        if name.endswith("conv1d.weight"):
+            array = array.squeeze(1 if array.shape[1] == 1 else 2).T
+        arrays[name] = array if array.dtype == mx.uint32 or name.endswith(_FLOAT32) else array.astype(dtype)
+        if name.endswith(".scales"):
+            quantization[module_path(name)] = checkpoint.quantization.of(module_path(name))
+    if checkpoint.config.model_type == "qwen3_next":
+        _split_interleaved(arrays, quantization, checkpoint.config)
+    return ResidentWeights(arrays, quantization)
+
+
+def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
+    """The resident tensors exactly as stored, lazily, by canonical name."""
+    arrays: dict[str, mx.array] = {}
+    for file in sorted({info.file for info in checkpoint.resident.values()}):
+        try:
+            stored: Any = mx.load(str(file))
+        except RuntimeError as error:
+            raise CheckpointError(f"{file} cannot be loaded: {error}") from error
+        for name, info in checkpoint.resident.items():
+            if info.file == file:
+                arrays[name] = stored[info.name]
+    return arrays
+
+
+def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quantization], config: ModelConfig) -> None:
+    """Replaces Qwen3-Next's in_proj_qkvz and in_proj_ba by the four projections of Qwen3.5 (rows are only permuted)."""
+    heads, ratio = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    dk, dv = config.linear_key_head_dim, config.linear_value_head_dim * ratio
+    for name in [n for n in arrays if ".in_proj_qkvz" in n or ".in_proj_ba" in n]:
+        array = arrays.pop(name)
+        module, part = module_path(name), name[len(module_path(name)) :]
+        if module.endswith("qkvz"):
+            q, k, v, z = _row_blocks(heads, (dk, dk, dv, dv))
+            split = {"in_proj_qkv": np.concatenate([q, k, v]), "in_proj_z": z}
+        else:
+            b, a = _row_blocks(heads, (ratio, ratio))
+            split = {"in_proj_b": b, "in_proj_a": a}
+        rows = sum(len(block) for block in split.values())
+        if array.shape[0] != rows:
+            raise CheckpointError(f"{name} has {array.shape[0]} rows, but config.json asks for {rows}")
+        owner = module.rsplit(".", 1)[0]
+        for projection, index in split.items():
+            arrays[f"{owner}.{projection}{part}"] = array[mx.array(index)]
+            if module in quantization:
+                quantization[f"{owner}.{projection}"] = quantization[module]
+
+
+def _row_blocks(heads: int, widths: tuple[int, ...]) -> list[np.ndarray]:
+    """Row indices of each block when every head stores ``widths`` rows one block after the other."""
+    rows = np.arange(heads * sum(widths)).reshape(heads, -1)
+    ends = np.cumsum(widths)
+    return [rows[:, end - width : end].reshape(-1) for end, width in zip(ends, widths, strict=True)]

@@ -1,0 +1,134 @@
+"""Reading and writing safetensors headers: which bytes of a file belong to which tensor, and nothing else.
+
+The format is 8 bytes of little-endian header length, a JSON header (which may be padded with spaces), then the data.
+Every offset is checked before anyone uses it, so that a damaged file is an error here and not a wrong number later.
+Source: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..record import round_up
+
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: ``nbytes`` bytes at ``offset`` (from the start of ``file``)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The checked header of one file."""
+
+    file: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    data_start: int
+
+
+def read_header(file: Path) -> Header:
+    """Reads and checks the header of ``file``; the data is not touched.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or malformed, or its tensors overlap or leave the file.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
+            if length is None or length > min(size - 8, MAX_HEADER_BYTES):
+                raise CheckpointError(
+                    f"{file} is {size} bytes long and states a header of {length} bytes; "
+                    "it is truncated or no safetensors file: download it again"
+                )
+            raw = stream.read(length)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} does not exist; download the checkpoint again") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    try:
+        entries = json.loads(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: the header is not JSON ({error}); download it again") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{file}: the header is {type(entries).__name__}, expected a JSON object")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{file}: __metadata__ is {type(metadata).__name__}, expected a JSON object")
+    start = 8 + length
+    tensors = {name: _tensor(file, name, entry, start) for name, entry in entries.items()}
+    _check_ranges(file, list(tensors.values()), start, size)
+    return Header(file, tensors, metadata, start)
+
+
+def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
+        numbers = [begin, end, *shape]
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{file}: tensor {name!r} lacks a dtype, shape or pair of data_offsets") from None
+    if not all(type(n) is int and n >= 0 for n in numbers):
+        raise CheckpointError(
+            f"{file}: tensor {name!r} has shape {shape} and offsets [{begin}, {end}], expected integers >= 0"
+        )
+    if dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{file}: tensor {name!r} has the unknown dtype {dtype!r}")
+    nbytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
+    if end - begin != nbytes:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} spans {end - begin} bytes, but {dtype} of shape {shape} takes {nbytes}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), file, start + begin, nbytes)
+
+
+def _check_ranges(file: Path, tensors: list[TensorInfo], start: int, size: int) -> None:
+    end, previous = start, None
+    for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if tensor.offset < end and tensor.nbytes:
+            raise CheckpointError(f"{file}: tensors {previous!r} and {tensor.name!r} overlap; download it again")
+        end, previous = max(end, tensor.offset + tensor.nbytes), tensor.name
+        if end > size:
+            raise CheckpointError(
+                f"{file} ends at byte {size}, but tensor {tensor.name!r} reaches to byte {end}; "
+                "the file is truncated: download it again"
+            )
+
+
+def build_header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], *, metadata: Mapping[str, str] | None = None, align: int = 8
+) -> bytes:
+    """The bytes that precede the data of a file which holds ``tensors`` (name to dtype and shape) in that order.
+
+    Args:
+        align: the data begins at a multiple of this many bytes; the header is padded with spaces, as the format allows.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, (dtype, shape) in tensors.items():
+        nbytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    body = json.dumps(entries, separators=(",", ":")).encode()
+    length = round_up(8 + len(body), align) - 8
+    return struct.pack("<Q", length) + body.ljust(length)

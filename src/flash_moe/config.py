@@ -1,0 +1,220 @@
+"""The architecture of a model, read once from config.json and checked; nothing else in the library knows a dimension."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+SUPPORTED = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
+_PLAIN_ROPE = ("default", "mrope", None)  # for text, interleaved m-RoPE equals plain RoPE
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Dimensions and switches of a Qwen3.5-MoE or Qwen3-Next text model, named as in config.json.
+
+    Attributes:
+        layer_types: per layer, ``"linear_attention"`` (Gated DeltaNet) or ``"full_attention"``.
+        sparse_layers: per layer, whether its MLP is a Mixture of Experts (else dense SwiGLU).
+        rotary_dims: leading dimensions of each head that RoPE turns.
+        num_experts_per_tok: the model's own top-k.
+        norm_topk_prob: whether the K routing weights are renormalised to sum to one.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    layer_types: tuple[str, ...]
+    sparse_layers: tuple[bool, ...]
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary_dims: int
+    rope_theta: float
+    attention_bias: bool
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    shared_expert_intermediate_size: int
+    intermediate_size: int
+    norm_topk_prob: bool
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that have routed experts."""
+        return tuple(i for i, sparse in enumerate(self.sparse_layers) if sparse)
+
+    @property
+    def key_dim(self) -> int:
+        """Width of all DeltaNet keys of one token."""
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of all DeltaNet values of one token."""
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelConfig:
+        """Reads and validates ``folder/config.json``.
+
+        Raises:
+            ConfigError: the file is missing, is not JSON, or describes a model we cannot run.
+        """
+        return cls.from_dict(read_config(folder))
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Builds a config from the content of config.json (with or without ``text_config``)."""
+        return _parse(raw)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``folder/config.json`` as it stands."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; expected a folder with config.json and *.safetensors files"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, expected a JSON object; download it again")
+    return raw
+
+
+class _Reader:
+    """Typed look-ups in config.json that fail with the key's name."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"config.json: {key} is {value!r}, expected an integer of at least {least}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ConfigError(f"config.json: {key} is {value!r}, expected a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"config.json: {key} is {value!r}, expected true or false")
+        return value
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise ConfigError(f"config.json lacks {key!r}; is this the config of one of {', '.join(SUPPORTED)}?")
+        return value
+
+
+def _parse(raw: Mapping[str, Any]) -> ModelConfig:
+    model_type = raw.get("model_type")
+    if model_type not in SUPPORTED:
+        raise ConfigError(f"model_type is {model_type!r}; flash_moe runs {', '.join(SUPPORTED)}")
+    text = raw.get("text_config", raw)
+    if not isinstance(text, Mapping):
+        raise ConfigError(f"config.json: text_config is {type(text).__name__}, expected an object")
+    if (act := text.get("hidden_act", "silu")) != "silu":
+        raise ConfigError(f"config.json: hidden_act is {act!r}; only 'silu' is supported")
+    get = _Reader(text)
+    layers = get.integer("num_hidden_layers")
+    heads, kv_heads = get.integer("num_attention_heads"), get.integer("num_key_value_heads")
+    key_heads, value_heads = get.integer("linear_num_key_heads"), get.integer("linear_num_value_heads")
+    head_dim = get.integer("head_dim", text.get("hidden_size", 0) // heads or None)
+    experts = get.integer("num_experts")
+    top_k = get.integer("num_experts_per_tok")
+    theta, rotary_dims = _rope(text, head_dim)
+    for many, few, what in (
+        (heads, kv_heads, "num_attention_heads"),
+        (value_heads, key_heads, "linear_num_value_heads"),
+    ):
+        if many % few:
+            raise ConfigError(f"config.json: {what} is {many}, expected a multiple of its {few} key heads")
+    if top_k > experts:
+        raise ConfigError(f"config.json: num_experts_per_tok is {top_k}, more than the {experts} experts")
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=get.integer("vocab_size"),
+        hidden_size=get.integer("hidden_size"),
+        num_hidden_layers=layers,
+        layer_types=_layer_types(text, layers),
+        sparse_layers=_sparse_layers(text, layers),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dims=rotary_dims,
+        rope_theta=theta,
+        attention_bias=get.flag("attention_bias", False),
+        linear_num_key_heads=key_heads,
+        linear_num_value_heads=value_heads,
+        linear_key_head_dim=get.integer("linear_key_head_dim"),
+        linear_value_head_dim=get.integer("linear_value_head_dim"),
+        linear_conv_kernel_dim=get.integer("linear_conv_kernel_dim", 4, least=2),
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+        moe_intermediate_size=get.integer("moe_intermediate_size"),
+        shared_expert_intermediate_size=get.integer("shared_expert_intermediate_size"),
+        intermediate_size=get.integer("intermediate_size", 0, least=0),
+        norm_topk_prob=get.flag("norm_topk_prob", True) if model_type == "qwen3_next" else True,
+        rms_norm_eps=get.number("rms_norm_eps", 1e-6),
+        tie_word_embeddings=get.flag("tie_word_embeddings", bool(raw.get("tie_word_embeddings", False))),
+        max_position_embeddings=get.integer("max_position_embeddings", 32768),
+    )
+
+
+def _rope(text: Mapping[str, Any], head_dim: int) -> tuple[float, int]:
+    """Base of the rotary frequencies and number of rotated dimensions."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"config.json: rope_parameters is {type(rope).__name__}, expected an object")
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind not in _PLAIN_ROPE:
+        raise ConfigError(f"config.json: rope_type is {kind!r}; only 'default' is supported")
+    get = _Reader({**text, **rope})
+    dims = int(head_dim * get.number("partial_rotary_factor", 0.25))
+    if dims % 2 or not 0 < dims <= head_dim:
+        raise ConfigError(f"config.json: {dims} rotary dimensions of {head_dim}, expected an even number of at least 2")
+    return get.number("rope_theta", 10000.0), dims
+
+
+def _layer_types(text: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+    kinds = text.get("layer_types")
+    if kinds is None:
+        interval = _Reader(text).integer("full_attention_interval", 4)
+        kinds = [LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {FULL_ATTENTION, LINEAR_ATTENTION}:
+        raise ConfigError(
+            f"config.json: layer_types is {kinds!r}, expected {layers} entries of {FULL_ATTENTION!r} or {LINEAR_ATTENTION!r}"
+        )
+    return tuple(kinds)
+
+
+def _sparse_layers(text: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    step = _Reader(text).integer("decoder_sparse_step", 1)
+    dense = text.get("mlp_only_layers") or []
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))

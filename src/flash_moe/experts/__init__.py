@@ -1,0 +1,1 @@
+"""Which expert bytes are where, and how they get into view."""

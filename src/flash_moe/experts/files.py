@@ -1,0 +1,70 @@
+"""Open files of a checkpoint: checked against change, read at an offset, and asked what the page cache holds of them."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+
+
+class MappedFile:
+    """A file opened for reading, and mapped so that its pages can be used in place.
+
+    Attributes:
+        pages: the whole file as bytes, [size] uint8; touching them reads the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY)
+        self._state = self._stat()
+        self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+        self.pages = np.frombuffer(self._map, np.uint8)
+        self._address = self.pages.ctypes.data
+
+    def close(self) -> None:
+        """Closes the descriptor; the mapping goes when the last array over it does."""
+        os.close(self.fd)
+
+    def change(self) -> str | None:
+        """What happened to the file since it was opened, or None. Mapped pages of a shortened file must not be touched."""
+        state = self._stat()
+        if state == self._state:
+            return None
+        if state[0] != self._state[0]:
+            return f"the file is now {state[0]} bytes long, it was {self._state[0]} when opened; load the model again"
+        return "the file was changed since it was opened; load the model again"
+
+    def read_into(self, buffer: np.ndarray, offset: int) -> None:
+        """Fills ``buffer`` (uint8, contiguous) with the bytes at ``offset``; other threads run meanwhile.
+
+        Raises:
+            OSError: the read failed.
+            EOFError: the file ends before the buffer is full.
+        """
+        done = 0
+        while done < buffer.nbytes:
+            count = os.preadv(self.fd, [buffer[done:].data], offset + done)
+            if count == 0:
+                raise EOFError(f"it ends at byte {offset + done}, bytes up to {offset + buffer.nbytes} were expected")
+            done += count
+
+    def absent(self, offset: int, nbytes: int) -> np.ndarray:
+        """Which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
+        first, last = offset // PAGE, -(-(offset + nbytes) // PAGE)
+        vector = np.zeros(last - first, np.uint8)
+        if _libc.mincore(self._address + first * PAGE, (last - first) * PAGE, vector.ctypes.data):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(self.path))
+        return (vector & 1) == 0
+
+    def _stat(self) -> tuple[int, int]:
+        status = os.fstat(self.fd)
+        return status.st_size, status.st_mtime_ns

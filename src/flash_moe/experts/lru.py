@@ -1,0 +1,56 @@
+"""Which slot holds which record, and which slot to give away next."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class SlotTable(Generic[Key]):
+    """Assigns keys to a fixed number of slots; the least recently used key gives way."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = list(range(slots - 1, -1, -1))
+        self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._slot_of
+
+    def __getitem__(self, key: Key) -> int:
+        return self._slot_of[key]
+
+    def touch(self, key: Key) -> int | None:
+        """The slot of ``key``, which becomes the most recently used; None when it holds no slot."""
+        slot = self._slot_of.get(key)
+        if slot is not None:
+            self._slot_of.move_to_end(key)
+        return slot
+
+    def assign(self, key: Key, keep: Iterable[Key]) -> int:
+        """A slot for a new key: a free one, or that of the least recently used key not in ``keep``.
+
+        Raises:
+            ValueError: every slot is held by a key in ``keep``, or ``key`` has a slot already.
+        """
+        if key in self._slot_of:
+            raise ValueError(f"{key!r} has a slot already")
+        if self._free:
+            slot = self._free.pop()
+        else:
+            kept = set(keep)
+            victim = next((k for k in self._slot_of if k not in kept), None)
+            if victim is None:
+                raise ValueError(f"all {len(self._slot_of)} slots are in use; ask for fewer records at a time")
+            slot = self._slot_of.pop(victim)
+        self._slot_of[key] = slot
+        return slot
+
+    def release(self, key: Key) -> None:
+        """Frees the slot of ``key``, whose content is not valid."""
+        self._free.append(self._slot_of.pop(key))

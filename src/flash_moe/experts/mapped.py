@@ -1,0 +1,97 @@
+"""Records used where the operating system maps them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoint.records import Extent
+from ..errors import ExpertReadError
+from .files import PAGE, MappedFile
+from .reader import INLINE, REQUEST, RecordReader, finish
+from .store import ExpertStore, Records
+
+
+class MappedStore(ExpertStore):
+    """Hands out mapped pages: without a copy on Metal, copied elsewhere.
+
+    Pages that the page cache lacks are first read with large parallel requests, since single page faults are several
+    times slower, and since a read that fails is an exception where a fault that fails ends the process.
+    """
+
+    def __init__(self, reader: RecordReader, capacity: int) -> None:
+        super().__init__(reader.table.layouts, capacity)
+        self._reader = reader
+        self._scratch = threading.local()
+        self._warming: dict[tuple[int, int], list[Future[None]]] = {}
+
+    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+        extents = [self._reader.extents(layer, expert) for expert in experts]
+        ready = []
+        for expert, parts in zip(experts, extents, strict=True):
+            started = self._warming.pop((layer, expert), None)
+            ready.append(self._warm(layer, expert, parts) if started is None else started)
+        for futures in ready:
+            finish(futures)
+        words = self.layouts[layer].stride // 4
+        return Records(tuple(_array(parts, words) for parts in extents), None)
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        for expert in experts:
+            if (layer, expert) not in self._warming:
+                parts = self._reader.extents(layer, expert)
+                self._warming[layer, expert] = self._warm(layer, expert, parts)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _warm(self, layer: int, expert: int, parts: Sequence[tuple[MappedFile, Extent]]) -> list[Future[None]]:
+        """Starts reading the absent pages of a record into the page cache."""
+        tasks: list[Callable[[], None]] = []
+        missing = 0
+        for file, extent in parts:
+            absent = file.absent(extent.offset, extent.nbytes)
+            missing += min(int(absent.sum()) * PAGE, extent.nbytes)
+            first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
+            for start, stop in _requests(absent):
+                tasks.append(self._touch(file, first + start * PAGE, min(first + stop * PAGE, end), layer, expert))
+        self.stats.bytes_missing += missing
+        return self._reader.run(tasks, inline=missing <= INLINE)
+
+    def _touch(self, file: MappedFile, start: int, stop: int, layer: int, expert: int) -> Callable[[], None]:
+        def task() -> None:
+            if not hasattr(self._scratch, "buffer"):
+                self._scratch.buffer = np.empty(REQUEST, np.uint8)
+            try:
+                file.read_into(self._scratch.buffer[: stop - start], start)
+            except (OSError, EOFError) as error:
+                raise ExpertReadError(str(file.path), layer, expert, str(error)) from error
+
+        return task
+
+
+def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
+    """Page ranges, of at most REQUEST bytes each, that cover all absent pages."""
+    pages = np.flatnonzero(absent)
+    ranges = []
+    while pages.size:
+        first = int(pages[0])
+        inside = pages < first + REQUEST // PAGE
+        ranges.append((first, int(pages[inside][-1]) + 1))
+        pages = pages[~inside]
+    return ranges
+
+
+def _array(parts: Sequence[tuple[MappedFile, Extent]], words: int) -> mx.array:
+    """A record over its mapped pages; where it lies in pieces, they are put together first."""
+    if len(parts) == 1:
+        file, extent = parts[0]
+        return mx.asarray(file.pages[extent.offset : extent.offset + extent.nbytes].view(np.uint32))
+    record = np.zeros(4 * words, np.uint8)
+    for file, extent in parts:
+        record[extent.at : extent.at + extent.nbytes] = file.pages[extent.offset : extent.offset + extent.nbytes]
+    return mx.array(record.view(np.uint32))

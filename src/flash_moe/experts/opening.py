@@ -1,0 +1,51 @@
+"""Chooses and opens the expert store that ``expert_io`` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import mlx.core as mx
+
+from ..checkpoint.records import RecordTable
+from ..errors import ArgumentError
+from .mapped import MappedStore
+from .reader import RecordReader
+from .resident import ResidentStore
+from .slots import SlotStore
+from .store import ExpertStore
+
+ExpertIO = Literal["auto", "mapped", "slots", "resident"]
+_GROUP_BYTES = 128 << 20  # bytes of the records that one fetch of prefill brings in
+
+
+def open_store(
+    table: RecordTable,
+    expert_io: ExpertIO,
+    experts_per_token: int,
+    cache_bytes: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> ExpertStore:
+    """Opens the store for a checkpoint's records.
+
+    ``"auto"`` maps packed checkpoints on Metal, where mapped pages are used without a copy, and reads into slots
+    everywhere else. An ``expert_cache`` needs slots.
+
+    Raises:
+        ArgumentError: ``expert_io`` is unknown, or does not go with a cache.
+    """
+    if expert_io not in get_args(ExpertIO):
+        raise ArgumentError(f"expert_io is {expert_io!r}, expected one of {', '.join(get_args(ExpertIO))}")
+    if cache_bytes < 0:
+        raise ArgumentError(f"expert_cache is {cache_bytes} bytes, expected 0 or more")
+    if cache_bytes and expert_io in ("mapped", "resident"):
+        raise ArgumentError(f"expert_cache needs expert_io='slots' (or 'auto'), not {expert_io!r}")
+    if expert_io == "auto":
+        expert_io = "mapped" if table.packed and not cache_bytes and mx.metal.is_available() else "slots"
+    reader = RecordReader(table)
+    if expert_io == "resident":
+        return ResidentStore(reader, progress)
+    capacity = min(max(_GROUP_BYTES // max(table.max_stride, 1), experts_per_token), table.num_experts)
+    if expert_io == "mapped":
+        return MappedStore(reader, capacity)
+    return SlotStore(reader, capacity, cache_bytes)

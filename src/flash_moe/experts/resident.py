@@ -1,0 +1,45 @@
+"""All records in memory: for models that fit, and the oracle for the stores that stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from .reader import RecordReader, finish
+from .store import ExpertStore, Records
+
+
+class ResidentStore(ExpertStore):
+    """One bank per layer, read once.
+
+    Args:
+        progress: called with the bytes read so far after each layer.
+    """
+
+    def __init__(self, reader: RecordReader, progress: Callable[[int], None] | None = None) -> None:
+        table = reader.table
+        super().__init__(table.layouts, table.num_experts)
+        self._banks: dict[int, tuple[mx.array]] = {}
+        done = 0
+        for layer, layout in table.layouts.items():
+            bank = mx.zeros((table.num_experts, layout.stride // 4), dtype=mx.uint32)
+            mx.eval(bank)
+            experts = range(table.num_experts)
+            self.stats.bytes_missing += reader.missing_bytes(layer, experts)
+            finish(reader.read(layer, experts, list(np.array(bank, copy=False).view(np.uint8))))
+            self._banks[layer] = (bank,)
+            done += layout.stride * table.num_experts
+            if progress is not None:
+                progress(done)
+        reader.close()
+
+    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+        return Records(self._banks[layer], tuple(experts))
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Everything is here already."""
+
+    def close(self) -> None:
+        self._banks.clear()

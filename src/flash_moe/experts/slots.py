@@ -1,0 +1,85 @@
+"""Records read into a persistent bank of MLX memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+
+import mlx.core as mx
+import numpy as np
+
+from .lru import SlotTable
+from .reader import RecordReader, finish
+from .store import ExpertStore, Records
+
+_Key = tuple[int, int]  # layer, expert
+
+
+class SlotStore(ExpertStore):
+    """A bank of slots that ``preadv`` fills in place; the least recently used record gives way.
+
+    Two fetches of ``capacity`` records fit side by side, so that one can be read while the other is computed with.
+
+    Args:
+        cache_bytes: room for further records, kept beyond those of the current fetches.
+    """
+
+    def __init__(self, reader: RecordReader, capacity: int, cache_bytes: int = 0) -> None:
+        super().__init__(reader.table.layouts, capacity)
+        self._reader = reader
+        stride = reader.table.max_stride
+        count = min(2 * capacity + cache_bytes // max(stride, 1), len(self.layouts) * reader.table.num_experts)
+        self._bank = mx.zeros((count, stride // 4), dtype=mx.uint32)
+        mx.eval(self._bank)
+        self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
+        self._slots: SlotTable[_Key] = SlotTable(count)
+        self._reading: dict[_Key, list[Future[None]]] = {}
+        self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
+
+    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+        keys = [(layer, expert) for expert in experts]
+        self._start(keys)
+        for key in keys:
+            self._finish(key)
+        rows = tuple(self._slots[key] for key in keys)
+
+        def used_by(output: mx.array) -> None:
+            self._readers.update(dict.fromkeys(rows, output))
+
+        return Records((self._bank,), rows, used_by)
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        self._start([(layer, expert) for expert in experts[: self.capacity]])
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _start(self, keys: Sequence[_Key]) -> None:
+        """Gives every key a slot and starts reading those that had none."""
+        new = [key for key in keys if self._slots.touch(key) is None]
+        for key in new:
+            layer, expert = key
+            self.stats.bytes_missing += self._reader.missing_bytes(layer, (expert,))
+            slot = self._slots.assign(key, keys)
+            try:
+                self._reclaim(slot)
+                self._reading[key] = self._reader.read(layer, (expert,), (self._bytes[slot],))
+            except BaseException:
+                self._slots.release(key)
+                raise
+
+    def _reclaim(self, slot: int) -> None:
+        """Makes a slot safe to overwrite: no read into it is under way, and all that uses it has been evaluated."""
+        for evicted in [key for key in self._reading if key not in self._slots]:
+            wait(self._reading.pop(evicted))  # whether it failed matters only to a fetch of that record
+        if (output := self._readers.pop(slot, None)) is not None:
+            mx.eval(output)
+
+    def _finish(self, key: _Key) -> None:
+        """Waits for a record; after a failed read its slot holds nothing."""
+        try:
+            finish(self._reading.pop(key, ()))
+        except BaseException:
+            if key in self._slots:
+                self._slots.release(key)
+            raise

@@ -1,0 +1,97 @@
+"""The one interface between the network and expert bytes."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..record import RecordLayout
+
+
+@dataclass
+class StoreStats:
+    """Counters since a store was opened.
+
+    Attributes:
+        fetches: calls of :meth:`ExpertStore.fetch`.
+        bytes_requested: bytes of all records asked for.
+        bytes_missing: those of them that were neither in the store's own memory nor in the page cache.
+        fetch_seconds: time spent inside fetch.
+    """
+
+    fetches: int = 0
+    bytes_requested: int = 0
+    bytes_missing: int = 0
+    fetch_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records in view, in the order they were asked for.
+
+    Attributes:
+        arrays: one uint32 [words] array per record, or a single [N, words] bank of which ``rows`` are the records.
+        rows: rows of the bank; None when the arrays are separate.
+    """
+
+    arrays: tuple[mx.array, ...]
+    rows: tuple[int, ...] | None
+    _on_use: Callable[[mx.array], None] | None = None
+
+    def stacked(self) -> mx.array:
+        """The records as one [K, words] array (a view where they already lie side by side, else a copy)."""
+        if self.rows is None:
+            return mx.stack(list(self.arrays))
+        (bank,) = self.arrays
+        first, count = self.rows[0], len(self.rows)
+        if self.rows == tuple(range(first, first + count)):
+            return bank[first : first + count]
+        return bank[mx.array(self.rows)]
+
+    def used_by(self, output: mx.array) -> None:
+        """Tells the store that ``output`` reads these records: they stay as they are until it has been evaluated."""
+        if self._on_use is not None:
+            self._on_use(output)
+
+
+class ExpertStore(ABC):
+    """Brings the records of routed experts into view.
+
+    Attributes:
+        layouts: record layout by layer.
+        capacity: the most records that one fetch may ask for.
+    """
+
+    layouts: Mapping[int, RecordLayout]
+    capacity: int
+
+    def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
+        self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
+
+    def fetch(self, layer: int, experts: Sequence[int]) -> Records:
+        """Returns the records of ``experts`` (distinct, at most ``capacity``) of a layer; waits for their bytes.
+
+        Raises:
+            ExpertReadError: a record could not be read whole; no record is handed out then.
+        """
+        start = time.perf_counter()
+        records = self._fetch(layer, experts)
+        self.stats.fetches += 1
+        self.stats.bytes_requested += self.layouts[layer].stride * len(experts)
+        self.stats.fetch_seconds += time.perf_counter() - start
+        return records
+
+    @abstractmethod
+    def _fetch(self, layer: int, experts: Sequence[int]) -> Records: ...
+
+    @abstractmethod
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Starts bringing records closer without waiting; a failure shows in the fetch that needs them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases files and threads; the store cannot be used afterwards."""

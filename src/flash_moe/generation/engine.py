@@ -1,0 +1,75 @@
+"""Prefill and decode: runs the decoder over a prompt, then token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from threading import RLock
+
+import mlx.core as mx
+
+from ..nn.cache import SequenceCache
+from ..nn.decoder import Decoder
+from .sampling import Sampler
+
+PREFILL_CHUNK = 1024  # tokens that go through a layer together
+
+
+class Engine:
+    """Runs one decoder; forward passes of several sequences take turns.
+
+    Args:
+        decoder: the network.
+        prefill_chunk: tokens that go through the layers together; each expert they touch is read once per chunk.
+    """
+
+    def __init__(self, decoder: Decoder, prefill_chunk: int = PREFILL_CHUNK) -> None:
+        self._decoder, self._chunk = decoder, prefill_chunk
+        self._turn = RLock()
+
+    def prefill(
+        self, tokens: Sequence[int], cache: SequenceCache, progress: Callable[[int], None] | None = None
+    ) -> mx.array:
+        """Runs the prompt through the network.
+
+        Args:
+            progress: called after each chunk with the number of tokens done.
+
+        Returns:
+            Logits [V] float32 of the last token.
+        """
+        for start in range(0, len(tokens), self._chunk):
+            chunk = tokens[start : start + self._chunk]
+            hidden = self._forward(chunk, cache)
+            if progress is not None:
+                progress(start + len(chunk))
+        return self._logits(hidden[-1:])[0]
+
+    def decode(self, logits: mx.array, cache: SequenceCache, sampler: Sampler, count: int) -> Iterator[int]:
+        """Yields up to ``count`` tokens, the first drawn from ``logits``; the caller stops when it has enough."""
+        for remaining in range(count, 0, -1):
+            with self._turn:
+                token = sampler(logits)
+            yield token
+            if remaining > 1:
+                logits = self._logits(self._forward([token], cache))[0]
+
+    def all_logits(self, tokens: Sequence[int]) -> mx.array:
+        """Logits of every position of a teacher-forced pass, [T, V] float32."""
+        cache = self._decoder.new_cache()
+        parts = []
+        for start in range(0, len(tokens), self._chunk):
+            parts.append(self._logits(self._forward(tokens[start : start + self._chunk], cache)))
+            mx.eval(parts)
+        return mx.concatenate(parts)
+
+    def _forward(self, tokens: Sequence[int], cache: SequenceCache) -> mx.array:
+        with self._turn:
+            hidden = self._decoder(mx.array(list(tokens), dtype=mx.int32), cache)
+            mx.async_eval(hidden, *cache.arrays)
+            if len(tokens) > 1:
+                mx.eval(hidden, *cache.arrays)
+            return hidden
+
+    def _logits(self, hidden: mx.array) -> mx.array:
+        with self._turn:
+            return self._decoder.logits(hidden)

@@ -1,0 +1,127 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import ArgumentError, NumericalError
+
+_CANDIDATES = 1024  # most probable tokens looked at first; nearly always they hold all of top_p
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the filters apply in the order of the attributes, as in transformers.
+
+    Attributes:
+        repetition_penalty: logits of tokens seen before are divided by it (multiplied where negative); 1 is off.
+        temperature: logits are divided by it; 0 takes the most probable token (greedy).
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the fewest most probable tokens whose probabilities sum to at least this; 1 keeps all.
+        min_p: keep tokens at least this fraction as probable as the most probable one; 0 keeps all.
+        seed: makes the draws reproducible; None draws anew each time.
+    """
+
+    repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "a positive number"
+        )
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
+        _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "an integer of 0 or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
+        _require(self.seed is None or self.seed >= 0, "seed", self.seed, "None or an integer of 0 or more")
+
+
+def _require(valid: bool, name: str, value: object, expected: str) -> None:
+    if not valid:
+        raise ArgumentError(f"{name} is {value!r}, expected {expected}")
+
+
+class Sampler:
+    """Draws one token after the other.
+
+    Args:
+        sampling: how.
+        seen: token ids of the prompt, for the repetition penalty.
+    """
+
+    def __init__(self, sampling: Sampling, seen: Iterable[int] = ()) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._seen = set(seen)
+
+    def __call__(self, logits: mx.array) -> int:
+        """Draws a token id from [V] float32 logits.
+
+        Raises:
+            NumericalError: the logits hold NaN.
+        """
+        token = self._draw(logits)
+        self._seen.add(token)
+        return token
+
+    def _draw(self, logits: mx.array) -> int:
+        s = self._sampling
+        if s.repetition_penalty == 1 and s.temperature == 0:
+            best = mx.argmax(logits)
+            token, top = int(best), float(logits[best])
+            _check(top)
+            return token
+        values = np.array(logits, dtype=np.float64)
+        _check(values.max())
+        if s.repetition_penalty != 1:
+            seen = np.fromiter(self._seen, np.int64)
+            values[seen] *= np.where(values[seen] < 0, s.repetition_penalty, 1 / s.repetition_penalty)
+        if s.temperature == 0:
+            return int(values.argmax())
+        ids, probabilities = kept_tokens(values / s.temperature, s)
+        return int(self._random.choice(ids, p=probabilities))
+
+
+def _check(largest: float) -> None:
+    if math.isnan(largest):
+        raise NumericalError(
+            "the network produced NaN logits; the checkpoint is damaged (run `flash-moe verify`) or its activations "
+            "overflow (load it with dtype='float32')"
+        )
+
+
+def kept_tokens(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids that top_k, top_p and min_p leave, most probable first, and their renormalised probabilities."""
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    ids = _most_probable(probabilities, sampling)
+    kept = probabilities[ids]
+    if sampling.top_k:
+        ids, kept = ids[: sampling.top_k], kept[: sampling.top_k] / kept[: sampling.top_k].sum()
+    if sampling.top_p < 1:
+        count = int(np.searchsorted(np.cumsum(kept), sampling.top_p)) + 1
+        ids, kept = ids[:count], kept[:count]
+    above = kept >= sampling.min_p * kept[0]
+    ids, kept = ids[above], kept[above]
+    return ids, kept / kept.sum()
+
+
+def _most_probable(probabilities: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Ids sorted by probability; only as many as the filters can keep, since sorting a whole vocabulary is slow."""
+    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+        return np.argsort(-probabilities, kind="stable")
+    count = sampling.top_k or _CANDIDATES
+    if count < probabilities.size:
+        top = np.sort(np.argpartition(-probabilities, count - 1)[:count])
+        if sampling.top_k or (sampling.top_p < 1 and probabilities[top].sum() >= sampling.top_p):
+            return top[np.argsort(-probabilities[top], kind="stable")]
+    return np.argsort(-probabilities, kind="stable")

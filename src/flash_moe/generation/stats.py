@@ -1,0 +1,115 @@
+"""What a generation cost: tokens, times, and the expert bytes behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..experts.store import StoreStats
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Statistics of one generation so far.
+
+    Attributes:
+        prompt_tokens, generated_tokens: counts; a final end-of-sequence token counts as generated.
+        prompt_seconds: from the call to the first logits. decode_seconds: from then on.
+        time_to_first_token: seconds from the call to the first token; None before it.
+        experts_per_token: the K used. model_experts_per_token: the model's own.
+        expert_bytes_requested: bytes of all expert records asked for, in prefill and decode.
+        expert_bytes_missing: those that were not in memory (page cache or expert cache) when asked for.
+        decode_bytes_requested: bytes of expert records asked for while decoding.
+        fetch_seconds: time spent waiting for expert bytes.
+        peak_memory_bytes: the most memory MLX has held since the process started.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_seconds: float
+    decode_seconds: float
+    time_to_first_token: float | None
+    experts_per_token: int
+    model_experts_per_token: int
+    expert_bytes_requested: int
+    expert_bytes_missing: int
+    decode_bytes_requested: int
+    fetch_seconds: float
+    peak_memory_bytes: int
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Speed of prefill."""
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generated_tokens_per_second(self) -> float:
+        """Speed of decoding; the first token belongs to the prompt."""
+        tokens = self.generated_tokens - 1
+        return tokens / self.decode_seconds if tokens > 0 and self.decode_seconds else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the requested expert bytes that were in memory already; 1 when none were requested."""
+        if not self.expert_bytes_requested:
+            return 1.0
+        return 1 - self.expert_bytes_missing / self.expert_bytes_requested
+
+    @property
+    def expert_bytes_per_token(self) -> float:
+        """Expert bytes requested per decoded token."""
+        tokens = self.generated_tokens - 1
+        return self.decode_bytes_requested / tokens if tokens > 0 else 0.0
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """All figures as plain values, for JSON."""
+        derived = ("prompt_tokens_per_second", "generated_tokens_per_second", "hit_rate", "expert_bytes_per_token")
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+class Recorder:
+    """Follows one generation and makes :class:`Stats` of it."""
+
+    def __init__(self, store: StoreStats, prompt_tokens: int, k: int, model_k: int) -> None:
+        self._store, self._before = store, dataclasses.replace(store)
+        self._prompt_tokens, self._k, self._model_k = prompt_tokens, k, model_k
+        self._start = time.perf_counter()
+        self._prefilled: float | None = None
+        self._prefill_bytes = 0
+        self._first: float | None = None
+        self._tokens = 0
+        self._last = self._start
+
+    def prefilled(self) -> None:
+        """The first logits are there."""
+        self._prefilled = time.perf_counter()
+        self._prefill_bytes = self._store.bytes_requested
+
+    def token(self) -> None:
+        """A token has been chosen."""
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        self._tokens += 1
+
+    @property
+    def stats(self) -> Stats:
+        """The statistics up to the last token."""
+        prefilled = self._prefilled or time.perf_counter()
+        before, now = self._before, self._store
+        return Stats(
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._tokens,
+            prompt_seconds=prefilled - self._start,
+            decode_seconds=max(self._last - prefilled, 0.0),
+            time_to_first_token=None if self._first is None else self._first - self._start,
+            experts_per_token=self._k,
+            model_experts_per_token=self._model_k,
+            expert_bytes_requested=now.bytes_requested - before.bytes_requested,
+            expert_bytes_missing=now.bytes_missing - before.bytes_missing,
+            decode_bytes_requested=now.bytes_requested - self._prefill_bytes if self._prefilled else 0,
+            fetch_seconds=now.fetch_seconds - before.fetch_seconds,
+            peak_memory_bytes=mx.get_peak_memory(),
+        )

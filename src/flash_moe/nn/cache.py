@@ -1,0 +1,79 @@
+"""What a sequence leaves behind in each layer: keys and values, or a recurrent state."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..config import FULL_ATTENTION, ModelConfig
+
+KV_STEP = 256  # tokens by which a KV cache grows
+
+
+class KVCache:
+    """Keys and values of all tokens so far, in memory that grows in steps.
+
+    Shape:
+        keys, values: [1, Hkv, capacity, D], of which the first ``length`` tokens are valid.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
+        self._shape = (1, config.num_key_value_heads, KV_STEP, config.head_dim)
+        self._dtype = dtype
+        self.keys = self.values = mx.zeros((*self._shape[:2], 0, self._shape[3]), dtype=dtype)
+        self.length = 0
+
+    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Adds [1, Hkv, T, D] keys and values; returns those of all tokens, [1, Hkv, S, D]."""
+        start, self.length = self.length, self.length + keys.shape[2]
+        if self.length > self.keys.shape[2]:
+            steps = -(-(self.length - self.keys.shape[2]) // KV_STEP)
+            room = mx.zeros((*self._shape[:2], steps * KV_STEP, self._shape[3]), dtype=self._dtype)
+            self.keys = mx.concatenate([self.keys, room], axis=2)
+            self.values = mx.concatenate([self.values, room], axis=2)
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.keys, self.values]
+
+
+class DeltaCache:
+    """The state of a Gated DeltaNet layer; its size does not depend on the number of tokens.
+
+    Shape:
+        conv: [taps - 1, C], the last inputs of the convolution.
+        state: [Hv, Dv, Dk] float32.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
+        channels = 2 * config.key_dim + config.value_dim
+        heads, dv, dk = config.linear_num_value_heads, config.linear_value_head_dim, config.linear_key_head_dim
+        self.conv = mx.zeros((config.linear_conv_kernel_dim - 1, channels), dtype=dtype)
+        self.state = mx.zeros((heads, dv, dk), dtype=mx.float32)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.conv, self.state]
+
+
+class SequenceCache:
+    """The caches of all layers of one sequence, and how many tokens they hold."""
+
+    def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
+        self.layers: list[KVCache | DeltaCache] = [
+            KVCache(config, dtype) if kind == FULL_ATTENTION else DeltaCache(config, dtype)
+            for kind in config.layer_types
+        ]
+        self.length = 0
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All arrays, for evaluating or measuring them."""
+        return [array for layer in self.layers for array in layer.arrays]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all caches."""
+        return sum(array.nbytes for array in self.arrays)

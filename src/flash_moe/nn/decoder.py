@@ -1,0 +1,108 @@
+"""The decoder: embeddings, layers, final norm and output head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from ..config import FULL_ATTENTION, ModelConfig
+from ..experts.store import ExpertStore
+from .attention import GatedAttention
+from .cache import DeltaCache, KVCache, SequenceCache
+from .gated_delta_net import GatedDeltaNet
+from .mlp import SwiGLU
+from .sparse_moe import SparseMoE
+from .weights import Weights
+
+
+class DecoderLayer(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)).
+
+    Shape:
+        x: [T, H] to [T, H].
+    """
+
+    def __init__(
+        self, config: ModelConfig, layer: int, weights: Weights, store: ExpertStore, experts_per_token: int
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = weights.array("input_layernorm.weight", config.hidden_size)
+        self.post_attention_layernorm = weights.array("post_attention_layernorm.weight", config.hidden_size)
+        self.mixer: Callable[[mx.array, Any], mx.array]
+        if config.layer_types[layer] == FULL_ATTENTION:
+            self.mixer = GatedAttention(config, weights.at("self_attn"))
+        else:
+            self.mixer = GatedDeltaNet(config, weights.at("linear_attn"))
+        if config.sparse_layers[layer]:
+            self.mlp = SparseMoE(config, layer, weights.at("mlp"), store, experts_per_token)
+        else:
+            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, weights.at("mlp"))
+        self._eps = config.rms_norm_eps
+
+    def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
+        x = x + self.mixer(mx.fast.rms_norm(x, self.input_layernorm, self._eps), cache)
+        return x + self.mlp(mx.fast.rms_norm(x, self.post_attention_layernorm, self._eps))
+
+
+class Decoder(nn.Module):
+    """The whole network, for one sequence.
+
+    Args:
+        weights: resident weights; each layer's are evaluated before the next is built.
+        store: where routed experts come from.
+        experts_per_token: K.
+        dtype: of activations.
+        progress: called after each layer with the number of layers built.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        store: ExpertStore,
+        experts_per_token: int,
+        dtype: mx.Dtype,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.embed_tokens = weights.embedding("embed_tokens", config.vocab_size, config.hidden_size)
+        self.norm = weights.array("norm.weight", config.hidden_size)
+        if not config.tie_word_embeddings:
+            self.lm_head = weights.linear("lm_head", config.vocab_size, config.hidden_size)
+        self.layers: list[DecoderLayer] = []
+        for i in range(config.num_hidden_layers):
+            layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token)
+            mx.eval(layer.parameters())
+            self.layers.append(layer)
+            if progress is not None:
+                progress(i + 1)
+        mx.eval(self.parameters())
+
+    def new_cache(self) -> SequenceCache:
+        """An empty cache for a new sequence."""
+        return SequenceCache(self.config, self.dtype)
+
+    def __call__(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
+        """Runs T more tokens of a sequence.
+
+        Args:
+            tokens: [T] int32.
+            cache: what the tokens before left behind; extended in place.
+
+        Returns:
+            Hidden states [T, H] after the final norm. They and the cache's arrays may not have been evaluated yet.
+        """
+        x = self.embed_tokens.rows(tokens)
+        for layer, state in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, state)
+        cache.length += tokens.shape[0]
+        return mx.fast.rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """[T, H] hidden states to [T, V] float32 logits."""
+        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return head(hidden).astype(mx.float32)

@@ -1,0 +1,26 @@
+"""SwiGLU: down(silu(gate · x) · up · x)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from .weights import Weights
+
+
+class SwiGLU(nn.Module):
+    """The dense MLP of a layer, or the expert that all tokens share.
+
+    Shape:
+        x: [T, H] to [T, H].
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, weights: Weights) -> None:
+        super().__init__()
+        self.gate_proj = weights.linear("gate_proj", intermediate_size, hidden_size)
+        self.up_proj = weights.linear("up_proj", intermediate_size, hidden_size)
+        self.down_proj = weights.linear("down_proj", hidden_size, intermediate_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate = self.gate_proj(x)
+        return self.down_proj(gate * mx.sigmoid(gate) * self.up_proj(x))

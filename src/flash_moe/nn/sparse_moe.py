@@ -1,0 +1,84 @@
+"""The Mixture of Experts: a router, K routed experts that a store brings into view, and one shared expert."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from ..config import ModelConfig
+from ..errors import NumericalError
+from ..experts.store import ExpertStore
+from ..ops.experts import experts_for_rows, experts_for_token
+from ..ops.router import route
+from .mlp import SwiGLU
+from .weights import Weights
+
+
+class SparseMoE(nn.Module):
+    """Σ_k weight_k · expert_k(x) + sigmoid(shared_expert_gate · x) · shared_expert(x).
+
+    Reading the K indices back is the one point of a layer where the host waits for the device; what follows is
+    started and not waited for.
+
+    Shape:
+        x: [T, H] to [T, H].
+
+    Args:
+        layer: index of the layer, for the store and for errors.
+        experts_per_token: K.
+    """
+
+    def __init__(
+        self, config: ModelConfig, layer: int, weights: Weights, store: ExpertStore, experts_per_token: int
+    ) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.gate = weights.linear("gate", config.num_experts, hidden)
+        self.shared_expert = SwiGLU(hidden, config.shared_expert_intermediate_size, weights.at("shared_expert"))
+        self.shared_expert_gate = weights.linear("shared_expert_gate", 1, hidden)
+        self._layer, self._store, self._k, self._normalize = layer, store, experts_per_token, config.norm_topk_prob
+
+    def __call__(self, x: mx.array) -> mx.array:
+        ids, weights = route(self.gate(x), self._k, self._normalize)
+        shared = mx.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        mx.async_eval(ids, weights, shared)  # the device goes on with the shared expert while the host fetches
+        chosen = np.array(ids)
+        if np.isnan(np.array(weights, copy=False)).any():
+            raise NumericalError(
+                f"the router of layer {self._layer} produced NaN; the checkpoint is damaged (run `flash-moe verify`) "
+                "or its activations overflow (load it with dtype='float32')"
+            )
+        routed = self._for_token(x, chosen[0], weights[0]) if len(chosen) == 1 else self._for_rows(x, chosen, weights)
+        return routed + shared
+
+    def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
+        records = self._store.fetch(self._layer, chosen.tolist())
+        y = experts_for_token(x, records.stacked(), weights, self._store.layouts[self._layer])
+        records.used_by(y)
+        return y
+
+    def _for_rows(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
+        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens."""
+        tokens, k = chosen.shape
+        order = np.argsort(chosen, axis=None, kind="stable")
+        experts, counts = np.unique(chosen, return_counts=True)
+        rows = x[mx.array(order // k)]  # [T·K, H], sorted by expert
+        outputs, start = [], 0
+        groups = [slice(i, i + self._store.capacity) for i in range(0, len(experts), self._store.capacity)]
+        for number, group in enumerate(groups):
+            records = self._store.fetch(self._layer, experts[group].tolist())
+            stop = start + int(counts[group].sum())
+            y = experts_for_rows(
+                rows[start:stop], records.stacked(), counts[group].tolist(), self._store.layouts[self._layer]
+            )
+            records.used_by(y)
+            mx.async_eval(y)
+            if number + 1 < len(groups):
+                self._store.prefetch(self._layer, experts[groups[number + 1]].tolist())
+            outputs.append(y)
+            start = stop
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(order))
+        y = mx.concatenate(outputs)[mx.array(inverse)].reshape(tokens, k, -1)
+        return (weights[..., None] * y.astype(mx.float32)).sum(axis=1).astype(x.dtype)

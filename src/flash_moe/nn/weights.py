@@ -1,0 +1,70 @@
+"""Hands each module its own weights, and checks that they are what the configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from ..errors import CheckpointError
+from ..record import Quantization
+from .linear import Embedding, Linear
+
+
+class Weights:
+    """The weights below one path of the network, e.g. ``layers.3.self_attn``.
+
+    Args:
+        arrays: all resident arrays by canonical name.
+        quantization: how each quantised module is quantised, by canonical path.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, mx.array], quantization: Mapping[str, Quantization], path: str = ""
+    ) -> None:
+        self._arrays, self._quantization, self._path = arrays, quantization, path
+
+    def at(self, name: str | int) -> Weights:
+        """The weights below ``name``."""
+        return Weights(self._arrays, self._quantization, self._join(name))
+
+    def array(self, name: str, *shape: int) -> mx.array:
+        """The array ``name``, which must have this shape.
+
+        Raises:
+            CheckpointError: it is missing or has another shape.
+        """
+        path = self._join(name)
+        if (array := self._arrays.get(path)) is None:
+            raise CheckpointError(
+                f"the checkpoint lacks {path}; it is incomplete or of another model: download it again"
+            )
+        if array.shape != shape:
+            raise CheckpointError(
+                f"{path} has shape {list(array.shape)}, but config.json asks for {list(shape)}; "
+                "config.json and weights do not belong together"
+            )
+        return array
+
+    def linear(self, name: str, out_features: int, in_features: int, *, bias: bool = False) -> Linear:
+        """The linear layer ``name``, quantised or not as the checkpoint has it."""
+        parts = self._matrix(name, out_features, in_features)
+        return Linear(*parts, bias=self.at(name).array("bias", out_features) if bias else None)
+
+    def embedding(self, name: str, rows: int, width: int) -> Embedding:
+        """The embedding table ``name``, quantised or not as the checkpoint has it."""
+        return Embedding(*self._matrix(name, rows, width))
+
+    def _matrix(
+        self, name: str, rows: int, columns: int
+    ) -> tuple[mx.array, mx.array | None, mx.array | None, Quantization | None]:
+        own = self.at(name)
+        q = self._quantization.get(own._path)
+        if q is None:
+            return own.array("weight", rows, columns), None, None, None
+        groups = columns // q.group_size
+        weight = own.array("weight", rows, columns * q.bits // 32)
+        return weight, own.array("scales", rows, groups), own.array("biases", rows, groups), q
+
+    def _join(self, name: str | int) -> str:
+        return f"{self._path}.{name}" if self._path else str(name)

@@ -1,0 +1,27 @@
+"""Depthwise causal convolution over time, continued from the last inputs."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def causal_conv(x: mx.array, weight: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
+    """y[t, c] = SiLU(Σ_i weight[i, c] · x[t - taps + 1 + i, c]).
+
+    Args:
+        x: [T, C] inputs.
+        weight: [taps, C].
+        state: [taps - 1, C], the inputs before x (zeros at the start of a sequence).
+
+    Returns:
+        y [T, C], and the state [taps - 1, C] after the last input.
+    """
+    tokens, taps = x.shape[0], weight.shape[0]
+    inputs = mx.concatenate([state, x], axis=0)
+    if tokens == 1:
+        y = (inputs * weight).sum(axis=0, keepdims=True)
+    else:
+        y = inputs[:tokens] * weight[0]
+        for i in range(1, taps):
+            y = y + inputs[i : i + tokens] * weight[i]
+    return y * mx.sigmoid(y), mx.contiguous(inputs[tokens:])

@@ -1,0 +1,114 @@
+"""SwiGLU experts, multiplied straight from their records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..record import Part, ProjectionLayout, RecordLayout
+from .blas import to_numpy, use_blas
+
+_DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
+
+
+def experts_for_token(x: mx.array, records: mx.array, weights: mx.array, layout: RecordLayout) -> mx.array:
+    """Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
+
+    Args:
+        x: [1, H], float.
+        records: [K, words] uint32, one record a row.
+        weights: [K] float32, the routing weights.
+
+    Returns:
+        [1, H] in the dtype of x.
+    """
+    h = x[None]
+    h = _swiglu(_batched(h, records, layout.gate_proj), _batched(h, records, layout.up_proj))
+    y = _batched(h, records, layout.down_proj)[:, 0]  # [K, H]
+    return (weights[:, None] * y.astype(mx.float32)).sum(axis=0, keepdims=True).astype(x.dtype)
+
+
+def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
+    """down_g(silu(gate_g·x) · up_g·x) for rows that are sorted by expert.
+
+    Args:
+        x: [R, H], float; the first counts[0] rows belong to the first record, and so on.
+        records: [G, words] uint32, one record a row.
+        counts: rows of each record, summing to R.
+
+    Returns:
+        [R, H] in the dtype of x.
+    """
+    if use_blas(x.shape[0], x.dtype):
+        return _blas_rows(x, records, counts, layout)
+    index = mx.array(np.repeat(np.arange(len(counts), dtype=np.uint32), counts))
+    h = x[:, None]
+    h = _swiglu(_gathered(h, records, layout.gate_proj, index), _gathered(h, records, layout.up_proj, index))
+    return _gathered(h, records, layout.down_proj, index)[:, 0]
+
+
+def _blas_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
+    """On the CPU: one expert at a time, dequantised and multiplied by BLAS."""
+    rows, out, start = to_numpy(x), np.empty(x.shape, np.float32), 0
+    for g, count in enumerate(counts):
+        gate, up, down = (
+            to_numpy(dequantized(records[g : g + 1], projection, mx.float32)[0]) for _, projection in layout.projections
+        )
+        mine = rows[start : start + count]
+        gated = mine @ gate.T
+        with np.errstate(over="ignore"):  # exp overflows to inf for very negative gates: silu is then 0, as it should
+            gated /= 1 + np.exp(-gated)
+        gated *= mine @ up.T
+        np.matmul(gated, down.T, out=out[start : start + count])
+        start += count
+    return mx.array(out)
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+def _view(records: mx.array, part: Part) -> mx.array:
+    """One part of every record, [records, rows, columns], without copying."""
+    typed = records.view(_DTYPES[part.dtype])
+    rows, columns = part.shape
+    first = part.offset // typed.itemsize
+    return mx.as_strided(typed, (typed.shape[0], rows, columns), (typed.shape[1], columns, 1), first)
+
+
+def _quantized(records: mx.array, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+    weight, scales, biases = (_view(records, part) for part in projection.parts)
+    return weight, scales.astype(dtype), biases.astype(dtype)
+
+
+def dequantized(records: mx.array, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array:
+    """The weights of one projection of every record: [records, out, in] in ``dtype``."""
+    q = projection.quantization
+    if q is None:
+        return _view(records, projection.weight).astype(dtype)
+    return mx.dequantize(*_quantized(records, projection, dtype), group_size=q.group_size, bits=q.bits)
+
+
+def _batched(x: mx.array, records: mx.array, projection: ProjectionLayout) -> mx.array:
+    """[1 or K, 1, in] times every record: [K, 1, out]."""
+    q = projection.quantization
+    if q is None:
+        return x @ dequantized(records, projection, x.dtype).swapaxes(-1, -2)
+    w, scales, biases = _quantized(records, projection, x.dtype)
+    x = mx.broadcast_to(x, (w.shape[0], *x.shape[1:]))
+    return mx.quantized_matmul(x, w, scales, biases, transpose=True, group_size=q.group_size, bits=q.bits)
+
+
+def _gathered(x: mx.array, records: mx.array, projection: ProjectionLayout, index: mx.array) -> mx.array:
+    """[R, 1, in] times the record that ``index`` names for each row: [R, 1, out]."""
+    q = projection.quantization
+    if q is None:
+        w = dequantized(records, projection, x.dtype).swapaxes(-1, -2)
+        return mx.gather_mm(x, w, rhs_indices=index, sorted_indices=True)
+    w, scales, biases = _quantized(records, projection, x.dtype)
+    return mx.gather_qmm(
+        x, w, scales, biases, rhs_indices=index, transpose=True,
+        group_size=q.group_size, bits=q.bits, sorted_indices=True,
+    )  # fmt: skip

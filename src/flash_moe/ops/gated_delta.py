@@ -1,0 +1,85 @@
+"""The gated delta rule: a linear-attention recurrence with decay and error-correcting writes.
+
+For every value head, with state S [Dv, Dk]:  S ← g·S;  S ← S + β·(v − S·k)⊗k;  y = S·q.
+Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv:2412.06464).
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from .blas import to_numpy, use_blas
+
+CHUNK = 64  # tokens solved together on the CPU
+
+
+def gated_delta(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Runs the recurrence over T tokens.
+
+    Args:
+        q, k: [T, Hk, Dk], normalised and scaled; value heads share key heads in groups of Hv / Hk.
+        v: [T, Hv, Dv].
+        decay: [T, Hv] float32, the factor g in (0, 1].
+        beta: [T, Hv], the writing strength in (0, 1).
+        state: [Hv, Dv, Dk] float32.
+
+    Returns:
+        y [T, Hv, Dv] in the dtype of q, and the state after the last token.
+    """
+    if use_blas(q.shape[0], q.dtype):
+        return _blas_chunked(q, k, v, decay, beta, state)
+    y, new_state = mx.fast.gated_delta_update(q[None], k[None], v[None], decay[None], beta[None], state[None])
+    return y[0], new_state[0]
+
+
+def gated_delta_reference(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """The recurrence as it is written above, token by token in float32; same contract."""
+    group = v.shape[1] // k.shape[1]
+    outputs = []
+    for t in range(q.shape[0]):
+        qt, kt = (mx.repeat(a[t].astype(mx.float32), group, axis=0)[..., None] for a in (q, k))  # [Hv, Dk, 1]
+        state = state * decay[t, :, None, None]
+        error = v[t].astype(mx.float32)[..., None] - state @ kt
+        state = state + beta[t, :, None, None] * (error @ kt.swapaxes(-1, -2))
+        outputs.append((state @ qt)[..., 0])
+    return mx.stack(outputs).astype(q.dtype), state
+
+
+def _blas_chunked(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Solves a chunk of tokens at a time as one triangular system (see docs/architecture.md, "Chunked delta rule")."""
+    group = v.shape[1] // k.shape[1]
+    qs, ks = (np.repeat(to_numpy(a).transpose(1, 0, 2), group, axis=0) for a in (q, k))  # [Hv, T, Dk]
+    vs = to_numpy(v).transpose(1, 0, 2)
+    log_decay = np.log(np.maximum(to_numpy(decay.T), np.finfo(np.float32).tiny), dtype=np.float64)
+    betas = to_numpy(beta.T)
+    current = to_numpy(state)
+    out = np.empty_like(vs)
+    for start in range(0, q.shape[0], CHUNK):
+        part = slice(start, start + CHUNK)
+        out[:, part], current = _chunk(
+            qs[:, part], ks[:, part], vs[:, part], log_decay[:, part], betas[:, part], current
+        )
+    return mx.array(out.transpose(1, 0, 2)), mx.array(current)
+
+
+def _chunk(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, log_decay: np.ndarray, beta: np.ndarray, state: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One chunk: all [Hv, C, ·]; state [Hv, Dv, Dk]."""
+    total = np.cumsum(log_decay, axis=1)  # log of the decay from the chunk's start; float64, since differences count
+    between = np.tril(np.exp(np.minimum(total[:, :, None] - total[:, None, :], 0.0).astype(np.float32)))
+    faded, kt = np.exp(total.astype(np.float32))[..., None], k.transpose(0, 2, 1)
+    system = np.tril(beta[..., None] * between * (k @ kt), -1) + np.eye(k.shape[1], dtype=np.float32)
+    target = beta[..., None] * (v - faded * (k @ state.transpose(0, 2, 1)))
+    writes = np.linalg.solve(system, target)  # what each token adds to the state
+    y = faded * (q @ state.transpose(0, 2, 1)) + (between * (q @ kt)) @ writes
+    remaining = between[:, -1, :, None]
+    new_state = faded[:, -1, :, None] * state + (remaining * writes).transpose(0, 2, 1) @ k
+    return y, new_state

@@ -1,0 +1,48 @@
+"""x · Wᵀ (+ bias), with W plain or affinely quantised."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from ..record import Quantization
+from .blas import matmul, to_numpy, use_blas
+
+_BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
+
+
+def linear(
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array | None = None,
+    biases: mx.array | None = None,
+    quantization: Quantization | None = None,
+) -> mx.array:
+    """Multiplies each row of x with a stored [out, in] matrix.
+
+    Args:
+        x: [T, in], float.
+        weight: [out, in] float, or [out, in · bits / 32] uint32 when quantised.
+        scales, biases: [out, in / group_size], the dtype of x; None when not quantised.
+
+    Returns:
+        [T, out], the dtype of x.
+    """
+    if quantization is None or scales is None or biases is None:
+        return matmul(x, weight.T)
+    if use_blas(x.shape[0], x.dtype):
+        return _blas_quantized(x, weight, scales, biases, quantization)
+    return mx.quantized_matmul(
+        x, weight, scales, biases, transpose=True, group_size=quantization.group_size, bits=quantization.bits
+    )
+
+
+def _blas_quantized(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, q: Quantization) -> mx.array:
+    """Dequantises a block of rows at a time and multiplies with BLAS, so that memory stays bounded."""
+    rows, out = to_numpy(x), np.empty((x.shape[0], weight.shape[0]), np.float32)
+    step = max(1, _BLOCK_WEIGHTS // x.shape[1])
+    for i in range(0, weight.shape[0], step):
+        block = slice(i, i + step)
+        w = mx.dequantize(weight[block], scales[block], biases[block], group_size=q.group_size, bits=q.bits)
+        np.matmul(rows, to_numpy(w).T, out=out[:, block])
+    return mx.array(out)

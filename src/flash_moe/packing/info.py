@@ -1,0 +1,88 @@
+"""What a checkpoint is, in numbers; reads headers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.records import RecordTable
+from ..record import PROJECTIONS, RecordLayout
+
+
+@dataclass(frozen=True)
+class Info:
+    """A checkpoint at a glance.
+
+    Attributes:
+        form: ``"packed"``, ``"MLX quantised"`` or ``"float"``.
+        expert_formats: per distinct record layout, e.g. ``"4-bit, groups of 64"``, and how many layers have it.
+        record_bytes: bytes of the largest record.
+        resident_bytes, expert_bytes: of the weights read for every token, and of all routed experts.
+        bytes_per_token: expert bytes read for a token at ``experts_per_token``.
+    """
+
+    path: str
+    model_type: str
+    form: str
+    layers: int
+    attention_layers: int
+    hidden_size: int
+    vocab_size: int
+    context: int
+    experts: int
+    model_experts_per_token: int
+    experts_per_token: int
+    expert_formats: dict[str, int]
+    record_bytes: int
+    resident_bytes: int
+    expert_bytes: int
+    bytes_per_token: int
+
+
+def describe(folder: Path, experts_per_token: int | None = None) -> Info:
+    """Describes a checkpoint folder.
+
+    Args:
+        experts_per_token: K for ``bytes_per_token``; None means the model's own.
+
+    Raises:
+        ConfigError, CheckpointError: the folder holds no checkpoint that can be run.
+    """
+    checkpoint = Checkpoint.open(folder)
+    table, config = RecordTable.of(checkpoint), checkpoint.config
+    k = experts_per_token or config.num_experts_per_tok
+    formats: dict[str, int] = {}
+    for layout in table.layouts.values():
+        text = _format(layout)
+        formats[text] = formats.get(text, 0) + 1
+    quantized = any(fmt.quantization for layout in table.layouts.values() for fmt in layout.formats.values())
+    return Info(
+        path=str(folder),
+        model_type=config.model_type,
+        form="packed" if table.packed else "MLX quantised" if quantized else "float",
+        layers=config.num_hidden_layers,
+        attention_layers=config.layer_types.count("full_attention"),
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        context=config.max_position_embeddings,
+        experts=config.num_experts,
+        model_experts_per_token=config.num_experts_per_tok,
+        experts_per_token=k,
+        expert_formats=formats,
+        record_bytes=table.max_stride,
+        resident_bytes=sum(info.nbytes for info in checkpoint.resident.values()),
+        expert_bytes=table.nbytes,
+        bytes_per_token=k * sum(layout.stride for layout in table.layouts.values()),
+    )
+
+
+def _format(layout: RecordLayout) -> str:
+    texts = []
+    for name in PROJECTIONS:
+        fmt = layout.formats[name]
+        q = fmt.quantization
+        texts.append(f"{q.bits}-bit, groups of {q.group_size}" if q else fmt.dtype)
+    if len(set(texts)) == 1:
+        return texts[0]
+    return "; ".join(f"{name} {text}" for name, text in zip(PROJECTIONS, texts, strict=True))

@@ -1,0 +1,97 @@
+"""Writes the resident weights of a packed model: ordinary MLX safetensors, one file per decoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.names import mlx_name, module_path
+from ..checkpoint.resident import read_arrays
+from ..record import Quantization
+
+_GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
+_GATE_QUANTIZATION = Quantization(8, 64)
+_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
+
+
+class ResidentFiles:
+    """The resident part of a conversion.
+
+    Args:
+        quantization: for weights that the source holds as floats; quantised ones are kept as they are.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization) -> None:
+        self._checkpoint = checkpoint
+        self._arrays = read_arrays(checkpoint)
+        self._quantization = {
+            name.removesuffix(".weight"): q
+            for name in self._arrays
+            if (q := self._wanted(name, quantization)) is not None
+        }
+
+    def groups(self) -> Iterator[tuple[str, dict[str, mx.array]]]:
+        """Yields a file name and its arrays, one decoder layer at a time."""
+        layers = range(self._checkpoint.config.num_hidden_layers)
+        prefixes = [f"layers.{i}." for i in layers]
+        yield "model-resident.safetensors", self._converted(lambda name: not name.startswith("layers."))
+        for i, prefix in enumerate(prefixes):
+            yield f"model-resident-{i:05d}.safetensors", self._converted(lambda name, p=prefix: name.startswith(p))
+
+    def nbytes(self) -> int:
+        """Bytes that the files will hold, headers aside."""
+        total = 0
+        for name, info in self._checkpoint.resident.items():
+            q = self._quantization.get(module_path(name))
+            if q is None or not name.endswith(".weight"):
+                total += info.nbytes
+            else:
+                weights, item = self._arrays[name].size, self._arrays[name].itemsize
+                total += weights * q.bits // 8 + 2 * item * weights // q.group_size
+        return total
+
+    def config_section(self) -> dict[str, Any] | None:
+        """What config.json must say about quantisation."""
+        raw = self._checkpoint.raw_config
+        section: dict[str, Any] = dict(raw.get("quantization") or raw.get("quantization_config") or {})
+        for module, q in self._quantization.items():
+            section.setdefault("group_size", q.group_size)
+            section.setdefault("bits", q.bits)
+            section.setdefault("mode", "affine")
+            path = mlx_name(module + ".", self._checkpoint.config.model_type)[:-1]
+            section[path] = {"group_size": q.group_size, "bits": q.bits}
+        return section or None
+
+    def _converted(self, mine: Any) -> dict[str, mx.array]:
+        out: dict[str, mx.array] = {}
+        model_type = self._checkpoint.config.model_type
+        for name, array in self._arrays.items():
+            if not mine(name):
+                continue
+            array = self._mlx_convention(name, array)
+            q = self._quantization.get(module_path(name)) if name.endswith(".weight") else None
+            if q is None:
+                out[mlx_name(name, model_type)] = array
+                continue
+            parts = mx.quantize(array, group_size=q.group_size, bits=q.bits)
+            for kind, part in zip(("weight", "scales", "biases"), parts, strict=True):
+                out[mlx_name(f"{module_path(name)}.{kind}", model_type)] = part
+        return out
+
+    def _mlx_convention(self, name: str, array: mx.array) -> mx.array:
+        if not self._checkpoint.zero_centred_norms:
+            return array
+        if name.endswith(_NORMS) or name == "norm.weight":
+            return (array.astype(mx.float32) + 1.0).astype(array.dtype)
+        return array.moveaxis(2, 1) if name.endswith("conv1d.weight") else array
+
+    def _wanted(self, name: str, default: Quantization) -> Quantization | None:
+        """How a tensor is to be quantised; None for what is quantised already, or is no matrix."""
+        array, module = self._arrays[name], module_path(name)
+        if not name.endswith(".weight") or array.ndim != 2 or f"{module}.scales" in self._arrays:
+            return None
+        q = _GATE_QUANTIZATION if module.endswith(_GATES) else default
+        return None if array.shape[1] % q.group_size else q

@@ -1,0 +1,73 @@
+"""Reads every byte of a checkpoint and compares it with what the packer wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.packed import Manifest, checksum
+from ..checkpoint.records import RecordTable
+from ..errors import CheckpointError, ExpertReadError
+from ..experts.reader import RecordReader, finish
+from .convert import file_checksum
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was verified: ``records`` experts and ``files`` files; without checksums only that all can be read."""
+
+    records: int
+    files: int
+    nbytes: int
+    checksums: bool
+
+
+def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Checks all records and resident files of a checkpoint.
+
+    A packed checkpoint is compared with its checksums. Other checkpoints have none: their headers are checked and every
+    expert is read.
+
+    Args:
+        progress: called as ``progress(done, total)`` in bytes.
+
+    Raises:
+        ExpertReadError: a record cannot be read, or differs from its checksum: the first such record.
+        CheckpointError: anything else is missing or damaged.
+    """
+    checkpoint = Checkpoint.open(folder)
+    manifest = Manifest.load(folder)
+    table = RecordTable.of(checkpoint)
+    sizes = {file: file.stat().st_size for file in checkpoint.metadata} if manifest else {}
+    total, done = table.nbytes + sum(sizes.values()), 0
+    for file, size in sizes.items():
+        assert manifest is not None
+        if file.name not in manifest.resident:
+            raise CheckpointError(f"{file} is not in the manifest; the folder was changed after packing: convert again")
+        if file_checksum(file) != manifest.resident[file.name]:
+            raise CheckpointError(f"{file} differs from its checksum; copy or convert it again")
+        done += size
+        if progress is not None:
+            progress(done, total)
+    reader = RecordReader(table)
+    try:
+        for layer, layout in table.layouts.items():
+            record = np.zeros(layout.stride, np.uint8)
+            for expert in range(table.num_experts):
+                finish(reader.read(layer, (expert,), (record,)))
+                if manifest and checksum(record.data) != manifest.layers[layer].checksums[expert]:
+                    bad = table.extents(layer, expert)[0]
+                    reason = (
+                        f"its {bad.nbytes} bytes at {bad.offset} differ from their checksum; copy or convert it again"
+                    )
+                    raise ExpertReadError(str(bad.file), layer, expert, reason)
+                done += layout.stride
+                if progress is not None:
+                    progress(done, total)
+    finally:
+        reader.close()
+    return Verification(len(table.layouts) * table.num_experts, len(sizes), total, manifest is not None)

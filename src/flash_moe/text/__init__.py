@@ -1,0 +1,7 @@
+"""Text in, token ids out, and back: tokenizer, chat template and streaming detokenizer."""
+
+from .chat import ChatTemplate
+from .detokenizer import Detokenizer
+from .tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "Detokenizer", "Tokenizer"]

@@ -1,0 +1,259 @@
+"""Render chat messages into a prompt with the template that came with the checkpoint.
+
+Templates are untrusted code from the hub: they run in Jinja's immutable sandbox and see only copies of plain data.
+The helpers they may call are those of transformers (`utils/chat_template_utils.py`), so they render the same text.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TokenizerError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+class ChatTemplate:
+    """A checkpoint's chat template, compiled on first use.
+
+    Args:
+        source: the Jinja template, or several by name: `"tool_use"` is preferred when tools are given, `"default"`
+            serves otherwise.
+        special_tokens: variables such as `bos_token` and `eos_token` that the template may use.
+    """
+
+    def __init__(self, source: str | Mapping[str, str], special_tokens: Mapping[str, str] | None = None) -> None:
+        self._sources = {"default": source} if isinstance(source, str) else dict(source)
+        self._special_tokens = dict(special_tokens or {})
+        self._compiled: dict[str, Template] = {}
+
+    @classmethod
+    def load(cls, path: Path, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate | None:
+        """Find the template in a checkpoint's folder; None if there is none.
+
+        Looks at `chat_template.jinja` (with `additional_chat_templates/*.jinja`), then at `chat_template` in
+        `chat_template.json`, then in `tokenizer_config.json`.
+
+        Raises:
+            TokenizerError: a file is unreadable, or its `chat_template` is of an unknown form.
+        """
+        named = {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+        if (main := path / "chat_template.jinja").is_file():
+            return cls({name: _read_text(file) for name, file in {**named, "default": main}.items()}, special_tokens)
+        for file in (path / "chat_template.json", path / "tokenizer_config.json"):
+            if source := read_json_object(file).get("chat_template"):
+                return cls(_named_templates(source, file), special_tokens)
+        return None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """Render messages into the text of a prompt.
+
+        Args:
+            messages: dicts with a string `role` and a `content` that is a string or a list of
+                `{"type": "text", "text": ...}`; other keys (`tool_calls`, `reasoning_content`) go to the template
+                as they are, except that keys holding None are dropped. Nothing is modified.
+            tools: JSON schemas of the functions the model may call, as in OpenAI's API.
+            add_generation_prompt: whether to end with the header of the assistant's next message.
+            **variables: further variables for the template, such as `enable_thinking`.
+
+        Raises:
+            TokenizerError: the messages are malformed, or the template is invalid, forbidden or raises.
+        """
+        name = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
+        context: dict[str, Any] = {
+            **self._special_tokens,
+            **{key: _plain(value, f"template variable {key!r}") for key, value in variables.items()},
+            "messages": _checked_messages(messages),
+            "tools": None if tools is None else _plain(tools, "tools"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return self._template(name).render(context)
+        except TokenizerError:
+            raise
+        except Exception as error:  # a template may fail in any way Python can
+            raise TokenizerError(
+                f"the chat template {name!r} failed: {type(error).__name__}: {error}; "
+                "check that the messages have the roles, order and fields it expects, or pass a plain string prompt"
+            ) from error
+
+    def _template(self, name: str) -> Template:
+        if name not in self._sources:
+            raise TokenizerError(
+                f"found the chat templates {sorted(self._sources)}, expected one named {name!r}; "
+                "pass a plain string prompt, or add the template to the checkpoint"
+            )
+        if name not in self._compiled:
+            self._compiled[name] = _environment().from_string(self._sources[name])
+        return self._compiled[name]
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; empty if the file does not exist.
+
+    Raises:
+        TokenizerError: the file cannot be read or holds no JSON object.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{file} is not valid JSON ({error}); download the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{file} holds a JSON {type(value).__name__}, expected an object; download it again")
+    return value
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(
+            f"{file} could not be read as UTF-8 text: {error}; download the checkpoint again"
+        ) from error
+
+
+def _named_templates(source: object, file: Path) -> dict[str, str]:
+    named: dict[Any, Any] = {}
+    if isinstance(source, str):
+        named = {"default": source}
+    elif isinstance(source, dict):
+        named = source
+    elif isinstance(source, list) and all(isinstance(entry, dict) for entry in source):
+        named = {entry.get("name"): entry.get("template") for entry in source}
+    if not named or not all(isinstance(text, str) for pair in named.items() for text in pair):
+        raise TokenizerError(
+            f"chat_template in {file} has an unknown form (type {type(source).__name__}), expected a string "
+            'or a list of {"name": ..., "template": ...}; repair the file or pass a plain string prompt'
+        )
+    return named
+
+
+def _checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
+        found = "no messages" if messages == [] else f"messages of type {type(messages).__name__}"
+        raise TokenizerError(f'found {found}, expected a list such as [{{"role": "user", "content": "Hi"}}]')
+    return [_checked_message(index, message) for index, message in enumerate(messages)]
+
+
+def _checked_message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    remedy = 'write it as {"role": "user", "content": "Hi"}'
+    if not isinstance(message, Mapping):
+        raise TokenizerError(f"message {index} is of type {type(message).__name__}, expected a dict; {remedy}")
+    if not isinstance(message.get("role"), str):
+        found = f"the role {message['role']!r}" if "role" in message else f"only the keys {sorted(map(str, message))}"
+        raise TokenizerError(f"message {index} has {found}, expected a string 'role'; {remedy}")
+    checked = {key: _plain(value, f"message {index}") for key, value in message.items() if value is not None}
+    if not isinstance(content := checked.get("content", ""), (str, list)):
+        found = type(content).__name__
+        raise TokenizerError(f"message {index} has content of type {found}, expected text or a list of parts; {remedy}")
+    if isinstance(content, list):
+        # Joined here because text-only templates would drop, or print, a list.
+        checked["content"] = "".join(_text_of(part, index) for part in content)
+    return checked
+
+
+def _text_of(part: object, index: int) -> str:
+    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(text := part.get("text"), str):
+        return text
+    raise TokenizerError(
+        f"message {index} has the part {part!r:.80}, but only text is supported: "
+        'pass {"type": "text", "text": ...} parts or a plain string'
+    )
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Copy JSON-like data, so that a template can neither change the caller's objects nor call their methods."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    raise TokenizerError(
+        f"{where} holds a value of type {type(value).__name__}, expected strings, numbers, lists and dicts; "
+        "convert it first"
+    )
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The sandbox in which every template is compiled."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class GenerationBlock(Extension):
+        """`{% generation %}` marks the assistant's text for training; for a prompt it only encloses it."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> Node:
+            lineno = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=lineno)
+
+    class PublicNamespace(Namespace):
+        """A namespace without underscore attributes, through which templates could pose as Python internals."""
+
+        def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+            attributes = dict(*args, **kwargs)
+            for name in attributes:
+                require_public(name)
+            super().__init__(attributes)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            require_public(name)
+            super().__setitem__(name, value)
+
+    def require_public(name: str) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a namespace attribute may not start with an underscore, found {name!r}")
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def strftime_now(format: str) -> str:
+        return datetime.now().strftime(format)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # Jinja's own filter escapes HTML characters.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, namespace=PublicNamespace)
+    return environment

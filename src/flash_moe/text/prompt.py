@@ -1,0 +1,61 @@
+"""From what a user passes as a prompt to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ..errors import PromptError
+from .tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]] | Sequence[int]
+
+
+def encode_prompt(
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool | None = None,
+    raw: bool = False,
+) -> list[int]:
+    """The token ids of a string, a list of chat messages, or a list of token ids.
+
+    Args:
+        vocab_size: ids the model has; it may be more than the tokenizer's.
+        tools, enable_thinking: for the chat template.
+        raw: a string is text to continue, even if there is a chat template.
+
+    Raises:
+        PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.
+        TokenizerError: the messages do not fit the chat template.
+    """
+    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        kind = type(prompt).__name__
+        raise PromptError(f"the prompt is of type {kind}, expected a string, chat messages or token ids")
+    if not prompt:
+        raise PromptError("the prompt is empty; pass some text, messages or token ids")
+    if not isinstance(prompt, str) and not isinstance(prompt[0], Mapping):
+        return check_tokens(prompt, vocab_size)
+    if isinstance(prompt, str) and (raw or tokenizer.chat_template is None):
+        return check_tokens(tokenizer.encode(prompt), vocab_size)
+    messages: Sequence[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    text = tokenizer.apply_chat_template(messages, tools=tools, enable_thinking=enable_thinking)
+    return check_tokens(tokenizer.encode(text), vocab_size)
+
+
+def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:
+    """The ids as plain integers.
+
+    Raises:
+        PromptError: there are none, or one is no id of the vocabulary.
+    """
+    if not len(tokens):
+        raise PromptError("the prompt holds no tokens; pass some text")
+    for position, token in enumerate(tokens):
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise PromptError(f"element {position} of the prompt is {token!r}, expected a token id or a chat message")
+        if not 0 <= int(token) < vocab_size:
+            raise PromptError(f"token id {int(token)} at position {position} is outside the vocabulary of {vocab_size}")
+    return [int(token) for token in tokens]

@@ -1,0 +1,221 @@
+"""The tokenizer of a checkpoint, through the `tokenizers` library."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TokenizerError
+from .chat import ChatTemplate, read_json_object
+from .detokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+_log = logging.getLogger(__name__)
+
+
+class Tokenizer:
+    """Text to token ids and back, with the checkpoint's chat template.
+
+    Args:
+        backend: the tokenizer proper; its truncation and padding are switched off.
+        eos_token_ids: ids that end a generation.
+        chat_template: None if the checkpoint has none.
+
+    Attributes:
+        eos_token_ids: ids that end a generation; empty if the checkpoint names none.
+        chat_template: the checkpoint's chat template, or None.
+        vocab_size: number of tokens, added tokens included. The model's output may be wider (padding).
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        eos_token_ids: frozenset[int] = frozenset(),
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        # Some files come with the limits of their training, which would cut or pad prompts silently.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(id for id, token in added.items() if token.special)
+        byte_ids = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        self._byte_ids = frozenset(id for id in byte_ids if id is not None)
+        self.eos_token_ids = eos_token_ids
+        self.chat_template = chat_template
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Load the tokenizer from a checkpoint's folder.
+
+        Reads `tokenizer.json`; without it, lets transformers (if installed) build the tokenizer from older files.
+        The ids that end a generation come from `generation_config.json`; without it they are those of `config.json`
+        together with the tokenizer's `eos_token`, since a chat model's config may name only the end of a document.
+
+        Args:
+            path: folder that holds the checkpoint.
+
+        Raises:
+            TokenizerError: there is no usable tokenizer, or one of its files is malformed.
+        """
+        path = Path(path)
+        backend = _load_backend(path)
+        special_tokens = _special_tokens(path)
+        return cls(
+            backend,
+            eos_token_ids=_eos_token_ids(path, backend, special_tokens.get("eos_token")),
+            chat_template=ChatTemplate.load(path, special_tokens),
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Encode text; special tokens written in it, such as `<|im_start|>`, become single ids.
+
+        Args:
+            text: any text without lone surrogates.
+            add_special_tokens: whether to add what the tokenizer puts around a text, such as a BOS token.
+
+        Raises:
+            TokenizerError: the text cannot be encoded.
+        """
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:
+            raise TokenizerError(f"found text that cannot be encoded ({error}), expected valid Unicode") from error
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Decode token ids in one shot; ids outside the vocabulary yield nothing, invalid UTF-8 yields U+FFFD.
+
+        Raises:
+            TokenizerError: an id is negative or not an integer.
+        """
+        try:
+            return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except (OverflowError, TypeError) as error:
+            raise TokenizerError(f"found ids that are no token ids ({error}); pass a list of integers >= 0") from error
+
+    def is_special(self, id: int) -> bool:
+        """Whether the token is flagged special; `<think>` and `<tool_call>` are added tokens, but not special."""
+        return id in self._special_ids
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool | None = None,
+        **variables: Any,
+    ) -> str:
+        """Render chat messages into the text of a prompt; see `ChatTemplate.render`.
+
+        Args:
+            messages: dicts with `role` and `content`.
+            tools: JSON schemas of functions the model may call.
+            add_generation_prompt: whether to end with the header of the assistant's next message.
+            enable_thinking: given to the template unless None, which leaves the choice to the template.
+            **variables: further variables for the template.
+
+        Raises:
+            TokenizerError: there is no chat template, it fails, or the messages are malformed.
+        """
+        if self.chat_template is None:
+            raise TokenizerError(
+                "found no chat template in the checkpoint (chat_template.jinja, chat_template.json or chat_template in "
+                "tokenizer_config.json), expected one for a list of messages; pass a plain string prompt instead"
+            )
+        if enable_thinking is not None:
+            variables["enable_thinking"] = enable_thinking
+        return self.chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
+        )
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh streaming decoder that skips special tokens, like `decode(ids, skip_special_tokens=True)`."""
+        return Detokenizer(self.decode, silent=self._is_silent, bytewise=self._byte_ids)
+
+    def _is_silent(self, id: int) -> bool:
+        return id in self._special_ids or (id >= 0 and self._backend.id_to_token(id) is None)
+
+
+def _load_backend(path: Path) -> Backend:
+    from tokenizers import Tokenizer as Backend
+
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return _convert_backend(path)
+    try:
+        return Backend.from_file(str(file))
+    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"{file} is not a tokenizer that the tokenizers library can read ({error}); "
+            "download it again, or upgrade `tokenizers` if the file is newer than the library"
+        ) from error
+
+
+def _convert_backend(path: Path) -> Backend:
+    """Let transformers build the tokenizer from files other than tokenizer.json."""
+    if not path.is_dir():
+        raise TokenizerError(f"expected a folder with tokenizer.json at {path}, found no such folder; check the path")
+    missing = f"expected tokenizer.json in {path}, found {sorted(file.name for file in path.iterdir())}"
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise TokenizerError(
+            f"{missing}; download the complete checkpoint, or `pip install transformers` to convert older formats"
+        ) from error
+    _log.info("no tokenizer.json in %s: converting the tokenizer with transformers", path)
+    try:
+        converted = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())
+        raise TokenizerError(
+            f"{missing}, from which transformers cannot build a tokenizer ({reason}); download the complete checkpoint"
+        ) from error
+    backend = getattr(converted, "backend_tokenizer", None)
+    if backend is None:
+        raise TokenizerError(
+            f"{missing}; {type(converted).__name__} has no tokenizer.json form, use another checkpoint"
+        )
+    return backend
+
+
+def _special_tokens(path: Path) -> dict[str, str]:
+    """Named special tokens: `{"eos_token": "<|im_end|>", ...}`, those of tokenizer_config.json first."""
+    tokens: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        values = read_json_object(path / name)
+        extra = values.get("extra_special_tokens")
+        for key, value in {**values, **(extra if isinstance(extra, dict) else {})}.items():
+            content = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(content, str):
+                tokens[key] = content
+    return tokens
+
+
+def _eos_token_ids(path: Path, backend: Backend, eos_token: str | None) -> frozenset[int]:
+    if ids := _named_eos_ids(path / "generation_config.json"):
+        return ids
+    id = None if eos_token is None else backend.token_to_id(eos_token)
+    return _named_eos_ids(path / "config.json") | (frozenset() if id is None else {id})
+
+
+def _named_eos_ids(file: Path) -> frozenset[int]:
+    config = read_json_object(file)
+    text_config = config.get("text_config")
+    value = config.get("eos_token_id")
+    if value is None and isinstance(text_config, dict):
+        value = text_config.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id) is int and id >= 0 for id in ids):
+        raise TokenizerError(
+            f"eos_token_id in {file} is {value!r}, expected a token id or a list of them; repair the file"
+        )
+    return frozenset(ids)

@@ -1,0 +1,71 @@
+"""Small random checkpoints that many tests share; each is written once per session."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from random_checkpoint import next_config, text_config, write_checkpoint
+
+from flash_moe.packing.convert import convert
+
+
+@pytest.fixture(scope="session")
+def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face checkpoint in float32: 4 layers, 16 experts, top-4, two shards."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "float", text_config())
+
+
+@pytest.fixture(scope="session")
+def next_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for Qwen3-Next, with one tensor per expert."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "next"
+    return write_checkpoint(folder, next_config(), prefix="model.", nested_config=False, fused_experts=False)
+
+
+@pytest.fixture(scope="session")
+def mlx_quantize() -> Callable[..., Path]:
+    """Quantises a checkpoint with ``mlx_lm.convert``: ``mlx_quantize(source, destination, **options)``."""
+
+    def quantize(source: Path, destination: Path, **options: object) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mlx_lm import convert as mlx_convert
+
+            mlx_convert(str(source), str(destination), quantize=True, dtype="float32", **options)
+        return destination
+
+    return quantize
+
+
+@pytest.fixture(scope="session")
+def quantized_checkpoint(
+    float_checkpoint: Path, mlx_quantize: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """``float_checkpoint`` as ``mlx_lm.convert`` quantises it: 4 bits in groups of 32, 8-bit gates."""
+    destination = tmp_path_factory.mktemp("checkpoints") / "quantized"
+    return mlx_quantize(float_checkpoint, destination, q_bits=4, q_group_size=32)
+
+
+@pytest.fixture(scope="session")
+def packed_checkpoint(quantized_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``quantized_checkpoint`` in packed form."""
+    destination = tmp_path_factory.mktemp("checkpoints") / "packed"
+    assert convert(quantized_checkpoint, destination) == []
+    return destination
+
+
+@pytest.fixture
+def edit_config() -> Callable[[Path, Callable[[dict], None]], None]:
+    """Changes the config.json of a checkpoint in place."""
+
+    def edit(folder: Path, change: Callable[[dict], None]) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+
+    return edit
