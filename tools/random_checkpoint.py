@@ -67,7 +67,7 @@ def random_weights(text: dict[str, Any], seed: int, *, fused_experts: bool = Tru
     Args:
         fused_experts: one tensor for all experts of a layer (gate rows first), else one tensor per expert.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.RandomState(seed)  # its streams never change between NumPy versions
     hidden, vocabulary = text["hidden_size"], text["vocab_size"]
     weights: dict[str, np.ndarray] = {}
 
@@ -78,9 +78,9 @@ def random_weights(text: dict[str, Any], seed: int, *, fused_experts: bool = Tru
         weights[name] = (centre + 0.2 * rng.standard_normal(size)).astype(np.float32)
 
     matrix("embed_tokens.weight", vocabulary, hidden)
-    weights["embed_tokens.weight"] *= hidden**0.5
     vector("norm.weight", hidden)
     if not text["tie_word_embeddings"]:
+        weights["embed_tokens.weight"] *= hidden**0.5
         matrix("lm_head.weight", vocabulary, hidden)
     for i in range(text["num_hidden_layers"]):
         layer = f"layers.{i}."
@@ -90,8 +90,8 @@ def random_weights(text: dict[str, Any], seed: int, *, fused_experts: bool = Tru
             _delta_net(text, layer + "linear_attn.", matrix, vector, weights, rng)
         else:
             _attention(text, layer + "self_attn.", matrix, vector)
-        _mlp(text, i, layer + "mlp.", matrix, fused_experts)
-    return weights
+        _mlp(text, i, layer + "mlp.", matrix)
+    return weights if fused_experts else split_experts(weights)
 
 
 def _attention(text: dict[str, Any], name: str, matrix: Any, vector: Any) -> None:
@@ -128,7 +128,7 @@ def _delta_net(text: dict[str, Any], name: str, matrix: Any, vector: Any, weight
     matrix(name + "out_proj.weight", hidden, value_dim)
 
 
-def _mlp(text: dict[str, Any], layer: int, name: str, matrix: Any, fused_experts: bool) -> None:
+def _mlp(text: dict[str, Any], layer: int, name: str, matrix: Any) -> None:
     hidden, experts = text["hidden_size"], text["num_experts"]
 
     def swiglu(prefix: str, size: int) -> None:
@@ -143,12 +143,26 @@ def _mlp(text: dict[str, Any], layer: int, name: str, matrix: Any, fused_experts
     matrix(name + "gate.weight", experts, hidden)
     swiglu(name + "shared_expert.", text["shared_expert_intermediate_size"])
     matrix(name + "shared_expert_gate.weight", 1, hidden)
-    if fused_experts:
-        matrix(name + "experts.gate_up_proj", experts, 2 * size, hidden)
-        matrix(name + "experts.down_proj", experts, hidden, size)
-    else:
-        for expert in range(experts):
-            swiglu(f"{name}experts.{expert}.", size)
+    matrix(name + "experts.gate_up_proj", experts, 2 * size, hidden)
+    matrix(name + "experts.down_proj", experts, hidden, size)
+
+
+def split_experts(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same weights with one tensor per expert and projection."""
+    split: dict[str, np.ndarray] = {}
+    for name, value in weights.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            split[name] = value
+            continue
+        prefix, projection = name.rsplit(".", 1)
+        for expert, matrix in enumerate(value):
+            if projection == "down_proj":
+                split[f"{prefix}.{expert}.down_proj.weight"] = matrix
+            else:
+                gate, up = np.split(matrix, 2)
+                split[f"{prefix}.{expert}.gate_proj.weight"] = gate
+                split[f"{prefix}.{expert}.up_proj.weight"] = up
+    return split
 
 
 def write_checkpoint(

@@ -1,0 +1,49 @@
+"""The store must not change a single bit: 200 greedy tokens from every store, packed and unpacked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flash_moe import Model
+
+PROMPT = [80, 72, 101, 108, 108, 111, 32, 119]
+TOKENS = 200
+STORES = {
+    "mapped": dict(expert_io="mapped"),
+    "slots": dict(expert_io="slots"),
+    "slots-cached": dict(expert_io="slots", expert_cache=20 * 16384),
+    "resident": dict(expert_io="resident"),
+}
+
+
+def run(folder: Path, k: int, **options: object) -> tuple[tuple[int, ...], np.ndarray]:
+    with Model.load(folder, experts_per_token=k, **options) as model:
+        model.tokenizer.eos_token_ids = frozenset()
+        result = model.generate(PROMPT, max_tokens=TOKENS, temperature=0)
+        return result.tokens, np.array(model.logits(PROMPT))
+
+
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_every_store_gives_the_same_tokens_and_logits(
+    k: int, quantized_checkpoint: Path, packed_checkpoint: Path
+) -> None:
+    expected, logits = run(quantized_checkpoint, k, expert_io="resident")
+    assert len(expected) == TOKENS
+    assert len(set(expected)) > 10, "a degenerate sequence would hide differences"
+    for folder in (quantized_checkpoint, packed_checkpoint):
+        for name, options in STORES.items():
+            tokens, streamed = run(folder, k, **options)
+            assert tokens == expected, (folder.name, name)
+            np.testing.assert_array_equal(streamed, logits, err_msg=f"{folder.name} {name}")
+
+
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_float_checkpoints_stream_too(k: int, float_checkpoint: Path) -> None:
+    expected, logits = run(float_checkpoint, k, expert_io="resident")
+    for name in ("mapped", "slots"):
+        tokens, streamed = run(float_checkpoint, k, **STORES[name])
+        assert tokens == expected, name
+        np.testing.assert_array_equal(streamed, logits, err_msg=name)

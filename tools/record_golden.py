@@ -1,0 +1,80 @@
+"""Records what transformers computes for small random models, as golden files for the tests.
+
+    pip install torch transformers
+    python tools/record_golden.py
+
+Weights come from random_checkpoint.py with a seed, so a golden file holds only token ids and float32 logits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from random_checkpoint import next_config, random_weights, text_config
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+TOKENS = 21  # not a multiple of anything
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": text_config(),
+    "one-layer": text_config(num_hidden_layers=1),
+    "one-attention-layer": text_config(num_hidden_layers=1, full_attention_interval=1),
+    "odd-layers-tied": text_config(num_hidden_layers=5, full_attention_interval=2, tie_word_embeddings=True),
+    "one-expert": text_config(num_hidden_layers=2, num_experts=1, num_experts_per_tok=1),
+    "two-experts-k1": text_config(num_hidden_layers=3, num_experts=2, num_experts_per_tok=1),
+    "many-experts-k10": text_config(num_hidden_layers=3, num_experts=64, num_experts_per_tok=10),
+    "odd-experts-k7": text_config(num_hidden_layers=3, num_experts=13, num_experts_per_tok=7),
+    "gqa-8-to-1": text_config(num_attention_heads=8, num_key_value_heads=1, head_dim=16),
+    "mha": text_config(num_attention_heads=4, num_key_value_heads=4, head_dim=16),
+    "wide-rope": text_config(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    "delta-heads-1-to-3": text_config(linear_num_key_heads=1, linear_num_value_heads=3, linear_key_head_dim=16),
+    "delta-uneven": text_config(linear_key_head_dim=32, linear_value_head_dim=16, linear_conv_kernel_dim=3),
+    "shared-differs": text_config(shared_expert_intermediate_size=32, moe_intermediate_size=96),
+    "attention-bias": text_config(attention_bias=True, full_attention_interval=2),
+    "next": next_config(),
+    "next-tied-dense-layer": next_config(tie_word_embeddings=True, mlp_only_layers=[1], num_experts_per_tok=3),
+    "next-no-renormalise": next_config(norm_topk_prob=False, num_experts=8, linear_num_value_heads=6),
+}
+
+
+def tokens_of(case: str) -> list[int]:
+    """The token ids of a case."""
+    random = np.random.RandomState(list(CASES).index(case))
+    return random.randint(0, CASES[case]["vocab_size"], TOKENS).tolist()
+
+
+def record(case: str) -> np.ndarray:
+    """Logits [T, V] float32 of transformers' model."""
+    import torch
+    from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig, Qwen3NextConfig, Qwen3NextForCausalLM
+
+    text = CASES[case]
+    if text["model_type"] == "qwen3_next":
+        config, model_class = Qwen3NextConfig(**text), Qwen3NextForCausalLM
+    else:
+        config, model_class = Qwen3_5MoeTextConfig(**text), Qwen3_5MoeForCausalLM
+    config._attn_implementation = "eager"
+    model = model_class(config).eval()
+    weights = {
+        (name if name.startswith("lm_head") else "model." + name): torch.from_numpy(value)
+        for name, value in random_weights(text, seed=0).items()
+    }
+    if text["tie_word_embeddings"]:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        return model(torch.tensor([tokens_of(case)]), use_cache=False).logits[0].numpy()
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for case in CASES:
+        logits = record(case)
+        np.save(GOLDEN / f"{case}.npy", logits)
+        print(f"{case}: {logits.shape}, largest {np.abs(logits).max():.3f}")
+
+
+if __name__ == "__main__":
+    main()
