@@ -10,6 +10,7 @@ from mlx import nn
 
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.store import ExpertStore
+from ..ops.norm import rms_norm
 from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
 from .gated_delta_net import GatedDeltaNet
@@ -43,8 +44,11 @@ class DecoderLayer(nn.Module):
         self._eps = config.rms_norm_eps
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
-        x = x + self.mixer(mx.fast.rms_norm(x, self.input_layernorm, self._eps), cache)
-        return x + self.mlp(mx.fast.rms_norm(x, self.post_attention_layernorm, self._eps))
+        x = x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
+        mx.async_eval(x)  # the device starts while the host still describes the rest
+        x = x + self.mlp(rms_norm(x, self.post_attention_layernorm, self._eps))
+        mx.async_eval(x)
+        return x
 
 
 class Decoder(nn.Module):
@@ -100,7 +104,7 @@ class Decoder(nn.Module):
         for layer, state in zip(self.layers, cache.layers, strict=True):
             x = layer(x, state)
         cache.length += tokens.shape[0]
-        return mx.fast.rms_norm(x, self.norm, self.config.rms_norm_eps)
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[T, H] hidden states to [T, V] float32 logits."""

@@ -8,6 +8,7 @@ from mlx import nn
 from ..config import ModelConfig
 from ..ops.causal_conv import causal_conv
 from ..ops.gated_delta import gated_delta
+from ..ops.norm import l2_norm, rms_norm
 from .cache import DeltaCache
 from .weights import Weights
 
@@ -27,30 +28,28 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         hidden, heads = config.hidden_size, config.linear_num_value_heads
         channels = 2 * config.key_dim + config.value_dim
-        self.in_proj_qkv = weights.linear("in_proj_qkv", channels, hidden)
-        self.in_proj_z = weights.linear("in_proj_z", config.value_dim, hidden)
-        self.in_proj_b = weights.linear("in_proj_b", heads, hidden)
-        self.in_proj_a = weights.linear("in_proj_a", heads, hidden)
+        self.in_proj = weights.linears(
+            {"in_proj_qkv": channels, "in_proj_z": config.value_dim, "in_proj_b": heads, "in_proj_a": heads}, hidden
+        )
         self.out_proj = weights.linear("out_proj", hidden, config.value_dim)
         self.conv1d = weights.array("conv1d.weight", config.linear_conv_kernel_dim, channels)
         self.dt_bias = weights.array("dt_bias", heads)
-        self.decay_rate = mx.exp(weights.array("A_log", heads))
+        self._log_decay = -mx.exp(weights.array("A_log", heads))
         self.norm = weights.array("norm.weight", config.linear_value_head_dim)
+        self._qk_scale = mx.array([config.linear_key_head_dim**-0.5, 1.0], dtype=self.conv1d.dtype)[:, None, None]
         self._config = config
 
     def __call__(self, x: mx.array, cache: DeltaCache) -> mx.array:
         c, tokens = self._config, x.shape[0]
-        qkv, cache.conv = causal_conv(self.in_proj_qkv(x), self.conv1d, cache.conv)
-        q, k, v = mx.split(qkv, [c.key_dim, 2 * c.key_dim], axis=-1)
-        q = q.reshape(tokens, c.linear_num_key_heads, c.linear_key_head_dim)
-        k = k.reshape(tokens, c.linear_num_key_heads, c.linear_key_head_dim)
+        qkv, z, b, a = self.in_proj(x)
+        qkv, cache.conv = causal_conv(qkv, self.conv1d, cache.conv)
+        qk, v = mx.split(qkv, [2 * c.key_dim], axis=-1)
         v = v.reshape(tokens, c.linear_num_value_heads, c.linear_value_head_dim)
-        scale = c.linear_key_head_dim**-0.5
-        q = scale**2 * mx.fast.rms_norm(q, None, _L2_EPS * scale**2)  # L2 norm, and the 1/sqrt(Dk) of attention
-        k = scale * mx.fast.rms_norm(k, None, _L2_EPS * scale**2)
-        dt = nn.softplus(self.in_proj_a(x).astype(mx.float32) + self.dt_bias)
-        beta = mx.sigmoid(self.in_proj_b(x))
-        y, cache.state = gated_delta(q, k, v, mx.exp(-self.decay_rate * dt), beta, cache.state)
-        y = mx.fast.rms_norm(y, self.norm, c.rms_norm_eps).reshape(tokens, c.value_dim)
-        z = self.in_proj_z(x).astype(mx.float32)
+        qk = qk.reshape(tokens, 2, c.linear_num_key_heads, c.linear_key_head_dim)
+        qk = l2_norm(qk, _L2_EPS) * self._qk_scale
+        dt = mx.logaddexp(a.astype(mx.float32) + self.dt_bias, 0.0)  # softplus
+        beta = mx.sigmoid(b)
+        y, cache.state = gated_delta(qk[:, 0], qk[:, 1], v, mx.exp(dt * self._log_decay), beta, cache.state)
+        y = rms_norm(y, self.norm, c.rms_norm_eps).reshape(tokens, c.value_dim)
+        z = z.astype(mx.float32)
         return self.out_proj((y * (z * mx.sigmoid(z))).astype(x.dtype))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, groupby
+
 import mlx.core as mx
 from mlx import nn
 
@@ -31,6 +34,40 @@ class Linear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         y = linear(x, self.weight, self.scales, self.biases, self.quantization)
         return y if self.bias is None else y + self.bias
+
+
+class Linears(nn.Module):
+    """Several linear layers of the same input; neighbours that are stored alike are multiplied as one matrix.
+
+    Shape:
+        x: [T, in] to one [T, out_i] per layer.
+    """
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        super().__init__()
+        self.groups: list[Linear] = []
+        self._ends: list[list[int]] = []
+        for _, group in groupby(layers, key=lambda layer: (layer.quantization, layer.bias is None, layer.weight.dtype)):
+            members = list(group)
+            self.groups.append(members[0] if len(members) == 1 else _joined(members))
+            self._ends.append(list(accumulate(layer.weight.shape[0] for layer in members)))
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        outputs: list[mx.array] = []
+        for layer, ends in zip(self.groups, self._ends, strict=True):
+            y = layer(x)
+            outputs += [y] if len(ends) == 1 else mx.split(y, ends[:-1], axis=-1)
+        return outputs
+
+
+def _joined(layers: Sequence[Linear]) -> Linear:
+    """One layer with the rows of all."""
+    weight = mx.concatenate([layer.weight for layer in layers])
+    scales, biases, bias = (
+        None if getattr(layers[0], name) is None else mx.concatenate([getattr(layer, name) for layer in layers])
+        for name in ("scales", "biases", "bias")
+    )
+    return Linear(weight, scales, biases, layers[0].quantization, bias)
 
 
 class Embedding(Linear):

@@ -17,10 +17,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, weights: Weights) -> None:
         super().__init__()
-        self.gate_proj = weights.linear("gate_proj", intermediate_size, hidden_size)
-        self.up_proj = weights.linear("up_proj", intermediate_size, hidden_size)
+        self.gate_up_proj = weights.linears({"gate_proj": intermediate_size, "up_proj": intermediate_size}, hidden_size)
         self.down_proj = weights.linear("down_proj", hidden_size, intermediate_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate = self.gate_proj(x)
-        return self.down_proj(gate * mx.sigmoid(gate) * self.up_proj(x))
+        gate, up = self.gate_up_proj(x)
+        return self.down_proj(gate * mx.sigmoid(gate) * up)

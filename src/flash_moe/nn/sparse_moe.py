@@ -34,14 +34,14 @@ class SparseMoE(nn.Module):
     ) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.gate = weights.linear("gate", config.num_experts, hidden)
+        self.gates = weights.linears({"gate": config.num_experts, "shared_expert_gate": 1}, hidden)
         self.shared_expert = SwiGLU(hidden, config.shared_expert_intermediate_size, weights.at("shared_expert"))
-        self.shared_expert_gate = weights.linear("shared_expert_gate", 1, hidden)
         self._layer, self._store, self._k, self._normalize = layer, store, experts_per_token, config.norm_topk_prob
 
     def __call__(self, x: mx.array) -> mx.array:
-        ids, weights = route(self.gate(x), self._k, self._normalize)
-        shared = mx.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        router, shared_gate = self.gates(x)
+        ids, weights = route(router, self._k, self._normalize)
+        shared = mx.sigmoid(shared_gate) * self.shared_expert(x)
         mx.async_eval(ids, weights, shared)  # the device goes on with the shared expert while the host fetches
         chosen = np.array(ids)
         if np.isnan(np.array(weights, copy=False)).any():

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ..errors import CheckpointError
 from ..record import Quantization
-from .linear import Embedding, Linear
+from .linear import Embedding, Linear, Linears
 
 
 class Weights:
@@ -50,6 +50,10 @@ class Weights:
         """The linear layer ``name``, quantised or not as the checkpoint has it."""
         parts = self._matrix(name, out_features, in_features)
         return Linear(*parts, bias=self.at(name).array("bias", out_features) if bias else None)
+
+    def linears(self, out_features: Mapping[str, int], in_features: int, *, bias: bool = False) -> Linears:
+        """Several linear layers of the same input: names to output sizes."""
+        return Linears([self.linear(name, out, in_features, bias=bias) for name, out in out_features.items()])
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
         """The embedding table ``name``, quantised or not as the checkpoint has it."""

@@ -24,10 +24,10 @@ def experts_for_token(x: mx.array, records: mx.array, weights: mx.array, layout:
     Returns:
         [1, H] in the dtype of x.
     """
-    h = x[None]
-    h = _swiglu(_batched(h, records, layout.gate_proj), _batched(h, records, layout.up_proj))
-    y = _batched(h, records, layout.down_proj)[:, 0]  # [K, H]
-    return (weights[:, None] * y.astype(mx.float32)).sum(axis=0, keepdims=True).astype(x.dtype)
+    h, views = x[None], _Views(records)
+    h = _swiglu(_batched(h, views, layout.gate_proj), _batched(h, views, layout.up_proj))
+    y = _batched(h, views, layout.down_proj).reshape(len(weights), -1)
+    return (weights[None] @ y.astype(mx.float32)).astype(x.dtype)
 
 
 def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
@@ -44,9 +44,9 @@ def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layo
     if use_blas(x.shape[0], x.dtype):
         return _blas_rows(x, records, counts, layout)
     index = mx.array(np.repeat(np.arange(len(counts), dtype=np.uint32), counts))
-    h = x[:, None]
-    h = _swiglu(_gathered(h, records, layout.gate_proj, index), _gathered(h, records, layout.up_proj, index))
-    return _gathered(h, records, layout.down_proj, index)[:, 0]
+    h, views = x[:, None], _Views(records)
+    h = _swiglu(_gathered(h, views, layout.gate_proj, index), _gathered(h, views, layout.up_proj, index))
+    return _gathered(h, views, layout.down_proj, index)[:, 0]
 
 
 def _blas_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
@@ -66,49 +66,55 @@ def _blas_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: Re
     return mx.array(out)
 
 
+def dequantized(records: mx.array, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array:
+    """The weights of one projection of every record: [records, out, in] in ``dtype``."""
+    return _Views(records).matrix(projection, dtype)
+
+
+class _Views:
+    """The parts of records [N, words] as arrays [N, rows, columns] over the same memory."""
+
+    def __init__(self, records: mx.array) -> None:
+        self._count, self._words = records.shape
+        self._flat = records.reshape(-1)
+        self._typed = {"U32": self._flat}
+
+    def part(self, part: Part) -> mx.array:
+        if (typed := self._typed.get(part.dtype)) is None:
+            typed = self._typed[part.dtype] = self._flat.view(_DTYPES[part.dtype])
+        rows, columns = part.shape
+        stride, first = 4 * self._words // typed.itemsize, part.offset // typed.itemsize
+        return mx.as_strided(typed, (self._count, rows, columns), (stride, columns, 1), first)
+
+    def quantized(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+        weight, scales, biases = (self.part(part) for part in projection.parts)
+        return weight, scales.astype(dtype), biases.astype(dtype)
+
+    def matrix(self, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array:
+        if (q := projection.quantization) is None:
+            return self.part(projection.weight).astype(dtype)
+        return mx.dequantize(*self.quantized(projection, dtype), group_size=q.group_size, bits=q.bits)
+
+
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
 
 
-def _view(records: mx.array, part: Part) -> mx.array:
-    """One part of every record, [records, rows, columns], without copying."""
-    typed = records.view(_DTYPES[part.dtype])
-    rows, columns = part.shape
-    first = part.offset // typed.itemsize
-    return mx.as_strided(typed, (typed.shape[0], rows, columns), (typed.shape[1], columns, 1), first)
-
-
-def _quantized(records: mx.array, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
-    weight, scales, biases = (_view(records, part) for part in projection.parts)
-    return weight, scales.astype(dtype), biases.astype(dtype)
-
-
-def dequantized(records: mx.array, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array:
-    """The weights of one projection of every record: [records, out, in] in ``dtype``."""
-    q = projection.quantization
-    if q is None:
-        return _view(records, projection.weight).astype(dtype)
-    return mx.dequantize(*_quantized(records, projection, dtype), group_size=q.group_size, bits=q.bits)
-
-
-def _batched(x: mx.array, records: mx.array, projection: ProjectionLayout) -> mx.array:
+def _batched(x: mx.array, views: _Views, projection: ProjectionLayout) -> mx.array:
     """[1 or K, 1, in] times every record: [K, 1, out]."""
-    q = projection.quantization
-    if q is None:
-        return x @ dequantized(records, projection, x.dtype).swapaxes(-1, -2)
-    w, scales, biases = _quantized(records, projection, x.dtype)
-    x = mx.broadcast_to(x, (w.shape[0], *x.shape[1:]))
-    return mx.quantized_matmul(x, w, scales, biases, transpose=True, group_size=q.group_size, bits=q.bits)
+    if (q := projection.quantization) is None:
+        return x @ views.matrix(projection, x.dtype).swapaxes(-1, -2)
+    return mx.quantized_matmul(
+        x, *views.quantized(projection, x.dtype), transpose=True, group_size=q.group_size, bits=q.bits
+    )
 
 
-def _gathered(x: mx.array, records: mx.array, projection: ProjectionLayout, index: mx.array) -> mx.array:
+def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: mx.array) -> mx.array:
     """[R, 1, in] times the record that ``index`` names for each row: [R, 1, out]."""
-    q = projection.quantization
-    if q is None:
-        w = dequantized(records, projection, x.dtype).swapaxes(-1, -2)
+    if (q := projection.quantization) is None:
+        w = views.matrix(projection, x.dtype).swapaxes(-1, -2)
         return mx.gather_mm(x, w, rhs_indices=index, sorted_indices=True)
-    w, scales, biases = _quantized(records, projection, x.dtype)
     return mx.gather_qmm(
-        x, w, scales, biases, rhs_indices=index, transpose=True,
+        x, *views.quantized(projection, x.dtype), rhs_indices=index, transpose=True,
         group_size=q.group_size, bits=q.bits, sorted_indices=True,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from .blas import to_numpy, use_blas
+from .blas import on_cpu, to_numpy, use_blas
 
 CHUNK = 64  # tokens solved together on the CPU
 
@@ -31,6 +31,8 @@ def gated_delta(
     """
     if use_blas(q.shape[0], q.dtype):
         return _blas_chunked(q, k, v, decay, beta, state)
+    if on_cpu(q.dtype):
+        return gated_delta_reference(q, k, v, decay, beta, state)
     y, new_state = mx.fast.gated_delta_update(q[None], k[None], v[None], decay[None], beta[None], state[None])
     return y[0], new_state[0]
 
@@ -39,15 +41,23 @@ def gated_delta_reference(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
     """The recurrence as it is written above, token by token in float32; same contract."""
-    group = v.shape[1] // k.shape[1]
+    dtype = q.dtype
+    tokens, key_heads, dk = k.shape
+    heads, dv = v.shape[1:]
+    group = heads // key_heads  # value heads per key head
+    qs, ks, vs, decays, betas = (
+        a.astype(mx.float32).reshape(tokens, key_heads, *shape).split(tokens)
+        for a, shape in (
+            (q, (1, dk, 1)), (k, (1, dk, 1)), (v, (group, dv, 1)), (decay, (group, 1, 1)), (beta, (group, 1, 1)),
+        )
+    )  # fmt: skip
+    s = state.reshape(1, key_heads, group, dv, dk)
     outputs = []
-    for t in range(q.shape[0]):
-        qt, kt = (mx.repeat(a[t].astype(mx.float32), group, axis=0)[..., None] for a in (q, k))  # [Hv, Dk, 1]
-        state = state * decay[t, :, None, None]
-        error = v[t].astype(mx.float32)[..., None] - state @ kt
-        state = state + beta[t, :, None, None] * (error @ kt.swapaxes(-1, -2))
-        outputs.append((state @ qt)[..., 0])
-    return mx.stack(outputs).astype(q.dtype), state
+    for t in range(tokens):
+        s = s * decays[t]
+        s = s + (vs[t] - s @ ks[t]) * betas[t] * ks[t].swapaxes(-1, -2)
+        outputs.append((s @ qs[t]).reshape(1, heads, dv))
+    return mx.concatenate(outputs).astype(dtype), s.reshape(state.shape)
 
 
 def _blas_chunked(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
+
+from .blas import on_cpu, to_numpy
 
 
 def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
@@ -18,9 +21,20 @@ def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array
 
     Source: transformers, ``Qwen3_5MoeTopKRouter``.
     """
+    if on_cpu(logits.dtype):
+        return _numpy_route(to_numpy(logits), k, normalize)
     probabilities = mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
     ids = mx.argpartition(-probabilities, kth=k - 1, axis=-1)[:, :k]
     weights = mx.take_along_axis(probabilities, ids, axis=-1)
     if normalize:
         weights = weights / weights.sum(axis=-1, keepdims=True)
     return ids, weights
+
+
+def _numpy_route(logits: np.ndarray, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
+    """On the CPU: the host needs the ids next, so they are chosen there, in a few NumPy calls."""
+    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    ids = np.argpartition(-probabilities, k - 1, axis=-1)[:, :k]
+    weights = np.take_along_axis(probabilities, ids, axis=-1)
+    weights /= (weights if normalize else probabilities).sum(axis=-1, keepdims=True)
+    return mx.array(ids.astype(np.uint32)), mx.array(weights)

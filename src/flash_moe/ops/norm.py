@@ -1,0 +1,31 @@
+"""Root-mean-square normalisation."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .blas import on_cpu
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis.
+
+    Args:
+        x: [..., D], float.
+        weight: [D], or None for 1.
+
+    Returns:
+        [..., D] in the dtype of x.
+    """
+    if on_cpu(x.dtype):  # MLX's own op falls apart into a dozen there
+        scaled = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + eps)
+        return scaled if weight is None else scaled * weight
+    return mx.fast.rms_norm(x, weight, eps)
+
+
+def l2_norm(x: mx.array, eps: float) -> mx.array:
+    """x / sqrt(Σx² + eps) over the last axis; shapes and dtypes as :func:`rms_norm`."""
+    if on_cpu(x.dtype):
+        return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + eps)
+    width = x.shape[-1]
+    return mx.fast.rms_norm(x, None, eps / width) * width**-0.5
