@@ -10,6 +10,7 @@ import numpy as np
 from ..record import Part, ProjectionLayout, RecordLayout
 from .blas import to_numpy, use_blas
 
+_BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
 _DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
 
 
@@ -50,19 +51,20 @@ def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layo
 
 
 def _blas_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
-    """On the CPU: one expert at a time, dequantised and multiplied by BLAS."""
-    rows, out, start = to_numpy(x), np.empty(x.shape, np.float32), 0
-    for g, count in enumerate(counts):
-        gate, up, down = (
-            to_numpy(dequantized(records[g : g + 1], projection, mx.float32)[0]) for _, projection in layout.projections
-        )
-        mine = rows[start : start + count]
-        gated = mine @ gate.T
-        with np.errstate(over="ignore"):  # exp overflows to inf for very negative gates: silu is then 0, as it should
-            gated /= 1 + np.exp(-gated)
-        gated *= mine @ up.T
-        np.matmul(gated, down.T, out=out[start : start + count])
-        start += count
+    """On the CPU: a block of experts dequantised at a time, then BLAS for one expert after the other."""
+    rows, out = to_numpy(x), np.empty(x.shape, np.float32)
+    ends = np.cumsum(counts)
+    step = max(1, _BLOCK_WEIGHTS // (3 * layout.hidden_size * layout.intermediate_size))
+    for first in range(0, len(counts), step):
+        block = records[first : first + step]
+        gates, ups, downs = (to_numpy(dequantized(block, p, mx.float32)) for _, p in layout.projections)
+        for g, (gate, up, down) in enumerate(zip(gates, ups, downs, strict=True), start=first):
+            mine = slice(ends[g] - counts[g], ends[g])
+            gated = rows[mine] @ gate.T
+            with np.errstate(over="ignore"):  # exp may overflow to inf for very negative gates: silu is 0 there
+                gated /= 1 + np.exp(-gated)
+            gated *= rows[mine] @ up.T
+            np.matmul(gated, down.T, out=out[mine])
     return mx.array(out)
 
 
