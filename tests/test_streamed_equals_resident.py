@@ -12,10 +12,10 @@ from flash_moe import Model
 PROMPT = [80, 72, 101, 108, 108, 111, 32, 119]
 TOKENS = 200
 STORES = {
-    "mapped": dict(expert_io="mapped"),
-    "slots": dict(expert_io="slots"),
-    "slots-cached": dict(expert_io="slots", expert_cache=20 * 16384),
-    "resident": dict(expert_io="resident"),
+    "mapped": {"expert_io": "mapped"},
+    "slots": {"expert_io": "slots"},
+    "slots-cached": {"expert_io": "slots", "expert_cache": 20 * 16384},
+    "resident": {"expert_io": "resident"},
 }
 
 

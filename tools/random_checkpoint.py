@@ -61,6 +61,74 @@ def next_config(**changes: Any) -> dict[str, Any]:
     return config | {"rope_theta": rope["rope_theta"], "partial_rotary_factor": 0.25, "mlp_only_layers": []} | changes
 
 
+def tensor_shapes(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors under Hugging Face's names, without prefix; experts of a layer are fused."""
+    hidden, vocabulary = text["hidden_size"], text["vocab_size"]
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (vocabulary, hidden), "norm.weight": (hidden,)}
+    if not text["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    for i in range(text["num_hidden_layers"]):
+        linear = (i + 1) % text["full_attention_interval"]
+        parts = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+        parts |= _prefixed("linear_attn.", _delta_net(text)) if linear else _prefixed("self_attn.", _attention(text))
+        parts |= _prefixed("mlp.", _mlp(text, i))
+        shapes |= _prefixed(f"layers.{i}.", parts)
+    return shapes
+
+
+def _prefixed(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def _attention(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    dim, hidden = text["head_dim"], text["hidden_size"]
+    heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
+    outputs = {"q_proj": 2 * heads * dim, "k_proj": kv_heads * dim, "v_proj": kv_heads * dim, "o_proj": hidden}
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (out, hidden) for name, out in outputs.items()}
+    shapes["o_proj.weight"] = (hidden, heads * dim)
+    if text["attention_bias"]:
+        shapes |= {f"{name}.bias": (out,) for name, out in outputs.items()}
+    return shapes | {"q_norm.weight": (dim,), "k_norm.weight": (dim,)}
+
+
+def _delta_net(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, heads = text["hidden_size"], text["linear_num_value_heads"]
+    key_dim = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+    value_dim = heads * text["linear_value_head_dim"]
+    if text["model_type"] == "qwen3_next":
+        inputs = {"in_proj_qkvz": 2 * key_dim + 2 * value_dim, "in_proj_ba": 2 * heads}
+    else:
+        inputs = {
+            "in_proj_qkv": 2 * key_dim + value_dim,
+            "in_proj_z": value_dim,
+            "in_proj_b": heads,
+            "in_proj_a": heads,
+        }
+    return {f"{name}.weight": (out, hidden) for name, out in inputs.items()} | {
+        "conv1d.weight": (2 * key_dim + value_dim, 1, text["linear_conv_kernel_dim"]),
+        "dt_bias": (heads,),
+        "A_log": (heads,),
+        "norm.weight": (text["linear_value_head_dim"],),
+        "out_proj.weight": (hidden, value_dim),
+    }
+
+
+def _mlp(text: dict[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
+    hidden, experts, size = text["hidden_size"], text["num_experts"], text["moe_intermediate_size"]
+
+    def swiglu(width: int) -> dict[str, tuple[int, ...]]:
+        rows = (width, hidden)
+        return {"gate_proj.weight": rows, "up_proj.weight": rows, "down_proj.weight": rows[::-1]}
+
+    if layer in text.get("mlp_only_layers", ()):
+        return swiglu(text["intermediate_size"])
+    shared = _prefixed("shared_expert.", swiglu(text["shared_expert_intermediate_size"]))
+    return {"gate.weight": (experts, hidden), **shared, "shared_expert_gate.weight": (1, hidden)} | {
+        "experts.gate_up_proj": (experts, 2 * size, hidden),
+        "experts.down_proj": (experts, hidden, size),
+    }
+
+
 def random_weights(text: dict[str, Any], seed: int, *, fused_experts: bool = True) -> dict[str, np.ndarray]:
     """float32 weights under Hugging Face's names, without prefix.
 
@@ -68,83 +136,19 @@ def random_weights(text: dict[str, Any], seed: int, *, fused_experts: bool = Tru
         fused_experts: one tensor for all experts of a layer (gate rows first), else one tensor per expert.
     """
     rng = np.random.RandomState(seed)  # its streams never change between NumPy versions
-    hidden, vocabulary = text["hidden_size"], text["vocab_size"]
-    weights: dict[str, np.ndarray] = {}
-
-    def matrix(name: str, *shape: int) -> None:
-        weights[name] = (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
-
-    def vector(name: str, size: int, centre: float = 0.0) -> None:
-        weights[name] = (centre + 0.2 * rng.standard_normal(size)).astype(np.float32)
-
-    matrix("embed_tokens.weight", vocabulary, hidden)
-    vector("norm.weight", hidden)
-    if not text["tie_word_embeddings"]:
-        weights["embed_tokens.weight"] *= hidden**0.5
-        matrix("lm_head.weight", vocabulary, hidden)
-    for i in range(text["num_hidden_layers"]):
-        layer = f"layers.{i}."
-        vector(layer + "input_layernorm.weight", hidden)
-        vector(layer + "post_attention_layernorm.weight", hidden)
-        if (i + 1) % text["full_attention_interval"]:
-            _delta_net(text, layer + "linear_attn.", matrix, vector, weights, rng)
+    weights = {}
+    for name, shape in tensor_shapes(text).items():
+        if name.endswith("A_log"):
+            value = np.log(rng.uniform(0.1, 4.0, shape))
+        elif len(shape) == 1:
+            centre = 1.0 if name.endswith(("dt_bias", "linear_attn.norm.weight")) else 0.0
+            value = centre + 0.2 * rng.standard_normal(shape)
+        elif name == "embed_tokens.weight" and not text["tie_word_embeddings"]:
+            value = rng.standard_normal(shape)
         else:
-            _attention(text, layer + "self_attn.", matrix, vector)
-        _mlp(text, i, layer + "mlp.", matrix)
+            value = rng.standard_normal(shape) * shape[-1] ** -0.5
+        weights[name] = value.astype(np.float32)
     return weights if fused_experts else split_experts(weights)
-
-
-def _attention(text: dict[str, Any], name: str, matrix: Any, vector: Any) -> None:
-    heads, kv_heads, dim, hidden = (
-        text[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
-    )
-    matrix(name + "q_proj.weight", 2 * heads * dim, hidden)
-    matrix(name + "k_proj.weight", kv_heads * dim, hidden)
-    matrix(name + "v_proj.weight", kv_heads * dim, hidden)
-    matrix(name + "o_proj.weight", hidden, heads * dim)
-    if text["attention_bias"]:
-        for projection, size in (("q", 2 * heads * dim), ("k", kv_heads * dim), ("v", kv_heads * dim), ("o", hidden)):
-            vector(f"{name}{projection}_proj.bias", size)
-    vector(name + "q_norm.weight", dim)
-    vector(name + "k_norm.weight", dim)
-
-
-def _delta_net(text: dict[str, Any], name: str, matrix: Any, vector: Any, weights: dict, rng: Any) -> None:
-    hidden, heads = text["hidden_size"], text["linear_num_value_heads"]
-    key_dim = text["linear_num_key_heads"] * text["linear_key_head_dim"]
-    value_dim = heads * text["linear_value_head_dim"]
-    if text["model_type"] == "qwen3_next":
-        matrix(name + "in_proj_qkvz.weight", 2 * key_dim + 2 * value_dim, hidden)
-        matrix(name + "in_proj_ba.weight", 2 * heads, hidden)
-    else:
-        matrix(name + "in_proj_qkv.weight", 2 * key_dim + value_dim, hidden)
-        matrix(name + "in_proj_z.weight", value_dim, hidden)
-        matrix(name + "in_proj_b.weight", heads, hidden)
-        matrix(name + "in_proj_a.weight", heads, hidden)
-    matrix(name + "conv1d.weight", 2 * key_dim + value_dim, 1, text["linear_conv_kernel_dim"])
-    vector(name + "dt_bias", heads, 1.0)
-    weights[name + "A_log"] = np.log(rng.uniform(0.1, 4.0, heads)).astype(np.float32)
-    vector(name + "norm.weight", text["linear_value_head_dim"], 1.0)
-    matrix(name + "out_proj.weight", hidden, value_dim)
-
-
-def _mlp(text: dict[str, Any], layer: int, name: str, matrix: Any) -> None:
-    hidden, experts = text["hidden_size"], text["num_experts"]
-
-    def swiglu(prefix: str, size: int) -> None:
-        matrix(prefix + "gate_proj.weight", size, hidden)
-        matrix(prefix + "up_proj.weight", size, hidden)
-        matrix(prefix + "down_proj.weight", hidden, size)
-
-    if layer in text.get("mlp_only_layers", ()):
-        swiglu(name, text["intermediate_size"])
-        return
-    size = text["moe_intermediate_size"]
-    matrix(name + "gate.weight", experts, hidden)
-    swiglu(name + "shared_expert.", text["shared_expert_intermediate_size"])
-    matrix(name + "shared_expert_gate.weight", 1, hidden)
-    matrix(name + "experts.gate_up_proj", experts, 2 * size, hidden)
-    matrix(name + "experts.down_proj", experts, hidden, size)
 
 
 def split_experts(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -93,7 +93,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} does not exist; expected a folder with config.json and *.safetensors files"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); download it again") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, expected a JSON object; download it again")
@@ -114,8 +114,8 @@ class _Reader:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ConfigError(f"config.json: {key} is {value!r}, expected a positive number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e38:
+            raise ConfigError(f"config.json: {key} is {value!r}, expected a positive, finite number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -145,7 +145,8 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
     layers = get.integer("num_hidden_layers")
     heads, kv_heads = get.integer("num_attention_heads"), get.integer("num_key_value_heads")
     key_heads, value_heads = get.integer("linear_num_key_heads"), get.integer("linear_num_value_heads")
-    head_dim = get.integer("head_dim", text.get("hidden_size", 0) // heads or None)
+    hidden = get.integer("hidden_size")
+    head_dim = get.integer("head_dim", hidden // heads)
     experts = get.integer("num_experts")
     top_k = get.integer("num_experts_per_tok")
     theta, rotary_dims = _rope(text, head_dim)
@@ -160,7 +161,7 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(
         model_type=model_type,
         vocab_size=get.integer("vocab_size"),
-        hidden_size=get.integer("hidden_size"),
+        hidden_size=hidden,
         num_hidden_layers=layers,
         layer_types=_layer_types(text, layers),
         sparse_layers=_sparse_layers(text, layers),
@@ -207,7 +208,8 @@ def _layer_types(text: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     if kinds is None:
         interval = _Reader(text).integer("full_attention_interval", 4)
         kinds = [LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {FULL_ATTENTION, LINEAR_ATTENTION}:
+    known = (FULL_ATTENTION, LINEAR_ATTENTION)
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in known for kind in kinds):
         raise ConfigError(
             f"config.json: layer_types is {kinds!r}, expected {layers} entries of {FULL_ATTENTION!r} or {LINEAR_ATTENTION!r}"
         )
@@ -217,4 +219,6 @@ def _layer_types(text: Mapping[str, Any], layers: int) -> tuple[str, ...]:
 def _sparse_layers(text: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     step = _Reader(text).integer("decoder_sparse_step", 1)
     dense = text.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ConfigError(f"config.json: mlp_only_layers is {dense!r}, expected a list of layer indices")
     return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))

@@ -93,13 +93,13 @@ class Model:
         compute = _compute_dtype(dtype, checkpoint)
         tokenizer = Tokenizer.load(checkpoint.folder)
         table = RecordTable.of(checkpoint)
-        resident = load_resident(checkpoint, compute)
 
         def report(stage: str, total: int) -> Callable[[int], None] | None:
             return None if progress is None else lambda done: progress(stage, done, total)
 
         store = open_store(table, expert_io, k, expert_cache, report("expert bytes", table.nbytes))
         try:
+            resident = load_resident(checkpoint, compute)
             weights = Weights(resident.arrays, resident.quantization)
             decoder = Decoder(config, weights, store, k, compute, report("layers", config.num_hidden_layers))
         except BaseException:
@@ -242,7 +242,6 @@ class Model:
         recorder = Recorder(self._store.stats, len(tokens), self.experts_per_token, self.config.num_experts_per_tok)
         cache = self._decoder.new_cache()
         logits = self._engine.prefill(tokens, cache, report)
-        mx.eval(logits)
         recorder.prefilled()
         detokenizer = self.tokenizer.detokenizer()
         for number, token in enumerate(self._engine.decode(logits, cache, sampler, count), start=1):

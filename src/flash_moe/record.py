@@ -20,6 +20,7 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 ITEM_SIZE = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2}
+FLOATS = ("BF16", "F16", "F32")
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -35,10 +36,10 @@ class Quantization:
     group_size: int
 
     def __post_init__(self) -> None:
-        if self.bits not in QUANTIZED_BITS:
-            raise CheckpointError(f"quantised to {self.bits} bits, expected one of {QUANTIZED_BITS}")
-        if self.group_size not in GROUP_SIZES:
-            raise CheckpointError(f"quantised in groups of {self.group_size}, expected one of {GROUP_SIZES}")
+        if type(self.bits) is not int or self.bits not in QUANTIZED_BITS:
+            raise CheckpointError(f"quantised to {self.bits!r} bits, expected one of {QUANTIZED_BITS}")
+        if type(self.group_size) is not int or self.group_size not in GROUP_SIZES:
+            raise CheckpointError(f"quantised in groups of {self.group_size!r}, expected one of {GROUP_SIZES}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ class RecordLayout:
             }
             layout = cls.build(data["hidden_size"], data["intermediate_size"], formats)
             stride = data["stride"]
+            if any(type(n) is not int or n < 1 for n in (layout.hidden_size, layout.intermediate_size, stride)):
+                raise TypeError("sizes are integers of at least 1")
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"the record layout {data!r} is malformed ({error!r}); convert the model again"
@@ -170,7 +173,7 @@ def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> list[tuple[st
         CheckpointError: the row cannot be split into whole groups, or its packed bits into whole words.
     """
     q = fmt.quantization
-    if fmt.dtype not in ITEM_SIZE or fmt.dtype == "U32":
+    if fmt.dtype not in FLOATS:
         raise CheckpointError(f"weights or scales of type {fmt.dtype}, expected BF16, F16 or F32")
     if q is None:
         return [(fmt.dtype, (rows, columns))]

@@ -17,10 +17,10 @@ TOLERANCE = 1e-4
 def layouts(case: str) -> list[dict]:
     """The Hugging Face layouts in which a case can be stored."""
     if CASES[case]["model_type"] == "qwen3_next":
-        return [dict(prefix="model.", nested_config=False, fused_experts=fused) for fused in (True, False)]
+        return [{"prefix": "model.", "nested_config": False, "fused_experts": fused} for fused in (True, False)]
     return [
-        dict(prefix="model.language_model.", nested_config=True, fused_experts=True),
-        dict(prefix="model.", nested_config=False, fused_experts=False),
+        {"prefix": "model.language_model.", "nested_config": True, "fused_experts": True},
+        {"prefix": "model.", "nested_config": False, "fused_experts": False},
     ]
 
 

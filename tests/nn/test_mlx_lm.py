@@ -16,15 +16,15 @@ from flash_moe.packing.convert import convert
 
 TOKENS = [17, 250, 3, 99, 140, 8, 8, 61, 230, 77, 5]
 RECIPES = {
-    "2-bit": dict(q_bits=2, q_group_size=64),
-    "3-bit": dict(q_bits=3, q_group_size=32),
-    "4-bit": dict(q_bits=4, q_group_size=64),
-    "5-bit": dict(q_bits=5, q_group_size=32),
-    "6-bit": dict(q_bits=6, q_group_size=64),
-    "8-bit": dict(q_bits=8, q_group_size=32),
-    "mixed-2-6": dict(quant_predicate="mixed_2_6"),
-    "mixed-3-4": dict(quant_predicate="mixed_3_4"),
-    "mixed-4-6": dict(quant_predicate="mixed_4_6"),
+    "2-bit": {"q_bits": 2, "q_group_size": 64},
+    "3-bit": {"q_bits": 3, "q_group_size": 32},
+    "4-bit": {"q_bits": 4, "q_group_size": 64},
+    "5-bit": {"q_bits": 5, "q_group_size": 32},
+    "6-bit": {"q_bits": 6, "q_group_size": 64},
+    "8-bit": {"q_bits": 8, "q_group_size": 32},
+    "mixed-2-6": {"quant_predicate": "mixed_2_6"},
+    "mixed-3-4": {"quant_predicate": "mixed_3_4"},
+    "mixed-4-6": {"quant_predicate": "mixed_4_6"},
 }
 
 

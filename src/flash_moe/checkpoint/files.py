@@ -58,10 +58,16 @@ class Checkpoint:
                 found[name] = file
                 if (canonical := canonical_name(name)) is None:
                     continue
-                if (expert := expert_tensor(canonical)) is not None:
-                    experts[expert] = info
-                else:
+                expert = expert_tensor(canonical)
+                twin = resident.get(canonical) if expert is None else experts.get(expert)
+                if twin is not None:
+                    raise CheckpointError(
+                        f"{twin.name!r} of {twin.file} and {name!r} of {file} are the same weight; remove the stale one"
+                    )
+                if expert is None:
                     resident[canonical] = info
+                else:
+                    experts[expert] = info
         _check_index(folder, found)
         return cls(
             folder, raw, ModelConfig.from_dict(raw), QuantizationMap.from_config(raw), resident, experts, metadata
@@ -107,7 +113,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         valid = isinstance(weight_map, dict) and all(
             isinstance(file, str) and Path(file).name == file for file in weight_map.values()
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again") from error
     if not valid:
         raise CheckpointError(f"{path}: weight_map must name a file of this folder for each tensor; download it again")

@@ -19,6 +19,7 @@ from ..record import RECORD_ALIGNMENT, RecordLayout
 from .safetensors import TensorInfo, build_header, read_header
 
 MANIFEST = "flash_moe.json"
+FORMAT = "flash_moe"
 TENSOR = "experts"
 VERSION = 1
 
@@ -58,17 +59,21 @@ class Manifest:
             return None
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise CheckpointError(
+                    f"{path} is of format {data['format']!r}, expected {FORMAT!r}; convert the model again"
+                )
             if data["version"] != VERSION:
                 raise CheckpointError(f"{path} is of version {data['version']}, expected {VERSION}; update flash_moe")
             layers = {int(i): PackedLayer.from_json(layer) for i, layer in data["layers"].items()}
             return cls(layers, dict(data["resident"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error!r}); convert the model again") from error
 
     def dump(self) -> str:
         """The text of flash_moe.json."""
         layers = {str(i): layer.to_json() for i, layer in sorted(self.layers.items())}
-        return json.dumps({"format": "flash_moe", "version": VERSION, "layers": layers, "resident": self.resident})
+        return json.dumps({"format": FORMAT, "version": VERSION, "layers": layers, "resident": self.resident})
 
 
 def layer_file(layer: int) -> str:
@@ -78,8 +83,12 @@ def layer_file(layer: int) -> str:
 
 def layer_header(num_experts: int, layout: RecordLayout) -> bytes:
     """What precedes the records in a layer's file; its length is a multiple of 16 KiB."""
-    metadata = {"format": "flash_moe", "layout": json.dumps(layout.to_json())}
-    return build_header({TENSOR: ("U8", (num_experts, layout.stride))}, metadata=metadata, align=RECORD_ALIGNMENT)
+    tensors = {TENSOR: ("U8", (num_experts, layout.stride))}
+    return build_header(tensors, metadata=_metadata(layout), align=RECORD_ALIGNMENT)
+
+
+def _metadata(layout: RecordLayout) -> dict[str, str]:
+    return {"format": FORMAT, "layout": json.dumps(layout.to_json())}
 
 
 def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo:
@@ -88,9 +97,10 @@ def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo
     Raises:
         CheckpointError: the file is missing or truncated, or its tensor is not what the manifest says.
     """
-    if Path(layer.file).name != layer.file:
+    if not isinstance(layer.file, str) or Path(layer.file).name != layer.file:
         raise CheckpointError(f"{MANIFEST} names {layer.file!r}, expected a file of the same folder; convert again")
-    tensor = read_header(folder / layer.file).tensors.get(TENSOR)
+    header = read_header(folder / layer.file)
+    tensor = header.tensors.get(TENSOR)
     if tensor is None:
         raise CheckpointError(f"{folder / layer.file} holds no tensor {TENSOR!r}; convert the model again")
     expected = ("U8", (num_experts, layer.layout.stride))
@@ -99,8 +109,15 @@ def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo
             f"{tensor.file}: tensor {TENSOR!r} is {tensor.dtype} {list(tensor.shape)} at byte {tensor.offset}, expected "
             f"{expected[0]} {list(expected[1])} at a multiple of {RECORD_ALIGNMENT}; convert the model again"
         )
+    if header.metadata != _metadata(layer.layout):
+        raise CheckpointError(
+            f"{tensor.file} states another record layout than {MANIFEST}; they are of different conversions or damaged: "
+            "convert the model again"
+        )
     if len(layer.checksums) != num_experts:
-        raise CheckpointError(f"{MANIFEST}: {len(layer.checksums)} checksums for {num_experts} records of {layer.file}")
+        raise CheckpointError(
+            f"{MANIFEST}: {len(layer.checksums)} checksums for {num_experts} records of {layer.file}; convert again"
+        )
     return tensor
 
 

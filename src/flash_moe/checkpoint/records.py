@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..record import PROJECTIONS, ProjectionFormat, RecordLayout, part_shapes
+from ..record import FLOATS, PROJECTIONS, ProjectionFormat, RecordLayout, part_shapes
 from .files import Checkpoint
 from .names import ExpertTensor
 from .packed import Manifest, open_layer
@@ -134,12 +134,18 @@ class _Projection:
         if self._find("scales", 0) is not None:
             stacked = "gate_up_proj" if self.fused else name
             quantization = checkpoint.quantization.of(f"layers.{layer}.mlp.switch_mlp.{stacked}")
-        self.format = ProjectionFormat(self._tensor("scales", 0).dtype if quantization else weight.dtype, quantization)
+        floats = self._tensor("scales", 0) if quantization else weight
+        if floats.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{floats.file}: tensor {floats.name!r} is {floats.dtype}, expected {', '.join(FLOATS)} "
+                "(or U32 with scales and biases); use the bf16 checkpoint or one written by mlx_lm.convert"
+            )
+        self.format = ProjectionFormat(floats.dtype, quantization)
         rows, columns = config_shape(self.config, name)
         kinds = ("weight", "scales", "biases")
         self.shapes = dict(zip(kinds, part_shapes(rows, columns, self.format), strict=False))
 
-    def _find(self, part: str, expert: int) -> TensorInfo | None:
+    def _find(self, part: str, expert: int | None) -> TensorInfo | None:
         name = "gate_up_proj" if self.fused else self.name
         stacked = self.experts.get(ExpertTensor(self.layer, None, name, part))
         return stacked or self.experts.get(ExpertTensor(self.layer, expert, name, part))
@@ -156,7 +162,7 @@ class _Projection:
         """The run of one part, after its tensors' dtypes and shapes have been checked."""
         dtype, (rows, columns) = self.shapes[part]
         first = self._tensor(part, 0)
-        if len(first.shape) == 2:
+        if first is not self._find(part, None):
             tensors = [self._tensor(part, expert) for expert in range(self.config.num_experts)]
             for info in tensors:
                 _check(info, dtype, (rows, columns))

@@ -16,13 +16,13 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..record import Quantization
+from ..record import FLOATS, Quantization
 from .files import Checkpoint
 from .names import module_path
+from .safetensors import TensorInfo
 
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
 _FLOAT32 = ("A_log", "dt_bias")
-_FLOATS = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,12 @@ def load_resident(checkpoint: Checkpoint, dtype: mx.Dtype) -> ResidentWeights:
     arrays: dict[str, mx.array] = {}
     quantization: dict[str, Quantization] = {}
     for name, array in read_arrays(checkpoint).items():
-        if checkpoint.resident[name].dtype not in (*_FLOATS, "U32"):
-            info = checkpoint.resident[name]
-            raise CheckpointError(f"{info.file}: {info.name!r} is {info.dtype}, expected BF16, F16, F32 or packed U32")
         if array.dtype != mx.uint32:
             array = array.astype(mx.float32 if name.endswith(_FLOAT32) or zero_centred else dtype)
         if zero_centred and (name.endswith(_NORMS) or name == "norm.weight"):
             array = array + 1.0
         if name.endswith("conv1d.weight"):
-            array = array.squeeze(1 if array.shape[1] == 1 else 2).T
+            array = _taps_first(array, checkpoint.resident[name], zero_centred)
         arrays[name] = array if array.dtype == mx.uint32 or name.endswith(_FLOAT32) else array.astype(dtype)
         if name.endswith(".scales"):
             quantization[module_path(name)] = checkpoint.quantization.of(module_path(name))
@@ -61,7 +58,17 @@ def load_resident(checkpoint: Checkpoint, dtype: mx.Dtype) -> ResidentWeights:
 
 
 def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
-    """The resident tensors exactly as stored, lazily, by canonical name."""
+    """The resident tensors exactly as stored, lazily, by canonical name.
+
+    Raises:
+        CheckpointError: a tensor has a dtype that no weight has.
+    """
+    for info in checkpoint.resident.values():
+        if info.dtype not in (*FLOATS, "U32"):
+            raise CheckpointError(
+                f"{info.file}: {info.name!r} is {info.dtype}, expected {', '.join(FLOATS)} or packed U32; "
+                "use the bf16 checkpoint or one written by mlx_lm.convert"
+            )
     arrays: dict[str, mx.array] = {}
     for file in sorted({info.file for info in checkpoint.resident.values()}):
         try:
@@ -72,6 +79,18 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
             if info.file == file:
                 arrays[name] = stored[info.name]
     return arrays
+
+
+def _taps_first(array: mx.array, info: TensorInfo, hugging_face: bool) -> mx.array:
+    """A stored convolution, [C, 1, taps] in Hugging Face's convention and [C, taps, 1] in MLX's, as [taps, C]."""
+    axis = 1 if hugging_face else 2
+    if array.ndim != 3 or array.shape[axis] != 1:
+        expected = "[C, 1, taps]" if hugging_face else "[C, taps, 1]"
+        raise CheckpointError(
+            f"{info.file}: {info.name!r} has shape {list(info.shape)}, expected {expected} with the taps of config.json; "
+            "config.json and weights do not belong together"
+        )
+    return array.squeeze(axis).T
 
 
 def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quantization], config: ModelConfig) -> None:

@@ -69,7 +69,7 @@ def read_header(file: Path) -> Header:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     try:
         entries = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: the header is not JSON ({error}); download it again") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{file}: the header is {type(entries).__name__}, expected a JSON object")
@@ -85,19 +85,19 @@ def read_header(file: Path) -> Header:
 def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
-        numbers = [begin, end, *shape]
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{file}: tensor {name!r} lacks a dtype, shape or pair of data_offsets") from None
+    numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
     if not all(type(n) is int and n >= 0 for n in numbers):
         raise CheckpointError(
             f"{file}: tensor {name!r} has shape {shape} and offsets [{begin}, {end}], expected integers >= 0"
         )
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CheckpointError(f"{file}: tensor {name!r} has the unknown dtype {dtype!r}")
     nbytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
     if end - begin != nbytes:
         raise CheckpointError(
-            f"{file}: tensor {name!r} spans {end - begin} bytes, but {dtype} of shape {shape} takes {nbytes}"
+            f"{file}: tensor {name!r} spans {end - begin} bytes, not what {dtype} of shape {shape} takes; download it again"
         )
     return TensorInfo(name, dtype, tuple(shape), file, start + begin, nbytes)
 

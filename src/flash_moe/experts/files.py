@@ -24,8 +24,12 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDONLY)
-        self._state = self._stat()
-        self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+        try:
+            self._state = self._stat()
+            self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self.pages = np.frombuffer(self._map, np.uint8)
         self._address = self.pages.ctypes.data
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 import mlx.core as mx
 import numpy as np
@@ -43,8 +44,9 @@ class MappedStore(ExpertStore):
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         for expert in experts:
             if (layer, expert) not in self._warming:
-                parts = self._reader.extents(layer, expert)
-                self._warming[layer, expert] = self._warm(layer, expert, parts)
+                with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
+                    parts = self._reader.extents(layer, expert)
+                    self._warming[layer, expert] = self._warm(layer, expert, parts)
 
     def close(self) -> None:
         self._reader.close()

@@ -36,8 +36,8 @@ def open_store(
     """
     if expert_io not in get_args(ExpertIO):
         raise ArgumentError(f"expert_io is {expert_io!r}, expected one of {', '.join(get_args(ExpertIO))}")
-    if cache_bytes < 0:
-        raise ArgumentError(f"expert_cache is {cache_bytes} bytes, expected 0 or more")
+    if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
+        raise ArgumentError(f"expert_cache is {cache_bytes!r}, expected a number of bytes, 0 or more")
     if cache_bytes and expert_io in ("mapped", "resident"):
         raise ArgumentError(f"expert_cache needs expert_io='slots' (or 'auto'), not {expert_io!r}")
     if expert_io == "auto":

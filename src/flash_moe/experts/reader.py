@@ -23,10 +23,12 @@ class RecordReader:
     def __init__(self, table: RecordTable) -> None:
         self.table = table
         self._files: dict[Path, MappedFile] = {}
+        self._closed = False
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="flash-moe-read")
 
     def close(self) -> None:
         """Waits for reads under way and closes all files."""
+        self._closed = True
         self._pool.shutdown()
         for file in self._files.values():
             file.close()
@@ -34,6 +36,8 @@ class RecordReader:
 
     def file(self, path: Path) -> MappedFile:
         """The open file of that path."""
+        if self._closed:
+            raise ValueError("the model was closed; load it again")
         if (file := self._files.get(path)) is None:
             file = self._files[path] = MappedFile(path)
         return file

@@ -22,7 +22,13 @@ class ResidentStore(ExpertStore):
         table = reader.table
         super().__init__(table.layouts, table.num_experts)
         self._banks: dict[int, tuple[mx.array]] = {}
-        done = 0
+        try:
+            self._read_all(reader, progress)
+        finally:
+            reader.close()
+
+    def _read_all(self, reader: RecordReader, progress: Callable[[int], None] | None) -> None:
+        table, done = reader.table, 0
         for layer, layout in table.layouts.items():
             bank = mx.zeros((table.num_experts, layout.stride // 4), dtype=mx.uint32)
             mx.eval(bank)
@@ -33,7 +39,6 @@ class ResidentStore(ExpertStore):
             done += layout.stride * table.num_experts
             if progress is not None:
                 progress(done)
-        reader.close()
 
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
         return Records(self._banks[layer], tuple(experts))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 
 import mlx.core as mx
 import numpy as np
 
+from ..errors import ExpertReadError
 from .lru import SlotTable
 from .reader import RecordReader, finish
 from .store import ExpertStore, Records
@@ -44,12 +46,14 @@ class SlotStore(ExpertStore):
         rows = tuple(self._slots[key] for key in keys)
 
         def used_by(output: mx.array) -> None:
+            mx.eval(*(self._readers.pop(row) for row in rows if row in self._readers))  # only the last is remembered
             self._readers.update(dict.fromkeys(rows, output))
 
         return Records((self._bank,), rows, used_by)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
-        self._start([(layer, expert) for expert in experts[: self.capacity]])
+        with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
+            self._start([(layer, expert) for expert in experts[: self.capacity]])
 
     def close(self) -> None:
         self._reader.close()

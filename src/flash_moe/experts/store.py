@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..errors import ArgumentError
 from ..record import RecordLayout
 
 
@@ -77,7 +78,12 @@ class ExpertStore(ABC):
 
         Raises:
             ExpertReadError: a record could not be read whole; no record is handed out then.
+            ArgumentError: more than ``capacity`` records.
         """
+        if len(experts) > self.capacity:
+            raise ArgumentError(
+                f"{len(experts)} records of layer {layer} at once, but this store holds {self.capacity}; ask for fewer"
+            )
         start = time.perf_counter()
         records = self._fetch(layer, experts)
         self.stats.fetches += 1

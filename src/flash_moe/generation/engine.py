@@ -12,6 +12,7 @@ from ..nn.decoder import Decoder
 from .sampling import Sampler
 
 PREFILL_CHUNK = 1024  # tokens that go through a layer together
+CLEAR_INTERVAL = 16  # tokens; MLX keeps freed buffers by size, and a growing context leaves one of every size
 
 
 class Engine:
@@ -42,7 +43,10 @@ class Engine:
             hidden = self._forward(chunk, cache)
             if progress is not None:
                 progress(start + len(chunk))
-        return self._logits(hidden[-1:])[0]
+        logits = self._logits(hidden[-1:])[0]
+        mx.eval(logits)
+        mx.clear_cache()  # memory that prefill no longer needs is better used by the page cache
+        return logits
 
     def decode(self, logits: mx.array, cache: SequenceCache, sampler: Sampler, count: int) -> Iterator[int]:
         """Yields up to ``count`` tokens, the first drawn from ``logits``; the caller stops when it has enough."""
@@ -50,6 +54,8 @@ class Engine:
             with self._turn:
                 token = sampler(logits)
             yield token
+            if remaining % CLEAR_INTERVAL == 0:
+                mx.clear_cache()
             if remaining > 1:
                 logits = self._logits(self._forward([token], cache))[0]
 

@@ -59,7 +59,8 @@ def summary(stats: Stats) -> str:
     k, own = stats.experts_per_token, stats.model_experts_per_token
     parts = [
         f"{stats.prompt_tokens} prompt tokens at {stats.prompt_tokens_per_second:.1f} tok/s",
-        f"{stats.generated_tokens} generated at {stats.generated_tokens_per_second:.1f} tok/s",
+        f"{stats.generated_tokens} generated"
+        + (f" at {speed:.1f} tok/s" if (speed := stats.generated_tokens_per_second) else ""),
         f"K={k}" if k == own else f"K={k} of the model's {own}",
     ]
     if stats.expert_bytes_requested:

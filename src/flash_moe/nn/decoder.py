@@ -81,6 +81,7 @@ class Decoder(nn.Module):
         for i in range(config.num_hidden_layers):
             layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token)
             mx.eval(layer.parameters())
+            mx.clear_cache()  # what loading a layer left over would otherwise stay allocated
             self.layers.append(layer)
             if progress is not None:
                 progress(i + 1)

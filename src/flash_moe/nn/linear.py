@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import mlx.core as mx
 from mlx import nn
 
 from ..ops.linear import linear
 from ..record import Quantization
+
+_JOIN_BYTES = 8 << 20  # above this a product takes longer than starting it
 
 
 class Linear(nn.Module):
@@ -37,7 +39,7 @@ class Linear(nn.Module):
 
 
 class Linears(nn.Module):
-    """Several linear layers of the same input; neighbours that are stored alike are multiplied as one matrix.
+    """Several linear layers of the same input; small neighbours that are stored alike are multiplied as one matrix.
 
     Shape:
         x: [T, in] to one [T, out_i] per layer.
@@ -47,8 +49,7 @@ class Linears(nn.Module):
         super().__init__()
         self.groups: list[Linear] = []
         self._ends: list[list[int]] = []
-        for _, group in groupby(layers, key=lambda layer: (layer.quantization, layer.bias is None, layer.weight.dtype)):
-            members = list(group)
+        for members in _groups(layers):
             self.groups.append(members[0] if len(members) == 1 else _joined(members))
             self._ends.append(list(accumulate(layer.weight.shape[0] for layer in members)))
 
@@ -58,6 +59,23 @@ class Linears(nn.Module):
             y = layer(x)
             outputs += [y] if len(ends) == 1 else mx.split(y, ends[:-1], axis=-1)
         return outputs
+
+
+def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
+    """Neighbours to join: stored alike, and not so large that copying them costs more than it saves."""
+    groups: list[list[Linear]] = []
+    for layer in layers:
+        last = groups[-1] if groups else []
+        alike = last and _storage(last[0]) == _storage(layer)
+        if alike and sum(member.weight.nbytes for member in [*last, layer]) <= _JOIN_BYTES:
+            last.append(layer)
+        else:
+            groups.append([layer])
+    return groups
+
+
+def _storage(layer: Linear) -> tuple[Quantization | None, bool, mx.Dtype]:
+    return layer.quantization, layer.bias is None, layer.weight.dtype
 
 
 def _joined(layers: Sequence[Linear]) -> Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ from ..errors import CheckpointError, DiskSpaceError
 from ..experts.reader import RecordReader, finish
 from ..record import Quantization, RecordLayout
 from .requantize import changed_projections, requantize, target_formats
-from .resident import ResidentFiles
+from .resident import ResidentFiles, save_arrays
 from .staging import Staging
 
 _log = logging.getLogger(__name__)
@@ -60,25 +61,23 @@ def convert(
     checkpoint = Checkpoint.open(source)
     table = RecordTable.of(checkpoint)
     wanted = None if bits is None else Quantization(bits, group_size)
+    floats = Quantization(4, group_size)
     target = {
-        i: RecordLayout.build(layout.hidden_size, layout.intermediate_size, target_formats(layout, wanted))
+        i: RecordLayout.build(layout.hidden_size, layout.intermediate_size, target_formats(layout, wanted, floats))
         for i, layout in table.layouts.items()
     }
     resident = ResidentFiles(checkpoint, Quantization(max(bits or 4, 4), group_size))
-    job = _Conversion(
-        checkpoint, table, target, resident, _staging(checkpoint, destination, wanted, group_size), progress
-    )
-    job.run()
+    plan = _sources(checkpoint, table) | {"bits": bits, "group_size": group_size}
+    _Conversion(checkpoint, table, target, resident, Staging(destination, plan), progress).run()
     return _warnings(table, target)
 
 
-def _staging(checkpoint: Checkpoint, destination: Path, wanted: Quantization | None, group_size: int) -> Staging:
-    files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(checkpoint.metadata)}
-    plan = {
-        "source": str(checkpoint.folder.resolve()), "files": files,
-        "bits": wanted.bits if wanted else None, "group_size": group_size,
-    }  # fmt: skip
-    return Staging(destination, plan)
+def _sources(checkpoint: Checkpoint, table: RecordTable) -> dict[str, Any]:
+    """What identifies the source; when any of it changes, a half-done conversion is of no use."""
+    files = {checkpoint.folder / "config.json", *checkpoint.folder.glob(MANIFEST), *checkpoint.metadata}
+    files |= {extent.file for layer in table.layouts for extent in table.extents(layer, 0)}
+    states = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
+    return {"source": str(checkpoint.folder.resolve()), "files": states}
 
 
 def _warnings(table: RecordTable, target: dict[int, RecordLayout]) -> list[str]:
@@ -121,7 +120,7 @@ class _Conversion:
             self._write_descriptions(Manifest(layers, checksums), weight_map)
             self.staging.finish()
         except OSError as error:
-            if error.errno == 28:  # ENOSPC: somebody else filled the disk meanwhile
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # somebody else filled the disk meanwhile
                 raise DiskSpaceError(
                     f"the disk of {self.staging.folder} is full; make room and start again: it continues where it stopped"
                 ) from error
@@ -141,7 +140,7 @@ class _Conversion:
             nbytes = sum(array.nbytes for array in arrays.values())
             if (receipt := self.staging.receipt(name)) is None:
                 temporary = self.staging.temporary(name)
-                mx.save_safetensors(str(temporary), arrays, metadata={"format": "mlx"})
+                save_arrays(temporary, arrays)
                 receipt = {"checksum": file_checksum(temporary)}
                 self.staging.commit(name, receipt)
             checksums[name] = receipt["checksum"]

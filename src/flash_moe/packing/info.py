@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
+from ..errors import ArgumentError
 from ..record import PROJECTIONS, RecordLayout
 
 
@@ -48,10 +49,15 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
 
     Raises:
         ConfigError, CheckpointError: the folder holds no checkpoint that can be run.
+        ArgumentError: K is 0 or more than the experts.
     """
     checkpoint = Checkpoint.open(folder)
     table, config = RecordTable.of(checkpoint), checkpoint.config
-    k = experts_per_token or config.num_experts_per_tok
+    k = config.num_experts_per_tok if experts_per_token is None else experts_per_token
+    if not 1 <= k <= config.num_experts:
+        raise ArgumentError(
+            f"experts_per_token is {k}, expected 1 to {config.num_experts}, or None for the model's own"
+        )
     formats: dict[str, int] = {}
     for layout in table.layouts.values():
         text = _format(layout)

@@ -11,15 +11,18 @@ from ..ops.experts import dequantized
 from ..record import PROJECTIONS, Part, ProjectionFormat, Quantization, RecordLayout
 
 
-def target_formats(source: RecordLayout, wanted: Quantization | None) -> dict[str, ProjectionFormat]:
+def target_formats(
+    source: RecordLayout, wanted: Quantization | None, floats: Quantization
+) -> dict[str, ProjectionFormat]:
     """How each projection is to be stored: as ``wanted``, or as it is where that is None.
 
-    Plain floats cannot stay, since a packed model's experts are quantised: they become 4 bits in groups of 64.
+    Args:
+        floats: for plain floats, which cannot stay: a packed model's experts are quantised.
     """
     formats = {}
     for name in PROJECTIONS:
         fmt = source.formats[name]
-        formats[name] = ProjectionFormat(fmt.dtype, wanted or fmt.quantization or Quantization(4, 64))
+        formats[name] = ProjectionFormat(fmt.dtype, wanted or fmt.quantization or floats)
     return formats
 
 

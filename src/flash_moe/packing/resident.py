@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,8 +11,11 @@ import mlx.core as mx
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.names import mlx_name, module_path
 from ..checkpoint.resident import read_arrays
+from ..checkpoint.safetensors import build_header
 from ..record import Quantization
+from .requantize import as_bytes
 
+_DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 _GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
 _GATE_QUANTIZATION = Quantization(8, 64)
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
@@ -34,7 +38,7 @@ class ResidentFiles:
         }
 
     def groups(self) -> Iterator[tuple[str, dict[str, mx.array]]]:
-        """Yields a file name and its arrays, one decoder layer at a time."""
+        """Yields a file name and its arrays, one decoder layer at a time; can be called once."""
         layers = range(self._checkpoint.config.num_hidden_layers)
         prefixes = [f"layers.{i}." for i in layers]
         yield "model-resident.safetensors", self._converted(lambda name: not name.startswith("layers."))
@@ -68,10 +72,8 @@ class ResidentFiles:
     def _converted(self, mine: Any) -> dict[str, mx.array]:
         out: dict[str, mx.array] = {}
         model_type = self._checkpoint.config.model_type
-        for name, array in self._arrays.items():
-            if not mine(name):
-                continue
-            array = self._mlx_convention(name, array)
+        for name in [name for name in self._arrays if mine(name)]:
+            array = self._mlx_convention(name, self._arrays.pop(name))  # let go: once evaluated it takes memory
             q = self._quantization.get(module_path(name)) if name.endswith(".weight") else None
             if q is None:
                 out[mlx_name(name, model_type)] = array
@@ -95,3 +97,12 @@ class ResidentFiles:
             return None
         q = _GATE_QUANTIZATION if module.endswith(_GATES) else default
         return None if array.shape[1] % q.group_size else q
+
+
+def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
+    """Writes arrays as MLX does. ``mx.save_safetensors`` does not say why a write failed; this raises OSError."""
+    tensors = {name: (_DTYPES[array.dtype], array.shape) for name, array in arrays.items()}
+    with path.open("wb") as stream:
+        stream.write(build_header(tensors, metadata={"format": "mlx"}))
+        for array in arrays.values():
+            stream.write(as_bytes(array).data)

@@ -15,7 +15,7 @@ _PLAN = "conversion.json"
 
 
 class Staging:
-    """The folder ``DST.partial`` beside the destination.
+    """The folder ``DST.partial`` beside the destination: what is to become it, in ``content``, and notes on the work.
 
     A step's file is written under a temporary name, flushed to disk and renamed; a small JSON receipt is written after
     it. A step with a receipt is done and is not repeated when the same conversion is started again.
@@ -24,26 +24,23 @@ class Staging:
         destination: the folder to make; must not exist.
         plan: describes the conversion; a partial folder of another plan is refused.
 
+    Attributes:
+        folder: where the files of the destination are made.
+
     Raises:
         CheckpointError: the destination exists, or the partial folder belongs to another conversion.
     """
 
     def __init__(self, destination: Path, plan: Mapping[str, Any]) -> None:
         self.destination = destination
-        self.folder = destination.with_name(destination.name + ".partial")
+        self._work = destination.with_name(destination.name + ".partial")
+        self.folder = self._work / "content"
         self._plan = json.loads(json.dumps(plan))
         if destination.exists():
             raise CheckpointError(f"{destination} exists already; choose another destination, or delete it")
-        self._check_plan()
-
-    def _check_plan(self) -> None:
-        path = self.folder / _PLAN
-        if not self.folder.exists():
-            return
-        found = json.loads(path.read_text()) if path.exists() else None
-        if found != self._plan and any(self.folder.iterdir()):
+        if self._is_foreign():
             raise CheckpointError(
-                f"{self.folder} was left by another conversion (other source or options); "
+                f"{self._work} was left by another conversion (other source or options); "
                 "start that one again to finish it, or delete the folder"
             )
 
@@ -56,7 +53,7 @@ class Staging:
         parent = self.destination.parent.resolve()
         while not parent.exists():
             parent = parent.parent
-        done = sum(file.stat().st_size for file in self.folder.glob("*")) if self.folder.exists() else 0
+        done = sum(file.stat().st_size for file in self.folder.glob("*") if ".tmp" not in file.suffixes)
         needed, free = nbytes - done, shutil.disk_usage(parent).free
         if needed > free:
             raise DiskSpaceError(
@@ -66,15 +63,17 @@ class Staging:
 
     def begin(self) -> None:
         """Makes the folder; what an interrupted step left is removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.write_text(_PLAN, json.dumps(self._plan))
+        if not self.folder.exists() and self._work.exists():
+            shutil.rmtree(self._work)  # notes on content that became a destination
+        self._work.mkdir(parents=True, exist_ok=True)
+        _write_text(self._work / _PLAN, json.dumps(self._plan))
+        self.folder.mkdir(exist_ok=True)
         for leftover in self.folder.glob("*.tmp*"):
             leftover.unlink()
 
     def receipt(self, name: str) -> Any:
         """What the finished step that made file ``name`` left, or None if it is still to be done."""
-        path = self.folder / f"{name}.done"
-        return json.loads(path.read_text()) if path.exists() and (self.folder / name).exists() else None
+        return self._note(f"{name}.done") if (self.folder / name).exists() else None
 
     def temporary(self, name: str) -> Path:
         """Where to write file ``name`` before :meth:`commit`."""
@@ -86,19 +85,32 @@ class Staging:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(self.folder / name)
-        self.write_text(f"{name}.done", json.dumps(receipt))
+        _write_text(self._work / f"{name}.done", json.dumps(receipt))
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a small file in one piece."""
-        temporary = self.folder / f"{name}.tmp"
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.folder / name)
+        _write_text(self.folder / name, text)
 
     def finish(self) -> None:
-        """Removes the receipts and gives the folder its name."""
-        for receipt in [*self.folder.glob("*.done"), self.folder / _PLAN]:
-            receipt.unlink()
+        """Gives the content its name, in one step, and removes the notes."""
         self.folder.rename(self.destination)
+        shutil.rmtree(self._work)
+
+    def _is_foreign(self) -> bool:
+        """Whether the partial folder holds the work of another conversion, or none of ours."""
+        held = [file for file in self._work.glob("*") if ".tmp" not in file.suffixes]
+        plan = self._note(_PLAN)
+        return bool(held) and plan != self._plan and (plan is None or self.folder.exists())
+
+    def _note(self, name: str) -> Any:
+        path = self._work / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.files import Checkpoint
+from ..checkpoint.files import INDEX, Checkpoint
 from ..checkpoint.packed import Manifest, checksum
 from ..checkpoint.records import RecordTable
 from ..errors import CheckpointError, ExpertReadError
@@ -53,6 +53,8 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
         done += size
         if progress is not None:
             progress(done, total)
+    if manifest and (lost := sorted({*manifest.resident} - {file.name for file in sizes})):
+        raise CheckpointError(f"{INDEX} does not name {lost[0]}, which the manifest does; copy or convert it again")
     reader = RecordReader(table)
     try:
         for layer, layout in table.layouts.items():

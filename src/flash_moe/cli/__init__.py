@@ -1,0 +1,65 @@
+"""`flash-moe ...`: the command line, and the only place of the library that prints.
+
+Modules that need MLX are imported inside the commands, so that help and usage errors appear at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import convert, generate, info, verify
+from .console import Commands, log_to_stderr
+
+_EXAMPLES = """\b
+To begin:
+  flash-moe info MODEL              what a checkpoint is, what a token reads
+  flash-moe convert SRC DST         pack it, so that experts are read fastest
+  flash-moe generate DST "Hello"    get an answer
+
+`flash-moe COMMAND --help` explains a command, with examples."""
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: half as long, and nothing to import
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"flash-moe {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EXAMPLES)
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show on stderr what the library logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run Mixture-of-Experts models far larger than memory.
+
+    The weights that every token needs stay in memory; the experts stay on the SSD and are read when a token asks for
+    them.
+    """
+    log_to_stderr(verbose)
+
+
+for _module in (generate, info, convert, verify):
+    app.command(_module.__name__.rpartition(".")[2], epilog=_module.EXAMPLES)(_module.command)
+
+
+def main() -> None:
+    """The entry point of `flash-moe`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # generated text may hold what a terminal's encoding lacks
+    app(prog_name="flash-moe")

@@ -1,0 +1,113 @@
+"""From what was typed to values: sizes, experts per token, prompts, checkpoints."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import HubError
+
+OWN = "own"
+MODEL_HELP = "A folder, or a repository on the Hugging Face hub (org/name)."
+LOCAL_HELP = "A folder, or a hub repository (org/name) that was downloaded before."
+ExpertsPerToken = Annotated[
+    str,
+    typer.Option(
+        "--experts-per-token",
+        "-k",
+        metavar="N|own",
+        help="Experts used per token and layer (K). Fewer read less and answer faster, but less well; "
+        "'own' is the number the model was trained with. The default is never more than that.",
+    ),
+]
+
+
+class ExpertIOChoice(str, Enum):
+    """Values of --expert-io."""
+
+    auto = "auto"
+    mapped = "mapped"
+    slots = "slots"
+    resident = "resident"
+
+
+class DtypeChoice(str, Enum):
+    """Values of --dtype."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def experts_per_token(text: str) -> int | None:
+    """K, or None for the model's own."""
+    if text == OWN:
+        return None
+    if not re.fullmatch(r"\d+", text) or int(text) == 0:
+        raise typer.BadParameter(
+            f"{text!r} is neither a number of 1 or more nor 'own' (the model's own number).",
+            param_hint="'--experts-per-token' / '-k'",
+        )
+    return int(text)
+
+
+def size(text: str, option: str) -> int:
+    """Bytes in "2GB", "1.5 GiB", "512MB" or "1000"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None or (match[3] and not match[2]):
+        raise typer.BadParameter(f"{text!r} is no size; write it as 2GB, 512MB or 1.5GiB.", param_hint=f"'{option}'")
+    return round(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+
+
+def one_of(value: int, allowed: Iterable[int], option: str) -> int:
+    """The value, if it is allowed."""
+    if value not in (allowed := tuple(allowed)):
+        raise typer.BadParameter(
+            f"{value} is not one of {', '.join(str(a) for a in allowed)}.", param_hint=f"'{option}'"
+        )
+    return value
+
+
+def read_prompt(argument: str | None) -> str:
+    """The prompt: the argument, or all of stdin (less one final line break) for ``-`` or a pipe."""
+    if argument is None and sys.stdin.isatty():
+        raise _bad_prompt("there is none; write it after the model, or pipe it in.")
+    try:
+        if argument is None or argument == "-":
+            text = sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n")
+        else:
+            text = argument
+            text.encode("utf-8")
+    except UnicodeError as error:
+        raise _bad_prompt(f"it is not UTF-8 text ({error.reason}).") from error  # type: ignore[attr-defined]
+    if not text:
+        raise _bad_prompt("it is empty.")
+    return text
+
+
+def _bad_prompt(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="'PROMPT'")
+
+
+def local_checkpoint(model: str) -> Path:
+    """The folder of a checkpoint that is on this machine; nothing is downloaded.
+
+    Raises:
+        CheckpointError: the folder does not exist.
+        HubError: the repository is not in the hub's cache.
+    """
+    from ..checkpoint.hub import resolve
+
+    try:
+        return resolve(model, local_files_only=True)
+    except HubError as error:
+        raise HubError(
+            f"{model!r} is no folder here, and not in the hub's cache; check the spelling, or download it first: "
+            f"hf download {model}"
+        ) from error

@@ -1,0 +1,186 @@
+"""`flash-moe generate`: streams a reply to stdout and a summary to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from .arguments import MODEL_HELP, DtypeChoice, ExpertIOChoice, ExpertsPerToken, experts_per_token, read_prompt, size
+from .console import DIM, INTERRUPTED, say
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from ..generation.result import Chunk
+    from ..model import Model
+
+EXAMPLES = """\b
+Examples:
+  flash-moe generate MODEL "Why is the sky blue?"
+  flash-moe generate MODEL < question.txt
+  flash-moe generate MODEL -k own --temperature 0.7 --top-p 0.95 "A haiku"
+  flash-moe generate MODEL --raw --stop ";" "SELECT name FROM"
+  flash-moe generate MODEL --json "Hi" | jq .stats"""
+_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def command(
+    model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    prompt: Annotated[
+        str | None, Argument(metavar="PROMPT", help="What to answer; '-' or nothing reads stdin.", show_default=False)
+    ] = None,
+    k: ExpertsPerToken = "4",
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens to generate.")] = 512,
+    system: Annotated[str | None, Option(metavar="TEXT", help="A system message.")] = None,
+    thinking: Annotated[
+        bool | None,
+        Option("--thinking/--no-thinking", help="Think before the answer, or not.  [default: as the model has it]"),
+    ] = None,
+    raw: Annotated[bool, Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
+    stop: Annotated[list[str] | None, Option(metavar="TEXT", help="End before this text; may be repeated.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object at the end: text, tokens, stats.")] = False,
+    temperature: Annotated[
+        float | None,
+        Option(metavar="T", help="0 takes the likeliest token (greedy), 1 draws as the model was trained."),
+    ] = None,
+    top_p: Annotated[
+        float | None, Option(metavar="P", help="Draw from the likeliest tokens that sum to P (above 0, at most 1).")
+    ] = None,
+    top_k: Annotated[int | None, Option(metavar="N", help="Draw from the N likeliest tokens; 0: from all.")] = None,
+    min_p: Annotated[
+        float | None, Option(metavar="P", help="Draw from tokens at least P times as likely as the likeliest (0 to 1).")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, Option(metavar="X", help="Above 1 makes repetition less likely; 1 is off.")
+    ] = None,
+    seed: Annotated[int | None, Option(metavar="N", help="Makes the draws repeatable.")] = None,
+    expert_io: Annotated[
+        ExpertIOChoice,
+        Option(
+            metavar="MODE",
+            help="How experts are read: 'mapped' (used in place), 'slots' (read into a bank), 'resident' (all kept in "
+            "memory) or 'auto'.",
+        ),
+    ] = ExpertIOChoice.auto,
+    expert_cache: Annotated[
+        str,
+        Option(
+            metavar="SIZE",
+            help="Memory for experts used lately, such as 2GB; 0 leaves it to the system, which is usually best.",
+        ),
+    ] = "0",
+    dtype: Annotated[
+        DtypeChoice | None,
+        Option(
+            metavar="TYPE",
+            help="Of activations: float32, bfloat16 or float16.  [default: the checkpoint's; float32 on a CPU]",
+        ),
+    ] = None,
+    revision: Annotated[str | None, Option(metavar="NAME", help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Answer a prompt; the text is streamed as it is made.
+
+    The last line, on stderr, says how fast it was, how many experts were used and how much was read for each token.
+    Sampling options that are not given are the checkpoint's own, or greedy where it has none.
+    """
+    if raw and (system is not None or thinking is not None):
+        raise typer.BadParameter(
+            "it leaves out the chat template, which --system and --thinking need.", param_hint="'--raw'"
+        )
+    load_options = {
+        "experts_per_token": experts_per_token(k),
+        "expert_io": expert_io.value,
+        "expert_cache": size(expert_cache, "--expert-cache"),
+        "dtype": None if dtype is None else dtype.value,
+    }
+    text = read_prompt(prompt)
+    sampling: dict[str, Any] = {
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed,
+    }  # fmt: skip
+    options = {"max_tokens": max_tokens, "stop": stop or (), "enable_thinking": thinking, "raw": raw, **sampling}
+
+    from ..generation.sampling import Sampling
+
+    Sampling(**{name: value for name, value in sampling.items() if value is not None})  # before a long load
+    messages: Any = text
+    if system is not None:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    with _load(model, revision, load_options) as loaded:
+        _reply(loaded, messages, options, as_json)
+
+
+def _load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
+    from ..checkpoint.hub import resolve
+    from ..model import Model
+
+    folder = resolve(model, revision=revision)  # shows a download in its own way
+    with Bar("loading") as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "layers":
+                bar.count(done, total, stage)
+            else:
+                bar.bytes(done, total)
+
+        return Model.load(folder, progress=progress, **options)
+
+
+def _reply(model: Model, messages: Any, options: dict[str, Any], as_json: bool) -> None:
+    chunks: list[Chunk] = []
+    interrupted = False
+    try:
+        with Bar("reading the prompt") as bar:
+            report = lambda done, total: bar.count(done, total, "tokens")  # noqa: E731
+            for chunk in model.stream(messages, progress=report, **options):
+                chunks.append(chunk)
+                if as_json:
+                    bar.what = "generating"
+                    bar.count(len(chunks), options["max_tokens"], "tokens at most")
+                else:
+                    bar.close()
+                    _write(chunk.text)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        if not as_json and chunks and not _ends_line(chunks):
+            _write("\n")
+    _finish(model, chunks, interrupted, options["max_tokens"], as_json)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _write(text: str) -> None:
+    # A model's escape sequences must not drive the terminal.
+    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _ends_line(chunks: list[Chunk]) -> bool:
+    return next((chunk.text for chunk in reversed(chunks) if chunk.text), "").endswith("\n")
+
+
+def _finish(model: Model, chunks: list[Chunk], interrupted: bool, max_tokens: int, as_json: bool) -> None:
+    from ..generation.result import summary
+
+    if not chunks:
+        say("interrupted before the first token", style=DIM)
+        return
+    last = chunks[-1]
+    reason = "interrupted" if interrupted else last.finish_reason
+    if as_json:
+        reply = {
+            "text": "".join(chunk.text for chunk in chunks),
+            "finish_reason": reason,
+            "tokens": [chunk.token for chunk in chunks],
+            "stats": last.stats.to_dict(),
+            "model": str(model.path),
+        }
+        print(json.dumps(reply))
+        return
+    limit = "cut by --max-tokens" if len(chunks) == max_tokens else "the context is full"
+    note = {"interrupted": "interrupted", "length": limit}.get(reason or "")
+    say(" · ".join(filter(None, (summary(last.stats), note))), style=DIM)

@@ -1,0 +1,37 @@
+"""`flash-moe verify`: reads a whole checkpoint and looks for damage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .arguments import LOCAL_HELP, local_checkpoint
+from .progress import Bar
+
+EXAMPLES = """\b
+Example:
+  flash-moe verify ./qwen-packed && echo good"""
+
+
+def command(path: Annotated[str, typer.Argument(metavar="PATH", help=LOCAL_HELP, show_default=False)]) -> None:
+    """Look for damage: compare every byte with its checksum.
+
+    Ends with exit code 1 and the name of the first damaged file, or of the layer and expert. Only what `flash-moe
+    convert` wrote has checksums; of other checkpoints it says whether all experts can be read.
+    """
+    from ..generation.result import format_bytes
+    from ..packing.verify import verify
+
+    with Bar("verifying", lines=True) as bar:
+        found = verify(local_checkpoint(path), bar.bytes)
+    if found.checksums:
+        print(
+            f"OK: {found.records:,} expert records and {found.files:,} other weight files match their checksums "
+            f"({format_bytes(found.nbytes)})"
+        )
+    else:
+        print(
+            f"readable: all {found.records:,} experts ({format_bytes(found.nbytes)}). This checkpoint has no checksums, "
+            "so changed bytes would go unnoticed; one written by `flash-moe convert` has them."
+        )

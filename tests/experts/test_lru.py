@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from flash_moe.experts.lru import SlotTable
+
+keys = st.integers(0, 7)
+
+
+class AgainstAList(RuleBasedStateMachine):
+    """A list of (key, slot), least recently used first, does the same by plain means."""
+
+    @initialize(slots=st.integers(1, 5))
+    def make(self, slots: int) -> None:
+        self.slots = slots
+        self.table: SlotTable[int] = SlotTable(slots)
+        self.held: list[tuple[int, int]] = []
+
+    @rule(key=keys)
+    def touch(self, key: int) -> None:
+        found = [pair for pair in self.held if pair[0] == key]
+        assert self.table.touch(key) == (found[0][1] if found else None)
+        self.held = [pair for pair in self.held if pair[0] != key] + found
+
+    @rule(key=keys, keep=st.sets(keys, max_size=5))
+    def assign(self, key: int, keep: set[int]) -> None:
+        victims = [pair for pair in self.held if pair[0] not in keep]
+        if key in dict(self.held):
+            with pytest.raises(ValueError, match="has a slot already"):
+                self.table.assign(key, keep)
+        elif len(self.held) < self.slots:
+            slot = self.table.assign(key, keep)
+            assert slot in set(range(self.slots)) - set(dict(self.held).values())
+            self.held.append((key, slot))
+        elif victims:
+            assert self.table.assign(key, keep) == victims[0][1]
+            self.held.remove(victims[0])
+            self.held.append((key, victims[0][1]))
+        else:
+            with pytest.raises(ValueError, match=r"all .* slots are in use"):
+                self.table.assign(key, keep)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        pair = data.draw(st.sampled_from(self.held))
+        self.table.release(pair[0])
+        self.held.remove(pair)
+
+    @invariant()
+    def same_content(self) -> None:
+        if hasattr(self, "table"):
+            assert len(self.table) == len(self.held)
+            assert {key: self.table[key] for key in range(8) if key in self.table} == dict(self.held)
+
+
+TestAgainstAList = AgainstAList.TestCase
+TestAgainstAList.settings = settings(max_examples=100, deadline=None, stateful_step_count=30)
+
+
+def test_release_of_a_key_without_a_slot() -> None:
+    with pytest.raises(KeyError):
+        SlotTable[int](2).release(1)

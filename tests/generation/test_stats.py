@@ -1,0 +1,70 @@
+"""Statistics: arithmetic of the derived figures, and the line people read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from flash_moe.generation.result import Generation, format_bytes, summary
+from flash_moe.generation.stats import Stats
+
+STATS = Stats(
+    prompt_tokens=100,
+    generated_tokens=21,
+    prompt_seconds=2.0,
+    decode_seconds=4.0,
+    time_to_first_token=2.1,
+    experts_per_token=4,
+    model_experts_per_token=10,
+    expert_bytes_requested=1000,
+    expert_bytes_missing=250,
+    decode_bytes_requested=800,
+    fetch_seconds=0.5,
+    peak_memory_bytes=123,
+)
+
+
+def test_derived_figures() -> None:
+    assert STATS.prompt_tokens_per_second == 50
+    assert STATS.generated_tokens_per_second == 5  # the first of the 21 tokens came with the prompt
+    assert STATS.hit_rate == 0.75
+    assert STATS.expert_bytes_per_token == 40
+    assert STATS.to_dict()["hit_rate"] == 0.75
+
+
+def test_nothing_measured_is_no_division_by_zero() -> None:
+    empty = dataclasses.replace(
+        STATS, generated_tokens=1, prompt_seconds=0, decode_seconds=0, expert_bytes_requested=0, expert_bytes_missing=0
+    )
+    assert (empty.generated_tokens_per_second, empty.prompt_tokens_per_second, empty.hit_rate) == (0, 0, 1)
+    assert empty.expert_bytes_per_token == 0
+
+
+def test_summary_names_a_reduced_k() -> None:
+    assert "K=4 of the model's 10" in summary(STATS)
+    assert "K=10 ·" in summary(dataclasses.replace(STATS, experts_per_token=10))
+    assert "75% in memory" in summary(STATS)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (7077888, "7.1 MB"),
+        (217e9, "217 GB"),
+        (3.2e12, "3.2 TB"),
+        (999999, "1.0 MB"),
+    ],
+)
+def test_format_bytes(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_generation_shows_itself() -> None:
+    result = Generation("a <b> & c", (1, 2), "stop", STATS)
+    assert str(result) == "a <b> & c"
+    assert "a &lt;b&gt; &amp; c" in result._repr_html_()
+    assert "tok/s" in result._repr_html_()

@@ -1,0 +1,132 @@
+"""Who may import whom, and other rules about the source that a test can check."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flash_moe
+
+SRC = Path(__file__).parents[1] / "src"
+PACKAGE = SRC / "flash_moe"
+FILES = sorted(PACKAGE.rglob("*.py"))
+EVERYTHING = {
+    "checkpoint",
+    "config",
+    "experts",
+    "generation",
+    "model",
+    "nn",
+    "ops",
+    "packing",
+    "record",
+    "text",
+    "version",
+}
+
+MAY_IMPORT = {
+    "cli": EVERYTHING,
+    "__main__": {"cli"},
+    "__init__": {"model", "generation"},
+    "model": {"generation", "text", "nn", "experts", "checkpoint", "config", "record"},
+    "packing": {"experts", "ops", "checkpoint", "config", "record"},
+    "generation": {"nn", "experts.store"},
+    "nn": {"ops", "experts.store", "config", "record"},
+    "experts": {"checkpoint", "record"},
+    "ops": {"record"},
+    "checkpoint": {"config", "record"},
+    "text": set(),
+    "config": set(),
+    "record": set(),
+    "errors": set(),
+}
+
+PUBLIC = [
+    "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "DiskSpaceError", "ExpertReadError", "FlashMoEError",
+    "Generation", "HubError", "Model", "NumericalError", "PromptError", "TokenizerError", "__version__",
+]  # fmt: skip
+
+HEAVY = ["transformers", "jinja2", "huggingface_hub", "tokenizers", "typer", "rich", "mlx_lm", "torch"]
+
+
+def component(file: Path) -> str:
+    """The package of flash_moe, or the module beside them, that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> list[tuple[int, str]]:
+    """Line and dotted name, from flash_moe on, of everything of ours that a file imports, anywhere in it."""
+    package = file.relative_to(SRC).parent.parts
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from .package import module` names a module, `from .module import name` does not
+            found += (
+                [(node.lineno, module)] if node.module else [(node.lineno, f"{module}.{a.name}") for a in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+    return [(line, name) for line, name in found if name.split(".")[0] == "flash_moe"]
+
+
+def test_every_component_has_a_rule() -> None:
+    assert {component(file) for file in FILES} <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_follow_the_design(file: Path) -> None:
+    own = component(file)
+    for line, name in imports(file):
+        target = name.removeprefix("flash_moe").removeprefix(".")
+        top = target.split(".")[0]
+        allowed = {own, "errors"} | MAY_IMPORT[own]
+        if own == "cli" and target in ("", "__version__"):
+            continue
+        assert top in allowed or target in allowed, f"{file.name}:{line}: {own} may not import {target or 'flash_moe'}"
+
+
+def test_the_rules_have_no_cycle() -> None:
+    rest = {name: {target.split(".")[0] for target in MAY_IMPORT[name]} for name in MAY_IMPORT}
+    while rest:
+        leaves = {name for name, targets in rest.items() if not targets & set(rest)}
+        assert leaves, f"a cycle among {sorted(rest)}"
+        rest = {name: targets for name, targets in rest.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_are_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_only_the_command_line_prints(file: Path) -> None:
+    calls = [
+        node.lineno
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert component(file) == "cli" or not calls, f"print in lines {calls}"
+
+
+def test_public_names() -> None:
+    assert flash_moe.__all__ == PUBLIC
+    assert all(hasattr(flash_moe, name) for name in PUBLIC)
+
+
+def test_every_public_error_is_ours() -> None:
+    errors = [getattr(flash_moe, name) for name in PUBLIC if name.endswith("Error")]
+    assert all(issubclass(error, flash_moe.FlashMoEError) for error in errors)
+
+
+def test_importing_the_library_loads_nothing_heavy() -> None:
+    code = f"import sys, flash_moe; print(*(name for name in {HEAVY} if name in sys.modules))"
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.stderr, done.stdout.strip()) == ("", "")

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_checkpoint import next_config, text_config
+
+from flash_moe.config import SUPPORTED, ModelConfig
+from flash_moe.errors import ConfigError
+
+REQUIRED = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "num_experts",
+    "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size",
+)  # fmt: skip
+LINEAR, FULL = "linear_attention", "full_attention"
+
+
+def parse(**changes: Any) -> ModelConfig:
+    return ModelConfig.from_dict(text_config(**changes))
+
+
+def test_nested_and_bare_configs_agree() -> None:
+    bare = text_config(model_type="qwen3_5_moe")
+    nested = {"model_type": "qwen3_5_moe", "text_config": text_config(), "vision_config": {"depth": 2}}
+    assert ModelConfig.from_dict(nested) == ModelConfig.from_dict(bare)
+
+
+def test_values_are_those_of_the_file() -> None:
+    raw = text_config()
+    config = ModelConfig.from_dict(raw)
+    for key in REQUIRED:
+        assert getattr(config, key) == raw[key]
+    assert config.rms_norm_eps == 1e-6
+    assert config.max_position_embeddings == 4096
+    assert (config.key_dim, config.value_dim) == (2 * 32, 4 * 32)
+    assert config.moe_layers == (0, 1, 2, 3)
+
+
+def test_tied_embeddings_may_be_stated_outside_the_text_config() -> None:
+    text = text_config()
+    del text["tie_word_embeddings"]
+    raw = {"model_type": "qwen3_5_moe", "text_config": text, "tie_word_embeddings": True}
+    assert ModelConfig.from_dict(raw).tie_word_embeddings
+    text["tie_word_embeddings"] = False
+    assert not ModelConfig.from_dict(raw).tie_word_embeddings
+
+
+def test_qwen3_next_reads_its_own_switches() -> None:
+    config = ModelConfig.from_dict(
+        next_config(mlp_only_layers=[1], num_hidden_layers=6, decoder_sparse_step=2, norm_topk_prob=False)
+    )
+    assert config.model_type == "qwen3_next"
+    assert config.moe_layers == (3, 5)
+    assert config.norm_topk_prob is False
+    assert (config.rope_theta, config.rotary_dims) == (1e7, 8)
+
+
+def test_qwen3_5_always_normalises_its_routing_weights() -> None:
+    assert parse(norm_topk_prob=False).norm_topk_prob is True
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+@pytest.mark.parametrize("null", [False, True], ids=["absent", "null"])
+def test_missing_key_is_named(key: str, null: bool) -> None:
+    raw = text_config()
+    if null:
+        raw[key] = None
+    else:
+        del raw[key]
+    with pytest.raises(ConfigError, match=f"lacks '{key}'"):
+        ModelConfig.from_dict(raw)
+
+
+@pytest.mark.parametrize("key", [*REQUIRED, "head_dim", "linear_conv_kernel_dim", "max_position_embeddings"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, [8]], ids=repr)
+def test_what_is_no_positive_integer_is_named(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is .*expected an integer of at least"):
+        parse(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", "1e-6"),
+        ("rms_norm_eps", 0),
+        ("rms_norm_eps", float("nan")),
+        ("attention_bias", 1),
+        ("tie_word_embeddings", "no"),
+        ("hidden_act", "gelu"),
+        ("mlp_only_layers", 3),
+        ("decoder_sparse_step", 0),
+        ("full_attention_interval", "4"),
+        ("layer_types", "full_attention"),
+        ("rope_parameters", [1]),
+    ],
+)
+def test_value_of_the_wrong_kind_is_named(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key):
+        parse(**{key: value})
+
+
+@pytest.mark.parametrize("found", [None, "llama", "qwen3_moe", 7, ["qwen3_next"]], ids=repr)
+def test_unknown_model_type_lists_the_known_ones(found: Any) -> None:
+    with pytest.raises(ConfigError, match="model_type is") as caught:
+        parse(model_type=found)
+    assert all(name in str(caught.value) for name in SUPPORTED)
+
+
+def test_text_config_must_be_an_object() -> None:
+    with pytest.raises(ConfigError, match="text_config is list"):
+        ModelConfig.from_dict({"model_type": "qwen3_5_moe", "text_config": []})
+
+
+def test_top_k_cannot_exceed_the_experts() -> None:
+    assert parse(num_experts=4, num_experts_per_tok=4).num_experts_per_tok == 4
+    with pytest.raises(ConfigError, match="num_experts_per_tok is 5, more than the 4 experts"):
+        parse(num_experts=4, num_experts_per_tok=5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads"),
+    [("num_attention_heads", "num_key_value_heads"), ("linear_num_value_heads", "linear_num_key_heads")],
+)
+def test_heads_are_a_multiple_of_their_key_heads(heads: str, key_heads: str) -> None:
+    with pytest.raises(ConfigError, match=f"{heads} is 4, expected a multiple of its 3"):
+        parse(**{heads: 4, key_heads: 3})
+
+
+def test_head_dim_defaults_to_an_equal_share() -> None:
+    raw = text_config(hidden_size=96, num_attention_heads=4)
+    del raw["head_dim"]
+    assert ModelConfig.from_dict(raw).head_dim == 24
+
+
+@pytest.mark.parametrize(
+    ("rope", "theta", "dims"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5}}, 5e6, 16),
+        ({"rope_parameters": {"type": "mrope", "mrope_section": [4, 2, 2], "rope_theta": 5e6}}, 5e6, 8),
+        ({"rope_scaling": {"type": "default"}, "rope_theta": 3e6, "partial_rotary_factor": 1.0}, 3e6, 32),
+        ({"rope_scaling": None, "rope_theta": 3e6}, 3e6, 8),
+        ({}, 10000.0, 8),
+    ],
+    ids=["parameters", "interleaved m-RoPE", "scaling", "no scaling", "defaults"],
+)
+def test_rope_variants(rope: dict[str, Any], theta: float, dims: int) -> None:
+    raw = text_config()
+    del raw["rope_parameters"]
+    config = ModelConfig.from_dict(raw | rope)
+    assert (config.rope_theta, config.rotary_dims) == (theta, dims)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope"])
+def test_scaled_rope_is_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"rope_type is '{kind}'; only 'default'"):
+        parse(rope_parameters={"rope_type": kind, "factor": 4.0})
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.01, 1.5, float("inf"), 10**400], ids=["odd", "none", "all", "inf", "huge"])
+def test_impossible_rotary_factor_is_refused(factor: float) -> None:
+    with pytest.raises(ConfigError, match=r"rotary dimensions|partial_rotary_factor"):
+        parse(rope_parameters={"partial_rotary_factor": factor})
+
+
+def test_layer_types_are_derived_from_the_interval() -> None:
+    kinds = parse(num_hidden_layers=7, full_attention_interval=3).layer_types
+    assert kinds == (LINEAR, LINEAR, FULL, LINEAR, LINEAR, FULL, LINEAR)
+
+
+def test_given_layer_types_win_over_the_interval() -> None:
+    kinds = [FULL, LINEAR, LINEAR, FULL]
+    assert parse(layer_types=kinds, full_attention_interval=2).layer_types == tuple(kinds)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [[FULL] * 3, [FULL] * 5, [FULL, LINEAR, FULL, "sliding_attention"], [FULL, LINEAR, FULL, []]],
+    ids=["too few", "too many", "unknown", "no string"],
+)
+def test_wrong_layer_types_are_refused(kinds: list[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"layer_types is .*expected 4 entries"):
+        parse(layer_types=kinds)
+
+
+def test_load_reads_config_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(text_config()))
+    assert ModelConfig.load(tmp_path) == parse()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist; expected a folder with config.json"),
+        (b"", "cannot be read as JSON"),
+        (b'{"model_type": ', "cannot be read as JSON"),
+        (b"\xff\xfe\x00", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (b"[]", "holds list, expected a JSON object"),
+        (b"null", "holds NoneType, expected a JSON object"),
+    ],
+    ids=["missing", "empty", "cut off", "no text", "deeply nested", "list", "null"],
+)
+def test_unreadable_file(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.load(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(key=st.sampled_from(sorted(next_config() | text_config() | {"layer_types": 0})), value=JSON)
+def test_any_value_for_any_key_is_taken_or_refused(key: str, value: Any) -> None:
+    try:
+        ModelConfig.from_dict(next_config(**{key: value}))
+    except ConfigError as error:
+        assert str(error)

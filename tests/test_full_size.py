@@ -1,0 +1,60 @@
+"""The true dimensions of Qwen3.5-397B-A17B, as holes in sparse files: what loading and one token touch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sparse_checkpoint import FULL_SIZE, write_sparse
+
+RECORD = 7_077_888
+
+SCRIPT = """
+import json, resource, sys, time
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from flash_moe import Model
+
+start = time.perf_counter()
+model = Model.load(sys.argv[1], expert_io=sys.argv[2])
+seconds = time.perf_counter() - start
+requested_by_load = model._store.stats.bytes_requested
+weights = sum(a.nbytes for _, a in tree_flatten(model._decoder.parameters()))
+stats = model.generate([1], max_tokens=2, temperature=0).stats
+scale = 1 if sys.platform == "darwin" else 1024
+print(json.dumps({
+    "seconds": seconds, "requested_by_load": requested_by_load, "resident": weights,
+    "decode_bytes": stats.decode_bytes_requested,
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale, "mlx_peak": mx.get_peak_memory(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sparse(tmp_path_factory.mktemp("sparse") / "397b", FULL_SIZE)
+
+
+@pytest.mark.slow
+def test_the_files_are_as_large_as_the_real_ones_and_take_no_space(sparse: Path) -> None:
+    files = list(sparse.iterdir())
+    experts = sum(file.stat().st_size for file in files if file.name.startswith("experts"))
+    assert experts == pytest.approx(60 * 512 * RECORD, rel=1e-4)
+    assert sum(file.stat().st_blocks for file in files) * 512 < 20e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expert_io", ["mapped", "slots"])
+def test_loading_and_one_token(expert_io: str, sparse: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(sparse), expert_io]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["requested_by_load"] == 0
+    assert found["decode_bytes"] == 60 * 4 * RECORD
+    assert found["seconds"] < 5
+    assert found["peak"] < found["resident"] + 1e9
+    assert found["mlx_peak"] < found["resident"] + 1e9

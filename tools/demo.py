@@ -1,0 +1,47 @@
+"""`make demo`: the main job from end to end on a small model with random weights.
+
+Writes a checkpoint in Hugging Face's format, converts it to the packed form, and generates with the experts streamed
+from the packed files.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from random_checkpoint import text_config, write_checkpoint
+
+PROMPT = "Why can a laptop run a model that is larger than its memory?"
+
+
+def run(*arguments: str) -> None:
+    print(f"\n$ flash-moe {' '.join(a if ' ' not in a else repr(a) for a in arguments)}", flush=True)
+    command = [sys.executable, "-m", "flash_moe", *arguments]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}, cwd=Path(arguments[1]).parent)
+
+
+def main() -> None:
+    print(
+        "flash_moe demo. The model is small and its weights are RANDOM, so its answer is noise;\n"
+        "everything else (formats, conversion, streamed experts, statistics) is the real thing.",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="flash-moe-demo-") as folder:
+        source, packed = Path(folder) / "random-moe", Path(folder) / "random-moe-4bit"
+        text = text_config(
+            hidden_size=256, num_hidden_layers=8, num_experts=64, num_experts_per_tok=10,
+            moe_intermediate_size=128, shared_expert_intermediate_size=128,
+        )  # fmt: skip
+        write_checkpoint(source, text)
+        run("convert", str(source), str(packed), "--bits", "4")
+        run("info", str(packed))
+        run("verify", str(packed))
+        run("generate", str(packed), PROMPT, "--max-tokens", "64", "--seed", "1")
+    print("\nThe same with a real model: flash-moe generate ORG/NAME, see README.md")
+
+
+if __name__ == "__main__":
+    main()
