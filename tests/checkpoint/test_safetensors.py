@@ -202,6 +202,7 @@ VALID = build_header(
     edits=st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4),
     length=st.just(len(VALID)) | st.integers(0, len(VALID)),
 )
+@unhurried
 def test_damaged_bytes_are_an_error_or_a_valid_header(scratch: Path, edits: list[tuple[int, int]], length: int) -> None:
     content = bytearray(VALID)
     for position, value in edits:
