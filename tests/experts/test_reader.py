@@ -10,7 +10,7 @@ from streaming import Disk, Source
 
 from flash_moe import ExpertReadError
 from flash_moe.experts.files import PAGE, MappedFile
-from flash_moe.experts.reader import RecordReader, finish
+from flash_moe.experts.reader import RecordReader
 
 FORMS = ("fused", "separate", "stacked", "packed")
 
@@ -22,7 +22,7 @@ def read(source: Source, keys: list[tuple[int, int]]) -> None:
         for layer in {layer for layer, _ in keys}:
             experts = [expert for other, expert in keys if other == layer]
             buffers = [np.zeros(reader.table.layouts[layer].stride, np.uint8) for _ in experts]
-            finish(reader.read(layer, experts, buffers))
+            reader.read_all(layer, experts, buffers)
             assert [b.tobytes() for b in buffers] == [source.records[layer, expert] for expert in experts]
     finally:
         reader.close()
@@ -49,7 +49,7 @@ def fail_to_read(source: Source, layer: int, expert: int) -> ExpertReadError:
     buffers = [np.zeros(reader.table.layouts[layer].stride, np.uint8) for _ in range(3)]
     try:
         with pytest.raises(ExpertReadError) as caught:
-            finish(reader.read(layer, [1, expert, 2], buffers))
+            reader.read_all(layer, [1, expert, 2], buffers)
     finally:
         reader.close()
     return caught.value
@@ -76,8 +76,11 @@ def test_end_of_file_is_an_error(sources: dict[str, Source], reading: str, disk:
     assert f"it ends at byte {end}" in str(error)
 
 
-def test_all_reads_have_ended_when_finish_raises(sources: dict[str, Source], disk: Disk) -> None:
+def test_all_reads_have_ended_when_the_error_is_raised(
+    sources: dict[str, Source], disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise a late read could still write into memory that has been given away."""
+    monkeypatch.setattr("flash_moe.experts.reader.INLINE", 0)
     running = []
 
     def fault(path: str, offset: int) -> None:
@@ -93,7 +96,7 @@ def test_all_reads_have_ended_when_finish_raises(sources: dict[str, Source], dis
     reader = RecordReader(sources["fused"].table)
     buffers = [np.zeros(reader.table.layouts[0].stride, np.uint8) for _ in range(16)]
     with pytest.raises(ExpertReadError):
-        finish(reader.read(0, range(16), buffers))
+        reader.read_all(0, range(16), buffers)
     assert len(ended) == 3 * 16
     reader.close()
 
@@ -106,17 +109,17 @@ def test_missing_file(sources: dict[str, Source], tmp_path: Path) -> None:
     reader = RecordReader(copy.table)
     (folder / "experts-00002.safetensors").unlink()
     with pytest.raises(ExpertReadError, match="No such file") as caught:
-        reader.extents(2, 0)
+        reader.locate(2, 0)
     assert (caught.value.layer, caught.value.expert) == (2, 0)
     reader.close()
 
 
 def test_nothing_is_read_after_close(sources: dict[str, Source]) -> None:
     reader = RecordReader(sources["packed"].table)
-    assert reader.extents(0, 0)
+    assert reader.locate(0, 0)
     reader.close()
     with pytest.raises(ExpertReadError, match="closed; load it again"):
-        reader.extents(0, 0)
+        reader.locate(0, 0)
 
 
 def test_absent_pages_of_a_file_in_the_cache(tmp_path: Path) -> None:

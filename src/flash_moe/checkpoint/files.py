@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import ModelConfig, read_config
 from ..errors import CheckpointError
-from .names import ExpertTensor, canonical_name, expert_tensor
+from .names import ExpertTensor, canonical_name, expert_tensor, is_file_name
 from .quantization import QuantizationMap
 from .safetensors import TensorInfo, read_header
 
@@ -110,9 +110,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         return {}
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        valid = isinstance(weight_map, dict) and all(
-            isinstance(file, str) and Path(file).name == file for file in weight_map.values()
-        )
+        valid = isinstance(weight_map, dict) and all(map(is_file_name, weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again") from error
     if not valid:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _IGNORED = ("mtp.", "visual.", "vision_tower.", "multi_modal_projector.")
@@ -45,6 +46,11 @@ def expert_tensor(canonical: str) -> ExpertTensor | None:
     return ExpertTensor(
         int(match["layer"]), None if expert is None else int(expert), match["projection"], match["part"] or "weight"
     )
+
+
+def is_file_name(value: object) -> bool:
+    """Whether a value read from a checkpoint names a file of its own folder, and nothing outside."""
+    return isinstance(value, str) and Path(value).name == value and value != ".." and "\0" not in value
 
 
 def module_path(canonical: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..record import RECORD_ALIGNMENT, RecordLayout
+from .names import is_file_name
 from .safetensors import TensorInfo, build_header, read_header
 
 MANIFEST = "flash_moe.json"
@@ -97,7 +98,7 @@ def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo
     Raises:
         CheckpointError: the file is missing or truncated, or its tensor is not what the manifest says.
     """
-    if not isinstance(layer.file, str) or Path(layer.file).name != layer.file:
+    if not is_file_name(layer.file):
         raise CheckpointError(f"{MANIFEST} names {layer.file!r}, expected a file of the same folder; convert again")
     header = read_header(folder / layer.file)
     tensor = header.tensors.get(TENSOR)

@@ -63,7 +63,7 @@ class MappedFile:
     def absent(self, offset: int, nbytes: int) -> np.ndarray:
         """Which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
         first, last = offset // PAGE, -(-(offset + nbytes) // PAGE)
-        vector = np.zeros(last - first, np.uint8)
+        vector = np.empty(last - first, np.uint8)
         if _libc.mincore(self._address + first * PAGE, (last - first) * PAGE, vector.ctypes.data):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(self.path))

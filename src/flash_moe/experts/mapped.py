@@ -10,10 +10,9 @@ from contextlib import suppress
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.records import Extent
 from ..errors import ExpertReadError
 from .files import PAGE, MappedFile
-from .reader import INLINE, REQUEST, RecordReader, finish
+from .reader import INLINE, REQUEST, Location, RecordReader, finish
 from .store import ExpertStore, Records
 
 
@@ -31,47 +30,48 @@ class MappedStore(ExpertStore):
         self._warming: dict[tuple[int, int], list[Future[None]]] = {}
 
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
-        extents = [self._reader.extents(layer, expert) for expert in experts]
+        locations = [self._reader.locate(layer, expert) for expert in experts]
         ready = []
-        for expert, parts in zip(experts, extents, strict=True):
-            started = self._warming.pop((layer, expert), None)
-            ready.append(self._warm(layer, expert, parts) if started is None else started)
+        for location in locations:
+            started = self._warming.pop((layer, location.expert), None)
+            ready.append(self._warm(location) if started is None else started)
         for futures in ready:
             finish(futures)
         words = self.layouts[layer].stride // 4
-        return Records(tuple(_array(parts, words) for parts in extents), None)
+        return Records(tuple(_array(location, words) for location in locations), None)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         for expert in experts:
             if (layer, expert) not in self._warming:
                 with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
-                    parts = self._reader.extents(layer, expert)
-                    self._warming[layer, expert] = self._warm(layer, expert, parts)
+                    self._warming[layer, expert] = self._warm(self._reader.locate(layer, expert))
 
     def close(self) -> None:
         self._reader.close()
 
-    def _warm(self, layer: int, expert: int, parts: Sequence[tuple[MappedFile, Extent]]) -> list[Future[None]]:
+    def _warm(self, location: Location) -> list[Future[None]]:
         """Starts reading the absent pages of a record into the page cache."""
         tasks: list[Callable[[], None]] = []
         missing = 0
-        for file, extent in parts:
+        for file, extent in location.parts:
             absent = file.absent(extent.offset, extent.nbytes)
-            missing += min(int(absent.sum()) * PAGE, extent.nbytes)
+            if not (count := int(np.count_nonzero(absent))):
+                continue
+            missing += min(count * PAGE, extent.nbytes)
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
             for start, stop in _requests(absent):
-                tasks.append(self._touch(file, first + start * PAGE, min(first + stop * PAGE, end), layer, expert))
+                tasks.append(self._touch(file, first + start * PAGE, min(first + stop * PAGE, end), location))
         self.stats.bytes_missing += missing
         return self._reader.run(tasks, inline=missing <= INLINE)
 
-    def _touch(self, file: MappedFile, start: int, stop: int, layer: int, expert: int) -> Callable[[], None]:
+    def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], None]:
         def task() -> None:
             if not hasattr(self._scratch, "buffer"):
                 self._scratch.buffer = np.empty(REQUEST, np.uint8)
             try:
                 file.read_into(self._scratch.buffer[: stop - start], start)
             except (OSError, EOFError) as error:
-                raise ExpertReadError(str(file.path), layer, expert, str(error)) from error
+                raise location.error(file, error) from error
 
         return task
 
@@ -88,12 +88,12 @@ def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
     return ranges
 
 
-def _array(parts: Sequence[tuple[MappedFile, Extent]], words: int) -> mx.array:
+def _array(location: Location, words: int) -> mx.array:
     """A record over its mapped pages; where it lies in pieces, they are put together first."""
-    if len(parts) == 1:
-        file, extent = parts[0]
+    if len(location.parts) == 1:
+        ((file, extent),) = location.parts
         return mx.asarray(file.pages[extent.offset : extent.offset + extent.nbytes].view(np.uint32))
     record = np.zeros(4 * words, np.uint8)
-    for file, extent in parts:
+    for file, extent in location.parts:
         record[extent.at : extent.at + extent.nbytes] = file.pages[extent.offset : extent.offset + extent.nbytes]
     return mx.array(record.view(np.uint32))

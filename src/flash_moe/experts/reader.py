@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,26 @@ from .files import PAGE, MappedFile
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD at this request size
 REQUEST = 2 << 20  # bytes of one request
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
+
+
+@dataclass(frozen=True)
+class Location:
+    """A record and the open files that hold its parts."""
+
+    layer: int
+    expert: int
+    parts: tuple[tuple[MappedFile, Extent], ...]
+
+    def missing_bytes(self) -> int:
+        """Bytes of the record that are not in the page cache."""
+        return sum(
+            min(int(np.count_nonzero(file.absent(extent.offset, extent.nbytes))) * PAGE, extent.nbytes)
+            for file, extent in self.parts
+        )
+
+    def error(self, file: MappedFile, reason: Exception) -> ExpertReadError:
+        """The error that says that this record could not be read from ``file``."""
+        return ExpertReadError(str(file.path), self.layer, self.expert, str(reason))
 
 
 class RecordReader:
@@ -42,13 +63,13 @@ class RecordReader:
             file = self._files[path] = MappedFile(path)
         return file
 
-    def extents(self, layer: int, expert: int) -> list[tuple[MappedFile, Extent]]:
-        """The extents of a record with their open files, after checking that no file has changed.
+    def locate(self, layer: int, expert: int) -> Location:
+        """Where a record lies, after checking that none of its files has changed.
 
         Raises:
             ExpertReadError: a file cannot be opened or was changed since.
         """
-        found = []
+        parts = []
         for extent in self.table.extents(layer, expert):
             try:
                 file = self.file(extent.file)
@@ -57,33 +78,38 @@ class RecordReader:
                 reason = str(error)
             if reason is not None:
                 raise ExpertReadError(str(extent.file), layer, expert, reason)
-            found.append((file, extent))
-        return found
+            parts.append((file, extent))
+        return Location(layer, expert, tuple(parts))
 
-    def missing_bytes(self, layer: int, experts: Iterable[int]) -> int:
-        """Bytes of these records that are not in the page cache."""
-        total = 0
-        for expert in experts:
-            for file, extent in self.extents(layer, expert):
-                total += min(int(file.absent(extent.offset, extent.nbytes).sum()) * PAGE, extent.nbytes)
-        return total
-
-    def read(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> list[Future[None]]:
-        """Starts filling each buffer ([>= stride] uint8) with a record; small reads are done on return.
+    def read(self, location: Location, buffer: np.ndarray) -> list[Future[None]]:
+        """Starts filling ``buffer`` ([>= stride] uint8) with a record; a small one is there on return.
 
         Returns:
-            What :func:`finish` waits for. Nobody may free or reuse the buffers before.
+            What :func:`finish` waits for. Nobody may free or reuse the buffer before.
         """
         tasks: list[Callable[[], None]] = []
         total = 0
-        for expert, buffer in zip(experts, buffers, strict=True):
-            for file, extent in self.extents(layer, expert):
-                total += extent.nbytes
-                for start in range(0, extent.nbytes, REQUEST):
-                    stop = min(start + REQUEST, extent.nbytes)
-                    target = buffer[extent.at + start : extent.at + stop]
-                    tasks.append(_Read(file, extent.offset + start, target, layer, expert))
+        for file, extent in location.parts:
+            total += extent.nbytes
+            for start in range(0, extent.nbytes, REQUEST):
+                stop = min(start + REQUEST, extent.nbytes)
+                target = buffer[extent.at + start : extent.at + stop]
+                tasks.append(_Read(file, extent.offset + start, target, location))
         return self.run(tasks, inline=total <= INLINE)
+
+    def read_all(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> None:
+        """Fills each buffer with the record of an expert, and waits for it.
+
+        Raises:
+            ExpertReadError: the first failure, once no read is under way any more.
+        """
+        futures: list[Future[None]] = []
+        try:
+            for expert, buffer in zip(experts, buffers, strict=True):
+                futures += self.read(self.locate(layer, expert), buffer)
+        finally:
+            wait(futures)
+        finish(futures)
 
     def run(self, tasks: Sequence[Callable[[], None]], *, inline: bool = False) -> list[Future[None]]:
         """Runs the tasks on the reading threads, or at once in this one."""
@@ -96,7 +122,8 @@ class RecordReader:
 
 def finish(futures: Sequence[Future[None]]) -> None:
     """Waits until every read has ended, then raises the first failure, if any."""
-    wait(futures)
+    if futures:
+        wait(futures)
     for future in futures:
         future.result()
 
@@ -104,11 +131,13 @@ def finish(futures: Sequence[Future[None]]) -> None:
 class _Read:
     """One request; its failure names file, layer and expert."""
 
-    def __init__(self, file: MappedFile, offset: int, target: np.ndarray, layer: int, expert: int) -> None:
-        self.file, self.offset, self.target, self.layer, self.expert = file, offset, target, layer, expert
+    __slots__ = ("file", "location", "offset", "target")
+
+    def __init__(self, file: MappedFile, offset: int, target: np.ndarray, location: Location) -> None:
+        self.file, self.offset, self.target, self.location = file, offset, target, location
 
     def __call__(self) -> None:
         try:
             self.file.read_into(self.target, self.offset)
         except (OSError, EOFError) as error:
-            raise ExpertReadError(str(self.file.path), self.layer, self.expert, str(error)) from error
+            raise self.location.error(self.file, error) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from .reader import RecordReader, finish
+from .reader import RecordReader
 from .store import ExpertStore, Records
 
 
@@ -33,8 +33,8 @@ class ResidentStore(ExpertStore):
             bank = mx.zeros((table.num_experts, layout.stride // 4), dtype=mx.uint32)
             mx.eval(bank)
             experts = range(table.num_experts)
-            self.stats.bytes_missing += reader.missing_bytes(layer, experts)
-            finish(reader.read(layer, experts, list(np.array(bank, copy=False).view(np.uint8))))
+            self.stats.bytes_missing += sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
+            reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))
             self._banks[layer] = (bank,)
             done += layout.stride * table.num_experts
             if progress is not None:

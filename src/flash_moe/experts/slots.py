@@ -62,12 +62,13 @@ class SlotStore(ExpertStore):
         """Gives every key a slot and starts reading those that had none."""
         new = [key for key in keys if self._slots.touch(key) is None]
         for key in new:
-            layer, expert = key
-            self.stats.bytes_missing += self._reader.missing_bytes(layer, (expert,))
+            location = self._reader.locate(*key)
+            self.stats.bytes_missing += location.missing_bytes()
             slot = self._slots.assign(key, keys)
             try:
                 self._reclaim(slot)
-                self._reading[key] = self._reader.read(layer, (expert,), (self._bytes[slot],))
+                if futures := self._reader.read(location, self._bytes[slot]):
+                    self._reading[key] = futures
             except BaseException:
                 self._slots.release(key)
                 raise

@@ -18,7 +18,7 @@ from ..checkpoint.packed import MANIFEST, Manifest, PackedLayer, checksum, layer
 from ..checkpoint.records import RecordTable
 from ..config import ModelConfig
 from ..errors import CheckpointError, DiskSpaceError
-from ..experts.reader import RecordReader, finish
+from ..experts.reader import RecordReader
 from ..record import Quantization, RecordLayout
 from .requantize import changed_projections, requantize, target_formats
 from .resident import ResidentFiles, save_arrays
@@ -176,7 +176,7 @@ class _Conversion:
             stream.write(layer_header(experts, target))
             for start in range(0, experts, step):
                 group = range(start, min(start + step, experts))
-                finish(reader.read(layer, group, list(buffers[: len(group)])))
+                reader.read_all(layer, group, list(buffers[: len(group)]))
                 for record in requantize(bank[: len(group)], source, target):
                     checksums.append(checksum(record.data))
                     stream.write(record.data)

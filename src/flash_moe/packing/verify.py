@@ -12,7 +12,7 @@ from ..checkpoint.files import INDEX, Checkpoint
 from ..checkpoint.packed import Manifest, checksum
 from ..checkpoint.records import RecordTable
 from ..errors import CheckpointError, ExpertReadError
-from ..experts.reader import RecordReader, finish
+from ..experts.reader import RecordReader
 from .convert import file_checksum
 
 
@@ -60,7 +60,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
         for layer, layout in table.layouts.items():
             record = np.zeros(layout.stride, np.uint8)
             for expert in range(table.num_experts):
-                finish(reader.read(layer, (expert,), (record,)))
+                reader.read_all(layer, (expert,), (record,))
                 if manifest and checksum(record.data) != manifest.layers[layer].checksums[expert]:
                     bad = table.extents(layer, expert)[0]
                     reason = (
