@@ -80,8 +80,10 @@ class Decoder(nn.Module):
         self.layers: list[DecoderLayer] = []
         for i in range(config.num_hidden_layers):
             layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token)
-            mx.eval(layer.parameters())
-            mx.clear_cache()  # what loading a layer left over would otherwise stay allocated
+            mx.async_eval(layer.parameters())  # read while the layer before is waited for
+            if self.layers:
+                mx.eval(self.layers[-1].parameters())
+                mx.clear_cache()  # what loading a layer left over would otherwise stay allocated
             self.layers.append(layer)
             if progress is not None:
                 progress(i + 1)
