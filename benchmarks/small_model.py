@@ -8,7 +8,10 @@ Decode, prefill, import and start-up. Every figure is a median over runs that ta
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import io
+import logging
 import os
 import platform
 import statistics
@@ -45,8 +48,12 @@ def make(folder: Path, text: dict[str, Any]) -> tuple[Path, Path]:
     """A 4-bit MLX checkpoint with bfloat16 scales, as released ones have, and its packed form."""
     from mlx_lm import convert as mlx_convert
 
+    logging.disable(logging.INFO)
     write_checkpoint(folder / "float", text)
-    mlx_convert(str(folder / "float"), str(folder / "mlx"), quantize=True, q_bits=4, q_group_size=64, dtype="bfloat16")
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports on stdout
+        mlx_convert(
+            str(folder / "float"), str(folder / "mlx"), quantize=True, q_bits=4, q_group_size=64, dtype="bfloat16"
+        )
     convert(folder / "mlx", folder / "packed")
     return folder / "mlx", folder / "packed"
 

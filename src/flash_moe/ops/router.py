@@ -33,8 +33,10 @@ def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array
 
 def _numpy_route(logits: np.ndarray, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
     """On the CPU: the host needs the ids next, so they are chosen there, in a few NumPy calls."""
-    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    ids = np.argpartition(-probabilities, k - 1, axis=-1)[:, :k]
-    weights = np.take_along_axis(probabilities, ids, axis=-1)
-    weights /= (weights if normalize else probabilities).sum(axis=-1, keepdims=True)
+    ids = np.argpartition(logits, -k, axis=-1)[:, -k:]
+    top = logits[np.arange(len(logits))[:, None], ids]
+    largest = top.max(axis=-1, keepdims=True)  # NaN sorts last, so it is among the top and spreads
+    weights = np.exp(top - largest)
+    total = weights if normalize else np.exp(logits - largest)
+    weights /= total.sum(axis=-1, keepdims=True)
     return mx.array(ids.astype(np.uint32)), mx.array(weights)
