@@ -6,7 +6,7 @@ from the packed files.
 
 from __future__ import annotations
 
-import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,10 +17,10 @@ from random_checkpoint import text_config, write_checkpoint
 PROMPT = "Why can a laptop run a model that is larger than its memory?"
 
 
-def run(*arguments: str) -> None:
-    print(f"\n$ flash-moe {' '.join(a if ' ' not in a else repr(a) for a in arguments)}", flush=True)
-    command = [sys.executable, "-m", "flash_moe", *arguments]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}, cwd=Path(arguments[1]).parent)
+def run(folder: str, *arguments: str) -> None:
+    """Runs a flash-moe command in ``folder``, after showing it."""
+    print(f"\n$ flash-moe {shlex.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "flash_moe", *arguments], check=True, cwd=folder)
 
 
 def main() -> None:
@@ -30,16 +30,15 @@ def main() -> None:
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="flash-moe-demo-") as folder:
-        source, packed = Path(folder) / "random-moe", Path(folder) / "random-moe-4bit"
         text = text_config(
             hidden_size=256, num_hidden_layers=8, num_experts=64, num_experts_per_tok=10,
             moe_intermediate_size=128, shared_expert_intermediate_size=128,
         )  # fmt: skip
-        write_checkpoint(source, text)
-        run("convert", str(source), str(packed), "--bits", "4")
-        run("info", str(packed))
-        run("verify", str(packed))
-        run("generate", str(packed), PROMPT, "--max-tokens", "64", "--seed", "1")
+        write_checkpoint(Path(folder) / "random-moe", text)
+        run(folder, "convert", "random-moe", "random-moe-4bit", "--bits", "4")
+        run(folder, "info", "random-moe-4bit")
+        run(folder, "verify", "random-moe-4bit")
+        run(folder, "generate", "random-moe-4bit", PROMPT, "--max-tokens", "64")
     print("\nThe same with a real model: flash-moe generate ORG/NAME, see README.md")
 
 
