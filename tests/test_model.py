@@ -42,9 +42,9 @@ def test_one_shot_chunked_and_token_by_token_agree(model: Model, length: int) ->
     expected = np.array(model.logits(tokens))
     for chunk in (1, 5, 16, 64):
         engine = Engine(decoder, prefill_chunk=chunk)
-        np.testing.assert_allclose(np.array(engine.all_logits(tokens)), expected, atol=2e-5, err_msg=f"chunk {chunk}")
+        np.testing.assert_allclose(np.array(engine.all_logits(tokens)), expected, atol=1e-4, err_msg=f"chunk {chunk}")
         last = engine.prefill(tokens, decoder.new_cache())
-        np.testing.assert_allclose(np.array(last), expected[-1], atol=2e-5)
+        np.testing.assert_allclose(np.array(last), expected[-1], atol=1e-4)
 
 
 def test_a_sequence_continues_from_any_cache_state(model: Model) -> None:
@@ -55,7 +55,7 @@ def test_a_sequence_continues_from_any_cache_state(model: Model) -> None:
         piece = tokens[start : start + step]
         hidden = model._decoder(mx.array(piece), cache)
         np.testing.assert_allclose(
-            np.array(model._decoder.logits(hidden)), expected[start : start + step], atol=5e-5, err_msg=f"at {start}"
+            np.array(model._decoder.logits(hidden)), expected[start : start + step], atol=1e-4, err_msg=f"at {start}"
         )
         start += step
     assert start == len(tokens) == cache.length
@@ -272,7 +272,7 @@ def test_prefill_reads_each_touched_expert_once(model: Model, monkeypatch: pytes
     assert len(asked) == len(set(asked))
     assert asked == sorted(asked), "layer by layer, experts in order"
     monkeypatch.undo()
-    np.testing.assert_allclose(np.array(model.logits(PROMPT)), expected, atol=2e-5)
+    np.testing.assert_allclose(np.array(model.logits(PROMPT)), expected, atol=1e-4)
 
 
 def test_progress_of_loading_and_prefill(packed_checkpoint: Path) -> None:
