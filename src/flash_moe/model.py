@@ -40,7 +40,12 @@ class Model:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: Tokenizer, decoder: Decoder, store: ExpertStore, experts_per_token: int
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        decoder: Decoder,
+        store: ExpertStore,
+        experts_per_token: int,
     ) -> None:
         self.path = checkpoint.folder
         self.config: ModelConfig = checkpoint.config
@@ -59,6 +64,7 @@ class Model:
         expert_io: ExpertIO = "auto",
         expert_cache: int = 0,
         dtype: str | None = None,
+        kernels: bool | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         progress: Progress | None = None,
@@ -75,6 +81,8 @@ class Model:
                 operating system, which is usually best.
             dtype: of activations: ``"float32"``, ``"bfloat16"`` or ``"float16"``. By default the checkpoint's own on a
                 GPU, and float32 on the CPU, where it is fastest.
+            kernels: whether this library's own GPU kernels are used; None uses them where they have been measured to
+                beat MLX's. ``FLASH_MOE_KERNELS=off`` in the environment switches them off whatever this says.
             revision: branch, tag or commit on the hub.
             token: access token for the hub; by default the one of ``hf auth login``.
             progress: called as ``progress(stage, done, total)`` while loading, with the stages ``"layers"`` and, for
@@ -101,7 +109,9 @@ class Model:
         try:
             resident = load_resident(checkpoint, compute)
             weights = Weights(resident.arrays, resident.quantization)
-            decoder = Decoder(config, weights, store, k, compute, report("layers", config.num_hidden_layers))
+            decoder = Decoder(
+                config, weights, store, k, compute, report("layers", config.num_hidden_layers), use_kernels=kernels
+            )
         except BaseException:
             store.close()
             raise

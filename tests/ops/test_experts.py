@@ -21,18 +21,23 @@ FORMATS = {
 
 
 def make_records(
-    count: int, formats: list[tuple[int, int] | None], dtype: str, rng: np.random.RandomState
+    count: int,
+    formats: list[tuple[int, int] | None],
+    dtype: str,
+    rng: np.random.RandomState,
+    hidden: int = HIDDEN,
+    intermediate: int = INTERMEDIATE,
 ) -> tuple[mx.array, RecordLayout, list[list[np.ndarray]]]:
     """Records [count, words], their layout, and each expert's float64 matrices."""
-    mlx_dtype = {"F32": mx.float32, "BF16": mx.bfloat16}[dtype]
+    mlx_dtype = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}[dtype]
     fmts = {
         n: ProjectionFormat(dtype, Quantization(*f) if f else None) for n, f in zip(PROJECTIONS, formats, strict=True)
     }
-    layout = RecordLayout.build(HIDDEN, INTERMEDIATE, fmts)
+    layout = RecordLayout.build(hidden, intermediate, fmts)
     data, parts = np.full((count, layout.stride), 0xA5, np.uint8), dict(layout.parts())
     dense: list[list[np.ndarray]] = [[] for _ in range(count)]
     for name, fmt in zip(PROJECTIONS, formats, strict=True):
-        rows, columns = (HIDDEN, INTERMEDIATE) if name == "down_proj" else (INTERMEDIATE, HIDDEN)
+        rows, columns = (hidden, intermediate) if name == "down_proj" else (intermediate, hidden)
         for e in range(count):
             w = mx.array(rng.randn(rows, columns) / columns**0.5).astype(mlx_dtype)
             arrays = mx.quantize(w, bits=fmt[0], group_size=fmt[1]) if fmt else (w,)

@@ -7,7 +7,10 @@ from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.attention import attention
+from ..ops.decode_attention import decode_attention_kernel
+from ..ops.dispatch import use_kernel
 from ..ops.norm import rms_norm
+from ..ops.qk_norm_rope import qk_norm_rope_kernel
 from .cache import KVCache
 from .weights import Weights
 
@@ -38,6 +41,8 @@ class GatedAttention(nn.Module):
     def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
         tokens = x.shape[0]
         q, k, v = self.qkv_proj(x)
+        if tokens == 1 and use_kernel("attention"):
+            return self._decode(q, k, v, cache)
         q, gate = q.reshape(1, tokens, self._heads, 2 * self._dim).split(2, axis=-1)
         k = k.reshape(1, tokens, self._kv_heads, self._dim)
         v = v.reshape(1, tokens, self._kv_heads, self._dim).swapaxes(1, 2)
@@ -51,3 +56,14 @@ class GatedAttention(nn.Module):
         y = attention(qk[0, : self._heads], keys[0], values[0], self._dim**-0.5)  # [Hq, T, D]
         y = y.swapaxes(0, 1) * mx.sigmoid(gate[0])
         return self.o_proj(y.reshape(tokens, self._heads * self._dim))
+
+    def _decode(self, q: mx.array, k: mx.array, v: mx.array, cache: KVCache) -> mx.array:
+        """One token, by kernels."""
+        c = self._config
+        q, k, gate = qk_norm_rope_kernel(
+            q, k, self.q_norm, self.k_norm,
+            start=cache.length, rotary=c.rotary_dims, theta=c.rope_theta, eps=c.rms_norm_eps,
+        )  # fmt: skip
+        cache.append(k[None], v.reshape(1, self._kv_heads, 1, self._dim))
+        y = decode_attention_kernel(q, cache.keys, cache.values, cache.length, gate, self._dim**-0.5)
+        return self.o_proj(y)

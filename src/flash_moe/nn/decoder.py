@@ -10,6 +10,7 @@ from mlx import nn
 
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.store import ExpertStore
+from ..ops.dispatch import kernels
 from ..ops.norm import rms_norm
 from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
@@ -60,6 +61,7 @@ class Decoder(nn.Module):
         experts_per_token: K.
         dtype: of activations.
         progress: called after each layer with the number of layers built.
+        use_kernels: whether ops may run as this library's own kernels; None where they are known to be faster.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Decoder(nn.Module):
         experts_per_token: int,
         dtype: mx.Dtype,
         progress: Callable[[int], None] | None = None,
+        use_kernels: bool | None = None,
     ) -> None:
         super().__init__()
+        self._use_kernels = use_kernels
         self.config, self.dtype = config, dtype
         self.embed_tokens = weights.embedding("embed_tokens", config.vocab_size, config.hidden_size)
         self.norm = weights.array("norm.weight", config.hidden_size)
@@ -103,13 +107,15 @@ class Decoder(nn.Module):
         Returns:
             Hidden states [T, H] after the final norm. They and the cache's arrays may not have been evaluated yet.
         """
-        x = self.embed_tokens.rows(tokens)
-        for layer, state in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, state)
+        with kernels(self._use_kernels):
+            x = self.embed_tokens.rows(tokens)
+            for layer, state in zip(self.layers, cache.layers, strict=True):
+                x = layer(x, state)
         cache.length += tokens.shape[0]
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[T, H] hidden states to [T, V] float32 logits."""
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return head(hidden).astype(mx.float32)
+        with kernels(self._use_kernels):
+            return head(hidden).astype(mx.float32)

@@ -7,6 +7,8 @@ from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.causal_conv import causal_conv
+from ..ops.delta_net_step import delta_net_step_kernel
+from ..ops.dispatch import use_kernel
 from ..ops.gated_delta import gated_delta
 from ..ops.norm import l2_norm, rms_norm
 from .cache import DeltaCache
@@ -42,6 +44,13 @@ class GatedDeltaNet(nn.Module):
     def __call__(self, x: mx.array, cache: DeltaCache) -> mx.array:
         c, tokens = self._config, x.shape[0]
         qkv, z, b, a = self.in_proj(x)
+        if tokens == 1 and use_kernel("delta_net"):
+            y, cache.conv, cache.state = delta_net_step_kernel(
+                qkv, z, b, a, cache.conv, cache.state, conv_weight=self.conv1d, log_decay=self._log_decay,
+                dt_bias=self.dt_bias, norm_weight=self.norm, key_heads=c.linear_num_key_heads, l2_eps=_L2_EPS,
+                eps=c.rms_norm_eps,
+            )  # fmt: skip
+            return self.out_proj(y)
         qkv, cache.conv = causal_conv(qkv, self.conv1d, cache.conv)
         qk, v = mx.split(qkv, [2 * c.key_dim], axis=-1)
         v = v.reshape(tokens, c.linear_num_value_heads, c.linear_value_head_dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from mlx import nn
@@ -9,6 +11,8 @@ from mlx import nn
 from ..config import ModelConfig
 from ..errors import NumericalError
 from ..experts.store import ExpertStore
+from ..ops import expert_kernels
+from ..ops.dispatch import use_kernel
 from ..ops.experts import experts_for_rows, experts_for_token
 from ..ops.router import route
 from .mlp import SwiGLU
@@ -54,7 +58,12 @@ class SparseMoE(nn.Module):
 
     def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
         records = self._store.fetch(self._layer, chosen.tolist())
-        y = experts_for_token(x, records.stacked(), weights, self._store.layouts[self._layer])
+        layout = self._store.layouts[self._layer]
+        if use_kernel("experts") and expert_kernels.supports(layout, self._k):
+            arrays: Any = records.arrays if records.rows is None else records.arrays[0]
+            y = expert_kernels.experts_for_token(x, arrays, weights, layout, rows=records.rows)
+        else:
+            y = experts_for_token(x, records.stacked(), weights, layout)
         records.used_by(y)
         return y
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from ..record import Quantization
 from .blas import matmul, to_numpy, use_blas
+from .dispatch import use_kernel
+from .quantized_matvec import MAX_TOKENS, quantized_matvec, supports
 
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
 
@@ -32,6 +34,8 @@ def linear(
         return matmul(x, weight.T)
     if use_blas(x.shape[0], x.dtype):
         return _blas_quantized(x, weight, scales, biases, quantization)
+    if x.shape[0] <= MAX_TOKENS and use_kernel("quantized_matvec") and supports(x, weight, quantization):
+        return quantized_matvec(x, weight, scales, biases, quantization)
     return mx.quantized_matmul(
         x, weight, scales, biases, transpose=True, group_size=quantization.group_size, bits=quantization.bits
     )

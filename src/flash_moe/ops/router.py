@@ -5,7 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from . import router_kernel
 from .blas import on_cpu, to_numpy
+from .dispatch import use_kernel
 
 
 def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
@@ -23,6 +25,8 @@ def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array
     """
     if on_cpu(logits.dtype):
         return _numpy_route(to_numpy(logits), k, normalize)
+    if use_kernel("router") and router_kernel.supports(logits, k):
+        return router_kernel.route(logits, k, normalize)
     probabilities = mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
     ids = mx.argpartition(-probabilities, kth=k - 1, axis=-1)[:, :k]
     weights = mx.take_along_axis(probabilities, ids, axis=-1)

@@ -1,0 +1,260 @@
+"""The kernels on this machine's GPU, each beside MLX's ops and beside a device copy.
+
+    python benchmarks/kernels.py [--quick]
+
+Operands rotate among copies that together exceed the GPU's caches. A time is the wall time of many launches that are
+evaluated together, divided by their number; results are checked against MLX's before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flash_moe.ops import expert_kernels, kernel, router_kernel
+from flash_moe.ops.attention import attention
+from flash_moe.ops.causal_conv import causal_conv
+from flash_moe.ops.decode_attention import decode_attention_kernel
+from flash_moe.ops.delta_net_step import delta_net_step_kernel
+from flash_moe.ops.norm import l2_norm
+from flash_moe.ops.norm_kernel import rms_norm_kernel
+from flash_moe.ops.qk_norm_rope import qk_norm_rope_kernel
+from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
+from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+
+H, INTER, EXPERTS, K = 4096, 1024, 512, 4  # Qwen3.5-397B-A17B
+Q4 = Quantization(4, 64)
+DTYPE = mx.bfloat16
+LAUNCHES, REPEATS = 100, 7
+Call = Callable[[int], Any]
+
+
+def seconds(call: Call, launches: int = LAUNCHES) -> float:
+    """Median seconds of one launch; ``call(i)`` uses copy ``i`` of the operands."""
+    for _ in range(3):
+        mx.eval([call(i) for i in range(8)])
+    times = []
+    for _ in range(REPEATS):
+        mx.synchronize()
+        start = time.perf_counter()
+        mx.eval([call(i) for i in range(launches)])
+        mx.synchronize()
+        times.append((time.perf_counter() - start) / launches)
+    return statistics.median(times)
+
+
+def close(ours: Any, theirs: Any, tolerance: float) -> None:
+    """Stops the benchmark when two results differ by more than ``tolerance`` of the largest value."""
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = (np.array(x.astype(mx.float32), dtype=np.float64).reshape(-1) for x in (a, b))
+        error = np.abs(a - b).max() / np.abs(b).max()
+        assert error < tolerance, f"results differ by {error:.2e} of the largest value"
+
+
+def row(name: str, ours: float, theirs: float, nbytes: float, copy: float) -> None:
+    print(
+        f"| {name} | {ours * 1e6:.1f} | {theirs * 1e6:.1f} | {theirs / ours:.2f} | {nbytes / ours / 1e9:.0f} | "
+        f"{nbytes / copy * 1e6:.1f} |",
+        flush=True,
+    )
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a large device copy."""
+    a = mx.random.normal((1 << 28,))
+    mx.eval(a)
+    return 2 * a.nbytes / seconds(lambda i: a + float(i), 10)
+
+
+def random(*shape: int, dtype: mx.Dtype = DTYPE, scale: float = 1.0) -> mx.array:
+    array = (scale * mx.random.normal(shape)).astype(dtype)
+    mx.eval(array)
+    return array
+
+
+def matvecs(copy: float, bits: int = 4) -> None:
+    for out, columns, copies in ((16384, 4096, 8), (4096, 8192, 12), (248320, 4096, 2)):
+        weights = []
+        for _ in range(copies):
+            parts = mx.quantize(random(out, columns, scale=columns**-0.5), group_size=64, bits=bits)
+            mx.eval(parts)
+            weights.append(parts)
+        nbytes = sum(p.nbytes for p in weights[0])
+        x = random(1, columns)
+
+        def theirs(i: int, x: mx.array = x, weights: Any = weights) -> mx.array:
+            return mx.quantized_matmul(x, *weights[i % len(weights)], group_size=64, bits=bits)
+
+        base = seconds(theirs)
+        for form, name in ((NAIVE, "naive"), (FUSED, "fma"), (HOISTED, "hoisted")):
+
+            def ours(i: int, form: int = form, x: mx.array = x, weights: Any = weights) -> mx.array:
+                return quantized_matvec(x, *weights[i % len(weights)], Quantization(bits, 64), form=form)
+
+            close([ours(0)], [theirs(0)], 0.02)
+            row(f"{bits}-bit matvec {out}×{columns}, {name}", seconds(ours), base, nbytes, copy)
+
+
+def moe_block(copy: float) -> None:
+    fmt = ProjectionFormat("BF16", Q4)
+    layout = RecordLayout.build(H, INTER, dict.fromkeys(PROJECTIONS, fmt))
+    count = 64  # records of the bank: several times the caches
+    bank = mx.zeros((count, layout.stride // 4), dtype=mx.uint32)
+    mx.eval(bank)
+    stacked, view = {}, np.array(bank, copy=False).view(np.uint8)
+    for name, projection in layout.projections:
+        rows, columns = (H, INTER) if name == "down_proj" else (INTER, H)
+        parts = mx.quantize(random(count, rows, columns, scale=columns**-0.5), group_size=64, bits=4)
+        mx.eval(parts)
+        stacked[name] = parts
+        for part, array in zip(projection.parts, parts, strict=True):
+            data = np.array(array if array.dtype == mx.uint32 else array.view(mx.uint16), copy=False)
+            view[:, part.offset : part.offset + part.nbytes] = data.reshape(count, -1).view(np.uint8)
+    x, residual = random(1, H), random(1, H)
+    weights = mx.array([0.4, 0.3, 0.2, 0.1, 0.5])
+    choices = [tuple((5 * i + j) % count for j in range(K + 1)) for i in range(16)]
+    index = [mx.array(c, dtype=mx.uint32) for c in choices]
+    mx.eval(index, weights)
+    sources = [expert_kernels.find_records(bank, c, None) for c in choices]
+
+    def ours(i: int) -> mx.array:
+        source = sources[i % 16]
+        h = expert_kernels.gate_up(x, source, K + 1, layout, HOISTED)
+        return expert_kernels.down(h, source, weights, residual, layout, HOISTED)
+
+    def theirs(i: int) -> mx.array:
+        def qmm(a: mx.array, name: str) -> mx.array:
+            return mx.gather_qmm(a, *stacked[name], rhs_indices=index[i % 16], group_size=64, bits=4)
+
+        g = qmm(x[None], "gate_proj")
+        y = qmm(g * mx.sigmoid(g) * qmm(x[None], "up_proj"), "down_proj")[:, 0]
+        return residual + (weights[:, None] * y).sum(axis=0, keepdims=True).astype(DTYPE)
+
+    close([ours(3)], [theirs(3)], 0.02)
+    row("MoE block, K=4 + shared, bank", seconds(ours), seconds(theirs), (K + 1) * layout.stride, copy)
+
+
+def delta_net(copy: float) -> None:
+    key_heads, heads, dim, taps = 16, 64, 128, 4
+    key_dim, value_dim = key_heads * dim, heads * dim
+    channels = 2 * key_dim + value_dim
+    qkv, z, b, a = random(1, channels), random(1, value_dim), random(1, heads), random(1, heads)
+    conv_weight, norm_weight = random(taps, channels, scale=0.5), random(dim)
+    log_decay, dt_bias = -mx.exp(random(heads, dtype=mx.float32)), random(heads, dtype=mx.float32)
+    states = [random(heads, dim, dim, dtype=mx.float32) for _ in range(24)]
+    conv_state = random(taps - 1, channels)
+    mx.eval(log_decay)
+    sizes = {"key_heads": key_heads, "l2_eps": 1e-6, "eps": 1e-6}
+
+    def ours(i: int) -> Any:
+        return delta_net_step_kernel(
+            qkv, z, b, a, conv_state, states[i % 24],
+            conv_weight=conv_weight, log_decay=log_decay, dt_bias=dt_bias, norm_weight=norm_weight, **sizes,
+        )  # fmt: skip
+
+    def theirs(i: int) -> Any:
+        mixed, conv = causal_conv(qkv, conv_weight, conv_state)
+        qk, v = mx.split(mixed, [2 * key_dim], axis=-1)
+        qk = l2_norm(qk.reshape(1, 2, key_heads, dim), 1e-6)
+        dt = mx.logaddexp(a.astype(mx.float32) + dt_bias, 0.0)
+        y, state = mx.fast.gated_delta_update(
+            qk[:, 0][None] * dim**-0.5, qk[:, 1][None], v.reshape(1, 1, heads, dim), mx.exp(dt * log_decay)[None],
+            mx.sigmoid(b)[None], states[i % 24][None],
+        )  # fmt: skip
+        gate = z.astype(mx.float32)
+        y = mx.fast.rms_norm(y, norm_weight, 1e-6).reshape(1, value_dim)
+        return (y * (gate * mx.sigmoid(gate))).astype(DTYPE), conv, state[0]
+
+    close(ours(1), theirs(1), 0.05)
+    row("delta-net step", seconds(ours), seconds(theirs), 2 * states[0].nbytes, copy)
+
+
+def attentions(copy: float) -> None:
+    heads, kv_heads, dim = 32, 2, 256
+    q, gate = random(heads, 1, dim), random(1, heads * dim)
+    for context in (1024, 32768, 131072):
+        copies = max(2, (1 << 28) // (4 * kv_heads * context * dim))
+        caches = [
+            (random(1, kv_heads, context, dim), random(1, kv_heads, context, dim)) for _ in range(min(copies, 16))
+        ]
+
+        def ours(i: int, caches: Any = caches, context: int = context) -> mx.array:
+            return decode_attention_kernel(q, *caches[i % len(caches)], context, gate, dim**-0.5)
+
+        def theirs(i: int, caches: Any = caches) -> mx.array:
+            k, v = caches[i % len(caches)]
+            return attention(q, k[0], v[0], dim**-0.5).reshape(1, -1) * mx.sigmoid(gate)
+
+        close([ours(0)], [theirs(0)], 0.03)
+        row(f"decode attention, {context} keys", seconds(ours), seconds(theirs), 4 * kv_heads * context * dim, copy)
+
+
+def small(copy: float) -> None:
+    heads, kv_heads, dim = 32, 2, 256
+    x, w = random(1, H), random(H)
+    row(
+        "RMSNorm 4096", seconds(lambda i: rms_norm_kernel(x, w, 1e-6)),
+        seconds(lambda i: mx.fast.rms_norm(x, w, 1e-6)), 6 * H, copy,
+    )  # fmt: skip
+    logits = random(1, EXPERTS, scale=3.0)
+    row(
+        "router, 10 of 512", seconds(lambda i: router_kernel.route(logits, 10, True)),
+        seconds(lambda i: mlx_route(logits, 10)), 2 * EXPERTS, copy,
+    )  # fmt: skip
+    qg, k, weight = random(1, 2 * heads * dim), random(1, kv_heads * dim), random(dim)
+
+    def ours(i: int) -> Any:
+        return qk_norm_rope_kernel(qg, k, weight, weight, start=1000, rotary=64, theta=1e7, eps=1e-6)
+
+    def theirs(i: int) -> Any:
+        q, gate = qg.reshape(1, 1, heads, 2 * dim).split(2, axis=-1)
+        keys = k.reshape(1, 1, kv_heads, dim)
+        out = [mx.fast.rms_norm(t, weight, 1e-6).swapaxes(1, 2) for t in (q, keys)]
+        out = [mx.fast.rope(t, 64, traditional=False, base=1e7, scale=1.0, offset=1000) for t in out]
+        return out[0][0], out[1][0], mx.contiguous(gate.reshape(1, -1))
+
+    close(ours(0), theirs(0), 0.03)
+    row("q/k norm + RoPE + split", seconds(ours), seconds(theirs), 4 * qg.nbytes, copy)
+
+
+def mlx_route(logits: mx.array, k: int) -> Any:
+    p = mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
+    ids = mx.argpartition(-p, kth=k - 1, axis=-1)[:, :k]
+    w = mx.take_along_axis(p, ids, axis=-1)
+    return ids, w / w.sum(axis=-1, keepdims=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="only 4-bit matvecs and the MoE block")
+    quick = parser.parse_args().quick
+    if kernel.back_end() is None:
+        raise SystemExit("no GPU that MLX can use was found; kernels need Metal or CUDA")
+    mx.random.seed(0)
+    copy = copy_bandwidth()
+    info = mx.device_info()
+    name = info.get("device_name", platform.machine())
+    print(f"{datetime.date.today()}, {name}, mlx {mx.__version__}; a device copy moves {copy / 1e9:.0f} GB/s")
+    print("\n| op (bfloat16) | ours µs | MLX µs | times faster | ours GB/s | floor µs |\n|---|---|---|---|---|---|")
+    parts = [matvecs, moe_block] + ([] if quick else [delta_net, attentions, small])
+    for part in parts:
+        try:
+            part(copy)
+        except Exception as error:  # one op that fails must not hide the others
+            print(
+                f"| {part.__name__}: {type(error).__name__}: {str(error).splitlines()[0][:160]} | | | | | |", flush=True
+            )
+    if not quick:
+        matvecs(copy, bits=2)
+
+
+if __name__ == "__main__":
+    main()

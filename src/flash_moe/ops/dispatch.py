@@ -1,0 +1,42 @@
+"""Which ops run as kernels of ours, on which back end, and why: the one place that decides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from . import kernel
+
+# Where a kernel beats MLX's own ops. Metal: nobody has measured yet, so kernels there have to be asked for.
+BEATS_MLX: dict[str, frozenset[str]] = {
+    "cuda": frozenset({"quantized_matvec", "experts", "router", "attention", "delta_net"}),
+    "metal": frozenset(),
+}
+ALL = BEATS_MLX["cuda"] | BEATS_MLX["metal"]
+_VARIABLE = "FLASH_MOE_KERNELS"
+_allowed: ContextVar[bool | None] = ContextVar("flash_moe_kernels", default=None)
+
+
+def use_kernel(op: str) -> bool:
+    """Whether ``op`` (one of :data:`ALL`) runs as a kernel here.
+
+    ``FLASH_MOE_KERNELS=off`` switches all of them off, ``on`` uses them even where nothing has been measured.
+    """
+    back_end = kernel.back_end()
+    wanted = _allowed.get()
+    setting = os.environ.get(_VARIABLE, "").lower()
+    if back_end is None or wanted is False or setting == "off":
+        return False
+    return bool(wanted) or setting == "on" or op in BEATS_MLX[back_end]
+
+
+@contextmanager
+def kernels(allowed: bool | None) -> Iterator[None]:
+    """Within: all kernels (True), none (False), or those that :data:`BEATS_MLX` names (None)."""
+    token = _allowed.set(allowed)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)

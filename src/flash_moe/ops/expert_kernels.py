@@ -1,0 +1,166 @@
+"""The experts of one token in two launches, straight from their records.
+
+``kernels/expert_gate_up.metal`` computes silu(gate·x) · (up·x) of every record, ``kernels/expert_down.metal`` the
+weighted sum of their down projections and, where given, the residual. The shared expert is one more record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import mlx.core as mx
+
+from ..record import ProjectionLayout, RecordLayout
+from .kernel import SIMD, Kernel, Template
+from .quantized_matvec import HOISTED, lanes_per_row
+
+MAX_RECORDS = 17  # 16 routed experts and the shared one; Metal has 31 buffers for a kernel
+_SIMDGROUPS = 4  # per threadgroup of expert_gate_up
+_GATE_UP_ROWS, _DOWN_ROWS = 2, 4  # of each matrix, for a set of lanes
+_DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the records of a launch are.
+
+    Attributes:
+        buffers: kernel inputs: one per record; or a bank [N, words], the rows of its records, and perhaps one more.
+        separate: how many buffers are records of their own; 0 for a bank.
+        shared: whether a bank's records are followed by one in a buffer of its own.
+        template: STRIDE, words from one record of a bank to the next, and ROUTED, how many are in the bank.
+    """
+
+    buffers: list[mx.array]
+    separate: int
+    shared: bool
+    template: Template
+
+
+def supports(layout: RecordLayout, count: int) -> bool:
+    """Whether :func:`experts_for_token` takes ``count`` records of this layout: all projections quantised."""
+    return count <= MAX_RECORDS and all(p.quantization is not None for _, p in layout.projections)
+
+
+def experts_for_token(
+    x: mx.array,
+    records: mx.array | Sequence[mx.array],
+    weights: mx.array,
+    layout: RecordLayout,
+    *,
+    rows: Sequence[int] | None = None,
+    shared: mx.array | None = None,
+    residual: mx.array | None = None,
+    form: int = HOISTED,
+) -> mx.array:
+    """residual + Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
+
+    With only the first four arguments this is the contract of :func:`.experts.experts_for_token`.
+
+    Args:
+        x: [1, H], float; its memory starts at a multiple of 16 bytes.
+        records: a bank [N, words] uint32 with one record a row, or K arrays of [words] uint32.
+        weights: [K] float32, the routing weights; one more, of the shared expert, where that is given.
+        rows: the K rows of the bank that are the records; all of them by default.
+        shared: [words] uint32, the shared expert's record, of the same layout.
+        residual: [1, H], the dtype of x.
+
+    Returns:
+        [1, H] in the dtype of x.
+    """
+    source = find_records(records, rows, shared)
+    h = gate_up(x, source, weights.shape[0], layout, form)
+    return down(h, source, weights, residual, layout, form)
+
+
+def find_records(records: mx.array | Sequence[mx.array], rows: Sequence[int] | None, shared: mx.array | None) -> Source:
+    """How kernels find the records of :func:`experts_for_token`."""
+    last = [] if shared is None else [shared]
+    if not isinstance(records, mx.array):
+        buffers = [*records, *last]
+        return Source(buffers, len(buffers), False, [])
+    chosen = list(range(records.shape[0]) if rows is None else rows)
+    template: Template = [("STRIDE", records.shape[1]), ("ROUTED", len(chosen))]
+    return Source([records, mx.array(chosen, dtype=mx.uint32), *last], 0, shared is not None, template)
+
+
+def gate_up(x: mx.array, source: Source, count: int, layout: RecordLayout, form: int) -> mx.array:
+    """silu(gate·x) · (up·x) of every record: [K, I] in the dtype of x."""
+    columns, out = layout.hidden_size, layout.intermediate_size
+    lanes, threads = lanes_per_row(columns), _SIMDGROUPS * SIMD
+    groups = -(-out // (threads // lanes * _GATE_UP_ROWS))
+    (h,) = gate_up_kernel(source.separate, source.shared)(
+        [x, *source.buffers],
+        template=[
+            ("T", x.dtype), ("IN", columns), ("OUT", out), *_places("GATE", layout.gate_proj, "GATE_"),
+            *_places("UP", layout.up_proj, "UP_"), *source.template, ("FORM", form), ("ROWS", _GATE_UP_ROWS),
+            ("LANES", lanes),
+        ],
+        grid=(groups * threads, count, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(count, out)],
+        output_dtypes=[x.dtype],
+    )  # fmt: skip
+    return h
+
+
+def down(
+    h: mx.array, source: Source, weights: mx.array, residual: mx.array | None, layout: RecordLayout, form: int
+) -> mx.array:
+    """residual + Σ_k weights[k] · down_k(h[k]): [1, H] in the dtype of h."""
+    columns, out, count = layout.intermediate_size, layout.hidden_size, h.shape[0]
+    lanes = lanes_per_row(columns)
+    threads, tiles = count * SIMD, -(-out // (SIMD // lanes * _DOWN_ROWS))
+    (y,) = down_kernel(source.separate, source.shared, residual is not None)(
+        [h, weights, *source.buffers, *([] if residual is None else [residual])],
+        template=[
+            ("T", h.dtype), ("K", count), ("IN", columns), ("OUT", out), *_places("DOWN", layout.down_proj),
+            *source.template, ("FORM", form), ("ROWS", _DOWN_ROWS), ("LANES", lanes),
+        ],
+        grid=(tiles * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(1, out)],
+        output_dtypes=[h.dtype],
+    )  # fmt: skip
+    return y
+
+
+def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Template:
+    """Type of scales, bits and group size of a projection, and the words of a record at which its parts lie."""
+    weight, scales, biases = projection.parts
+    assert projection.quantization is not None
+    return [
+        (f"{prefix}S", _DTYPES[scales.dtype]), (f"{prefix}BITS", projection.quantization.bits),
+        (f"{prefix}GROUP", projection.quantization.group_size), (name, weight.offset // 4),
+        (f"{name}_SCALES", scales.offset // 4), (f"{name}_BIASES", biases.offset // 4),
+    ]  # fmt: skip
+
+
+def _record_access(separate: int, shared: bool) -> tuple[list[str], str]:
+    """Input names for the records, and what RECORD(k) means: templates cannot choose between buffers."""
+    if separate:
+        names = [f"record{k}" for k in range(separate)]
+        choice = "".join(f"(k) == {k} ? {name} : " for k, name in enumerate(names[:-1])) + names[-1]
+    else:
+        names = ["bank", "bank_rows"] + (["shared"] if shared else [])
+        choice = "bank + size_t(bank_rows[k]) * STRIDE"
+        choice = f"(k) < uint(ROUTED) ? {choice} : shared" if shared else choice
+    return names, f"#define RECORD(k) ({choice})\n"
+
+
+@cache
+def gate_up_kernel(separate: int, shared: bool) -> Kernel:
+    """The kernel for records that are found like this; see :class:`Source`."""
+    names, defines = _record_access(separate, shared)
+    return Kernel("expert_gate_up", ["x", *names], ["h"], headers=["quantized"], defines=defines)
+
+
+@cache
+def down_kernel(separate: int, shared: bool, residual: bool) -> Kernel:
+    """The same for the down projections, with or without a residual."""
+    names, defines = _record_access(separate, shared)
+    defines += f"#define RESIDUAL(i) {'float(residual[i])' if residual else '0.0f'}\n"
+    inputs = ["h", "weights", *names, *(["residual"] if residual else [])]
+    return Kernel("expert_down", inputs, ["y"], headers=["quantized"], defines=defines)

@@ -1,0 +1,90 @@
+"""A kernel: one Metal source, launched through MLX on the device that is there.
+
+The body of kernel ``name`` is ``kernels/name.metal``; helper functions it shares with others are in the headers it
+names. MLX compiles it for Apple GPUs; for NVIDIA GPUs :mod:`.cuda` adapts the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+
+from . import sources
+from .cuda import cuda_source
+
+Template = Sequence[tuple[str, int | bool | mx.Dtype]]
+SIMD = 32  # threads of a simdgroup, and of a warp
+
+
+def back_end() -> str | None:
+    """How kernels run here: "metal", "cuda", or None where there is no GPU. Tests put an emulator in its place."""
+    if mx.default_device() == mx.cpu:
+        return None
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+class Kernel:
+    """A kernel that is compiled on first use.
+
+    Args:
+        name: stem of the Metal source.
+        inputs, outputs: names of the buffers in the body.
+        headers: stems of ``.h.metal`` files with helper functions, in order.
+        defines: generated text in front of the headers, for what templates cannot express.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        headers: Sequence[str] = (),
+        defines: str = "",
+    ) -> None:
+        self.name, self.inputs, self.outputs = name, list(inputs), list(outputs)
+        self._headers, self._defines = tuple(headers), defines
+        self._compiled: dict[Any, Any] = {}  # by the function that compiled it
+
+    @cached_property
+    def body(self) -> str:
+        """The Metal text of the kernel's body."""
+        return sources.read(f"{self.name}.metal")
+
+    @cached_property
+    def header(self) -> str:
+        """The Metal text of its helper functions."""
+        return self._defines + "".join(sources.read(f"{stem}.h.metal") for stem in self._headers)
+
+    def _compile(self) -> Any:
+        on_cuda = back_end() == "cuda"
+        make = mx.fast.cuda_kernel if on_cuda else mx.fast.metal_kernel
+        if make not in self._compiled:
+            body, header = cuda_source(self.body, self.header) if on_cuda else (self.body, self.header)
+            self._compiled[make] = make(
+                name=self.name, input_names=self.inputs, output_names=self.outputs, source=body, header=header
+            )
+        return self._compiled[make]
+
+    def __call__(
+        self,
+        inputs: Sequence[mx.array],
+        *,
+        template: Template,
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+        output_shapes: Sequence[tuple[int, ...]],
+        output_dtypes: Sequence[mx.Dtype],
+    ) -> list[mx.array]:
+        """Launches the kernel.
+
+        Args:
+            grid: threads along x, y, z: multiples of ``threadgroup``, for CUDA has only whole blocks.
+            threadgroup: threads of one threadgroup; their number is a multiple of 32.
+        """
+        return self._compile()(
+            inputs=list(inputs), template=list(template), grid=grid, threadgroup=threadgroup,
+            output_shapes=list(output_shapes), output_dtypes=list(output_dtypes),
+        )  # fmt: skip

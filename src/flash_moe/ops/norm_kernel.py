@@ -1,0 +1,74 @@
+"""RMSNorm of rows, alone or of a sum with the residual stream, in one launch.
+
+Kernels: ``rms_norm.metal`` and ``add_rms_norm.metal``; notes in docs/kernels_sequence.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+
+from .kernel import SIMD, Kernel
+from .scalars import floats
+
+MAX_THREADS = 1024  # of a threadgroup
+_ELEMENTS = 4  # of a thread, where the row is long enough
+
+_NORM = Kernel("rms_norm", ["x", "weight", "eps"], ["y"])
+_ADD_NORM = Kernel("add_rms_norm", ["x", "residual", "weight", "eps"], ["y", "total"])
+
+
+def rms_norm_reference(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis, in float32.
+
+    Args:
+        x: [..., W], float.
+        weight: [W].
+
+    Returns:
+        [..., W] in the dtype of x.
+    """
+    wide = x.astype(mx.float32)
+    scale = mx.rsqrt(mx.mean(mx.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * scale * weight.astype(mx.float32)).astype(x.dtype)
+
+
+def add_rms_norm_reference(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+    """The norm of a sum, which is rounded to the dtype of x before it is normalised.
+
+    Args:
+        x, residual: [..., W], of one dtype.
+        weight: [W].
+
+    Returns:
+        rms_norm(x + residual) and x + residual, [..., W] in the dtype of x.
+    """
+    total = x + residual
+    return rms_norm_reference(total, weight, eps), total
+
+
+def rms_norm_kernel(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """As :func:`rms_norm_reference`, by the kernel."""
+    (y,) = _launch(_NORM, [x, weight, floats(eps)], outputs=1)
+    return y
+
+
+def add_rms_norm_kernel(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+    """As :func:`add_rms_norm_reference`, by the kernel."""
+    y, total = _launch(_ADD_NORM, [x, residual, weight, floats(eps)], outputs=2)
+    return y, total
+
+
+def _launch(kernel: Kernel, inputs: list[mx.array], outputs: int) -> list[mx.array]:
+    x = inputs[0]
+    width = x.shape[-1]
+    threads = min(MAX_THREADS, SIMD * -(-width // (SIMD * _ELEMENTS)))
+    return kernel(
+        inputs,
+        template=[("T", x.dtype), ("WIDTH", width), ("THREADS", threads)],
+        grid=(threads, math.prod(x.shape[:-1]), 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[x.shape] * outputs,
+        output_dtypes=[x.dtype] * outputs,
+    )

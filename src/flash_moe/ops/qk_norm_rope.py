@@ -1,0 +1,104 @@
+"""From the projections of full attention to its queries, keys and gate: head norms, rotary embedding, split.
+
+Kernel: ``qk_norm_rope.metal``; notes in docs/kernels_sequence.md.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from .kernel import SIMD, Kernel
+from .norm_kernel import rms_norm_reference
+from .scalars import floats, integers
+
+_SIMDGROUPS = 4  # of a threadgroup; each has one head of one token
+
+_KERNEL = Kernel(
+    "qk_norm_rope", ["qg", "k", "q_weight", "k_weight", "eps", "frequencies", "place"], ["q_out", "k_out", "gate"]
+)
+
+
+def qk_norm_rope_reference(
+    qg: mx.array,
+    k: mx.array,
+    q_weight: mx.array,
+    k_weight: mx.array,
+    *,
+    start: int,
+    rotary: int,
+    theta: float,
+    eps: float,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """q = rope(norm(q)), k = rope(norm(k)) and the gate, in float32.
+
+    Element i < rotary / 2 of a head turns with element i + rotary / 2 by the angle position · theta^(-2i / rotary), as
+    ``mx.fast.rope(traditional=False)`` pairs them; the rest passes. Angles are exact at any position.
+
+    Args:
+        qg: [T, Hq · 2 · D] output of q_proj: query and gate of each head.
+        k: [T, Hkv · D] output of k_proj, in the dtype of qg.
+        q_weight, k_weight: [D] weights of the head norms.
+        start: position of the first token.
+        rotary: how many elements of a head turn, even.
+        theta: base of the frequencies.
+        eps: of the norms.
+
+    Returns:
+        q [Hq, T, D], k [Hkv, T, D] and gate [T, Hq · D] in the dtype of qg.
+    """
+    tokens, dim, dtype = qg.shape[0], q_weight.shape[0], qg.dtype
+    q, gate = mx.split(qg.reshape(tokens, -1, 2, dim), 2, axis=2)
+    angles = np.outer(np.arange(start, start + tokens), _turns(rotary, theta)) % 1.0 * (2 * np.pi)
+    cos, sin = (mx.array(f(angles).astype(np.float32)) for f in (np.cos, np.sin))  # [T, rotary / 2]
+
+    def turned(x: mx.array, weight: mx.array) -> mx.array:
+        x = rms_norm_reference(x.astype(mx.float32), weight, eps).swapaxes(0, 1)
+        a, b, rest = mx.split(x, [rotary // 2, rotary], axis=-1)
+        return mx.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(dtype)
+
+    return turned(q.squeeze(2), q_weight), turned(k.reshape(tokens, -1, dim), k_weight), gate.reshape(tokens, -1)
+
+
+def qk_norm_rope_kernel(
+    qg: mx.array,
+    k: mx.array,
+    q_weight: mx.array,
+    k_weight: mx.array,
+    *,
+    start: int,
+    rotary: int,
+    theta: float,
+    eps: float,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """As :func:`qk_norm_rope_reference`, by the kernel; positions below 2^24, where float32 still counts."""
+    tokens, dim = qg.shape[0], q_weight.shape[0]
+    heads, kv_heads = qg.shape[1] // (2 * dim), k.shape[1] // dim
+    groups = -(-tokens * (heads + kv_heads) // _SIMDGROUPS)
+    q, keys, gate = _KERNEL(
+        [qg, k, q_weight, k_weight, floats(eps), _frequencies(rotary, theta), integers(start, tokens)],
+        template=[
+            ("T", qg.dtype), ("HQ", heads), ("HKV", kv_heads), ("D", dim), ("ROTARY", rotary),
+            ("SIMDGROUPS", _SIMDGROUPS),
+        ],
+        grid=(groups * _SIMDGROUPS * SIMD, 1, 1),
+        threadgroup=(_SIMDGROUPS * SIMD, 1, 1),
+        output_shapes=[(heads, tokens, dim), (kv_heads, tokens, dim), (tokens, heads * dim)],
+        output_dtypes=[qg.dtype] * 3,
+    )  # fmt: skip
+    return q, keys, gate
+
+
+def _turns(rotary: int, theta: float) -> np.ndarray:
+    """[rotary / 2] float64: the part of a full turn that each pair makes per position."""
+    return theta ** (-np.arange(0, rotary, 2) / rotary) / (2 * np.pi)
+
+
+@lru_cache(maxsize=8)
+def _frequencies(rotary: int, theta: float) -> mx.array:
+    """[2, rotary / 2] float32 whose sum over the first axis is :func:`_turns` to 48 bits."""
+    turns = _turns(rotary, theta)
+    high = turns.astype(np.float32)
+    return mx.array(np.stack([high, (turns - high).astype(np.float32)]))

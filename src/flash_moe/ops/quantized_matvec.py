@@ -1,0 +1,71 @@
+"""x · Wᵀ for a few tokens with W affinely quantised, in one kernel (``kernels/quantized_matvec.metal``)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..record import Quantization
+from .kernel import SIMD, Kernel
+
+NAIVE, FUSED, HOISTED = range(3)  # enum Form of kernels/quantized.h.metal
+MAX_TOKENS = 8  # what the accumulators of a thread have room for
+_BLOCK = 32  # weights a lane reads at once
+_SIMDGROUPS = 4  # per threadgroup
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+_kernel = Kernel("quantized_matvec", ["x", "w", "scales", "biases"], ["y"], headers=["quantized"])
+
+
+def lanes_per_row(columns: int) -> int:
+    """How many lanes share a row: as few idle in the last round as possible, else as many as possible."""
+    blocks = columns // _BLOCK
+
+    def used(lanes: int) -> float:
+        return blocks / (-(-blocks // lanes) * lanes)
+
+    return max((SIMD, SIMD // 2, SIMD // 4), key=used)
+
+
+def supports(x: mx.array, weight: mx.array, quantization: Quantization | None) -> bool:
+    """Whether :func:`quantized_matvec` takes these: few tokens, and a matrix of more than a toy's size."""
+    # Metal gives a kernel buffers of fewer than 8 elements in another address space
+    return quantization is not None and x.dtype in _FLOATS and x.shape[0] <= MAX_TOKENS and weight.size >= 8
+
+
+def quantized_matvec(
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    quantization: Quantization,
+    *,
+    form: int = HOISTED,
+) -> mx.array:
+    """Multiplies each row of x with a stored [out, in] matrix; the contract of :func:`.linear.linear`.
+
+    Args:
+        x: [T, in], float, T <= 8; its memory starts at a multiple of 16 bytes.
+        weight: [out, in · bits / 32] uint32, likewise aligned.
+        scales, biases: [out, in / group_size], any float dtype.
+        form: how a weight is multiplied; all sum in float32.
+
+    Returns:
+        [T, out], the dtype of x.
+    """
+    tokens, columns = x.shape
+    out = weight.shape[0]
+    lanes, rows = lanes_per_row(columns), 4 if tokens <= 4 else 2
+    threads = _SIMDGROUPS * SIMD
+    groups = -(-out // (threads // lanes * rows))
+    (y,) = _kernel(
+        [x, weight, scales, biases],
+        template=[
+            ("T", x.dtype), ("TOKENS", tokens), ("IN", columns), ("OUT", out), ("BITS", quantization.bits),
+            ("GROUP", quantization.group_size), ("FORM", form), ("ROWS", rows), ("LANES", lanes),
+        ],
+        grid=(groups * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(tokens, out)],
+        output_dtypes=[x.dtype],
+    )  # fmt: skip
+    return y

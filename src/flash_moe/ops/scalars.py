@@ -1,0 +1,19 @@
+"""Numbers that kernels read at run time, as small arrays. All layers of a token share them, so they are kept."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+
+
+@lru_cache(maxsize=64)
+def floats(*values: float) -> mx.array:
+    """[n] float32."""
+    return mx.array(values, dtype=mx.float32)
+
+
+@lru_cache(maxsize=64)
+def integers(*values: int) -> mx.array:
+    """[n] int32."""
+    return mx.array(values, dtype=mx.int32)

@@ -1,0 +1,56 @@
+"""Every barrier of the norms and mixers is needed: without it the emulator reports a race or an unwritten read."""
+
+from __future__ import annotations
+
+import emulator
+import mlx.core as mx
+import pytest
+
+from flash_moe.ops import decode_attention, delta_net_step, norm_kernel
+from flash_moe.ops.kernel import Kernel
+
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+KERNELS = {
+    "rms_norm": norm_kernel._NORM,
+    "add_rms_norm": norm_kernel._ADD_NORM,
+    "decode_attention": decode_attention._PARTIAL,
+    "delta_net_step": delta_net_step._KERNEL,
+}
+BARRIERS = [(name, i) for name, kernel in KERNELS.items() for i in range(kernel.body.count(BARRIER))]
+
+
+def launch(name: str) -> None:
+    row, weight = mx.ones((2, 300)), mx.ones((300,))
+    if name == "rms_norm":
+        norm_kernel.rms_norm_kernel(row, weight, 1e-6)
+    elif name == "add_rms_norm":
+        norm_kernel.add_rms_norm_kernel(row, row, weight, 1e-6)
+    elif name == "decode_attention":
+        q, cache, gate = mx.ones((6, 1, 64)), mx.ones((2, 80, 64)), mx.ones((1, 6 * 64))
+        decode_attention.decode_attention_kernel(q, cache, cache, 70, gate, 0.125)
+    else:
+        qkv, z, b, conv, state = (mx.ones(s) for s in [(1, 96), (1, 32), (1, 2), (3, 96), (2, 16, 32)])
+        delta_net_step.delta_net_step_kernel(
+            qkv, z, b, b, conv, state, conv_weight=mx.ones((4, 96)), log_decay=-mx.ones(2), dt_bias=mx.ones(2),
+            norm_weight=mx.ones(16), key_heads=1, l2_eps=1e-6, eps=1e-6,
+        )  # fmt: skip
+
+
+def without_barrier(body: str, index: int) -> str:
+    parts = body.split(BARRIER)
+    return BARRIER.join(parts[: index + 1]) + BARRIER.join(parts[index + 1 :])
+
+
+@pytest.mark.parametrize("name, index", BARRIERS)
+def test_a_missing_barrier_is_caught(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel: Kernel = KERNELS[name]
+    monkeypatch.setattr(kernel, "body", without_barrier(kernel.body, index))
+    monkeypatch.setattr(kernel, "_compiled", {})
+    with emulator.options(mode="check", order="random"), pytest.raises(emulator.MetalError, match=r"race|uninit"):
+        launch(name)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_intact_kernel_is_clean(name: str) -> None:
+    with emulator.options(mode="check", order="random"):
+        launch(name)

@@ -1,0 +1,168 @@
+"""The CUDA adapter: what it refuses, and that nvcc compiles what it makes of every kernel."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_cuda import Recorder
+from test_experts import FORMATS, make_records
+
+from flash_moe.ops import kernel, sources
+from flash_moe.ops.cuda import cuda_source
+from flash_moe.ops.decode_attention import decode_attention_kernel
+from flash_moe.ops.delta_net_step import delta_net_step_kernel
+from flash_moe.ops.expert_kernels import experts_for_token
+from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
+from flash_moe.ops.qk_norm_rope import qk_norm_rope_kernel
+from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
+from flash_moe.ops.router_kernel import route
+from flash_moe.record import Quantization
+
+DTYPES = {"bf16": mx.bfloat16, "f16": mx.float16, "f32": mx.float32}
+KERNELS = [path.stem for path in sources.folder().glob("*.metal") if not path.stem.endswith(".h")]
+
+REFUSED = {
+    "metal::erf(x)": "this name of namespace metal",
+    "metal::fast::tanh(x)": "this function of metal::fast",
+    "metal::precise::exp(x)": "functions of metal::precise",
+    "float y = exp(x);": "an unqualified function",
+    "uint y = max(a, b);": "an unqualified function",
+    "simd_prefix_inclusive_sum(x)": "this simdgroup function",
+    "simdgroup_float8x8 m;": "simdgroup matrices",
+    "simdgroup_matrix<float, 8, 8> m;": "simdgroup matrices",
+    "quad_sum(x)": "quadgroups",
+    "atomic_fetch_add_explicit(p, 1, memory_order_relaxed)": "atomics",
+    "device atomic<float>* p;": "atomics",
+    "texture2d<float> t;": "textures",
+    "int x [[threadgroup(0)]];": "attributes in brackets",
+    "float2 y = v.xy;": "swizzles",
+    "float y = v.r;": "colour components",
+    "half y = 1.5h;": "half literals",
+    "float4x4 m;": "matrices",
+    "packed_float3 p;": "packed vectors",
+    "#include <metal_simdgroup>": "includes",
+    "static constexpr constant int n = 3;": "static and program-scope variables",
+    "constant float table[2] = {1, 2};": "static and program-scope variables",
+    "uint n = threads_per_grid.x;": "this attribute",
+    "uint n = thread_execution_width;": "this attribute",
+    "uint n = dispatch_threads_per_threadgroup.x;": "this attribute",
+    "threadgroup_imageblock float x;": "this threadgroup function",
+    "kernel void f() {}": "this keyword",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+@pytest.mark.parametrize("place", ["body", "header"])
+def test_unsupported_constructs_are_refused_with_their_line(text: str, place: str) -> None:
+    source = f"// a comment\nfloat z = 0.0f;\n{text}\n"
+    body, header = (source, "") if place == "body" else ("", source)
+    with pytest.raises(ValueError, match=rf"{place} line 3: no support for {REFUSED[text]}"):
+        cuda_source(body, header)
+
+
+def test_threadgroup_variables_belong_in_the_body() -> None:
+    for declaration in ("threadgroup float x[32];", "threadgroup uint n;"):
+        with pytest.raises(ValueError, match="header line 2: no support for threadgroup variables in a header"):
+            cuda_source("", "METAL_FUNC void f() {\n  " + declaration + "\n}")
+        assert "__shared__ " in cuda_source(f"int y;\n{declaration}", "")[0]
+
+
+@pytest.mark.parametrize("text", ["alignas(16) float x[4];", "float a, b;", "float x[2] = {0, 0};"])
+def test_a_threadgroup_variable_never_becomes_a_private_one(text: str) -> None:
+    with pytest.raises(ValueError, match="body line 2: no support for this threadgroup variable"):
+        cuda_source(f"int y;\nthreadgroup {text}", "")
+
+
+def test_every_problem_is_reported_and_comments_are_not_read() -> None:
+    with pytest.raises(ValueError, match=r"(?s)header line 2.*body line 1.*body line 3"):
+        cuda_source("v.xy;\n/* v.zw\n*/ quad_sum(x); // atomic", "\nmetal::erf(x)")
+
+
+def test_qualifiers_go_and_lines_stay() -> None:
+    body, _ = cuda_source(
+        "const device float* p = x;\nconst constant int& n = m[0];\n"
+        "threadgroup float* q = s;\nthreadgroup_barrier(mem_flags::mem_threadgroup);",
+        "",
+    )
+    words = [" ".join(line.split()) for line in body.splitlines()]
+    assert words[:3] == ["const float* p = x;", "const int& n = m[0];", "float* q = s;"]
+    assert words[3] == "threadgroup_barrier(mem_flags::mem_threadgroup);"
+
+
+def launch_all() -> None:
+    """Every kernel at least once, with each dtype, form and bit width."""
+    for bits, (dtype, form) in zip((2, 3, 4, 5, 6, 8), [(d, f) for d in DTYPES for f in (FUSED, HOISTED)], strict=True):
+        weight = mx.quantize(mx.zeros((64, 256)), bits=bits, group_size=64)
+        quantized_matvec(mx.zeros((bits, 256), dtype=DTYPES[dtype]), *weight, Quantization(bits, 64), form=form)
+    rng = np.random.RandomState(0)
+    records, layout, _ = make_records(2, FORMATS["mixed"], "BF16", rng)
+    x = mx.zeros((1, 128), dtype=mx.bfloat16)
+    weights = mx.zeros(2)
+    experts_for_token(x, records, weights, layout, form=NAIVE)
+    experts_for_token(x, list(records), weights, layout, residual=x)
+    experts_for_token(x, records, mx.zeros(3), layout, shared=records[0], residual=x)
+    route(mx.zeros((2, 512), dtype=mx.bfloat16), 10, True)
+    route(mx.zeros((2, 70)), 8, False)
+    for dtype in DTYPES.values():
+        launch_sequence_kernels(dtype)
+
+
+def launch_sequence_kernels(dtype: mx.Dtype) -> None:
+    def zeros(*shape: int) -> mx.array:
+        return mx.zeros(shape, dtype=dtype)
+
+    rms_norm_kernel(zeros(1, 256), zeros(256), 1e-6)
+    add_rms_norm_kernel(zeros(1, 256), zeros(1, 256), zeros(256), 1e-6)
+    qk_norm_rope_kernel(
+        zeros(1, 8 * 2 * 64), zeros(1, 2 * 64), zeros(64), zeros(64), start=5, rotary=16, theta=1e7, eps=1e-6
+    )
+    decode_attention_kernel(zeros(8, 1, 64), zeros(2, 256, 64), zeros(2, 256, 64), 200, zeros(1, 8 * 64), 0.125)
+    heads, key_heads, dim = 4, 2, 64
+    channels = (2 * key_heads + heads) * dim
+    delta_net_step_kernel(
+        zeros(1, channels), zeros(1, heads * dim), zeros(1, heads), zeros(1, heads), zeros(3, channels),
+        mx.zeros((heads, dim, dim)), conv_weight=zeros(4, channels), log_decay=mx.zeros(heads), dt_bias=zeros(heads),
+        norm_weight=zeros(dim), key_heads=key_heads, l2_eps=1e-6, eps=1e-6,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cuda_sources() -> dict[str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        recorder = Recorder()
+        patch.setattr(mx.fast, "cuda_kernel", recorder.cuda_kernel)
+        patch.setattr(kernel, "back_end", lambda: "cuda")
+        launch_all()
+    return recorder.sources
+
+
+def test_every_kernel_is_adapted(cuda_sources: dict[str, str]) -> None:
+    assert {name.rsplit("_", 1)[0] for name in cuda_sources} == set(KERNELS)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_nvcc_compiles(name: str, cuda_sources: dict[str, str], tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc, the CUDA compiler")
+    for number, text in cuda_sources.items():
+        if number.rsplit("_", 1)[0] == name:
+            file = tmp_path / f"{number}.cu"
+            file.write_text(text)
+            command = [
+                nvcc,
+                "-arch=sm_90",
+                "-std=c++17",
+                "-diag-suppress=177",
+                "-cubin",
+                "-o",
+                str(tmp_path / "out"),
+                str(file),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
