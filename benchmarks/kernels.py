@@ -51,6 +51,12 @@ def seconds(call: Call, launches: int = LAUNCHES) -> float:
     return statistics.median(times)
 
 
+def rotating(function: Callable[..., Any], operands: list[tuple[Any, ...]]) -> Call:
+    """Traced once, as the decoder does, then called with one set of operands after the other."""
+    traced = mx.compile(function)
+    return lambda i: traced(*operands[i % len(operands)])
+
+
 def close(ours: Any, theirs: Any, tolerance: float) -> None:
     """Stops the benchmark when two results differ by more than ``tolerance`` of the largest value."""
     for a, b in zip(ours, theirs, strict=True):
@@ -88,17 +94,12 @@ def matvecs(copy: float, bits: int = 4) -> None:
             mx.eval(parts)
             weights.append(parts)
         nbytes = sum(p.nbytes for p in weights[0])
-        x = random(1, columns)
-
-        def theirs(i: int, x: mx.array = x, weights: Any = weights) -> mx.array:
-            return mx.quantized_matmul(x, *weights[i % len(weights)], group_size=64, bits=bits)
-
+        operands = [(random(1, columns), *parts) for parts in weights]
+        theirs = rotating(lambda x, *w, bits=bits: mx.quantized_matmul(x, *w, group_size=64, bits=bits), operands)
         base = seconds(theirs)
         for form, name in ((NAIVE, "naive"), (FUSED, "fma"), (HOISTED, "hoisted")):
-
-            def ours(i: int, form: int = form, x: mx.array = x, weights: Any = weights) -> mx.array:
-                return quantized_matvec(x, *weights[i % len(weights)], Quantization(bits, 64), form=form)
-
+            q = Quantization(bits, 64)
+            ours = rotating(lambda x, *w, q=q, form=form: quantized_matvec(x, *w, q, form=form), operands)
             close([ours(0)], [theirs(0)], 0.02)
             row(f"{bits}-bit matvec {out}×{columns}, {name}", seconds(ours), base, nbytes, copy)
 
@@ -120,24 +121,21 @@ def moe_block(copy: float) -> None:
             view[:, part.offset : part.offset + part.nbytes] = data.reshape(count, -1).view(np.uint8)
     x, residual = random(1, H), random(1, H)
     weights = mx.array([0.4, 0.3, 0.2, 0.1, 0.5])
-    choices = [tuple((5 * i + j) % count for j in range(K + 1)) for i in range(16)]
-    index = [mx.array(c, dtype=mx.uint32) for c in choices]
-    mx.eval(index, weights)
-    sources = [expert_kernels.find_records(bank, c, None) for c in choices]
+    choices = [mx.array([(5 * i + j) % count for j in range(K + 1)], dtype=mx.uint32) for i in range(16)]
+    mx.eval(choices, weights)
 
-    def ours(i: int) -> mx.array:
-        source = sources[i % 16]
-        h = expert_kernels.gate_up(x, source, K + 1, layout, HOISTED)
-        return expert_kernels.down(h, source, weights, residual, layout, HOISTED)
+    def kernels(rows: mx.array) -> mx.array:
+        return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, residual=residual)
 
-    def theirs(i: int) -> mx.array:
+    def chain(rows: mx.array) -> mx.array:
         def qmm(a: mx.array, name: str) -> mx.array:
-            return mx.gather_qmm(a, *stacked[name], rhs_indices=index[i % 16], group_size=64, bits=4)
+            return mx.gather_qmm(a, *stacked[name], rhs_indices=rows, group_size=64, bits=4)
 
         g = qmm(x[None], "gate_proj")
         y = qmm(g * mx.sigmoid(g) * qmm(x[None], "up_proj"), "down_proj")[:, 0]
         return residual + (weights[:, None] * y).sum(axis=0, keepdims=True).astype(DTYPE)
 
+    ours, theirs = (rotating(f, [(rows,) for rows in choices]) for f in (kernels, chain))
     close([ours(3)], [theirs(3)], 0.02)
     row("MoE block, K=4 + shared, bank", seconds(ours), seconds(theirs), (K + 1) * layout.stride, copy)
 
@@ -154,25 +152,26 @@ def delta_net(copy: float) -> None:
     mx.eval(log_decay)
     sizes = {"key_heads": key_heads, "l2_eps": 1e-6, "eps": 1e-6}
 
-    def ours(i: int) -> Any:
+    def step(state: mx.array) -> Any:
         return delta_net_step_kernel(
-            qkv, z, b, a, conv_state, states[i % 24],
+            qkv, z, b, a, conv_state, state,
             conv_weight=conv_weight, log_decay=log_decay, dt_bias=dt_bias, norm_weight=norm_weight, **sizes,
         )  # fmt: skip
 
-    def theirs(i: int) -> Any:
+    def chain(state: mx.array) -> Any:
         mixed, conv = causal_conv(qkv, conv_weight, conv_state)
         qk, v = mx.split(mixed, [2 * key_dim], axis=-1)
         qk = l2_norm(qk.reshape(1, 2, key_heads, dim), 1e-6)
         dt = mx.logaddexp(a.astype(mx.float32) + dt_bias, 0.0)
         y, state = mx.fast.gated_delta_update(
             qk[:, 0][None] * dim**-0.5, qk[:, 1][None], v.reshape(1, 1, heads, dim), mx.exp(dt * log_decay)[None],
-            mx.sigmoid(b)[None], states[i % 24][None],
+            mx.sigmoid(b)[None], state[None],
         )  # fmt: skip
         gate = z.astype(mx.float32)
         y = mx.fast.rms_norm(y, norm_weight, 1e-6).reshape(1, value_dim)
         return (y * (gate * mx.sigmoid(gate))).astype(DTYPE), conv, state[0]
 
+    ours, theirs = (rotating(f, [(state,) for state in states]) for f in (step, chain))
     close(ours(1), theirs(1), 0.05)
     row("delta-net step", seconds(ours), seconds(theirs), 2 * states[0].nbytes, copy)
 
@@ -186,43 +185,40 @@ def attentions(copy: float) -> None:
             (random(1, kv_heads, context, dim), random(1, kv_heads, context, dim)) for _ in range(min(copies, 16))
         ]
 
-        def ours(i: int, caches: Any = caches, context: int = context) -> mx.array:
-            return decode_attention_kernel(q, *caches[i % len(caches)], context, gate, dim**-0.5)
+        def kernels(k: mx.array, v: mx.array, context: int = context) -> mx.array:
+            return decode_attention_kernel(q, k, v, context, gate, dim**-0.5)
 
-        def theirs(i: int, caches: Any = caches) -> mx.array:
-            k, v = caches[i % len(caches)]
+        def chain(k: mx.array, v: mx.array) -> mx.array:
             return attention(q, k[0], v[0], dim**-0.5).reshape(1, -1) * mx.sigmoid(gate)
 
+        ours, theirs = (rotating(f, caches) for f in (kernels, chain))
         close([ours(0)], [theirs(0)], 0.03)
         row(f"decode attention, {context} keys", seconds(ours), seconds(theirs), 4 * kv_heads * context * dim, copy)
 
 
 def small(copy: float) -> None:
     heads, kv_heads, dim = 32, 2, 256
-    x, w = random(1, H), random(H)
-    row(
-        "RMSNorm 4096", seconds(lambda i: rms_norm_kernel(x, w, 1e-6)),
-        seconds(lambda i: mx.fast.rms_norm(x, w, 1e-6)), 6 * H, copy,
-    )  # fmt: skip
-    logits = random(1, EXPERTS, scale=3.0)
-    row(
-        "router, 10 of 512", seconds(lambda i: router_kernel.route(logits, 10, True)),
-        seconds(lambda i: mlx_route(logits, 10)), 2 * EXPERTS, copy,
-    )  # fmt: skip
-    qg, k, weight = random(1, 2 * heads * dim), random(1, kv_heads * dim), random(dim)
+    rows, w = [(random(1, H),) for _ in range(8)], random(H)
+    ours = rotating(lambda x: rms_norm_kernel(x, w, 1e-6), rows)
+    row("RMSNorm 4096", seconds(ours), seconds(rotating(lambda x: mx.fast.rms_norm(x, w, 1e-6), rows)), 6 * H, copy)
+    logits = [(random(1, EXPERTS, scale=3.0),) for _ in range(8)]
+    ours = rotating(lambda x: router_kernel.route(x, 10, True), logits)
+    row("router, 10 of 512", seconds(ours), seconds(rotating(lambda x: mlx_route(x, 10), logits)), 2 * EXPERTS, copy)
+    weight = random(dim)
+    operands = [(random(1, 2 * heads * dim), random(1, kv_heads * dim)) for _ in range(8)]
 
-    def ours(i: int) -> Any:
+    def fused(qg: mx.array, k: mx.array) -> Any:
         return qk_norm_rope_kernel(qg, k, weight, weight, start=1000, rotary=64, theta=1e7, eps=1e-6)
 
-    def theirs(i: int) -> Any:
+    def chain(qg: mx.array, k: mx.array) -> Any:
         q, gate = qg.reshape(1, 1, heads, 2 * dim).split(2, axis=-1)
-        keys = k.reshape(1, 1, kv_heads, dim)
-        out = [mx.fast.rms_norm(t, weight, 1e-6).swapaxes(1, 2) for t in (q, keys)]
+        out = [mx.fast.rms_norm(t, weight, 1e-6).swapaxes(1, 2) for t in (q, k.reshape(1, 1, kv_heads, dim))]
         out = [mx.fast.rope(t, 64, traditional=False, base=1e7, scale=1.0, offset=1000) for t in out]
         return out[0][0], out[1][0], mx.contiguous(gate.reshape(1, -1))
 
+    ours, theirs = rotating(fused, operands), rotating(chain, operands)
     close(ours(0), theirs(0), 0.03)
-    row("q/k norm + RoPE + split", seconds(ours), seconds(theirs), 4 * qg.nbytes, copy)
+    row("q/k norm + RoPE + split", seconds(ours), seconds(theirs), 4 * operands[0][0].nbytes, copy)
 
 
 def mlx_route(logits: mx.array, k: int) -> Any:

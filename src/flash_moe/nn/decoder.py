@@ -10,7 +10,7 @@ from mlx import nn
 
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.store import ExpertStore
-from ..ops.dispatch import kernels
+from ..ops.dispatch import kernels, on_gpu
 from ..ops.norm import rms_norm
 from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
@@ -33,7 +33,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.input_layernorm = weights.array("input_layernorm.weight", config.hidden_size)
         self.post_attention_layernorm = weights.array("post_attention_layernorm.weight", config.hidden_size)
-        self.mixer: Callable[[mx.array, Any], mx.array]
+        self.mixer: Any
         if config.layer_types[layer] == FULL_ATTENTION:
             self.mixer = GatedAttention(config, weights.at("self_attn"))
         else:
@@ -43,13 +43,35 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, weights.at("mlp"))
         self._eps = config.rms_norm_eps
+        self._after_mixer, self._delta_front = mx.compile(self._after), mx.compile(self._delta)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
+        if x.shape[0] == 1 and on_gpu() and isinstance(self.mlp, SparseMoE):
+            return self._decode(x, cache, self.mlp)
         x = x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
         mx.async_eval(x)  # the device starts while the host still describes the rest
         x = x + self.mlp(rms_norm(x, self.post_attention_layernorm, self._eps))
         mx.async_eval(x)
         return x
+
+    def _decode(self, x: mx.array, cache: KVCache | DeltaCache, mlp: SparseMoE) -> mx.array:
+        """One token on a GPU: what has fixed shapes is traced once, since describing it costs more than running it."""
+        if isinstance(cache, DeltaCache):
+            x, h, *routed, cache.conv, cache.state = self._delta_front(x, cache.conv, cache.state)
+        else:
+            x, h, *routed = self._after_mixer(x, self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache))
+        x = x + mlp.experts(h, *routed)
+        mx.async_eval(x)
+        return x
+
+    def _after(self, x: mx.array, mixed: mx.array) -> tuple[mx.array, ...]:
+        x = x + mixed
+        h = rms_norm(x, self.post_attention_layernorm, self._eps)
+        return x, h, *self.mlp.route(h)
+
+    def _delta(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, ...]:
+        mixed, conv, state = self.mixer.step(rms_norm(x, self.input_layernorm, self._eps), conv, state)
+        return *self._after(x, mixed), conv, state
 
 
 class Decoder(nn.Module):

@@ -42,23 +42,27 @@ class GatedDeltaNet(nn.Module):
         self._config = config
 
     def __call__(self, x: mx.array, cache: DeltaCache) -> mx.array:
+        y, cache.conv, cache.state = self.step(x, cache.conv, cache.state)
+        return y
+
+    def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """The layer as a function of its states: output, new conv state, new recurrent state."""
         c, tokens = self._config, x.shape[0]
         qkv, z, b, a = self.in_proj(x)
         if tokens == 1 and use_kernel("delta_net"):
-            y, cache.conv, cache.state = delta_net_step_kernel(
-                qkv, z, b, a, cache.conv, cache.state, conv_weight=self.conv1d, log_decay=self._log_decay,
-                dt_bias=self.dt_bias, norm_weight=self.norm, key_heads=c.linear_num_key_heads, l2_eps=_L2_EPS,
-                eps=c.rms_norm_eps,
+            y, conv, state = delta_net_step_kernel(
+                qkv, z, b, a, conv, state, conv_weight=self.conv1d, log_decay=self._log_decay, dt_bias=self.dt_bias,
+                norm_weight=self.norm, key_heads=c.linear_num_key_heads, l2_eps=_L2_EPS, eps=c.rms_norm_eps,
             )  # fmt: skip
-            return self.out_proj(y)
-        qkv, cache.conv = causal_conv(qkv, self.conv1d, cache.conv)
+            return self.out_proj(y), conv, state
+        qkv, conv = causal_conv(qkv, self.conv1d, conv)
         qk, v = mx.split(qkv, [2 * c.key_dim], axis=-1)
         v = v.reshape(tokens, c.linear_num_value_heads, c.linear_value_head_dim)
         qk = qk.reshape(tokens, 2, c.linear_num_key_heads, c.linear_key_head_dim)
         qk = l2_norm(qk, _L2_EPS) * self._qk_scale
         dt = mx.logaddexp(a.astype(mx.float32) + self.dt_bias, 0.0)  # softplus
         beta = mx.sigmoid(b)
-        y, cache.state = gated_delta(qk[:, 0], qk[:, 1], v, mx.exp(dt * self._log_decay), beta, cache.state)
+        y, state = gated_delta(qk[:, 0], qk[:, 1], v, mx.exp(dt * self._log_decay), beta, state)
         y = rms_norm(y, self.norm, c.rms_norm_eps).reshape(tokens, c.value_dim)
         z = z.astype(mx.float32)
-        return self.out_proj((y * (z * mx.sigmoid(z))).astype(x.dtype))
+        return self.out_proj((y * (z * mx.sigmoid(z))).astype(x.dtype)), conv, state

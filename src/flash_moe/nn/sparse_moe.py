@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 from mlx import nn
@@ -40,12 +38,20 @@ class SparseMoE(nn.Module):
         hidden = config.hidden_size
         self.gates = weights.linears({"gate": config.num_experts, "shared_expert_gate": 1}, hidden)
         self.shared_expert = SwiGLU(hidden, config.shared_expert_intermediate_size, weights.at("shared_expert"))
+        self._experts_of_bank = mx.compile(self._bank_kernel)
         self._layer, self._store, self._k, self._normalize = layer, store, experts_per_token, config.norm_topk_prob
 
     def __call__(self, x: mx.array) -> mx.array:
+        return self.experts(x, *self.route(x))
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """All that does not need the routed experts: ids and weights [T, K], and the shared expert's part [T, H]."""
         router, shared_gate = self.gates(x)
         ids, weights = route(router, self._k, self._normalize)
-        shared = mx.sigmoid(shared_gate) * self.shared_expert(x)
+        return ids, weights, mx.sigmoid(shared_gate) * self.shared_expert(x)
+
+    def experts(self, x: mx.array, ids: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
+        """Fetches the routed experts and adds their part to the shared expert's."""
         mx.async_eval(ids, weights, shared)  # the device goes on with the shared expert while the host fetches
         chosen = np.array(ids)
         if np.isnan(np.array(weights, copy=False)).any():
@@ -53,19 +59,28 @@ class SparseMoE(nn.Module):
                 f"the router of layer {self._layer} produced NaN; the checkpoint is damaged (run `flash-moe verify`) "
                 "or its activations overflow (load it with dtype='float32')"
             )
-        routed = self._for_token(x, chosen[0], weights[0]) if len(chosen) == 1 else self._for_rows(x, chosen, weights)
-        return routed + shared
+        if len(chosen) == 1:
+            return self._for_token(x, chosen[0], weights[0], shared)
+        return self._for_rows(x, chosen, weights) + shared
 
-    def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
+    def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array, shared: mx.array) -> mx.array:
         records = self._store.fetch(self._layer, chosen.tolist())
         layout = self._store.layouts[self._layer]
-        if use_kernel("experts") and expert_kernels.supports(layout, self._k):
-            arrays: Any = records.arrays if records.rows is None else records.arrays[0]
-            y = expert_kernels.experts_for_token(x, arrays, weights, layout, rows=records.rows)
+        if not (use_kernel("experts") and expert_kernels.supports(layout, self._k)):
+            y = experts_for_token(x, records.stacked(), weights, layout) + shared
+        elif records.rows is None:
+            y = expert_kernels.experts_for_token(x, records.arrays, weights, layout, residual=shared)
         else:
-            y = experts_for_token(x, records.stacked(), weights, layout)
+            rows = mx.array(records.rows, dtype=mx.uint32)
+            y = self._experts_of_bank(x, weights, shared, records.arrays[0], rows)
         records.used_by(y)
         return y
+
+    def _bank_kernel(
+        self, x: mx.array, weights: mx.array, shared: mx.array, bank: mx.array, rows: mx.array
+    ) -> mx.array:
+        layout = self._store.layouts[self._layer]
+        return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, residual=shared)
 
     def _for_rows(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
         """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens."""

@@ -32,6 +32,11 @@ def use_kernel(op: str) -> bool:
     return bool(wanted) or setting == "on" or op in BEATS_MLX[back_end]
 
 
+def on_gpu() -> bool:
+    """Whether arrays are computed on a GPU."""
+    return kernel.back_end() is not None
+
+
 @contextmanager
 def kernels(allowed: bool | None) -> Iterator[None]:
     """Within: all kernels (True), none (False), or those that :data:`BEATS_MLX` names (None)."""

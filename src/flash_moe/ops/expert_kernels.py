@@ -50,7 +50,7 @@ def experts_for_token(
     weights: mx.array,
     layout: RecordLayout,
     *,
-    rows: Sequence[int] | None = None,
+    rows: mx.array | Sequence[int] | None = None,
     shared: mx.array | None = None,
     residual: mx.array | None = None,
     form: int = HOISTED,
@@ -63,7 +63,7 @@ def experts_for_token(
         x: [1, H], float; its memory starts at a multiple of 16 bytes.
         records: a bank [N, words] uint32 with one record a row, or K arrays of [words] uint32.
         weights: [K] float32, the routing weights; one more, of the shared expert, where that is given.
-        rows: the K rows of the bank that are the records; all of them by default.
+        rows: the K rows of the bank that are the records, as [K] uint32 or integers; all of them by default.
         shared: [words] uint32, the shared expert's record, of the same layout.
         residual: [1, H], the dtype of x.
 
@@ -75,15 +75,18 @@ def experts_for_token(
     return down(h, source, weights, residual, layout, form)
 
 
-def find_records(records: mx.array | Sequence[mx.array], rows: Sequence[int] | None, shared: mx.array | None) -> Source:
+def find_records(
+    records: mx.array | Sequence[mx.array], rows: mx.array | Sequence[int] | None, shared: mx.array | None
+) -> Source:
     """How kernels find the records of :func:`experts_for_token`."""
     last = [] if shared is None else [shared]
     if not isinstance(records, mx.array):
         buffers = [*records, *last]
         return Source(buffers, len(buffers), False, [])
-    chosen = list(range(records.shape[0]) if rows is None else rows)
-    template: Template = [("STRIDE", records.shape[1]), ("ROUTED", len(chosen))]
-    return Source([records, mx.array(chosen, dtype=mx.uint32), *last], 0, shared is not None, template)
+    if not isinstance(rows, mx.array):
+        rows = mx.array(list(range(records.shape[0]) if rows is None else rows), dtype=mx.uint32)
+    template: Template = [("STRIDE", records.shape[1]), ("ROUTED", rows.shape[0])]
+    return Source([records, rows, *last], 0, shared is not None, template)
 
 
 def gate_up(x: mx.array, source: Source, count: int, layout: RecordLayout, form: int) -> mx.array:

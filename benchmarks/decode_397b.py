@@ -1,0 +1,199 @@
+"""Decoding on a GPU with the layer sizes of Qwen3.5-397B-A17B, resident, against mlx-lm on the same weights.
+
+    python benchmarks/decode_397b.py [--layers 8] [--k 4]
+
+Random 4-bit weights in groups of 64. flash_moe reads the router's indices back in every layer, as streaming needs;
+mlx-lm never waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+warnings.simplefilter("ignore")
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+import mlx.core as mx  # noqa: E402
+from random_checkpoint import tensor_shapes  # noqa: E402
+from sparse_checkpoint import FULL_SIZE, GATES, QUANTIZATION  # noqa: E402
+
+from flash_moe.checkpoint.names import mlx_name, module_path  # noqa: E402
+from flash_moe.config import ModelConfig  # noqa: E402
+from flash_moe.experts.store import ExpertStore, Records  # noqa: E402
+from flash_moe.nn.decoder import Decoder  # noqa: E402
+from flash_moe.nn.weights import Weights  # noqa: E402
+from flash_moe.record import PROJECTIONS, ProjectionFormat, RecordLayout  # noqa: E402
+
+TOKENS, WARM_UP, REPEATS = 40, 8, 5
+
+
+class Banks(ExpertStore):
+    """Banks that are in memory already."""
+
+    def __init__(self, banks: dict[int, mx.array], layout: RecordLayout) -> None:
+        super().__init__(dict.fromkeys(banks, layout), len(banks[0]))
+        self._banks = banks
+
+    def _fetch(self, layer: int, experts: Any) -> Records:
+        return Records((self._banks[layer],), tuple(experts))
+
+    def prefetch(self, layer: int, experts: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def quantized(shape: tuple[int, ...], q: Any) -> tuple[mx.array, mx.array, mx.array]:
+    """Random packed weights with scales that keep activations near one."""
+    *rows, columns = shape
+    words = mx.random.randint(0, 1 << 31, (*rows, columns * q.bits // 32), dtype=mx.int32).view(mx.uint32)
+    scales = mx.full((*rows, columns // q.group_size), columns**-0.5 / (1 << (q.bits - 2)), dtype=mx.bfloat16)
+    biases = -scales * float(1 << (q.bits - 1))
+    mx.eval(words, scales, biases)
+    return words, scales, biases
+
+
+def resident(text: dict[str, Any]) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """Canonical names to arrays, and quantisation by module."""
+    arrays: dict[str, mx.array] = {}
+    modules: dict[str, Any] = {}
+    for name, shape in tensor_shapes(text).items():
+        if ".experts." in name:
+            continue
+        if name.endswith("conv1d.weight"):
+            arrays[name] = (0.5 * mx.random.normal((shape[2], shape[0]))).astype(mx.bfloat16)
+        elif name.endswith(("A_log", "dt_bias")):
+            arrays[name] = mx.zeros(shape)
+        elif len(shape) == 1:
+            arrays[name] = mx.ones(shape, dtype=mx.bfloat16)
+        else:
+            q = GATES if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")) else QUANTIZATION
+            modules[module_path(name)] = q
+            for kind, array in zip(("weight", "scales", "biases"), quantized(shape, q), strict=True):
+                arrays[f"{module_path(name)}.{kind}"] = array
+    return arrays, modules
+
+
+def make_banks(text: dict[str, Any], layout: RecordLayout) -> dict[int, mx.array]:
+    count, banks = text["num_experts"], {}
+    for layer in range(text["num_hidden_layers"]):
+        parts = []
+        for name, projection in layout.projections:
+            size, hidden = text["moe_intermediate_size"], text["hidden_size"]
+            shape = (count, hidden, size) if name == "down_proj" else (count, size, hidden)
+            for array in quantized(shape, projection.quantization):
+                flat = array if array.dtype == mx.uint32 else array.view(mx.uint32)
+                parts.append(flat.reshape(count, -1))
+        banks[layer] = mx.concatenate(parts, axis=1)
+        mx.eval(banks[layer])
+        mx.clear_cache()
+    assert banks[0].shape[1] * 4 == layout.stride
+    return banks
+
+
+def mlx_lm_model(text: dict[str, Any], arrays: Any, modules: Any, banks: Any, layout: RecordLayout) -> Any:
+    """mlx-lm's model with the same weights; experts are copied out of the banks."""
+    from mlx import nn
+    from mlx_lm.models import qwen3_5_moe
+
+    model = qwen3_5_moe.Model(qwen3_5_moe.ModelArgs.from_dict({"model_type": "qwen3_5_moe", "text_config": text}))
+
+    def predicate(path: str, module: Any) -> Any:
+        gate = path.endswith(("mlp.gate", "shared_expert_gate"))
+        return hasattr(module, "to_quantized") and {"group_size": 64, "bits": 8 if gate else 4}
+
+    nn.quantize(model, class_predicate=predicate)
+    weights = []
+    for name, array in arrays.items():
+        if name.endswith("conv1d.weight"):
+            array = array.T[..., None]
+        weights.append((mlx_name(name, "qwen3_5_moe"), array))
+    for layer, bank in banks.items():
+        for name, part in layout.parts():
+            words = bank[:, part.offset // 4 : (part.offset + part.nbytes) // 4]
+            typed = words if part.dtype == "U32" else words.view(mx.bfloat16)
+            array = mx.contiguous(typed.reshape(len(bank), *part.shape))
+            mx.eval(array)
+            weights.append((f"language_model.model.layers.{layer}.mlp.switch_mlp.{name}", array))
+    model.load_weights(weights)
+    mx.eval(model.parameters())
+    return model
+
+
+def mlx_lm_run(model: Any) -> Callable[[], float]:
+    from mlx_lm.generate import generate_step
+
+    def run() -> float:
+        for number, _ in enumerate(generate_step(mx.array([1, 2, 3]), model, max_tokens=TOKENS + WARM_UP)):
+            if number == WARM_UP - 1:
+                start = time.perf_counter()
+        return (time.perf_counter() - start) / TOKENS
+
+    return run
+
+
+def our_run(decoder: Decoder) -> Callable[[], float]:
+    def run() -> float:
+        cache, token = decoder.new_cache(), 1
+        for number in range(TOKENS + WARM_UP):
+            hidden = decoder(mx.array([token]), cache)
+            mx.async_eval(hidden, *cache.arrays)
+            token = int(mx.argmax(decoder.logits(hidden)[0]))
+            if number == WARM_UP - 1:
+                start = time.perf_counter()
+        return (time.perf_counter() - start) / TOKENS
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--experts", type=int, default=512)
+    parser.add_argument("--k", type=int, nargs="+", default=[4, 10])
+    arguments = parser.parse_args()
+    text = FULL_SIZE | {"num_hidden_layers": arguments.layers, "num_experts": arguments.experts}
+    layout = RecordLayout.build(4096, 1024, dict.fromkeys(PROJECTIONS, ProjectionFormat("BF16", QUANTIZATION)))
+    mx.random.seed(0)
+    arrays, modules = resident(text)
+    banks = make_banks(text, layout)
+    print(
+        f"{datetime.date.today()}, {mx.device_info().get('device_name')}, mlx {mx.__version__}, {arguments.layers} layers"
+    )
+    print("\n| decode | ms per token | per layer | of mlx-lm |\n|---|---|---|---|", flush=True)
+    for k in arguments.k:
+        text_k = text | {"num_experts_per_tok": k}
+        config = ModelConfig.from_dict(text_k)
+        runs: dict[str, Callable[[], float]] = {}
+        model = mlx_lm_model(text_k, arrays, modules, banks, layout)
+        runs["mlx-lm"] = mlx_lm_run(model)
+        for name, kernels in (("flash_moe, kernels off", False), ("flash_moe", None)):
+            store = Banks(banks, layout)
+            decoder = Decoder(config, Weights(arrays, modules), store, k, mx.bfloat16, use_kernels=kernels)
+            runs[name] = our_run(decoder)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(REPEATS + 1):
+            for name, run in runs.items():
+                seconds = run()
+                if number:
+                    times[name].append(seconds)
+        base = statistics.median(times["mlx-lm"])
+        for name, values in times.items():
+            found = statistics.median(values)
+            print(
+                f"| K={k}: {name} | {found * 1e3:.2f} | {found / arguments.layers * 1e3:.3f} | {found / base:.2f} |",
+                flush=True,
+            )
+        del model, runs
+        mx.clear_cache()
+
+
+if __name__ == "__main__":
+    main()
