@@ -33,28 +33,37 @@ from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, Record
 H, INTER, EXPERTS, K = 4096, 1024, 512, 4  # Qwen3.5-397B-A17B
 Q4 = Quantization(4, 64)
 DTYPE = mx.bfloat16
-LAUNCHES, REPEATS = 100, 7
-Call = Callable[[int], Any]
+LAUNCHES, REPEATS = 192, 7
 
 
-def seconds(call: Call, launches: int = LAUNCHES) -> float:
-    """Median seconds of one launch; ``call(i)`` uses copy ``i`` of the operands."""
-    for _ in range(3):
-        mx.eval([call(i) for i in range(8)])
-    times = []
-    for _ in range(REPEATS):
-        mx.synchronize()
-        start = time.perf_counter()
-        mx.eval([call(i) for i in range(launches)])
-        mx.synchronize()
-        times.append((time.perf_counter() - start) / launches)
-    return statistics.median(times)
+class Op:
+    """A function and the sets of operands that it is timed with, one after the other."""
 
+    def __init__(self, function: Callable[..., Any], operands: list[tuple[Any, ...]]) -> None:
+        self._function, self._operands = function, operands
 
-def rotating(function: Callable[..., Any], operands: list[tuple[Any, ...]]) -> Call:
-    """Traced once, as the decoder does, then called with one set of operands after the other."""
-    traced = mx.compile(function)
-    return lambda i: traced(*operands[i % len(operands)])
+    def __call__(self, i: int) -> Any:
+        return self._function(*self._operands[i % len(self._operands)])
+
+    def seconds(self) -> float:
+        """Median seconds of one call; all sets go into one trace, as the decoder is traced, too."""
+        flat = [array for operands in self._operands for array in operands]
+        width = len(self._operands[0])
+
+        def many(*flat: mx.array) -> list[Any]:
+            sets = [flat[k : k + width] for k in range(0, len(flat), width)]
+            return [self._function(*operands) for operands in sets]
+
+        traced, rounds = mx.compile(many), -(-LAUNCHES // len(self._operands))
+        times = []
+        for number in range(REPEATS + 2):
+            mx.synchronize()
+            start = time.perf_counter()
+            mx.eval([traced(*flat) for _ in range(rounds)])
+            mx.synchronize()
+            if number > 1:
+                times.append((time.perf_counter() - start) / rounds / len(self._operands))
+        return statistics.median(times)
 
 
 def close(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -77,7 +86,14 @@ def copy_bandwidth() -> float:
     """Bytes read and written per second by a large device copy."""
     a = mx.random.normal((1 << 28,))
     mx.eval(a)
-    return 2 * a.nbytes / seconds(lambda i: a + float(i), 10)
+    mx.eval([a + float(i) for i in range(4)])
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        mx.eval([a + float(i) for i in range(16)])
+        mx.synchronize()
+        times.append((time.perf_counter() - start) / 16)
+    return 2 * a.nbytes / statistics.median(times)
 
 
 def random(*shape: int, dtype: mx.Dtype = DTYPE, scale: float = 1.0) -> mx.array:
@@ -95,13 +111,13 @@ def matvecs(copy: float, bits: int = 4) -> None:
             weights.append(parts)
         nbytes = sum(p.nbytes for p in weights[0])
         operands = [(random(1, columns), *parts) for parts in weights]
-        theirs = rotating(lambda x, *w, bits=bits: mx.quantized_matmul(x, *w, group_size=64, bits=bits), operands)
-        base = seconds(theirs)
+        theirs = Op(lambda x, *w, bits=bits: mx.quantized_matmul(x, *w, group_size=64, bits=bits), operands)
+        base = theirs.seconds()
         for form, name in ((NAIVE, "naive"), (FUSED, "fma"), (HOISTED, "hoisted")):
             q = Quantization(bits, 64)
-            ours = rotating(lambda x, *w, q=q, form=form: quantized_matvec(x, *w, q, form=form), operands)
+            ours = Op(lambda x, *w, q=q, form=form: quantized_matvec(x, *w, q, form=form), operands)
             close([ours(0)], [theirs(0)], 0.02)
-            row(f"{bits}-bit matvec {out}×{columns}, {name}", seconds(ours), base, nbytes, copy)
+            row(f"{bits}-bit matvec {out}×{columns}, {name}", ours.seconds(), base, nbytes, copy)
 
 
 def moe_block(copy: float) -> None:
@@ -135,9 +151,9 @@ def moe_block(copy: float) -> None:
         y = qmm(g * mx.sigmoid(g) * qmm(x[None], "up_proj"), "down_proj")[:, 0]
         return residual + (weights[:, None] * y).sum(axis=0, keepdims=True).astype(DTYPE)
 
-    ours, theirs = (rotating(f, [(rows,) for rows in choices]) for f in (kernels, chain))
+    ours, theirs = (Op(f, [(rows,) for rows in choices]) for f in (kernels, chain))
     close([ours(3)], [theirs(3)], 0.02)
-    row("MoE block, K=4 + shared, bank", seconds(ours), seconds(theirs), (K + 1) * layout.stride, copy)
+    row("MoE block, K=4 + shared, bank", ours.seconds(), theirs.seconds(), (K + 1) * layout.stride, copy)
 
 
 def delta_net(copy: float) -> None:
@@ -171,9 +187,9 @@ def delta_net(copy: float) -> None:
         y = mx.fast.rms_norm(y, norm_weight, 1e-6).reshape(1, value_dim)
         return (y * (gate * mx.sigmoid(gate))).astype(DTYPE), conv, state[0]
 
-    ours, theirs = (rotating(f, [(state,) for state in states]) for f in (step, chain))
+    ours, theirs = (Op(f, [(state,) for state in states]) for f in (step, chain))
     close(ours(1), theirs(1), 0.05)
-    row("delta-net step", seconds(ours), seconds(theirs), 2 * states[0].nbytes, copy)
+    row("delta-net step", ours.seconds(), theirs.seconds(), 2 * states[0].nbytes, copy)
 
 
 def attentions(copy: float) -> None:
@@ -191,19 +207,19 @@ def attentions(copy: float) -> None:
         def chain(k: mx.array, v: mx.array) -> mx.array:
             return attention(q, k[0], v[0], dim**-0.5).reshape(1, -1) * mx.sigmoid(gate)
 
-        ours, theirs = (rotating(f, caches) for f in (kernels, chain))
+        ours, theirs = (Op(f, caches) for f in (kernels, chain))
         close([ours(0)], [theirs(0)], 0.03)
-        row(f"decode attention, {context} keys", seconds(ours), seconds(theirs), 4 * kv_heads * context * dim, copy)
+        row(f"decode attention, {context} keys", ours.seconds(), theirs.seconds(), 4 * kv_heads * context * dim, copy)
 
 
 def small(copy: float) -> None:
     heads, kv_heads, dim = 32, 2, 256
     rows, w = [(random(1, H),) for _ in range(8)], random(H)
-    ours = rotating(lambda x: rms_norm_kernel(x, w, 1e-6), rows)
-    row("RMSNorm 4096", seconds(ours), seconds(rotating(lambda x: mx.fast.rms_norm(x, w, 1e-6), rows)), 6 * H, copy)
+    ours = Op(lambda x: rms_norm_kernel(x, w, 1e-6), rows)
+    row("RMSNorm 4096", ours.seconds(), Op(lambda x: mx.fast.rms_norm(x, w, 1e-6), rows).seconds(), 6 * H, copy)
     logits = [(random(1, EXPERTS, scale=3.0),) for _ in range(8)]
-    ours = rotating(lambda x: router_kernel.route(x, 10, True), logits)
-    row("router, 10 of 512", seconds(ours), seconds(rotating(lambda x: mlx_route(x, 10), logits)), 2 * EXPERTS, copy)
+    ours = Op(lambda x: router_kernel.route(x, 10, True), logits)
+    row("router, 10 of 512", ours.seconds(), Op(lambda x: mlx_route(x, 10), logits).seconds(), 2 * EXPERTS, copy)
     weight = random(dim)
     operands = [(random(1, 2 * heads * dim), random(1, kv_heads * dim)) for _ in range(8)]
 
@@ -216,9 +232,9 @@ def small(copy: float) -> None:
         out = [mx.fast.rope(t, 64, traditional=False, base=1e7, scale=1.0, offset=1000) for t in out]
         return out[0][0], out[1][0], mx.contiguous(gate.reshape(1, -1))
 
-    ours, theirs = rotating(fused, operands), rotating(chain, operands)
+    ours, theirs = Op(fused, operands), Op(chain, operands)
     close(ours(0), theirs(0), 0.03)
-    row("q/k norm + RoPE + split", seconds(ours), seconds(theirs), 4 * operands[0][0].nbytes, copy)
+    row("q/k norm + RoPE + split", ours.seconds(), theirs.seconds(), 4 * operands[0][0].nbytes, copy)
 
 
 def mlx_route(logits: mx.array, k: int) -> Any:

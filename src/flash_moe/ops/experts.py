@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..record import Part, ProjectionLayout, RecordLayout
-from .blas import to_numpy, use_blas
+from .blas import on_cpu, to_numpy, use_blas
 
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
 _DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
@@ -25,9 +25,13 @@ def experts_for_token(x: mx.array, records: mx.array, weights: mx.array, layout:
     Returns:
         [1, H] in the dtype of x.
     """
-    h, views = x[None], _Views(records)
-    h = _swiglu(_batched(h, views, layout.gate_proj), _batched(h, views, layout.up_proj))
-    y = _batched(h, views, layout.down_proj).reshape(len(weights), -1)
+    count = weights.shape[0]
+    if on_cpu(x.dtype):
+        h, views = x[None], _Views(records)
+        h = _swiglu(_batched(h, views, layout.gate_proj), _batched(h, views, layout.up_proj))
+        y = _batched(h, views, layout.down_proj).reshape(count, -1)
+    else:  # not every GPU back end of MLX has batched quantised products
+        y = experts_for_rows(mx.broadcast_to(x, (count, x.shape[1])), records, [1] * count, layout)
     return (weights[None] @ y.astype(mx.float32)).astype(x.dtype)
 
 
