@@ -160,7 +160,7 @@ def delta_net(copy: float) -> None:
     key_heads, heads, dim, taps = 16, 64, 128, 4
     key_dim, value_dim = key_heads * dim, heads * dim
     channels = 2 * key_dim + value_dim
-    qkv, z, b, a = random(1, channels), random(1, value_dim), random(1, heads), random(1, heads)
+    z, b, a = random(1, value_dim), random(1, heads), random(1, heads)
     conv_weight, norm_weight = random(taps, channels, scale=0.5), random(dim)
     log_decay, dt_bias = -mx.exp(random(heads, dtype=mx.float32)), random(heads, dtype=mx.float32)
     states = [random(heads, dim, dim, dtype=mx.float32) for _ in range(24)]
@@ -168,13 +168,13 @@ def delta_net(copy: float) -> None:
     mx.eval(log_decay)
     sizes = {"key_heads": key_heads, "l2_eps": 1e-6, "eps": 1e-6}
 
-    def step(state: mx.array) -> Any:
+    def step(qkv: mx.array, state: mx.array) -> Any:
         return delta_net_step_kernel(
             qkv, z, b, a, conv_state, state,
             conv_weight=conv_weight, log_decay=log_decay, dt_bias=dt_bias, norm_weight=norm_weight, **sizes,
         )  # fmt: skip
 
-    def chain(state: mx.array) -> Any:
+    def chain(qkv: mx.array, state: mx.array) -> Any:
         mixed, conv = causal_conv(qkv, conv_weight, conv_state)
         qk, v = mx.split(mixed, [2 * key_dim], axis=-1)
         qk = l2_norm(qk.reshape(1, 2, key_heads, dim), 1e-6)
@@ -187,7 +187,8 @@ def delta_net(copy: float) -> None:
         y = mx.fast.rms_norm(y, norm_weight, 1e-6).reshape(1, value_dim)
         return (y * (gate * mx.sigmoid(gate))).astype(DTYPE), conv, state[0]
 
-    ours, theirs = (Op(f, [(state,) for state in states]) for f in (step, chain))
+    operands = [(random(1, channels), state) for state in states]
+    ours, theirs = (Op(f, operands) for f in (step, chain))
     close(ours(1), theirs(1), 0.05)
     row("delta-net step", ours.seconds(), theirs.seconds(), 2 * states[0].nbytes, copy)
 
