@@ -119,8 +119,9 @@ def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: m
     """[R, 1, in] times the record that ``index`` names for each row: [R, 1, out]."""
     if (q := projection.quantization) is None:
         w = views.matrix(projection, x.dtype).swapaxes(-1, -2)
-        return mx.gather_mm(x, w, rhs_indices=index, sorted_indices=True)
+        return mx.gather_mm(x, w, rhs_indices=index)  # MLX 0.32.4 on CUDA is wrong with sorted_indices
+    parts = map(mx.contiguous, views.quantized(projection, x.dtype))  # MLX on CUDA takes no strided matrices
     return mx.gather_qmm(
-        x, *views.quantized(projection, x.dtype), rhs_indices=index, transpose=True,
+        x, *parts, rhs_indices=index, transpose=True,
         group_size=q.group_size, bits=q.bits, sorted_indices=True,
     )  # fmt: skip
