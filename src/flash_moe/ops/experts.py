@@ -120,8 +120,9 @@ def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: m
     if (q := projection.quantization) is None:
         w = views.matrix(projection, x.dtype).swapaxes(-1, -2)
         return mx.gather_mm(x, w, rhs_indices=index)  # MLX 0.32.4 on CUDA is wrong with sorted_indices
-    parts = map(mx.contiguous, views.quantized(projection, x.dtype))  # MLX on CUDA takes no strided matrices
+    # MLX on CUDA takes no strided matrices
+    w, scales, biases = (mx.contiguous(part) for part in views.quantized(projection, x.dtype))
     return mx.gather_qmm(
-        x, *parts, rhs_indices=index, transpose=True,
+        x, w, scales, biases, rhs_indices=index, transpose=True,
         group_size=q.group_size, bits=q.bits, sorted_indices=True,
     )  # fmt: skip

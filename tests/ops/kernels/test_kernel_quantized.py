@@ -68,7 +68,9 @@ def test_matvec(
     assert error(y, expected, ROUNDINGS * magnitude) <= 1
 
 
-@pytest.mark.parametrize("columns, lanes", [(4096, 32), (1024, 32), (1536, 16), (512, 16), (64, 8), (256, 8)])
+@pytest.mark.parametrize(
+    "columns, lanes", [(4096, 16), (1024, 16), (96 * 32, 16), (512, 16), (64, 8), (256, 8), (31 * 32, 32)]
+)
 def test_lanes_are_kept_busy(columns: int, lanes: int) -> None:
     assert lanes_per_row(columns) == lanes
 
