@@ -156,7 +156,7 @@ def our_run(decoder: Decoder) -> Callable[[], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--experts", type=int, default=512)
+    parser.add_argument("--experts", type=int, default=64)
     parser.add_argument("--k", type=int, nargs="+", default=[4, 10])
     arguments = parser.parse_args()
     text = FULL_SIZE | {"num_hidden_layers": arguments.layers, "num_experts": arguments.experts}
