@@ -69,7 +69,7 @@ def test_matvec(
 
 
 @pytest.mark.parametrize(
-    "columns, lanes", [(4096, 16), (1024, 16), (96 * 32, 16), (512, 16), (64, 8), (256, 8), (31 * 32, 32)]
+    "columns, lanes", [(4096, 16), (1024, 16), (96 * 32, 16), (512, 16), (64, 8), (256, 8), (31 * 32, 16)]
 )
 def test_lanes_are_kept_busy(columns: int, lanes: int) -> None:
     assert lanes_per_row(columns) == lanes
