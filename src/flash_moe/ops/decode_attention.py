@@ -1,6 +1,6 @@
 """Gated attention of one new token over a KV cache, split over the context.
 
-Kernels: ``decode_attention.metal`` and ``decode_attention_combine.metal``; notes in docs/kernels_sequence.md.
+Kernels: ``decode_attention.metal`` and ``decode_attention_combine.metal``; notes in docs/kernels.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Gated DeltaNet step of one token, from its input projections to the input of its output projection.
 
-Kernel: ``delta_net_step.metal``; notes in docs/kernels_sequence.md.
+Kernel: ``delta_net_step.metal``; notes in docs/kernels.md.
 """
 
 from __future__ import annotations

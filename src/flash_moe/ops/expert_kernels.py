@@ -18,6 +18,7 @@ from .quantized_matvec import HOISTED, lanes_per_row
 
 MAX_RECORDS = 17  # 16 routed experts and the shared one; Metal has 31 buffers for a kernel
 _SIMDGROUPS = 4  # per threadgroup of expert_gate_up
+_LANES = (32, 16, 8)  # that may share a row
 _GATE_UP_ROWS, _DOWN_ROWS = 2, 4  # of each matrix, for a set of lanes
 _DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
 
@@ -92,7 +93,7 @@ def find_records(
 def gate_up(x: mx.array, source: Source, count: int, layout: RecordLayout, form: int) -> mx.array:
     """silu(gate·x) · (up·x) of every record: [K, I] in the dtype of x."""
     columns, out = layout.hidden_size, layout.intermediate_size
-    lanes, threads = lanes_per_row(columns), _SIMDGROUPS * SIMD
+    lanes, threads = lanes_per_row(columns, _LANES), _SIMDGROUPS * SIMD
     groups = -(-out // (threads // lanes * _GATE_UP_ROWS))
     (h,) = gate_up_kernel(source.separate, source.shared)(
         [x, *source.buffers],
@@ -114,7 +115,7 @@ def down(
 ) -> mx.array:
     """residual + Σ_k weights[k] · down_k(h[k]): [1, H] in the dtype of h."""
     columns, out, count = layout.intermediate_size, layout.hidden_size, h.shape[0]
-    lanes = lanes_per_row(columns)
+    lanes = lanes_per_row(columns, _LANES)
     threads, tiles = count * SIMD, -(-out // (SIMD // lanes * _DOWN_ROWS))
     (y,) = down_kernel(source.separate, source.shared, residual is not None)(
         [h, weights, *source.buffers, *([] if residual is None else [residual])],

@@ -1,6 +1,6 @@
 """RMSNorm of rows, alone or of a sum with the residual stream, in one launch.
 
-Kernels: ``rms_norm.metal`` and ``add_rms_norm.metal``; notes in docs/kernels_sequence.md.
+Kernels: ``rms_norm.metal`` and ``add_rms_norm.metal``; notes in docs/kernels.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From the projections of full attention to its queries, keys and gate: head norms, rotary embedding, split.
 
-Kernel: ``qk_norm_rope.metal``; notes in docs/kernels_sequence.md.
+Kernel: ``qk_norm_rope.metal``; notes in docs/kernels.md.
 """
 
 from __future__ import annotations

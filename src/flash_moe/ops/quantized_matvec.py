@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from ..record import Quantization
@@ -16,14 +18,14 @@ _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 _kernel = Kernel("quantized_matvec", ["x", "w", "scales", "biases"], ["y"], headers=["quantized"])
 
 
-def lanes_per_row(columns: int) -> int:
-    """How many lanes share a row: 16, the fastest, or 8 where that leaves fewer idle in the last round."""
+def lanes_per_row(columns: int, choices: Sequence[int] = (16, 8)) -> int:
+    """How many lanes share a row: of the choices the first that leaves fewest idle in the last round."""
     blocks = columns // _BLOCK
 
     def used(lanes: int) -> float:
         return blocks / (-(-blocks // lanes) * lanes)
 
-    return max((SIMD // 2, SIMD // 4), key=used)
+    return max(choices, key=used)
 
 
 def _rows(tokens: int, out: int) -> int:
