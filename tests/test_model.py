@@ -32,9 +32,6 @@ def copy(packed_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed_checkpoint, tmp_path / "copy"))
 
 
-# ------------------------------------------------------------------ the three ways of running agree
-
-
 @pytest.mark.parametrize("length", [1, 2, 33, 70])
 def test_one_shot_chunked_and_token_by_token_agree(model: Model, length: int) -> None:
     tokens = [(7 * i + 3) % 256 for i in range(length)]
@@ -65,9 +62,6 @@ def test_generation_follows_the_teacher_forced_logits(model: Model) -> None:
     result = model.generate(PROMPT, max_tokens=30, temperature=0)
     logits = np.array(model.logits([*PROMPT, *result.tokens]))
     assert logits[len(PROMPT) - 1 : -1].argmax(axis=-1).tolist() == list(result.tokens)
-
-
-# ------------------------------------------------------------------ prompts
 
 
 def test_a_string_is_a_users_message(model: Model) -> None:
@@ -126,9 +120,6 @@ def test_the_context_ends_a_generation(packed_checkpoint: Path, copy: Path, edit
         result = small.generate(PROMPT, max_tokens=500, temperature=0)
     assert len(PROMPT) + len(result.tokens) == 45
     assert result.finish_reason == "length"
-
-
-# ------------------------------------------------------------------ streams
 
 
 def test_stream_and_generate_give_the_same(model: Model) -> None:
@@ -214,9 +205,6 @@ def test_recommended_sampling_is_the_default_and_can_be_overridden(copy: Path) -
         )
         greedy = {model.generate(PROMPT, max_tokens=10, temperature=0, seed=seed).tokens for seed in range(4)}
         assert len(greedy) == 1
-
-
-# ------------------------------------------------------------------ K, dtype, statistics
 
 
 def test_k_is_capped_shown_and_checked(packed_checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _IGNORED = ("mtp.", "visual.", "vision_tower.", "multi_modal_projector.")
+_ZERO_CENTRED = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
 _EXPERT = re.compile(
     r"layers\.(?P<layer>\d+)\.mlp\.(?:switch_mlp|experts(?:\.(?P<expert>\d+))?)\."
     r"(?P<projection>gate_proj|up_proj|down_proj|gate_up_proj)(?:\.(?P<part>weight|scales|biases))?$"
@@ -59,6 +60,11 @@ def module_path(canonical: str) -> str:
         if canonical.endswith(part):
             return canonical[: -len(part)]
     return canonical
+
+
+def is_zero_centred_norm(canonical: str) -> bool:
+    """Whether Hugging Face stores this RMSNorm weight as w - 1 (all but the gated norm of Gated DeltaNet)."""
+    return canonical.endswith(_ZERO_CENTRED) or canonical == "norm.weight"
 
 
 def mlx_name(canonical: str, model_type: str) -> str:

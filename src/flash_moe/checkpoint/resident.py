@@ -18,10 +18,9 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..record import FLOATS, Quantization
 from .files import Checkpoint
-from .names import module_path
+from .names import is_zero_centred_norm, module_path
 from .safetensors import TensorInfo
 
-_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
 _FLOAT32 = ("A_log", "dt_bias")
 
 
@@ -45,7 +44,7 @@ def load_resident(checkpoint: Checkpoint, dtype: mx.Dtype) -> ResidentWeights:
     for name, array in read_arrays(checkpoint).items():
         if array.dtype != mx.uint32:
             array = array.astype(mx.float32 if name.endswith(_FLOAT32) or zero_centred else dtype)
-        if zero_centred and (name.endswith(_NORMS) or name == "norm.weight"):
+        if zero_centred and is_zero_centred_norm(name):
             array = array + 1.0
         if name.endswith("conv1d.weight"):
             array = _taps_first(array, checkpoint.resident[name], zero_centred)

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.files import Checkpoint
-from ..checkpoint.names import mlx_name, module_path
+from ..checkpoint.names import is_zero_centred_norm, mlx_name, module_path
 from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import build_header
 from ..record import Quantization
@@ -18,7 +18,6 @@ from .requantize import as_bytes
 _DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 _GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
 _GATE_QUANTIZATION = Quantization(8, 64)
-_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
 
 
 class ResidentFiles:
@@ -86,7 +85,7 @@ class ResidentFiles:
     def _mlx_convention(self, name: str, array: mx.array) -> mx.array:
         if not self._checkpoint.zero_centred_norms:
             return array
-        if name.endswith(_NORMS) or name == "norm.weight":
+        if is_zero_centred_norm(name):
             return (array.astype(mx.float32) + 1.0).astype(array.dtype)
         return array.moveaxis(2, 1) if name.endswith("conv1d.weight") else array
 
