@@ -25,6 +25,7 @@ EVERYTHING = {
     "ops",
     "packing",
     "record",
+    "selftest",
     "text",
     "version",
 }
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
     "__init__": {"model", "generation"},
+    "selftest": {"ops", "record"},
     "model": {"generation", "text", "nn", "experts", "checkpoint", "config", "record"},
     "packing": {"experts", "ops", "checkpoint", "config", "record"},
     "generation": {"nn", "experts.store"},
