@@ -166,18 +166,18 @@ def _attention(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], An
         lambda: qk_norm_rope.qk_norm_rope_reference(qg, k, weight, weight, **options),
     )  # fmt: skip
     q, gate = _random(s.heads, 1, s.head_dim, dtype=dtype), _random(1, s.heads * s.head_dim, dtype=dtype)
-    cache: Any = [_random(1, s.kv_heads, s.context, s.head_dim, dtype=dtype) for _ in "kv"]
+    keys, values = (_random(1, s.kv_heads, s.context, s.head_dim, dtype=dtype) for _ in "kv")
     scale, length = s.head_dim**-0.5, s.context - 3
     yield (
-        "decode attention", lambda: decode_attention.decode_attention_kernel(q, *cache, length, gate, scale),
-        lambda: decode_attention.decode_attention_reference(q, *cache, length, gate, scale),
+        "decode attention", lambda: decode_attention.decode_attention_kernel(q, keys, values, length, gate, scale),
+        lambda: decode_attention.decode_attention_reference(q, keys, values, length, gate, scale),
     )  # fmt: skip
 
 
 def _delta_net(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
     value_dim = s.value_heads * s.delta_dim
     channels = 2 * s.key_heads * s.delta_dim + value_dim
-    inputs: Any = [_random(1, n, dtype=dtype) for n in (channels, value_dim, s.value_heads, s.value_heads)]
+    qkv, z, b, a = (_random(1, n, dtype=dtype) for n in (channels, value_dim, s.value_heads, s.value_heads))
     conv_state, state = _random(3, channels, dtype=dtype), _random(s.value_heads, s.delta_dim, s.delta_dim)
     options: dict[str, Any] = {
         "conv_weight": _random(4, channels, dtype=dtype, scale=0.5), "log_decay": -mx.exp(_random(s.value_heads)),
@@ -185,6 +185,6 @@ def _delta_net(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], An
         "key_heads": s.key_heads, "l2_eps": 1e-6, "eps": 1e-6,
     }  # fmt: skip
     yield (
-        "delta-net step", lambda: delta_net_step.delta_net_step_kernel(*inputs, conv_state, state, **options),
-        lambda: delta_net_step.delta_net_step_reference(*inputs, conv_state, state, **options),
+        "delta-net step", lambda: delta_net_step.delta_net_step_kernel(qkv, z, b, a, conv_state, state, **options),
+        lambda: delta_net_step.delta_net_step_reference(qkv, z, b, a, conv_state, state, **options),
     )  # fmt: skip
