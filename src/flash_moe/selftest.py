@@ -117,8 +117,14 @@ def _cases(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], Any], 
     x = _random(1, s.hidden, dtype=dtype)
     for bits in (2, 3, 4, 6, 8):
         q = Quantization(bits, 64)
-        w: Any = mx.quantize(_random(s.hidden, s.hidden, scale=s.hidden**-0.5).astype(dtype), group_size=64, bits=bits)
-        yield f"{bits}-bit matvec", partial(quantized_matvec, x, *w, q), partial(linear, x, *w, q)
+        w, scales, biases = mx.quantize(
+            _random(s.hidden, s.hidden, scale=s.hidden**-0.5).astype(dtype), group_size=64, bits=bits
+        )
+        yield (
+            f"{bits}-bit matvec",
+            partial(quantized_matvec, x, w, scales, biases, q),
+            partial(linear, x, w, scales, biases, q),
+        )
     yield from _moe(s, dtype, x)
     weight = _random(s.hidden, dtype=dtype)
     yield (
