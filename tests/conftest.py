@@ -8,9 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from random_checkpoint import next_config, text_config, write_checkpoint
 
 from flash_moe.packing.convert import convert
+
+# Machines that run the tests may be slow and busy: time is no property of the code.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
