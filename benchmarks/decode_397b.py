@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import statistics
 import sys
 import time
 import warnings
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import mlx.core as mx  # noqa: E402
 from random_checkpoint import tensor_shapes  # noqa: E402
+from small_model import in_turns  # noqa: E402
 from sparse_checkpoint import FULL_SIZE, GATES, QUANTIZATION  # noqa: E402
 
 from flash_moe.checkpoint.names import mlx_name, module_path  # noqa: E402
@@ -178,17 +178,10 @@ def main() -> None:
             store = Banks(banks, layout)
             decoder = Decoder(config, Weights(arrays, modules), store, k, mx.bfloat16, use_kernels=kernels)
             runs[name] = our_run(decoder)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(REPEATS + 1):
-            for name, run in runs.items():
-                seconds = run()
-                if number:
-                    times[name].append(seconds)
-        base = statistics.median(times["mlx-lm"])
-        for name, values in times.items():
-            found = statistics.median(values)
+        times = in_turns(REPEATS, runs)
+        for name, found in times.items():
             print(
-                f"| K={k}: {name} | {found * 1e3:.2f} | {found / arguments.layers * 1e3:.3f} | {found / base:.2f} |",
+                f"| K={k}: {name} | {found * 1e3:.2f} | {found / arguments.layers * 1e3:.3f} | {found / times['mlx-lm']:.2f} |",
                 flush=True,
             )
         del model, runs

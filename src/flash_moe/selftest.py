@@ -16,13 +16,12 @@ from .ops import (
     decode_attention,
     delta_net_step,
     expert_kernels,
-    kernel,
     norm_kernel,
     qk_norm_rope,
     router,
     router_kernel,
 )
-from .ops.dispatch import kernels
+from .ops.dispatch import kernels, on_gpu
 from .ops.experts import experts_for_token
 from .ops.linear import linear
 from .ops.quantized_matvec import quantized_matvec
@@ -71,7 +70,7 @@ def run(sizes: Sizes | None = None, *, seed: int | None = None) -> Iterator[Resu
     Raises:
         FlashMoEError: there is no GPU that MLX can use.
     """
-    if kernel.back_end() is None:
+    if not on_gpu():
         raise FlashMoEError(
             "found no GPU that MLX can use; kernels need Metal or CUDA, everything else runs on the CPU"
         )

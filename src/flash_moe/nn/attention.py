@@ -7,7 +7,7 @@ from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.attention import attention
-from ..ops.decode_attention import decode_attention_kernel
+from ..ops.decode_attention import decode_attention_kernel, supports
 from ..ops.dispatch import use_kernel
 from ..ops.norm import rms_norm
 from ..ops.qk_norm_rope import qk_norm_rope_kernel
@@ -41,7 +41,7 @@ class GatedAttention(nn.Module):
     def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
         tokens = x.shape[0]
         q, k, v = self.qkv_proj(x)
-        if tokens == 1 and use_kernel("attention"):
+        if tokens == 1 and use_kernel("attention") and supports(self._heads, self._kv_heads, self._dim):
             return self._decode(q, k, v, cache)
         q, gate = q.reshape(1, tokens, self._heads, 2 * self._dim).split(2, axis=-1)
         k = k.reshape(1, tokens, self._kv_heads, self._dim)

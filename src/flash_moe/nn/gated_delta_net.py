@@ -7,7 +7,7 @@ from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.causal_conv import causal_conv
-from ..ops.delta_net_step import delta_net_step_kernel
+from ..ops.delta_net_step import delta_net_step_kernel, supports
 from ..ops.dispatch import use_kernel
 from ..ops.gated_delta import gated_delta
 from ..ops.norm import l2_norm, rms_norm
@@ -49,7 +49,7 @@ class GatedDeltaNet(nn.Module):
         """The layer as a function of its states: output, new conv state, new recurrent state."""
         c, tokens = self._config, x.shape[0]
         qkv, z, b, a = self.in_proj(x)
-        if tokens == 1 and use_kernel("delta_net"):
+        if tokens == 1 and use_kernel("delta_net") and supports(c.linear_key_head_dim):
             y, conv, state = delta_net_step_kernel(
                 qkv, z, b, a, conv, state, conv_weight=self.conv1d, log_decay=self._log_decay, dt_bias=self.dt_bias,
                 norm_weight=self.norm, key_heads=c.linear_num_key_heads, l2_eps=_L2_EPS, eps=c.rms_norm_eps,

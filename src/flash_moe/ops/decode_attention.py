@@ -22,6 +22,11 @@ _PARTIAL = Kernel("decode_attention", ["q", "keys", "values", "scale", "sizes"],
 _COMBINE = Kernel("decode_attention_combine", ["best", "total", "sums", "gate", "sizes"], ["y"])
 
 
+def supports(heads: int, kv_heads: int, dim: int) -> bool:
+    """Whether :func:`decode_attention_kernel` takes heads like these."""
+    return dim % 32 == 0 and heads // kv_heads * (dim + 2 * _TILE + 1) <= _SHARED_FLOATS
+
+
 def decode_attention_reference(
     q: mx.array, keys: mx.array, values: mx.array, length: int, gate: mx.array, scale: float
 ) -> mx.array:
@@ -52,7 +57,7 @@ def decode_attention_kernel(
     """
     (heads, _, dim), (kv_heads, capacity) = q.shape, keys.shape[-3:-1]
     group = heads // kv_heads
-    if dim % 32 or group * (dim + 2 * _TILE + 1) > _SHARED_FLOATS:
+    if not supports(heads, kv_heads, dim):
         raise ValueError(
             f"decode_attention: found {group} query heads of {dim} elements per KV head; expected a multiple of 32 "
             f"elements, and at most {_SHARED_FLOATS // (dim + 2 * _TILE + 1)} heads; use attention() instead"

@@ -27,6 +27,11 @@ _KERNEL = Kernel(
 Step = tuple[mx.array, mx.array, mx.array]
 
 
+def supports(key_dim: int) -> bool:
+    """Whether :func:`delta_net_step_kernel` takes keys of this width."""
+    return key_dim % 4 == 0
+
+
 def delta_net_step_reference(
     qkv: mx.array, z: mx.array, b: mx.array, a: mx.array, conv_state: mx.array, state: mx.array, *,
     conv_weight: mx.array, log_decay: mx.array, dt_bias: mx.array, norm_weight: mx.array,

@@ -14,20 +14,20 @@ BEATS_MLX: dict[str, frozenset[str]] = {
     "cuda": frozenset({"quantized_matvec", "experts", "router", "attention", "delta_net"}),
     "metal": frozenset(),
 }
-ALL = BEATS_MLX["cuda"] | BEATS_MLX["metal"]
 _VARIABLE = "FLASH_MOE_KERNELS"
 _allowed: ContextVar[bool | None] = ContextVar("flash_moe_kernels", default=None)
 
 
 def use_kernel(op: str) -> bool:
-    """Whether ``op`` (one of :data:`ALL`) runs as a kernel here.
+    """Whether ``op`` runs as a kernel here.
 
     ``FLASH_MOE_KERNELS=off`` switches all of them off, ``on`` uses them even where nothing has been measured.
     """
-    back_end = kernel.back_end()
-    wanted = _allowed.get()
+    back_end, wanted = kernel.back_end(), _allowed.get()
+    if back_end is None or wanted is False:
+        return False
     setting = os.environ.get(_VARIABLE, "").lower()
-    if back_end is None or wanted is False or setting == "off":
+    if setting == "off":
         return False
     return bool(wanted) or setting == "on" or op in BEATS_MLX[back_end]
 

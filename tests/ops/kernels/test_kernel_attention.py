@@ -89,3 +89,5 @@ def test_unsuitable_heads_are_named(sizes: tuple[int, int, int]) -> None:
     q, keys, values, gate = inputs(sizes, 3, 4, mx.float32)
     with pytest.raises(ValueError, match=f"found {sizes[0]} query heads of {sizes[2]} elements"):
         decode_attention_kernel(q, keys, values, 3, gate, 1.0)
+    assert not module.supports(*sizes)
+    assert module.supports(*RAGGED)

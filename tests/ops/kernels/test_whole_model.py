@@ -1,0 +1,56 @@
+"""The wiring: a quantised model with every kernel on the emulator against the same model without kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from random_checkpoint import text_config, write_checkpoint
+
+from flash_moe import Model
+from flash_moe.packing.convert import convert
+
+TOKENS = [80, 72, 101]
+
+
+def token_logits(folder: Path, kernels: bool, expert_io: str) -> np.ndarray:
+    with Model.load(folder, experts_per_token=None, dtype="float32", kernels=kernels, expert_io=expert_io) as model:
+        cache = model._decoder.new_cache()
+        rows = [model._decoder.logits(model._decoder(mx.array([token]), cache))[0] for token in TOKENS]
+        return np.array(mx.stack(rows))
+
+
+@pytest.mark.parametrize("head_dim", [32, 16], ids=["all kernels", "attention left to MLX"])
+@pytest.mark.parametrize("expert_io", ["slots", "mapped"])
+def test_kernels_equal_no_kernels(
+    expert_io: str, head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
+) -> None:
+    monkeypatch.setattr(mx, "compile", lambda function: function)  # the emulator evaluates, which a trace cannot
+    text = text_config(num_hidden_layers=2, full_attention_interval=2, num_experts=8, head_dim=head_dim)
+    packed = tmp_path / "packed"
+    convert(write_checkpoint(tmp_path / "float", text), packed, bits=4, group_size=32)
+    plain = token_logits(packed, False, expert_io)
+    assert not used()
+    np.testing.assert_allclose(token_logits(packed, True, expert_io), plain, atol=1e-4)
+    expected = {"quantized_matvec", "expert_gate_up", "expert_down", "delta_net_step"}
+    assert expected <= used()
+    assert ("decode_attention" in used()) == (head_dim == 32)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str]]:
+    """Names of the kernels that have been launched."""
+    from flash_moe.ops.kernel import Kernel
+
+    names: set[str] = set()
+    launch = Kernel.__call__
+
+    def noted(self: Kernel, *arguments: object, **options: object) -> object:
+        names.add(self.name)
+        return launch(self, *arguments, **options)
+
+    monkeypatch.setattr(Kernel, "__call__", noted)
+    return lambda: names
