@@ -22,11 +22,11 @@ import numpy as np
 from flash_moe.ops import expert_kernels, kernel, router_kernel
 from flash_moe.ops.attention import attention
 from flash_moe.ops.causal_conv import causal_conv
-from flash_moe.ops.decode_attention import decode_attention_kernel
+from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
 from flash_moe.ops.delta_net_step import delta_net_step_kernel
 from flash_moe.ops.norm import l2_norm
 from flash_moe.ops.norm_kernel import rms_norm_kernel
-from flash_moe.ops.qk_norm_rope import qk_norm_rope_kernel
+from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
 
@@ -203,7 +203,7 @@ def attentions(copy: float) -> None:
         ]
 
         def kernels(k: mx.array, v: mx.array, context: int = context) -> mx.array:
-            return decode_attention_kernel(q, k, v, context, gate, dim**-0.5)
+            return decode_attention_kernel(q, k, v, cache_sizes(context, k), gate, dim**-0.5)
 
         def chain(k: mx.array, v: mx.array) -> mx.array:
             return attention(q, k[0], v[0], dim**-0.5).reshape(1, -1) * mx.sigmoid(gate)
@@ -225,7 +225,7 @@ def small(copy: float) -> None:
     operands = [(random(1, 2 * heads * dim), random(1, kv_heads * dim)) for _ in range(8)]
 
     def fused(qg: mx.array, k: mx.array) -> Any:
-        return qk_norm_rope_kernel(qg, k, weight, weight, start=1000, rotary=64, theta=1e7, eps=1e-6)
+        return qk_norm_rope_kernel(qg, k, weight, weight, place=place(1000, 1), rotary=64, theta=1e7, eps=1e-6)
 
     def chain(qg: mx.array, k: mx.array) -> Any:
         q, gate = qg.reshape(1, 1, heads, 2 * dim).split(2, axis=-1)

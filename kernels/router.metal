@@ -2,7 +2,8 @@
 //
 // logits   T  [tokens, E]
 // ids      u32 [tokens, K]
-// weights  f32 [tokens, K]: probabilities, divided by their sum where NORMALIZE; NaN where any logit is NaN
+// weights  f32 [tokens, K + SHARED]: probabilities, divided by their sum where NORMALIZE; NaN where any logit is NaN
+// SHARED_LOGIT(token) float: generated; its sigmoid follows the K weights where SHARED
 //
 // One simdgroup per token, with all logits in registers: no threadgroup memory and no barrier. Experts lane, lane + 32,
 // ... are a lane's own. A logit is kept as a key, an unsigned integer of the same order, and 0 once it is taken.
@@ -62,5 +63,6 @@ for (int k = 0; k < K; k++) {
 
 if (lane < uint(K)) {
   ids[token * K + lane] = my_id;
-  weights[token * K + lane] = bad ? NAN : mine / taken;
+  weights[token * (K + SHARED) + lane] = bad ? NAN : mine / taken;
 }
+if (SHARED && lane == 0) weights[token * (K + SHARED) + K] = 1.0f / (1.0f + metal::exp(-SHARED_LOGIT(token)));

@@ -165,16 +165,18 @@ def _moe(s: Sizes, dtype: mx.Dtype, x: mx.array) -> Iterator[tuple[str, Callable
 def _attention(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
     qg, k = _random(1, 2 * s.heads * s.head_dim, dtype=dtype), _random(1, s.kv_heads * s.head_dim, dtype=dtype)
     weight = _random(s.head_dim, dtype=dtype)
-    options: dict[str, Any] = {"start": 1000, "rotary": s.head_dim // 4, "theta": 1e7, "eps": 1e-6}
+    options: dict[str, Any] = {"rotary": s.head_dim // 4, "theta": 1e7, "eps": 1e-6}
+    place = qk_norm_rope.place(1000, 1)
     yield (
-        "q/k norm + RoPE", lambda: qk_norm_rope.qk_norm_rope_kernel(qg, k, weight, weight, **options),
-        lambda: qk_norm_rope.qk_norm_rope_reference(qg, k, weight, weight, **options),
+        "q/k norm + RoPE", lambda: qk_norm_rope.qk_norm_rope_kernel(qg, k, weight, weight, place=place, **options),
+        lambda: qk_norm_rope.qk_norm_rope_reference(qg, k, weight, weight, start=1000, **options),
     )  # fmt: skip
     q, gate = _random(s.heads, 1, s.head_dim, dtype=dtype), _random(1, s.heads * s.head_dim, dtype=dtype)
     keys, values = (_random(1, s.kv_heads, s.context, s.head_dim, dtype=dtype) for _ in "kv")
     scale, length = s.head_dim**-0.5, s.context - 3
+    sizes = decode_attention.cache_sizes(length, keys)
     yield (
-        "decode attention", lambda: decode_attention.decode_attention_kernel(q, keys, values, length, gate, scale),
+        "decode attention", lambda: decode_attention.decode_attention_kernel(q, keys, values, sizes, gate, scale),
         lambda: decode_attention.decode_attention_reference(q, keys, values, length, gate, scale),
     )  # fmt: skip
 

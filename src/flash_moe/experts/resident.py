@@ -43,6 +43,9 @@ class ResidentStore(ExpertStore):
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
         return Records(self._banks[layer], tuple(experts))
 
+    def _whole(self, layer: int) -> mx.array | None:
+        return self._banks[layer][0]
+
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""
 

@@ -94,6 +94,20 @@ class ExpertStore(ABC):
     @abstractmethod
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records: ...
 
+    def whole(self, layer: int, count: int) -> mx.array | None:
+        """All records of a layer by expert id, [E, words] uint32, where the store holds them for good; else None.
+
+        Then nobody needs to know which of them a token uses. Counts as a fetch of ``count`` records.
+        """
+        bank = self._whole(layer)
+        if bank is not None:
+            self.stats.fetches += 1
+            self.stats.bytes_requested += self.layouts[layer].stride * count
+        return bank
+
+    def _whole(self, layer: int) -> mx.array | None:
+        return None
+
     @abstractmethod
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Starts bringing records closer without waiting; a failure shows in the fetch that needs them."""

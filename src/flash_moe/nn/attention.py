@@ -7,10 +7,10 @@ from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.attention import attention
-from ..ops.decode_attention import decode_attention_kernel, supports
+from ..ops.decode_attention import cache_sizes, decode_attention_kernel, supports
 from ..ops.dispatch import use_kernel
 from ..ops.norm import rms_norm
-from ..ops.qk_norm_rope import qk_norm_rope_kernel
+from ..ops.qk_norm_rope import place, qk_norm_rope_kernel
 from .cache import KVCache
 from .weights import Weights
 
@@ -40,9 +40,11 @@ class GatedAttention(nn.Module):
 
     def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
         tokens = x.shape[0]
+        if tokens == 1 and self.uses_kernels():
+            q, keys, values, gate = self.heads(x, place(cache.length, 1))
+            cache.append(keys, values)
+            return self.attend(q, gate, cache.keys, cache.values, cache_sizes(cache.length, cache.keys))
         q, k, v = self.qkv_proj(x)
-        if tokens == 1 and use_kernel("attention") and supports(self._heads, self._kv_heads, self._dim):
-            return self._decode(q, k, v, cache)
         q, gate = q.reshape(1, tokens, self._heads, 2 * self._dim).split(2, axis=-1)
         k = k.reshape(1, tokens, self._kv_heads, self._dim)
         v = v.reshape(1, tokens, self._kv_heads, self._dim).swapaxes(1, 2)
@@ -57,13 +59,19 @@ class GatedAttention(nn.Module):
         y = y.swapaxes(0, 1) * mx.sigmoid(gate[0])
         return self.o_proj(y.reshape(tokens, self._heads * self._dim))
 
-    def _decode(self, q: mx.array, k: mx.array, v: mx.array, cache: KVCache) -> mx.array:
-        """One token, by kernels."""
+    def uses_kernels(self) -> bool:
+        """Whether one token goes through :meth:`heads` and :meth:`attend`."""
+        return use_kernel("attention") and supports(self._heads, self._kv_heads, self._dim)
+
+    def heads(self, x: mx.array, place: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """One token, by kernels: query [Hq, 1, D], key and value [1, Hkv, 1, D], and gate [1, Hq · D]."""
         c = self._config
+        q, k, v = self.qkv_proj(x)
         q, k, gate = qk_norm_rope_kernel(
-            q, k, self.q_norm, self.k_norm,
-            start=cache.length, rotary=c.rotary_dims, theta=c.rope_theta, eps=c.rms_norm_eps,
-        )  # fmt: skip
-        cache.append(k[None], v.reshape(1, self._kv_heads, 1, self._dim))
-        y = decode_attention_kernel(q, cache.keys, cache.values, cache.length, gate, self._dim**-0.5)
-        return self.o_proj(y)
+            q, k, self.q_norm, self.k_norm, place=place, rotary=c.rotary_dims, theta=c.rope_theta, eps=c.rms_norm_eps
+        )
+        return q, k[None], v.reshape(1, self._kv_heads, 1, self._dim), gate
+
+    def attend(self, q: mx.array, gate: mx.array, keys: mx.array, values: mx.array, sizes: mx.array) -> mx.array:
+        """The rest of the layer, once key and value are in the cache."""
+        return self.o_proj(decode_attention_kernel(q, keys, values, sizes, gate, self._dim**-0.5))

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from ..config import FULL_ATTENTION, ModelConfig
 
-KV_STEP = 256  # tokens by which a KV cache grows
+KV_STEP = 256  # a KV cache's capacity is a multiple of this
 
 
 class KVCache:
@@ -26,13 +26,17 @@ class KVCache:
         """Adds [1, Hkv, T, D] keys and values; returns those of all tokens, [1, Hkv, S, D]."""
         start, self.length = self.length, self.length + keys.shape[2]
         if self.length > self.keys.shape[2]:
-            steps = -(-(self.length - self.keys.shape[2]) // KV_STEP)
-            room = mx.zeros((*self._shape[:2], steps * KV_STEP, self._shape[3]), dtype=self._dtype)
+            room = mx.zeros((*self._shape[:2], self._more(), self._shape[3]), dtype=self._dtype)
             self.keys = mx.concatenate([self.keys, room], axis=2)
             self.values = mx.concatenate([self.values, room], axis=2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def _more(self) -> int:
+        """Tokens to make room for: what is missing, and an eighth of what is there, so that growth is rarer and rarer."""
+        capacity = self.keys.shape[2]
+        return -(-max(self.length - capacity, capacity // 8) // KV_STEP) * KV_STEP
 
     @property
     def arrays(self) -> list[mx.array]:

@@ -14,10 +14,13 @@ from ..ops.dispatch import kernels, on_gpu
 from ..ops.norm import rms_norm
 from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
+from .decode_step import DecodeStep
 from .gated_delta_net import GatedDeltaNet
 from .mlp import SwiGLU
 from .sparse_moe import SparseMoE
 from .weights import Weights
+
+LAYERS_AHEAD = 4  # that the host describes before the device starts on them, where nothing makes it start earlier
 
 
 class DecoderLayer(nn.Module):
@@ -43,35 +46,20 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, weights.at("mlp"))
         self._eps = config.rms_norm_eps
-        self._after_mixer, self._delta_front = mx.compile(self._after), mx.compile(self._delta)
+        self._step = None
+        if isinstance(self.mlp, SparseMoE):
+            norms = self.input_layernorm, self.post_attention_layernorm
+            self._step = DecodeStep(self.mixer, self.mlp, *norms, config.rms_norm_eps)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
-        if x.shape[0] == 1 and on_gpu() and isinstance(self.mlp, SparseMoE):
-            return self._decode(x, cache, self.mlp)
+        if x.shape[0] == 1 and on_gpu() and self._step is not None:
+            return self._step(x, cache)
         x = x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
         mx.async_eval(x)  # the device starts while the host still describes the rest
-        x = x + self.mlp(rms_norm(x, self.post_attention_layernorm, self._eps))
-        mx.async_eval(x)
-        return x
-
-    def _decode(self, x: mx.array, cache: KVCache | DeltaCache, mlp: SparseMoE) -> mx.array:
-        """One token on a GPU: what has fixed shapes is traced once, since describing it costs more than running it."""
-        if isinstance(cache, DeltaCache):
-            x, h, *routed, cache.conv, cache.state = self._delta_front(x, cache.conv, cache.state)
-        else:
-            x, h, *routed = self._after_mixer(x, self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache))
-        x = x + mlp.experts(h, *routed)
-        mx.async_eval(x)
-        return x
-
-    def _after(self, x: mx.array, mixed: mx.array) -> tuple[mx.array, ...]:
-        x = x + mixed
         h = rms_norm(x, self.post_attention_layernorm, self._eps)
-        return x, h, *self.mlp.route(h)
-
-    def _delta(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, ...]:
-        mixed, conv, state = self.mixer.step(rms_norm(x, self.input_layernorm, self._eps), conv, state)
-        return *self._after(x, mixed), conv, state
+        x = self.mlp(h, x) if isinstance(self.mlp, SparseMoE) else x + self.mlp(h)
+        mx.async_eval(x)
+        return x
 
 
 class Decoder(nn.Module):
@@ -105,7 +93,8 @@ class Decoder(nn.Module):
             self.lm_head = weights.linear("lm_head", config.vocab_size, config.hidden_size)
         self.layers: list[DecoderLayer] = []
         for i in range(config.num_hidden_layers):
-            layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token)
+            with kernels(use_kernels):
+                layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token)
             mx.async_eval(layer.parameters())  # read while the layer before is waited for
             if self.layers:
                 mx.eval(self.layers[-1].parameters())
@@ -131,8 +120,10 @@ class Decoder(nn.Module):
         """
         with kernels(self._use_kernels):
             x = self.embed_tokens.rows(tokens)
-            for layer, state in zip(self.layers, cache.layers, strict=True):
+            for number, (layer, state) in enumerate(zip(self.layers, cache.layers, strict=True), start=1):
                 x = layer(x, state)
+                if number % LAYERS_AHEAD == 0:
+                    mx.async_eval(x)  # what has not been started yet
         cache.length += tokens.shape[0]
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 

@@ -9,7 +9,7 @@ from .weights import Weights
 
 
 class SwiGLU(nn.Module):
-    """The dense MLP of a layer, or the expert that all tokens share.
+    """The expert that all tokens share, or the MLP of a layer without routed experts.
 
     Shape:
         x: [T, H] to [T, H].

@@ -14,17 +14,19 @@ from ..ops.dispatch import use_kernel
 from ..ops.experts import experts_for_rows, experts_for_token
 from ..ops.router import route
 from .mlp import SwiGLU
+from .shared_record import shared_record
 from .weights import Weights
 
 
 class SparseMoE(nn.Module):
-    """Σ_k weight_k · expert_k(x) + sigmoid(shared_expert_gate · x) · shared_expert(x).
+    """residual + Σ_k weight_k · expert_k(x) + sigmoid(shared_expert_gate · x) · shared_expert(x).
 
     Reading the K indices back is the one point of a layer where the host waits for the device; what follows is
-    started and not waited for.
+    started and not waited for. Where the store holds the whole layer, kernels find the records by themselves, and the
+    host never waits.
 
     Shape:
-        x: [T, H] to [T, H].
+        x, residual: [T, H] to [T, H].
 
     Args:
         layer: index of the layer, for the store and for errors.
@@ -35,24 +37,43 @@ class SparseMoE(nn.Module):
         self, config: ModelConfig, layer: int, weights: Weights, store: ExpertStore, experts_per_token: int
     ) -> None:
         super().__init__()
-        hidden = config.hidden_size
+        hidden, intermediate = config.hidden_size, config.shared_expert_intermediate_size
         self.gates = weights.linears({"gate": config.num_experts, "shared_expert_gate": 1}, hidden)
-        self.shared_expert = SwiGLU(hidden, config.shared_expert_intermediate_size, weights.at("shared_expert"))
-        self._experts_of_bank = mx.compile(self._bank_kernel)
         self._layer, self._store, self._k, self._normalize = layer, store, experts_per_token, config.norm_topk_prob
+        self._layout = store.layouts[layer]
+        shared, self._record = weights.at("shared_expert"), None
+        if self.uses_kernel(1) and (copied := shared_record(shared, intermediate, self._layout)):
+            self._record, shared = copied
+        self.shared_expert = SwiGLU(hidden, intermediate, shared)
+        self._traced_bank = mx.compile(self._of_bank)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.experts(x, *self.route(x))
+    def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
+        return self.experts(x, *self.route(x, residual))
 
-    def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """All that does not need the routed experts: ids and weights [T, K], and the shared expert's part [T, H]."""
+    def uses_kernel(self, tokens: int) -> bool:
+        """Whether the experts of this many tokens are computed by kernels."""
+        return tokens == 1 and use_kernel("experts") and expert_kernels.supports(self._layout, self._k + 1)
+
+    def whole(self) -> mx.array | None:
+        """The store's bank of the layer for one token, where it has one and kernels can choose from it."""
+        return self._store.whole(self._layer, self._k) if self.uses_kernel(1) else None
+
+    def route(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """All that does not need the routed experts.
+
+        Returns:
+            ids [T, K]; weights [T, K], or [T, K + 1] where the shared expert is computed with the routed ones; and what
+            their sum is added to, [T, H].
+        """
         router, shared_gate = self.gates(x)
+        if self._record is not None and self.uses_kernel(x.shape[0]):
+            return *route(router, self._k, self._normalize, shared_gate), residual
         ids, weights = route(router, self._k, self._normalize)
-        return ids, weights, mx.sigmoid(shared_gate) * self.shared_expert(x)
+        return ids, weights, residual + mx.sigmoid(shared_gate) * self.shared_expert(x)
 
-    def experts(self, x: mx.array, ids: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
-        """Fetches the routed experts and adds their part to the shared expert's."""
-        mx.async_eval(ids, weights, shared)  # the device goes on with the shared expert while the host fetches
+    def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
+        """Fetches the routed experts and adds their part to the rest."""
+        mx.async_eval(ids, weights, rest)  # the device goes on with the shared expert while the host fetches
         chosen = np.array(ids)
         if np.isnan(np.array(weights, copy=False)).any():
             raise NumericalError(
@@ -60,27 +81,33 @@ class SparseMoE(nn.Module):
                 "or its activations overflow (load it with dtype='float32')"
             )
         if len(chosen) == 1:
-            return self._for_token(x, chosen[0], weights[0], shared)
-        return self._for_rows(x, chosen, weights) + shared
+            return self._for_token(x, chosen[0], weights, rest)
+        return rest + self._for_rows(x, chosen, weights)
 
-    def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array, shared: mx.array) -> mx.array:
+    def of_bank(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array, bank: mx.array) -> mx.array:
+        """As :meth:`experts` for one token, with the layer's whole bank and no wait. NaN shows in the logits."""
+        return self._of_bank(x, weights, rest, bank, ids.reshape(-1))
+
+    def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array) -> mx.array:
         records = self._store.fetch(self._layer, chosen.tolist())
-        layout = self._store.layouts[self._layer]
-        if not (use_kernel("experts") and expert_kernels.supports(layout, self._k)):
-            y = experts_for_token(x, records.stacked(), weights, layout) + shared
+        if not self.uses_kernel(1):
+            y = rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
         elif records.rows is None:
-            y = expert_kernels.experts_for_token(x, records.arrays, weights, layout, residual=shared)
+            y = expert_kernels.experts_for_token(
+                x, records.arrays, weights[0], self._layout, shared=self._shared(weights), residual=rest
+            )
         else:
-            rows = mx.array(records.rows, dtype=mx.uint32)
-            y = self._experts_of_bank(x, weights, shared, records.arrays[0], rows)
+            y = self._traced_bank(x, weights, rest, records.arrays[0], mx.array(records.rows, dtype=mx.uint32))
         records.used_by(y)
         return y
 
-    def _bank_kernel(
-        self, x: mx.array, weights: mx.array, shared: mx.array, bank: mx.array, rows: mx.array
-    ) -> mx.array:
-        layout = self._store.layouts[self._layer]
-        return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, residual=shared)
+    def _of_bank(self, x: mx.array, weights: mx.array, rest: mx.array, bank: mx.array, rows: mx.array) -> mx.array:
+        return expert_kernels.experts_for_token(
+            x, bank, weights[0], self._layout, rows=rows, shared=self._shared(weights), residual=rest
+        )
+
+    def _shared(self, weights: mx.array) -> mx.array | None:
+        return self._record if weights.shape[1] > self._k else None
 
     def _for_rows(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
         """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens."""
@@ -93,9 +120,7 @@ class SparseMoE(nn.Module):
         for number, group in enumerate(groups):
             records = self._store.fetch(self._layer, experts[group].tolist())
             stop = start + int(counts[group].sum())
-            y = experts_for_rows(
-                rows[start:stop], records.stacked(), counts[group].tolist(), self._store.layouts[self._layer]
-            )
+            y = experts_for_rows(rows[start:stop], records.stacked(), counts[group].tolist(), self._layout)
             records.used_by(y)
             mx.async_eval(y)
             if number + 1 < len(groups):

@@ -7,6 +7,7 @@ reported when the kernel is built, with its line; nothing is passed on in the ho
 from __future__ import annotations
 
 import re
+from zlib import crc32
 
 from . import sources
 
@@ -79,7 +80,8 @@ def cuda_source(body: str, header: str) -> tuple[str, str]:
         body, header: the Metal text, as for ``mx.fast.metal_kernel``.
 
     Returns:
-        body and header for ``mx.fast.cuda_kernel``. Lines of the body keep their numbers.
+        body and header for ``mx.fast.cuda_kernel``. Lines of the body keep their numbers. MLX hashes the whole text at
+        every launch, so it is kept short: no indentation, and the prelude is included, not copied.
 
     Raises:
         ValueError: the text uses something that has no counterpart here.
@@ -91,11 +93,21 @@ def cuda_source(body: str, header: str) -> tuple[str, str]:
         raise ValueError("cannot be adapted to CUDA:\n" + "\n".join(problems))
     used = [name for name in ATTRIBUTES if re.search(rf"\b{name}\b", body)]
     attributes = "".join(f"const auto {name} = {ATTRIBUTES[name]}; " for name in used)
-    prelude = sources.read("cuda_prelude.cuh")
     return (
-        attributes + _without_qualifiers(body),
-        f"{prelude}\nnamespace mlx::core::cu {{\n{_without_qualifiers(header)}\n}}\n",
+        attributes + _short(_without_qualifiers(body)),
+        f"{_prelude()}\nnamespace mlx::core::cu {{\n{_short(_without_qualifiers(header))}\n}}\n",
     )
+
+
+def _prelude() -> str:
+    """Includes the prelude; with its checksum, for MLX keeps compiled kernels on disk under the hash of their text."""
+    checksum = crc32(sources.read("cuda_prelude.cuh").encode())
+    return f'#include "{sources.folder() / "cuda_prelude.cuh"}"  // {checksum:08x}'
+
+
+def _short(text: str) -> str:
+    """The text without spaces at either end of its lines."""
+    return "\n".join(line.strip() for line in text.split("\n"))
 
 
 def _without_comments(text: str) -> str:

@@ -47,10 +47,19 @@ def decode_attention_reference(
     return (y * mx.sigmoid(gate.astype(mx.float32))).astype(q.dtype)
 
 
+def cache_sizes(length: int, keys: mx.array) -> mx.array:
+    """What :func:`decode_attention_kernel` reads of a cache at run time: valid keys, capacity, chunk size, chunks."""
+    kv_heads, capacity = keys.shape[-3:-1]
+    return integers(length, capacity, *split(capacity, kv_heads))
+
+
 def decode_attention_kernel(
-    q: mx.array, keys: mx.array, values: mx.array, length: int, gate: mx.array, scale: float
+    q: mx.array, keys: mx.array, values: mx.array, sizes: mx.array, gate: mx.array, scale: float
 ) -> mx.array:
     """As :func:`decode_attention_reference`, by the kernels; D is a multiple of 32.
+
+    Args:
+        sizes: of the cache; see :func:`cache_sizes`. An array, so that a trace serves every length.
 
     Raises:
         ValueError: When D or the number of query heads per KV head does not suit the kernel.
@@ -62,8 +71,7 @@ def decode_attention_kernel(
             f"decode_attention: found {group} query heads of {dim} elements per KV head; expected a multiple of 32 "
             f"elements, and at most {_SHARED_FLOATS // (dim + 2 * _TILE + 1)} heads; use attention() instead"
         )
-    chunk, chunks = split(length, kv_heads)
-    sizes = integers(length, capacity, chunk, chunks)
+    _, chunks = split(capacity, kv_heads)
     common: Template = [("T", q.dtype), ("D", dim)]
     partial = _PARTIAL(
         [q, keys, values, floats(scale), sizes],
@@ -84,8 +92,8 @@ def decode_attention_kernel(
     return y
 
 
-def split(length: int, kv_heads: int) -> tuple[int, int]:
-    """Keys per chunk, a multiple of the tile, and the number of chunks, none of which is empty."""
+def split(capacity: int, kv_heads: int) -> tuple[int, int]:
+    """Keys per chunk, a multiple of the tile, and the number of chunks; those beyond the valid keys stay empty."""
     most = max(1, _THREADGROUPS // kv_heads)
-    chunk = max(_CHUNK, -(-length // (most * _TILE)) * _TILE)
-    return chunk, -(-length // chunk)
+    chunk = max(_CHUNK, -(-capacity // (most * _TILE)) * _TILE)
+    return chunk, -(-capacity // chunk)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import mlx.core as mx
 
@@ -63,8 +64,10 @@ class Kernel:
         make = mx.fast.cuda_kernel if on_cuda else mx.fast.metal_kernel
         if make not in self._compiled:
             body, header = cuda_source(self.body, self.header) if on_cuda else (self.body, self.header)
+            # MLX compiles anew whenever a kernel of one name changes its text
+            name = f"{self.name}_{crc32(self._defines.encode()):08x}" if self._defines else self.name
             self._compiled[make] = make(
-                name=self.name, input_names=self.inputs, output_names=self.outputs, source=body, header=header
+                name=name, input_names=self.inputs, output_names=self.outputs, source=body, header=header
             )
         return self._compiled[make]
 

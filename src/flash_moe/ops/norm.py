@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .blas import on_cpu
+from .dispatch import use_kernel
+from .norm_kernel import add_rms_norm_kernel
 
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
@@ -21,6 +23,22 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
         scaled = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + eps)
         return scaled if weight is None else scaled * weight
     return mx.fast.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+    """The norm of a sum, and the sum.
+
+    Args:
+        x, residual: [..., D], float.
+        weight: [D].
+
+    Returns:
+        rms_norm(x + residual) and x + residual, [..., D] each.
+    """
+    if use_kernel("add_rms_norm"):
+        return add_rms_norm_kernel(x, residual, weight, eps)
+    total = x + residual
+    return rms_norm(total, weight, eps), total
 
 
 def l2_norm(x: mx.array, eps: float) -> mx.array:

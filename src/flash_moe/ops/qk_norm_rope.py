@@ -62,23 +62,32 @@ def qk_norm_rope_reference(
     return turned(q.squeeze(2), q_weight), turned(k.reshape(tokens, -1, dim), k_weight), gate.reshape(tokens, -1)
 
 
+def place(start: int, tokens: int) -> mx.array:
+    """What :func:`qk_norm_rope_kernel` reads of a position at run time: the first token's, and how many there are."""
+    return integers(start, tokens)
+
+
 def qk_norm_rope_kernel(
     qg: mx.array,
     k: mx.array,
     q_weight: mx.array,
     k_weight: mx.array,
     *,
-    start: int,
+    place: mx.array,
     rotary: int,
     theta: float,
     eps: float,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """As :func:`qk_norm_rope_reference`, by the kernel; positions below 2^24, where float32 still counts."""
+    """As :func:`qk_norm_rope_reference`, by the kernel; positions below 2^24, where float32 still counts.
+
+    Args:
+        place: of the tokens; see :func:`place`. An array, so that a trace serves every position.
+    """
     tokens, dim = qg.shape[0], q_weight.shape[0]
     heads, kv_heads = qg.shape[1] // (2 * dim), k.shape[1] // dim
     groups = -(-tokens * (heads + kv_heads) // _SIMDGROUPS)
     q, keys, gate = _KERNEL(
-        [qg, k, q_weight, k_weight, floats(eps), _frequencies(rotary, theta), integers(start, tokens)],
+        [qg, k, q_weight, k_weight, floats(eps), _frequencies(rotary, theta), place],
         template=[
             ("T", qg.dtype), ("HQ", heads), ("HKV", kv_heads), ("D", dim), ("ROTARY", rotary),
             ("SIMDGROUPS", _SIMDGROUPS),

@@ -10,23 +10,32 @@ from .blas import on_cpu, to_numpy
 from .dispatch import use_kernel
 
 
-def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
-    """Softmax over all experts in float32, then the K largest.
+def route(
+    logits: mx.array, k: int, normalize: bool, shared_logits: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Softmax over all experts in float32, then the K largest; the shared expert's gate may come along.
 
     Args:
         logits: [T, E], any float dtype.
         k: experts per token, 1 <= k <= E.
         normalize: whether the K weights are rescaled to sum to one.
+        shared_logits: [T, 1], of the shared expert's gate.
 
     Returns:
-        ids [T, K] uint32, in no particular order, and weights [T, K] float32. NaN logits give NaN weights.
+        ids [T, K] uint32, in no particular order, and weights [T, K] float32, followed by sigmoid(shared_logits) where
+        given. NaN logits give NaN weights.
 
     Source: transformers, ``Qwen3_5MoeTopKRouter``.
     """
-    if on_cpu(logits.dtype):
-        return _numpy_route(to_numpy(logits), k, normalize)
     if use_kernel("router") and router_kernel.supports(logits, k):
-        return router_kernel.route(logits, k, normalize)
+        return router_kernel.route(logits, k, normalize, shared_logits)
+    ids, weights = (_numpy_route if on_cpu(logits.dtype) else _mlx_route)(logits, k, normalize)
+    if shared_logits is not None:
+        weights = mx.concatenate([weights, mx.sigmoid(shared_logits.astype(mx.float32))], axis=-1)
+    return ids, weights
+
+
+def _mlx_route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
     probabilities = mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
     ids = mx.argpartition(-probabilities, kth=k - 1, axis=-1)[:, :k]
     weights = mx.take_along_axis(probabilities, ids, axis=-1)
@@ -35,8 +44,9 @@ def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array
     return ids, weights
 
 
-def _numpy_route(logits: np.ndarray, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
+def _numpy_route(array: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
     """On the CPU: the host needs the ids next, so they are chosen there, in a few NumPy calls."""
+    logits = to_numpy(array)
     ids = np.argpartition(logits, -k, axis=-1)[:, -k:]
     top = logits[np.arange(len(logits))[:, None], ids]
     largest = top.max(axis=-1, keepdims=True)  # NaN sorts last, so it is among the top and spreads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import mlx.core as mx
 
 from .kernel import SIMD, Kernel
@@ -9,33 +11,42 @@ from .kernel import SIMD, Kernel
 MAX_EXPERTS = 1024  # a lane keeps E / 32 logits in registers
 MAX_K = SIMD  # a lane writes one choice
 
-_kernel = Kernel("router", ["logits"], ["ids", "weights"], headers=["order_key"])
-
 
 def supports(logits: mx.array, k: int) -> bool:
     """Whether :func:`route` takes these."""
     return logits.shape[-1] <= MAX_EXPERTS and k <= MAX_K
 
 
-def route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
+@cache
+def _kernel(shared: bool) -> Kernel:
+    inputs, value = (["logits", "shared_logits"], "float(shared_logits[t])") if shared else (["logits"], "0.0f")
+    defines = f"#define SHARED_LOGIT(t) {value}\n"
+    return Kernel("router", inputs, ["ids", "weights"], headers=["order_key"], defines=defines)
+
+
+def route(
+    logits: mx.array, k: int, normalize: bool, shared_logits: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
     """Softmax over all experts in float32, then the K largest; the contract of :func:`.router.route`.
 
     Args:
         logits: [T, E], any float dtype, E <= 1024.
         k: experts per token, 1 <= k <= min(E, 32).
         normalize: whether the K weights are rescaled to sum to one.
+        shared_logits: [T, 1], of the shared expert's gate.
 
     Returns:
-        ids [T, K] uint32 in descending order of weight, of equal ones the lower first, and weights [T, K] float32.
-        NaN logits give NaN weights.
+        ids [T, K] uint32 in descending order of weight, of equal ones the lower first, and weights [T, K] float32,
+        followed by sigmoid(shared_logits) where given. NaN logits give NaN weights.
     """
     tokens, experts = logits.shape
-    ids, weights = _kernel(
-        [logits],
-        template=[("E", experts), ("K", k), ("NORMALIZE", normalize)],
+    shared = shared_logits is not None
+    ids, weights = _kernel(shared)(
+        [logits, *([] if shared_logits is None else [shared_logits])],
+        template=[("E", experts), ("K", k), ("NORMALIZE", normalize), ("SHARED", int(shared))],
         grid=(tokens * SIMD, 1, 1),
         threadgroup=(SIMD, 1, 1),
-        output_shapes=[(tokens, k)] * 2,
+        output_shapes=[(tokens, k), (tokens, k + shared)],
         output_dtypes=[mx.uint32, mx.float32],
     )
     return ids, weights

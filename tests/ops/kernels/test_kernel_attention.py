@@ -12,7 +12,12 @@ import sequence_oracles as oracle
 from sequence_oracles import DTYPES, error, float64, random
 
 from flash_moe.ops import decode_attention as module
-from flash_moe.ops.decode_attention import decode_attention_kernel, decode_attention_reference, split
+from flash_moe.ops.decode_attention import (
+    cache_sizes,
+    decode_attention_kernel,
+    decode_attention_reference,
+    split,
+)
 
 RAGGED, WIDE, REAL = (6, 2, 64), (5, 1, 96), (32, 2, 256)  # Hq, Hkv, D
 CASES = [
@@ -53,26 +58,30 @@ def check(arrays: tuple[mx.array, ...], length: int, path: Callable[..., mx.arra
     assert error(y, expected, allowed) <= 1
 
 
+def by_kernel(q: mx.array, keys: mx.array, values: mx.array, length: int, gate: mx.array, scale: float) -> mx.array:
+    return decode_attention_kernel(q, keys, values, cache_sizes(length, keys), gate, scale)
+
+
 @pytest.mark.parametrize("sizes, length, capacity, dtype, mode, order", CASES, ids=str)
 def test_decode_attention(
     sizes: tuple[int, int, int], length: int, capacity: int, dtype: str, mode: str, order: str
 ) -> None:
     arrays = inputs(sizes, length, capacity, DTYPES[dtype])
     with emulator.options(mode=mode, order=order):
-        check(arrays, length, decode_attention_kernel)
+        check(arrays, length, by_kernel)
     check(arrays, length, decode_attention_reference)
 
 
 @pytest.mark.parametrize("spread", [0.0, 30.0])
 def test_flat_and_peaked_softmax(spread: float) -> None:
-    check(inputs(RAGGED, 300, 320, mx.float32, spread), 300, decode_attention_kernel)
+    check(inputs(RAGGED, 300, 320, mx.float32, spread), 300, by_kernel)
 
 
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = inputs(RAGGED, 1000, 1024, mx.bfloat16)
     for threadgroups in (2, 4, 6, 64):
         monkeypatch.setattr(module, "_THREADGROUPS", threadgroups)
-        check(arrays, 1000, decode_attention_kernel)
+        check(arrays, 1000, by_kernel)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 8, 200])
@@ -88,6 +97,6 @@ def test_split_covers_the_context(kv_heads: int) -> None:
 def test_unsuitable_heads_are_named(sizes: tuple[int, int, int]) -> None:
     q, keys, values, gate = inputs(sizes, 3, 4, mx.float32)
     with pytest.raises(ValueError, match=f"found {sizes[0]} query heads of {sizes[2]} elements"):
-        decode_attention_kernel(q, keys, values, 3, gate, 1.0)
+        by_kernel(q, keys, values, 3, gate, 1.0)
     assert not module.supports(*sizes)
     assert module.supports(*RAGGED)

@@ -111,6 +111,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_faults_are_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad, report = MUTATIONS[mutation]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import emulator
 import mlx.core as mx
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import sequence_oracles as oracle
 from sequence_oracles import DTYPES, error, float64, random
 
-from flash_moe.ops.qk_norm_rope import qk_norm_rope_kernel, qk_norm_rope_reference
+from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel, qk_norm_rope_reference
 
 THETA, EPS, LAST = 1e7, 1e-6, 262143  # the longest context of the released models
 ROUNDINGS = 24  # of the largest element: the norm's, and the angle's 2^-24 of a turn
@@ -30,6 +32,10 @@ def inputs(sizes: tuple[int, int, int, int], tokens: int, dtype: mx.Dtype) -> li
     return [random(rng, shape, dtype, 2.0) for shape in shapes]
 
 
+def by_kernel(*arrays: mx.array, start: int, **options: Any) -> tuple[mx.array, mx.array, mx.array]:
+    return qk_norm_rope_kernel(*arrays, place=place(start, arrays[0].shape[0]), **options)
+
+
 @pytest.mark.parametrize("sizes, tokens, start, dtype, mode, order", CASES, ids=str)
 def test_qk_norm_rope(
     sizes: tuple[int, int, int, int], tokens: int, start: int, dtype: str, mode: str, order: str
@@ -38,7 +44,7 @@ def test_qk_norm_rope(
     options = {"start": start, "rotary": sizes[3], "theta": THETA, "eps": EPS}
     expected = oracle.qk_norm_rope(*map(float64, arrays), **options)
     with emulator.options(mode=mode, order=order):
-        kernel = qk_norm_rope_kernel(*arrays, **options)
+        kernel = by_kernel(*arrays, **options)
     for path in (kernel, qk_norm_rope_reference(*arrays, **options)):
         for y, exact in zip(path[:2], expected[:2], strict=True):
             assert error(y, exact, ROUNDINGS * np.abs(exact).max()) <= 1
@@ -51,7 +57,7 @@ def test_pairs_and_angles_are_those_of_mlx_rope(start: int, mlx_error: float) ->
     arrays = inputs(REAL, 1, mx.float32)
     options = {"start": start, "rotary": 64, "theta": THETA, "eps": EPS}
     exact, _, _ = oracle.qk_norm_rope(*map(float64, arrays), **options)
-    q, _, _ = qk_norm_rope_kernel(*arrays, **options)
+    q, _, _ = by_kernel(*arrays, **options)
     unturned, _, _ = qk_norm_rope_reference(*arrays, **{**options, "start": 0})
     by_mlx = mx.fast.rope(unturned[None], 64, traditional=False, base=THETA, scale=1.0, offset=start)[0]
     distance, distance_of_mlx = (np.abs(float64(y) - exact).max() for y in (q, by_mlx))

@@ -39,6 +39,19 @@ def test_route(tokens: int, experts: int, k: int, dtype: str, normalize: bool, m
     assert error(weights, expected, ROUNDINGS * expected) <= 1
 
 
+@pytest.mark.parametrize("mode", ["check", "fast"], indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_shared_gate_comes_along(dtype: str, mode: str) -> None:
+    rng = np.random.RandomState(5)
+    logits, shared = (random(rng, shape, DTYPES[dtype], 3.0) for shape in [(3, 40), (3, 1)])
+    ids, weights = route(logits, 4, True, shared)
+    plain_ids, plain = route(logits, 4, True)
+    expected = 1 / (1 + np.exp(-float64(shared)))
+    np.testing.assert_array_equal(np.array(ids), np.array(plain_ids))
+    np.testing.assert_array_equal(np.array(weights[:, :4]), np.array(plain))
+    assert error(weights[:, 4:], expected, ROUNDINGS * expected) <= 1
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_ties_go_to_the_lower_expert_and_infinities_are_ordered(normalize: bool) -> None:
     logits = np.zeros((4, 70), np.float32)

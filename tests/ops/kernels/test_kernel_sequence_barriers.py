@@ -27,7 +27,7 @@ def launch(name: str) -> None:
         norm_kernel.add_rms_norm_kernel(row, row, weight, 1e-6)
     elif name == "decode_attention":
         q, cache, gate = mx.ones((6, 1, 64)), mx.ones((2, 80, 64)), mx.ones((1, 6 * 64))
-        decode_attention.decode_attention_kernel(q, cache, cache, 70, gate, 0.125)
+        decode_attention.decode_attention_kernel(q, cache, cache, decode_attention.cache_sizes(70, cache), gate, 0.125)
     else:
         qkv, z, b, conv, state = (mx.ones(s) for s in [(1, 96), (1, 32), (1, 2), (3, 96), (2, 16, 32)])
         delta_net_step.delta_net_step_kernel(
@@ -41,6 +41,7 @@ def without_barrier(body: str, index: int) -> str:
     return BARRIER.join(parts[: index + 1]) + BARRIER.join(parts[index + 1 :])
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize("name, index", BARRIERS)
 def test_a_missing_barrier_is_caught(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel: Kernel = KERNELS[name]

@@ -24,7 +24,7 @@ def token_logits(folder: Path, kernels: bool, expert_io: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("head_dim", [32, 16], ids=["all kernels", "attention left to MLX"])
-@pytest.mark.parametrize("expert_io", ["slots", "mapped"])
+@pytest.mark.parametrize("expert_io", ["slots", "mapped", "resident"])
 def test_kernels_equal_no_kernels(
     expert_io: str, head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
 ) -> None:
@@ -35,7 +35,7 @@ def test_kernels_equal_no_kernels(
     plain = token_logits(packed, False, expert_io)
     assert not used()
     np.testing.assert_allclose(token_logits(packed, True, expert_io), plain, atol=1e-4)
-    expected = {"quantized_matvec", "expert_gate_up", "expert_down", "delta_net_step"}
+    expected = {"quantized_matvec", "expert_gate_up", "expert_down", "delta_net_step", "router", "add_rms_norm"}
     assert expected <= used()
     assert ("decode_attention" in used()) == (head_dim == 32)
 

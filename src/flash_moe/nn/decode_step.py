@@ -1,0 +1,76 @@
+"""One token through one layer on a GPU, traced: describing the work anew for every token costs more than doing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from ..ops.decode_attention import cache_sizes
+from ..ops.norm import add_rms_norm, rms_norm
+from ..ops.qk_norm_rope import place
+from .cache import DeltaCache, KVCache
+from .sparse_moe import SparseMoE
+
+
+class DecodeStep:
+    """The parts of a layer's step that have fixed shapes, each traced once.
+
+    What is not traced: writing to a KV cache, which a trace would do in a copy; and the experts where the host fetches
+    them. Where the store holds the whole layer, its bank is one more argument, and the experts end the trace.
+
+    Args:
+        mixer: attention or Gated DeltaNet.
+        moe: the layer's experts.
+        input_norm, post_norm: weights [H] of the norms before the two.
+        eps: of both norms.
+    """
+
+    def __init__(self, mixer: Any, moe: SparseMoE, input_norm: mx.array, post_norm: mx.array, eps: float) -> None:
+        self._mixer, self._moe = mixer, moe
+        self._input_norm, self._post_norm, self._eps = input_norm, post_norm, eps
+        self._heads, self._attend = mx.compile(self._heads_of), mx.compile(self._attend_and_finish)
+        self._finish, self._delta = mx.compile(self._finish_layer), mx.compile(self._delta_layer)
+
+    def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
+        """Runs the layer.
+
+        Args:
+            x: [1, H].
+            cache: extended in place.
+
+        Returns:
+            [1, H], not evaluated.
+        """
+        whole = self._moe.whole()
+        bank = () if whole is None else (whole,)
+        if isinstance(cache, DeltaCache):
+            cache.conv, cache.state, *found = self._delta(x, cache.conv, cache.state, *bank)
+        elif self._mixer.uses_kernels():
+            q, key, value, gate = self._heads(x, place(cache.length, 1))
+            cache.append(key, value)
+            found = self._attend(x, q, gate, cache.keys, cache.values, cache_sizes(cache.length, cache.keys), *bank)
+        else:
+            found = self._finish(x, self._mixer(rms_norm(x, self._input_norm, self._eps), cache), *bank)
+        if bank:
+            return found[0]
+        y = self._moe.experts(*found)
+        mx.async_eval(y)
+        return y
+
+    def _delta_layer(self, x: mx.array, conv: mx.array, state: mx.array, *bank: mx.array) -> list[mx.array]:
+        mixed, conv, state = self._mixer.step(rms_norm(x, self._input_norm, self._eps), conv, state)
+        return [conv, state, *self._finish_layer(x, mixed, *bank)]
+
+    def _heads_of(self, x: mx.array, place: mx.array) -> tuple[mx.array, ...]:
+        return self._mixer.heads(rms_norm(x, self._input_norm, self._eps), place)
+
+    def _attend_and_finish(self, x: mx.array, *rest: mx.array) -> list[mx.array]:
+        attention, bank = rest[:5], rest[5:]
+        return self._finish_layer(x, self._mixer.attend(*attention), *bank)
+
+    def _finish_layer(self, x: mx.array, mixed: mx.array, *bank: mx.array) -> list[mx.array]:
+        """The layer's output where the bank is given, else all that :meth:`SparseMoE.experts` takes."""
+        h, x = add_rms_norm(mixed, x, self._post_norm, self._eps)
+        routed = self._moe.route(h, x)
+        return [self._moe.of_bank(h, *routed, *bank)] if bank else [h, *routed]

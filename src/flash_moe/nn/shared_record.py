@@ -1,0 +1,60 @@
+"""The shared expert in the form of a record, so that kernels compute it with the routed ones."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..record import RecordLayout
+from .weights import Weights
+
+_DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
+
+
+def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout) -> tuple[mx.array, Weights] | None:
+    """Copies the shared expert into a record.
+
+    Args:
+        weights: of the shared expert.
+        intermediate_size: its width.
+        layout: of the layer's records.
+
+    Returns:
+        The record, [words] uint32, and the weights anew, as views of it; None where the shared expert is not stored
+        as the routed ones are.
+    """
+    if intermediate_size != layout.intermediate_size:
+        return None
+    pieces: list[mx.array] = []
+    views, quantization = {}, {}
+    for name, projection in layout.projections:
+        shape = intermediate_size, layout.hidden_size
+        matrix = weights.linear(name, *(shape[::-1] if name == "down_proj" else shape)).matrix
+        if projection.quantization is None or matrix.quantization != projection.quantization:
+            return None
+        quantization[name] = projection.quantization
+        for kind, part, array in zip(("weight", "scales", "biases"), projection.parts, matrix[:3], strict=True):
+            assert array is not None
+            stored = array.astype(_DTYPES[part.dtype])
+            if stored.dtype != array.dtype and not mx.array_equal(stored.astype(array.dtype), array):
+                return None  # scales of more digits than the records have
+            pieces += [_words(stored), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
+            views[f"{name}.{kind}"] = (part, array.dtype)
+    record = mx.concatenate(pieces)
+    arrays = {
+        name: record[part.offset // 4 : (part.offset + part.nbytes) // 4]
+        .view(_DTYPES[part.dtype])
+        .reshape(part.shape)
+        .astype(dtype)
+        for name, (part, dtype) in views.items()
+    }
+    return record, Weights(arrays, quantization)
+
+
+def _words(array: mx.array) -> mx.array:
+    return mx.contiguous(array).reshape(-1).view(mx.uint32)
+
+
+def _gap(layout: RecordLayout, end: int) -> int:
+    """Words from the end of a part to the start of the next, or to the end of the record."""
+    starts = [part.offset for _, part in layout.parts()] + [layout.stride]
+    return (min(start for start in starts if start >= end) - end) // 4
