@@ -25,7 +25,7 @@ from flash_moe.ops.causal_conv import causal_conv
 from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
 from flash_moe.ops.delta_net_step import delta_net_step_kernel
 from flash_moe.ops.norm import l2_norm
-from flash_moe.ops.norm_kernel import rms_norm_kernel
+from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
@@ -218,6 +218,14 @@ def small(copy: float) -> None:
     rows, w = [(random(1, H),) for _ in range(8)], random(H)
     ours = Op(lambda x: rms_norm_kernel(x, w, 1e-6), rows)
     row("RMSNorm 4096", ours.seconds(), Op(lambda x: mx.fast.rms_norm(x, w, 1e-6), rows).seconds(), 6 * H, copy)
+    residual = random(1, H)
+
+    def add_norm(x: mx.array) -> Any:
+        total = x + residual
+        return mx.fast.rms_norm(total, w, 1e-6), total
+
+    ours = Op(lambda x: add_rms_norm_kernel(x, residual, w, 1e-6), rows)
+    row("residual + RMSNorm 4096", ours.seconds(), Op(add_norm, rows).seconds(), 10 * H, copy)
     logits = [(random(1, EXPERTS, scale=3.0),) for _ in range(8)]
     ours = Op(lambda x: router_kernel.route(x, 10, True), logits)
     row("router, 10 of 512", ours.seconds(), Op(lambda x: mlx_route(x, 10), logits).seconds(), 2 * EXPERTS, copy)
