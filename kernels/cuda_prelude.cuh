@@ -1,8 +1,14 @@
-// What a Metal kernel still uses after ops/cuda.py has rewritten it. NVRTC compiles this behind MLX's own headers.
+// What makes CUDA of the Metal that ops/cuda.py lets through. NVRTC compiles this behind MLX's own headers.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#define METAL_FUNC __device__ __forceinline__
+// The word `device` must not occur in what this stands for, since it is defined below.
+#ifdef __CUDACC_RTC__  // where MLX makes every function one for the device
+#define METAL_FUNC __forceinline__
+#else
+#undef __device__
+#define METAL_FUNC __attribute__((__device__)) __forceinline__
+#endif
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif
@@ -230,3 +236,9 @@ FM_TYPES(half)
 FM_TYPES(bfloat)
 FM_TYPES(float)
 }  // namespace mlx::core::cu
+
+// Address spaces last: from here on these words are Metal's.
+#define device
+#define thread
+#define constant const
+#define threadgroup __shared__

@@ -95,7 +95,12 @@ for (uint start = begin; start < end; start += TILE) {
       const float weight = metal::exp(score - maximum);
       denominators[i] = denominators[i] * fade + simd_sum(weight);
       maxima[i] = maximum;
-      ((threadgroup float*)weights)[head * TILE + lane] = weight;
+      const uint first = lane & ~3u;
+      const float4 four = float4(simd_shuffle(weight, first), simd_shuffle(weight, first + 1),
+                                 simd_shuffle(weight, first + 2), simd_shuffle(weight, first + 3));
+      if (lane == first) {
+        weights[(head * TILE + lane) / 4] = four;
+      }
       if (lane == 0) {
         fades[head] = fade;
       }

@@ -52,9 +52,7 @@ class DecodeStep:
             found = self._attend(x, q, gate, cache.keys, cache.values, cache_sizes(cache.length, cache.keys), *bank)
         else:
             found = self._finish(x, self._mixer(rms_norm(x, self._input_norm, self._eps), cache), *bank)
-        if bank:
-            return found[0]
-        y = self._moe.experts(*found)
+        y = found[0] if bank else self._moe.experts(*found)
         mx.async_eval(y)
         return y
 

@@ -20,8 +20,6 @@ from .mlp import SwiGLU
 from .sparse_moe import SparseMoE
 from .weights import Weights
 
-LAYERS_AHEAD = 4  # that the host describes before the device starts on them, where nothing makes it start earlier
-
 
 class DecoderLayer(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)).
@@ -120,10 +118,8 @@ class Decoder(nn.Module):
         """
         with kernels(self._use_kernels):
             x = self.embed_tokens.rows(tokens)
-            for number, (layer, state) in enumerate(zip(self.layers, cache.layers, strict=True), start=1):
+            for layer, state in zip(self.layers, cache.layers, strict=True):
                 x = layer(x, state)
-                if number % LAYERS_AHEAD == 0:
-                    mx.async_eval(x)  # what has not been started yet
         cache.length += tokens.shape[0]
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 

@@ -86,7 +86,7 @@ class SparseMoE(nn.Module):
 
     def of_bank(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array, bank: mx.array) -> mx.array:
         """As :meth:`experts` for one token, with the layer's whole bank and no wait. NaN shows in the logits."""
-        return self._of_bank(x, weights, rest, bank, ids.reshape(-1))
+        return self._of_bank(x, weights, rest, bank, ids)
 
     def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array) -> mx.array:
         records = self._store.fetch(self._layer, chosen.tolist())
@@ -94,7 +94,7 @@ class SparseMoE(nn.Module):
             y = rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
         elif records.rows is None:
             y = expert_kernels.experts_for_token(
-                x, records.arrays, weights[0], self._layout, shared=self._shared(weights), residual=rest
+                x, records.arrays, weights, self._layout, shared=self._shared(weights), residual=rest
             )
         else:
             y = self._traced_bank(x, weights, rest, records.arrays[0], mx.array(records.rows, dtype=mx.uint32))
@@ -103,7 +103,7 @@ class SparseMoE(nn.Module):
 
     def _of_bank(self, x: mx.array, weights: mx.array, rest: mx.array, bank: mx.array, rows: mx.array) -> mx.array:
         return expert_kernels.experts_for_token(
-            x, bank, weights[0], self._layout, rows=rows, shared=self._shared(weights), residual=rest
+            x, bank, weights, self._layout, rows=rows, shared=self._shared(weights), residual=rest
         )
 
     def _shared(self, weights: mx.array) -> mx.array | None:

@@ -11,7 +11,7 @@ from . import kernel
 
 # Where a kernel beats MLX's own ops. Metal: nobody has measured yet, so kernels there have to be asked for.
 BEATS_MLX: dict[str, frozenset[str]] = {
-    "cuda": frozenset({"quantized_matvec", "experts", "router", "attention", "delta_net"}),
+    "cuda": frozenset({"quantized_matvec", "experts", "router", "attention", "delta_net", "add_rms_norm"}),
     "metal": frozenset(),
 }
 _VARIABLE = "FLASH_MOE_KERNELS"

@@ -63,8 +63,8 @@ def experts_for_token(
     Args:
         x: [1, H], float; its memory starts at a multiple of 16 bytes.
         records: a bank [N, words] uint32 with one record a row, or K arrays of [words] uint32.
-        weights: [K] float32, the routing weights; one more, of the shared expert, where that is given.
-        rows: the K rows of the bank that are the records, as [K] uint32 or integers; all of them by default.
+        weights: K elements float32, the routing weights; one more, of the shared expert, where that is given.
+        rows: the K rows of the bank that are the records, as K elements uint32 or integers; all of them by default.
         shared: [words] uint32, the shared expert's record, of the same layout.
         residual: [1, H], the dtype of x.
 
@@ -72,7 +72,7 @@ def experts_for_token(
         [1, H] in the dtype of x.
     """
     source = find_records(records, rows, shared)
-    h = gate_up(x, source, weights.shape[0], layout, form)
+    h = gate_up(x, source, weights.size, layout, form)
     return down(h, source, weights, residual, layout, form)
 
 
@@ -86,7 +86,7 @@ def find_records(
         return Source(buffers, len(buffers), False, [])
     if not isinstance(rows, mx.array):
         rows = mx.array(list(range(records.shape[0]) if rows is None else rows), dtype=mx.uint32)
-    template: Template = [("STRIDE", records.shape[1]), ("ROUTED", rows.shape[0])]
+    template: Template = [("STRIDE", records.shape[1]), ("ROUTED", rows.size)]
     return Source([records, rows, *last], 0, shared is not None, template)
 
 

@@ -63,7 +63,9 @@ class Kernel:
         on_cuda = back_end() == "cuda"
         make = mx.fast.cuda_kernel if on_cuda else mx.fast.metal_kernel
         if make not in self._compiled:
-            body, header = cuda_source(self.body, self.header) if on_cuda else (self.body, self.header)
+            body, header = self.body, self.header
+            if on_cuda:
+                body, header = cuda_source(self.name, self._headers, self._defines)
             # MLX compiles anew whenever a kernel of one name changes its text
             name = f"{self.name}_{crc32(self._defines.encode()):08x}" if self._defines else self.name
             self._compiled[make] = make(
