@@ -86,6 +86,26 @@ def test_gated_delta(path, tokens: int, sizes: tuple[int, int, int, int], rng: n
     close(new_state, expected_state, 1e-4)
 
 
+@pytest.mark.parametrize("sizes", [(2, 4, 32, 32), (1, 3, 16, 8), (2, 2, 8, 24)], ids=str)
+def test_steps_of_large_states(
+    sizes: tuple[int, int, int, int], rng: np.random.RandomState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated_delta_module, "_STEP_STATE", 0)
+    key_heads, heads, dk, dv = sizes
+    first = rng.randn(heads, dv, dk)
+    expected_state, state = first, f32(first)
+    seen = []
+    for _ in range(3):
+        q, k, v = rng.randn(1, key_heads, dk), rng.randn(1, key_heads, dk) / dk**0.5, rng.randn(1, heads, dv)
+        decay, beta = rng.uniform(0.5, 1, (1, heads)), rng.uniform(0, 1, (1, heads))
+        seen.append((state, expected_state))
+        y, state = gated_delta(*map(f32, (q, k, v, decay, beta)), state)
+        expected, expected_state = oracles.gated_delta(q, k, v, decay, beta, expected_state)
+        close(y, expected)
+    for found, exact in [*seen, (state, expected_state)]:
+        close(found, exact)  # earlier states stay as they were
+
+
 @pytest.mark.parametrize("decay", [0.0, 1e-30, 1e-4, 1.0], ids=str)
 def test_chunked_delta_rule_survives_extreme_decay_and_repeated_keys(decay: float, rng: np.random.RandomState) -> None:
     """Equal keys with full writing strength make the triangular system as hard as it gets."""

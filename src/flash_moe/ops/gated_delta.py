@@ -9,9 +9,10 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from .blas import to_numpy, use_blas
+from .blas import on_cpu, to_numpy, use_blas
 
 CHUNK = 64  # tokens solved together on the CPU
+_STEP_STATE = 1 << 18  # elements of a state above which one token, too, is worth leaving MLX's graph for on the CPU
 
 
 def gated_delta(
@@ -31,6 +32,8 @@ def gated_delta(
     """
     if use_blas(q.shape[0], q.dtype):
         return _blas_chunked(q, k, v, decay, beta, state)
+    if q.shape[0] == 1 and state.size >= _STEP_STATE and on_cpu(q.dtype):
+        return _blas_step(q, k, v, decay, beta, state)
     y, new_state = mx.fast.gated_delta_update(q[None], k[None], v[None], decay[None], beta[None], state[None])
     return y[0], new_state[0]
 
@@ -56,6 +59,24 @@ def gated_delta_reference(
         s = s + (vs[t] - s @ ks[t]) * betas[t] * ks[t].swapaxes(-1, -2)
         outputs.append((s @ qs[t]).reshape(1, heads, dv))
     return mx.concatenate(outputs).astype(dtype), s.reshape(state.shape)
+
+
+def _blas_step(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """One token, head by head, so that a head's state stays in the cache between its passes."""
+    new_state = mx.zeros(state.shape)
+    mx.eval(q, k, v, decay, beta, state, new_state)
+    qs, ks, vs, decays, betas = (np.array(array, copy=False)[0] for array in (q, k, v, decay, beta))
+    old, new = np.array(state, copy=False), np.array(new_state, copy=False)
+    group, write, y = len(vs) // len(ks), np.empty(state.shape[1:], np.float32), np.empty_like(vs)
+    for head, s in enumerate(new):
+        key = ks[head // group]
+        np.multiply(old[head], decays[head], out=s)
+        np.multiply(((vs[head] - s @ key) * betas[head])[:, None], key, out=write)
+        s += write
+        np.dot(s, qs[head // group], out=y[head])
+    return mx.array(y[None]), new_state
 
 
 def _blas_chunked(
