@@ -54,6 +54,14 @@ class DecoderLayer(nn.Module):
         mx.async_eval(x)
         return x
 
+    def front(self, x: mx.array, cache: KVCache | DeltaCache) -> tuple[mx.array, ...]:
+        """All of a sparse layer that does not need the routed experts.
+
+        Returns:
+            x + mixer(norm(x)) [T, H]; its norm [T, H], which the experts take; and :meth:`SparseMoE.route` of that.
+        """
+        return self._after(x, self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache))
+
     def _decode(self, x: mx.array, cache: KVCache | DeltaCache, mlp: SparseMoE) -> mx.array:
         """One token on a GPU: what has fixed shapes is traced once, since describing it costs more than running it."""
         if isinstance(cache, DeltaCache):

@@ -53,12 +53,7 @@ class SparseMoE(nn.Module):
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
         """Fetches the routed experts and adds their part to the shared expert's."""
         mx.async_eval(ids, weights, shared)  # the device goes on with the shared expert while the host fetches
-        chosen = np.array(ids)
-        if np.isnan(np.array(weights, copy=False)).any():
-            raise NumericalError(
-                f"the router of layer {self._layer} produced NaN; the checkpoint is damaged (run `flash-moe verify`) "
-                "or its activations overflow (load it with dtype='float32')"
-            )
+        chosen = chosen_experts(ids, weights, self._layer)
         if len(chosen) == 1:
             return self._for_token(x, chosen[0], weights[0], shared)
         return self._for_rows(x, chosen, weights) + shared
@@ -106,3 +101,18 @@ class SparseMoE(nn.Module):
         inverse[order] = np.arange(len(order))
         y = mx.concatenate(outputs)[mx.array(inverse)].reshape(tokens, k, -1)
         return (weights[..., None] * y.astype(mx.float32)).sum(axis=1).astype(x.dtype)
+
+
+def chosen_experts(ids: mx.array, weights: mx.array, layer: int) -> np.ndarray:
+    """The ids [T, K] on the host.
+
+    Raises:
+        NumericalError: a weight is NaN.
+    """
+    chosen = np.array(ids)
+    if np.isnan(np.array(weights, copy=False)).any():
+        raise NumericalError(
+            f"the router of layer {layer} produced NaN; the checkpoint is damaged (run `flash-moe verify`) "
+            "or its activations overflow (load it with dtype='float32')"
+        )
+    return chosen

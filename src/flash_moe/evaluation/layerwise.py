@@ -1,0 +1,168 @@
+"""Hidden states of many sequences, one layer at a time, so that memory for one layer is enough for any checkpoint.
+
+All sequences go through a layer before the next one is read: every weight and every expert is read once, however many
+tokens there are. In memory are one layer, the experts of two fetches, and three vectors of H numbers per token.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.hub import resolve
+from ..checkpoint.records import RecordTable
+from ..checkpoint.resident import load_resident
+from ..config import ModelConfig
+from ..errors import PromptError
+from ..experts.opening import ExpertIO, open_store
+from ..experts.store import ExpertStore
+from ..generation.engine import PREFILL_CHUNK
+from ..model import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
+from ..nn.cache import layer_cache
+from ..nn.decoder import DecoderLayer
+from ..nn.linear import Linear
+from ..nn.sparse_moe import SparseMoE, chosen_experts
+from ..nn.weights import Weights
+from ..ops.norm import rms_norm
+from ..text import Tokenizer
+from ..text.prompt import check_tokens
+from .expert_sum import add_experts
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LayerwiseModel:
+    """A checkpoint to be run layer by layer; opening one reads headers and the tokenizer.
+
+    Attributes:
+        experts_per_token: K.
+        dtype: of activations.
+        expert_io: how experts are read.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    experts_per_token: int
+    dtype: mx.Dtype
+    expert_io: ExpertIO
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        experts_per_token: int | None = DEFAULT_EXPERTS_PER_TOKEN,
+        expert_io: ExpertIO = "auto",
+        dtype: str | None = None,
+        revision: str | None = None,
+    ) -> LayerwiseModel:
+        """Opens a folder or a repository on the hub; arguments and errors are those of :meth:`flash_moe.Model.load`."""
+        checkpoint = Checkpoint.open(resolve(path, revision=revision))
+        k = resolve_experts_per_token(experts_per_token, checkpoint.config)
+        return cls(checkpoint, Tokenizer.load(checkpoint.folder), k, resolve_dtype(dtype, checkpoint), expert_io)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's dimensions."""
+        return self.checkpoint.config
+
+    def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[mx.array]:
+        """Teacher-forced passes, each from an empty cache.
+
+        Args:
+            sequences: token ids.
+            progress: called as ``progress(done, total)`` with layers.
+
+        Returns:
+            The hidden states of each sequence after the final norm, [T, H].
+
+        Raises:
+            CheckpointError, ExpertReadError: the weights are not what they should be.
+            NumericalError: a router produced NaN.
+            PromptError: a sequence is empty, or a token id is outside the vocabulary.
+        """
+        config = self.config
+        states, weights = [], _Weights(self.checkpoint, self.dtype)
+        embedding = weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
+        for number, sequence in enumerate(sequences, start=1):
+            if len(sequence) > config.max_position_embeddings:
+                raise PromptError(
+                    f"sequence {number} has {len(sequence)} tokens, the model's context is "
+                    f"{config.max_position_embeddings}; shorten it"
+                )
+            states.append(embedding.rows(mx.array(check_tokens(sequence, config.vocab_size))))
+        mx.eval(states)
+        del embedding
+        report = progress or (lambda done, total: None)
+        report(0, config.num_hidden_layers)
+        store = open_store(RecordTable.of(self.checkpoint), self.expert_io, self.experts_per_token)
+        try:
+            for i in range(config.num_hidden_layers):
+                part = weights.take(f"layers.{i}").at("layers").at(i)
+                self._run_layer(i, DecoderLayer(config, i, part, store, self.experts_per_token), states, store)
+                del part
+                gc.collect()  # a layer and its traced functions refer to each other
+                mx.clear_cache()
+                report(i + 1, config.num_hidden_layers)
+        finally:
+            store.close()
+        norm = weights.take("norm").array("norm.weight", config.hidden_size)
+        return [rms_norm(x, norm, config.rms_norm_eps) for x in states]
+
+    def head(self) -> Linear:
+        """The output head: [T, H] to [T, V]."""
+        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        weights = _Weights(self.checkpoint, self.dtype).take(name)
+        make = weights.embedding if self.config.tie_word_embeddings else weights.linear
+        return make(name, self.config.vocab_size, self.config.hidden_size)
+
+    def _run_layer(self, index: int, layer: DecoderLayer, states: list[mx.array], store: ExpertStore) -> None:
+        """All sequences through one layer, in place."""
+        sparse = isinstance(layer.mlp, SparseMoE)
+        fronts: list[list[mx.array]] = []
+        for number, x in enumerate(states):
+            cache = layer_cache(self.config, index, self.dtype)
+            parts = []
+            for start in range(0, x.shape[0], PREFILL_CHUNK):
+                chunk = x[start : start + PREFILL_CHUNK]
+                parts.append(layer.front(chunk, cache) if sparse else (layer(chunk, cache),))
+                mx.eval(*parts[-1], *cache.arrays)
+            states[number], *front = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+            mx.eval(states[number], *front)
+            fronts.append(front)
+        if sparse:
+            h, ids, weights, shared = (mx.concatenate(list(column)) for column in zip(*fronts, strict=True))
+            chosen = chosen_experts(ids, weights, index)
+            total = np.array(shared.astype(mx.float32))
+            del fronts, shared
+            add_experts(total, h, chosen, np.array(weights), index, store)
+            _add_rows(states, total)
+
+
+def _add_rows(states: list[mx.array], total: np.ndarray) -> None:
+    """Adds to every sequence its rows of [N, H], in place."""
+    start = 0
+    for number, x in enumerate(states):
+        states[number] = x + mx.array(total[start : start + x.shape[0]]).astype(x.dtype)
+        start += x.shape[0]
+    mx.eval(states)
+
+
+class _Weights:
+    """Resident weights of which each part is read when it is used, and gone when its user is."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
+        resident = load_resident(checkpoint, dtype)
+        self._arrays, self._quantization = dict(resident.arrays), resident.quantization
+
+    def take(self, path: str) -> Weights:
+        """The weights below ``path``, under their full names; they can be taken once."""
+        names = [name for name in self._arrays if name.startswith(f"{path}.")]
+        return Weights({name: self._arrays.pop(name) for name in names}, self._quantization)
