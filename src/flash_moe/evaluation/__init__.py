@@ -4,7 +4,7 @@ from flash_moe.evaluation import LayerwiseModel, divergence, perplexity, read_se
 
 model = LayerwiseModel.open("./qwen-4bit", experts_per_token=4)
 reference = LayerwiseModel.open("./qwen-4bit", experts_per_token=None)
-scores = token_scores(model, read_sequences(Path("held-out.jsonl"), model.tokenizer), reference)
+scores = token_scores(model, read_sequences("held-out.jsonl", model.tokenizer), reference)
 print(perplexity(scores), divergence(scores), sep="\\n")
 """
 

@@ -16,10 +16,13 @@ class Estimate:
     standard_error: float | None
 
     def __str__(self) -> str:
-        if not self.standard_error:
-            return f"{self.value:.5g}" + ("" if self.standard_error is None else " ± 0")
-        digits = max(0, 1 - math.floor(math.log10(self.standard_error)))
-        return f"{self.value:.{digits}f} ± {self.standard_error:.{digits}f}"
+        value, error = self.value, self.standard_error
+        if error is None:
+            return f"{value:.5g}"
+        if not 1e-6 * abs(value) < error or abs(value) < 1e-5:
+            return f"{value:.5g} ± {error:.1g}"
+        digits = max(0, 1 - math.floor(math.log10(error)))  # two of the error's
+        return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:

@@ -11,23 +11,24 @@ from ..ops.experts import experts_for_rows
 _GROUP = 16  # experts computed together: bounds their rows where a store holds all experts
 
 
-def add_experts(
-    total: np.ndarray, h: mx.array, chosen: np.ndarray, weights: np.ndarray, layer: int, store: ExpertStore
-) -> None:
-    """total += Σ_k weights[:, k] · expert_k(h), in place.
+def expert_sum(h: mx.array, chosen: np.ndarray, weights: np.ndarray, layer: int, store: ExpertStore) -> np.ndarray:
+    """Σ_k weights[:, k] · expert_k(h).
 
     :class:`~flash_moe.nn.sparse_moe.SparseMoE` computes the same from T · K rows side by side; here no more rows exist
     at a time than a group of experts has.
 
     Args:
-        total: [T, H] float32.
         h: [T, H], what the experts take.
         chosen: [T, K] ids of the experts.
         weights: [T, K] float32.
 
+    Returns:
+        [T, H] float32.
+
     Raises:
         ExpertReadError: the bytes of an expert could not be read.
     """
+    total = np.zeros(h.shape, np.float32)
     order = np.argsort(chosen, axis=None, kind="stable")
     tokens, slots = np.divmod(order, chosen.shape[1])
     experts, counts = np.unique(chosen, return_counts=True)
@@ -43,3 +44,4 @@ def add_experts(
         scaled = np.array(y.astype(mx.float32)) * weights[tokens[rows], slots[rows], None]
         for part in np.split(np.arange(len(scaled)), np.cumsum(counts[group])[:-1]):
             total[tokens[rows][part]] += scaled[part]  # the tokens of one expert are distinct
+    return total

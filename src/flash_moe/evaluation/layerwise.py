@@ -1,12 +1,11 @@
 """Hidden states of many sequences, one layer at a time, so that memory for one layer is enough for any checkpoint.
 
 All sequences go through a layer before the next one is read: every weight and every expert is read once, however many
-tokens there are. In memory are one layer, the experts of two fetches, and three vectors of H numbers per token.
+tokens there are. In memory are one layer, the experts of two fetches, and four vectors of H numbers per token.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from ..nn.weights import Weights
 from ..ops.norm import rms_norm
 from ..text import Tokenizer
 from ..text.prompt import check_tokens
-from .expert_sum import add_experts
+from .expert_sum import expert_sum
 
 Progress = Callable[[int, int], None]
 
@@ -106,9 +105,11 @@ class LayerwiseModel:
         try:
             for i in range(config.num_hidden_layers):
                 part = weights.take(f"layers.{i}").at("layers").at(i)
-                self._run_layer(i, DecoderLayer(config, i, part, store, self.experts_per_token), states, store)
+                layer = DecoderLayer(config, i, part, store, self.experts_per_token)
+                self._run_layer(i, layer, states, store)
                 del part
-                gc.collect()  # a layer and its traced functions refer to each other
+                for module in layer.modules():
+                    module.clear()  # modules and their traced functions refer to each other, so nothing else frees them
                 mx.clear_cache()
                 report(i + 1, config.num_hidden_layers)
         finally:
@@ -126,33 +127,31 @@ class LayerwiseModel:
     def _run_layer(self, index: int, layer: DecoderLayer, states: list[mx.array], store: ExpertStore) -> None:
         """All sequences through one layer, in place."""
         sparse = isinstance(layer.mlp, SparseMoE)
-        fronts: list[list[mx.array]] = []
+        normed, routed, shared = [], [], []
         for number, x in enumerate(states):
             cache = layer_cache(self.config, index, self.dtype)
-            parts = []
+            parts: list[tuple[mx.array, ...]] = []
             for start in range(0, x.shape[0], PREFILL_CHUNK):
                 chunk = x[start : start + PREFILL_CHUNK]
                 parts.append(layer.front(chunk, cache) if sparse else (layer(chunk, cache),))
                 mx.eval(*parts[-1], *cache.arrays)
             states[number], *front = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
             mx.eval(states[number], *front)
-            fronts.append(front)
+            if sparse:
+                h, ids, weights, y = front
+                normed.append(h)
+                routed.append((chosen_experts(ids, weights, index), np.array(weights)))
+                shared.append(y)
         if sparse:
-            h, ids, weights, shared = (mx.concatenate(list(column)) for column in zip(*fronts, strict=True))
-            chosen = chosen_experts(ids, weights, index)
-            total = np.array(shared.astype(mx.float32))
-            del fronts, shared
-            add_experts(total, h, chosen, np.array(weights), index, store)
-            _add_rows(states, total)
-
-
-def _add_rows(states: list[mx.array], total: np.ndarray) -> None:
-    """Adds to every sequence its rows of [N, H], in place."""
-    start = 0
-    for number, x in enumerate(states):
-        states[number] = x + mx.array(total[start : start + x.shape[0]]).astype(x.dtype)
-        start += x.shape[0]
-    mx.eval(states)
+            chosen, factors = (np.concatenate(column) for column in zip(*routed, strict=True))
+            h = mx.concatenate(normed)
+            mx.eval(h)
+            normed.clear()
+            total = expert_sum(h, chosen, factors, index, store)
+            ends = np.cumsum([len(x) for x in states])
+            for number, rows in enumerate(np.split(total, ends[:-1])):
+                states[number] = states[number] + (mx.array(rows).astype(self.dtype) + shared[number])
+                mx.eval(states[number])
 
 
 class _Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class TokenSequence:
 
 
 def read_sequences(
-    file: Path,
+    path: str | os.PathLike[str],
     tokenizer: Tokenizer,
     *,
     window: int = WINDOW,
@@ -50,6 +51,7 @@ def read_sequences(
         TokenizerError: there is no chat template, or messages do not fit it.
         OSError: the file cannot be read.
     """
+    file = Path(path)
     if window < 2 or (limit is not None and limit < 1):
         raise ArgumentError(f"window is {window} and limit {limit}, expected at least 2 tokens and 1 sequence")
     if file.suffix != ".jsonl":

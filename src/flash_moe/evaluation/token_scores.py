@@ -83,7 +83,7 @@ def token_scores(
     if not any(counts):
         raise ArgumentError("no sequence has two tokens, so there is none to predict; pass more text")
     if reference is not None:
-        check_vocabulary(model, reference, sequences)
+        _check_vocabulary(model, reference, sequences)
 
     def run(which: LayerwiseModel, stage: str) -> list[mx.array]:
         report = None if progress is None else lambda done, total: progress(stage, done, total)
@@ -131,12 +131,8 @@ def _same_head(a: LayerwiseModel, b: LayerwiseModel) -> bool:
     return a.checkpoint.folder.resolve() == b.checkpoint.folder.resolve() and a.dtype == b.dtype
 
 
-def check_vocabulary(model: LayerwiseModel, reference: LayerwiseModel, sequences: Sequence[TokenSequence]) -> None:
-    """Whether the reference reads the same text as the same tokens.
-
-    Raises:
-        ArgumentError: it does not.
-    """
+def _check_vocabulary(model: LayerwiseModel, reference: LayerwiseModel, sequences: Sequence[TokenSequence]) -> None:
+    """Raises ArgumentError unless the tokens mean the same text to both."""
     own, other = model.config.vocab_size, reference.config.vocab_size
     if own != other:
         raise ArgumentError(
@@ -144,9 +140,8 @@ def check_vocabulary(model: LayerwiseModel, reference: LayerwiseModel, sequences
             "only models with the same tokenizer can be compared"
         )
     for number, sequence in enumerate(sequences, start=1):
-        text = model.tokenizer.decode(sequence.tokens)
-        if reference.tokenizer.encode(text) != model.tokenizer.encode(text):
+        if reference.tokenizer.decode(sequence.tokens) != model.tokenizer.decode(sequence.tokens):
             raise ArgumentError(
-                f"the reference's tokenizer gives other tokens for sequence {number}; "
+                f"the tokens of sequence {number} are another text to the reference's tokenizer; "
                 "only models with the same tokenizer can be compared"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +64,14 @@ class ToolCallScore:
         )
 
 
-def read_tool_call_cases(file: Path, limit: int | None = None) -> list[ToolCallCase]:
+def read_tool_call_cases(path: str | os.PathLike[str], limit: int | None = None) -> list[ToolCallCase]:
     """Reads the first ``limit`` lines ``{"messages": [...], "tools": [...], "calls": [...]}`` of a file.
 
     Raises:
         ArgumentError: the file is malformed or empty.
         OSError: it cannot be read.
     """
+    file = Path(path)
     cases = [
         ToolCallCase(line.messages(), line.objects("tools"), _calls(line), line.flag("enable_thinking"))
         for line in read_lines(file, limit)
