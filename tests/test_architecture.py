@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 EVERYTHING = {
     "checkpoint",
     "config",
+    "evaluation",
     "experts",
     "generation",
     "model",
@@ -34,6 +35,7 @@ MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
     "__init__": {"model", "generation"},
+    "evaluation": {"model", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
     "selftest": {"ops", "record"},
     "model": {"generation", "text", "nn", "experts", "checkpoint", "config", "record"},
     "packing": {"experts", "ops", "checkpoint", "config", "record"},

@@ -3,63 +3,29 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pty
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import failed, flash_moe_command, process
 
 import flash_moe.packing.convert
 from flash_moe import Model, __version__
 from flash_moe.checkpoint.packed import layer_file
-from flash_moe.cli import app, progress
+from flash_moe.cli import progress
 from flash_moe.cli.arguments import size
 from flash_moe.packing.info import describe
 
-SOURCE = Path(__file__).parents[1] / "src"
 SUMMARY = re.compile(
     r"\d+ prompt tokens at [\d.]+ tok/s · (\d+) generated at [\d.]+ tok/s · K=(\d+)( of the model's 4)?"
     r" · [\d.]+ [kM]B of experts per token · \d+% in memory(?: · (.+))?\n"
 )
-
-
-def flash_moe_command(*arguments: object, stdin: bytes | str | None = None) -> Result:
-    """Runs a command in this process, in 80 columns and without a terminal."""
-    return CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, [str(a) for a in arguments], input=stdin)
-
-
-def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
-    """Starts a command as a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "COLUMNS": "80", **options.pop("env", {})}
-    command = [sys.executable, "-m", "flash_moe", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    )
-
-
-def failed(result: Result, code: int = 1) -> str:
-    """The message of a command that failed as it should: on stderr, without a traceback."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    if code == 1:
-        assert re.fullmatch(r"error: [^\n]+\n", result.stderr)
-    return " ".join(result.stderr.split())
-
-
-@pytest.fixture(autouse=True)
-def _restored_logger(monkeypatch: pytest.MonkeyPatch) -> None:
-    logger = logging.getLogger("flash_moe")
-    monkeypatch.setattr(logger, "handlers", logger.handlers)
-    monkeypatch.setattr(logger, "level", logger.level)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@
     ├── DiskSpaceError       not enough free space for what was about to be written
     ├── HubError             a download failed, or offline mode forbids it
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
+    ├── ToolCallError        a reply holds a tool call that is cut or malformed
     ├── ArgumentError        an argument is out of range; also a ValueError
     │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
     └── NumericalError       the network produced NaN where a decision depends on it
@@ -55,6 +56,10 @@ class HubError(FlashMoEError):
 
 class TokenizerError(FlashMoEError):
     """The tokenizer or the chat template is missing or cannot be used."""
+
+
+class ToolCallError(FlashMoEError):
+    """A tool call in a model's reply is cut, malformed, or holds a value that is not of its declared type."""
 
 
 class ArgumentError(FlashMoEError, ValueError):

@@ -97,8 +97,8 @@ class Model:
         """
         checkpoint = Checkpoint.open(resolve(path, revision=revision, token=token))
         config = checkpoint.config
-        k = _experts_per_token(experts_per_token, config)
-        compute = _compute_dtype(dtype, checkpoint)
+        k = resolve_experts_per_token(experts_per_token, config)
+        compute = resolve_dtype(dtype, checkpoint)
         tokenizer = Tokenizer.load(checkpoint.folder)
         table = RecordTable.of(checkpoint)
 
@@ -273,8 +273,8 @@ class Model:
                 return
 
 
-def _experts_per_token(wanted: int | None, config: ModelConfig) -> int:
-    """K: the model's own for None; the default is capped at it."""
+def resolve_experts_per_token(wanted: int | None, config: ModelConfig) -> int:
+    """K: the model's own for None; the default is capped at it. ArgumentError where it is not from 1 to E."""
     own = config.num_experts_per_tok
     if wanted is None or wanted == DEFAULT_EXPERTS_PER_TOKEN:
         return min(wanted or own, own)
@@ -285,7 +285,8 @@ def _experts_per_token(wanted: int | None, config: ModelConfig) -> int:
     return wanted
 
 
-def _compute_dtype(name: str | None, checkpoint: Checkpoint) -> mx.Dtype:
+def resolve_dtype(name: str | None, checkpoint: Checkpoint) -> mx.Dtype:
+    """The dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
     if name is not None:
         if name not in _DTYPES:
             raise ArgumentError(f"dtype is {name!r}, expected one of {', '.join(_DTYPES)}")

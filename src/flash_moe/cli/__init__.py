@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import convert, generate, info, selftest, verify
+from . import convert, eval, generate, info, selftest, verify
 from .console import Commands, log_to_stderr
 
 _EXAMPLES = """\b
@@ -53,7 +53,7 @@ def _options(
     log_to_stderr(verbose)
 
 
-for _module in (generate, info, convert, verify, selftest):
+for _module in (generate, info, convert, verify, eval, selftest):
     app.command(_module.__name__.rpartition(".")[2], epilog=_module.EXAMPLES)(_module.command)
 
 

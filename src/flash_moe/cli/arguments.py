@@ -45,14 +45,40 @@ class DtypeChoice(str, Enum):
     float16 = "float16"
 
 
-def experts_per_token(text: str) -> int | None:
+ExpertIOOption = Annotated[
+    ExpertIOChoice,
+    typer.Option(
+        "--expert-io",
+        metavar="MODE",
+        help="How experts are read: 'mapped' (used in place), 'slots' (read into a bank), 'resident' (all kept in "
+        "memory) or 'auto'.",
+    ),
+]
+DtypeOption = Annotated[
+    DtypeChoice | None,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Of activations: float32, bfloat16 or float16.  [default: the checkpoint's; float32 on a CPU]",
+    ),
+]
+ThinkingOption = Annotated[
+    bool | None,
+    typer.Option("--thinking/--no-thinking", help="Think before the answer, or not.  [default: as the model has it]"),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
+]
+
+
+def experts_per_token(text: str, option: str = "'--experts-per-token' / '-k'") -> int | None:
     """K, or None for the model's own."""
     if text == OWN:
         return None
     if not re.fullmatch(r"\d+", text) or int(text) == 0:
         raise typer.BadParameter(
             f"{text!r} is neither a number of 1 or more nor 'own' (the model's own number).",
-            param_hint="'--experts-per-token' / '-k'",
+            param_hint=option,
         )
     return int(text)
 

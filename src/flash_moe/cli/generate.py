@@ -9,8 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from .arguments import MODEL_HELP, DtypeChoice, ExpertIOChoice, ExpertsPerToken, experts_per_token, read_prompt, size
+from .arguments import (
+    MODEL_HELP,
+    DtypeOption,
+    ExpertIOChoice,
+    ExpertIOOption,
+    ExpertsPerToken,
+    RevisionOption,
+    ThinkingOption,
+    experts_per_token,
+    read_prompt,
+    size,
+)
 from .console import DIM, INTERRUPTED, say
+from .loading import load
 from .progress import Bar
 
 if TYPE_CHECKING:
@@ -35,10 +47,7 @@ def command(
     k: ExpertsPerToken = "4",
     max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens to generate.")] = 512,
     system: Annotated[str | None, Option(metavar="TEXT", help="A system message.")] = None,
-    thinking: Annotated[
-        bool | None,
-        Option("--thinking/--no-thinking", help="Think before the answer, or not.  [default: as the model has it]"),
-    ] = None,
+    thinking: ThinkingOption = None,
     raw: Annotated[bool, Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
     stop: Annotated[list[str] | None, Option(metavar="TEXT", help="End before this text; may be repeated.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object at the end: text, tokens, stats.")] = False,
@@ -57,14 +66,7 @@ def command(
         float | None, Option(metavar="X", help="Above 1 makes repetition less likely; 1 is off.")
     ] = None,
     seed: Annotated[int | None, Option(metavar="N", help="Makes the draws repeatable.")] = None,
-    expert_io: Annotated[
-        ExpertIOChoice,
-        Option(
-            metavar="MODE",
-            help="How experts are read: 'mapped' (used in place), 'slots' (read into a bank), 'resident' (all kept in "
-            "memory) or 'auto'.",
-        ),
-    ] = ExpertIOChoice.auto,
+    expert_io: ExpertIOOption = ExpertIOChoice.auto,
     expert_cache: Annotated[
         str,
         Option(
@@ -72,14 +74,8 @@ def command(
             help="Memory for experts used lately, such as 2GB; 0 leaves it to the system, which is usually best.",
         ),
     ] = "0",
-    dtype: Annotated[
-        DtypeChoice | None,
-        Option(
-            metavar="TYPE",
-            help="Of activations: float32, bfloat16 or float16.  [default: the checkpoint's; float32 on a CPU]",
-        ),
-    ] = None,
-    revision: Annotated[str | None, Option(metavar="NAME", help="Branch, tag or commit on the hub.")] = None,
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Answer a prompt; the text is streamed as it is made.
 
@@ -109,24 +105,8 @@ def command(
     messages: Any = text
     if system is not None:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    with _load(model, revision, load_options) as loaded:
+    with load(model, revision, load_options) as loaded:
         _reply(loaded, messages, options, as_json)
-
-
-def _load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
-    from ..checkpoint.hub import resolve
-    from ..model import Model
-
-    folder = resolve(model, revision=revision)  # shows a download in its own way
-    with Bar("loading") as bar:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage == "layers":
-                bar.count(done, total, stage)
-            else:
-                bar.bytes(done, total)
-
-        return Model.load(folder, progress=progress, **options)
 
 
 def _reply(model: Model, messages: Any, options: dict[str, Any], as_json: bool) -> None:

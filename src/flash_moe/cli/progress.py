@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from .console import say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.progress import Progress
 
 DELAY = 1.0  # seconds before anything shows: most work is done by then
@@ -103,3 +105,31 @@ class Bar:
             )
             self._progress.add_task(self.what, completed=self._done, total=self._total or None, amount=self._amount)
             self._progress.start()
+
+
+class Bars:
+    """A bar for every stage of some work, one after the other; called as ``progress(stage, done, total)``.
+
+    Args:
+        stages: by name, what is being done and of what units.
+    """
+
+    def __init__(self, stages: Mapping[str, tuple[str, str]]) -> None:
+        self._stages, self._stage = stages, ""
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        what, unit = self._stages[stage]
+        if self._bar is None or stage != self._stage:
+            self.__exit__(None, None, None)
+            self._stage, self._bar = stage, Bar(what, lines=True).__enter__()
+        self._bar.count(done, total, unit)

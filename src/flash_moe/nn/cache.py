@@ -62,14 +62,16 @@ class DeltaCache:
         return [self.conv, self.state]
 
 
+def layer_cache(config: ModelConfig, layer: int, dtype: mx.Dtype) -> KVCache | DeltaCache:
+    """An empty cache of the kind that a layer needs."""
+    return (KVCache if config.layer_types[layer] == FULL_ATTENTION else DeltaCache)(config, dtype)
+
+
 class SequenceCache:
     """The caches of all layers of one sequence, and how many tokens they hold."""
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
-        self.layers: list[KVCache | DeltaCache] = [
-            KVCache(config, dtype) if kind == FULL_ATTENTION else DeltaCache(config, dtype)
-            for kind in config.layer_types
-        ]
+        self.layers = [layer_cache(config, i, dtype) for i in range(config.num_hidden_layers)]
         self.length = 0
 
     @property

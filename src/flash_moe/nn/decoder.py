@@ -59,6 +59,16 @@ class DecoderLayer(nn.Module):
         mx.async_eval(x)
         return x
 
+    def front(self, x: mx.array, cache: KVCache | DeltaCache) -> tuple[mx.array, ...]:
+        """All of a sparse layer that does not need the routed experts.
+
+        Returns:
+            What the experts take, [T, H], and :meth:`SparseMoE.route` of it.
+        """
+        x = x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
+        h = rms_norm(x, self.post_attention_layernorm, self._eps)
+        return h, *self.mlp.route(h, x)
+
 
 class Decoder(nn.Module):
     """The whole network, for one sequence.

@@ -45,7 +45,7 @@ class SparseMoE(nn.Module):
         if self.uses_kernel(1) and (copied := shared_record(shared, intermediate, self._layout)):
             self._record, shared = copied
         self.shared_expert = SwiGLU(hidden, intermediate, shared)
-        self._traced_bank = mx.compile(self._of_bank)
+        self._traced_bank = mx.compile(self.of_bank)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         return self.experts(x, *self.route(x, residual))
@@ -74,19 +74,16 @@ class SparseMoE(nn.Module):
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
         """Fetches the routed experts and adds their part to the rest."""
         mx.async_eval(ids, weights, rest)  # the device goes on with the shared expert while the host fetches
-        chosen = np.array(ids)
-        if np.isnan(np.array(weights, copy=False)).any():
-            raise NumericalError(
-                f"the router of layer {self._layer} produced NaN; the checkpoint is damaged (run `flash-moe verify`) "
-                "or its activations overflow (load it with dtype='float32')"
-            )
+        chosen = chosen_experts(ids, weights, self._layer)
         if len(chosen) == 1:
             return self._for_token(x, chosen[0], weights, rest)
         return rest + self._for_rows(x, chosen, weights)
 
-    def of_bank(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array, bank: mx.array) -> mx.array:
-        """As :meth:`experts` for one token, with the layer's whole bank and no wait. NaN shows in the logits."""
-        return self._of_bank(x, weights, rest, bank, ids)
+    def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: mx.array) -> mx.array:
+        """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
+        return expert_kernels.experts_for_token(
+            x, bank, weights, self._layout, rows=rows, shared=self._shared(weights), residual=rest
+        )
 
     def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array) -> mx.array:
         records = self._store.fetch(self._layer, chosen.tolist())
@@ -97,14 +94,9 @@ class SparseMoE(nn.Module):
                 x, records.arrays, weights, self._layout, shared=self._shared(weights), residual=rest
             )
         else:
-            y = self._traced_bank(x, weights, rest, records.arrays[0], mx.array(records.rows, dtype=mx.uint32))
+            y = self._traced_bank(x, mx.array(records.rows, dtype=mx.uint32), weights, rest, records.arrays[0])
         records.used_by(y)
         return y
-
-    def _of_bank(self, x: mx.array, weights: mx.array, rest: mx.array, bank: mx.array, rows: mx.array) -> mx.array:
-        return expert_kernels.experts_for_token(
-            x, bank, weights, self._layout, rows=rows, shared=self._shared(weights), residual=rest
-        )
 
     def _shared(self, weights: mx.array) -> mx.array | None:
         return self._record if weights.shape[1] > self._k else None
@@ -131,3 +123,18 @@ class SparseMoE(nn.Module):
         inverse[order] = np.arange(len(order))
         y = mx.concatenate(outputs)[mx.array(inverse)].reshape(tokens, k, -1)
         return (weights[..., None] * y.astype(mx.float32)).sum(axis=1).astype(x.dtype)
+
+
+def chosen_experts(ids: mx.array, weights: mx.array, layer: int) -> np.ndarray:
+    """The ids [T, K] on the host.
+
+    Raises:
+        NumericalError: a weight is NaN.
+    """
+    chosen = np.array(ids)
+    if np.isnan(np.array(weights, copy=False)).any():
+        raise NumericalError(
+            f"the router of layer {layer} produced NaN; the checkpoint is damaged (run `flash-moe verify`) "
+            "or its activations overflow (load it with dtype='float32')"
+        )
+    return chosen

@@ -1,0 +1,132 @@
+"""`flash-moe eval`: how good a checkpoint is, in numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from .arguments import (
+    MODEL_HELP,
+    OWN,
+    DtypeOption,
+    ExpertIOChoice,
+    ExpertIOOption,
+    ExpertsPerToken,
+    RevisionOption,
+    ThinkingOption,
+    experts_per_token,
+)
+from .loading import load
+from .progress import Bar, Bars
+
+if TYPE_CHECKING:
+    from ..evaluation import ToolCallCase, ToolCallScore
+
+EXAMPLES = """\b
+Examples:
+  flash-moe eval MODEL --text book.txt
+  flash-moe eval MODEL --text chats.jsonl --reference-experts-per-token own
+  flash-moe eval MODEL --text chats.jsonl --reference MODEL2 --json
+  flash-moe eval MODEL --tool-calls calls.jsonl --no-thinking"""
+_REFERENCE_K = "--reference-experts-per-token"
+_STAGES = {
+    "reference layers": ("the reference", "layers"),
+    "layers": ("the model", "layers"),
+    "tokens": ("scoring", "tokens"),
+}
+
+
+def command(
+    model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    text: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help='Score a text: plain UTF-8, or conversations, which are .jsonl with "messages" and, if you like, '
+            '"tools" and "enable_thinking".',
+        ),
+    ] = None,
+    tool_calls: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help='Score tool calls: .jsonl with "messages", "tools" and the "calls" that should follow, each with '
+            '"name" and "arguments"; [] for none.',
+        ),
+    ] = None,
+    k: ExpertsPerToken = "4",
+    reference: Annotated[
+        str | None,
+        Option(metavar="MODEL2", help="Compare with this checkpoint on the text; it needs the same tokenizer."),
+    ] = None,
+    reference_k: Annotated[
+        str | None,
+        Option(
+            _REFERENCE_K,
+            metavar="N|own",
+            help="K of the reference, which is MODEL itself if --reference is not given.  [default: own]",
+        ),
+    ] = None,
+    window: Annotated[int, Option(metavar="N", min=2, help="Tokens per window of a plain text.")] = 2048,
+    limit: Annotated[
+        int | None, Option(metavar="N", min=1, help="Use only the first N conversations, windows and tool calls.")
+    ] = None,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens to generate for a tool call.")] = 1024,
+    thinking: ThinkingOption = None,
+    as_json: Annotated[bool, Option("--json", help="One JSON object.")] = False,
+    expert_io: ExpertIOOption = ExpertIOChoice.auto,
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
+) -> None:
+    """Measure quality: perplexity, KL divergence, tool calls.
+
+    The whole text goes through one layer after the other, so that memory for one layer is enough for a checkpoint of
+    any size, and every expert is read once. A reference (another K, other bits) does the same, and both are compared
+    token by token. Tool calls are generated, greedily.
+    """
+    if text is None and tool_calls is None:
+        raise typer.BadParameter(
+            "there is nothing to measure; pass one or both.", param_hint="'--text' / '--tool-calls'"
+        )
+    compared = reference is not None or reference_k is not None
+    if text is None and compared:
+        raise typer.BadParameter("a reference is compared on a text; pass --text too.", param_hint="'--reference'")
+    wanted = experts_per_token(k)
+    reference_wanted = experts_per_token(OWN if reference_k is None else reference_k, f"'{_REFERENCE_K}'")
+    options: dict[str, Any] = {"expert_io": expert_io.value, "dtype": None if dtype is None else dtype.value}
+
+    from ..evaluation import LayerwiseModel, read_sequences, read_tool_call_cases, token_scores
+    from .eval_report import Report
+
+    own = LayerwiseModel.open(model, experts_per_token=wanted, revision=revision, **options)
+    folder = own.checkpoint.folder
+    other = scores = called = None
+    if compared:
+        other = LayerwiseModel.open(reference or folder, experts_per_token=reference_wanted, **options)
+    cases = None if tool_calls is None else read_tool_call_cases(tool_calls, limit)
+    if text is not None:
+        sequences = read_sequences(text, own.tokenizer, window=window, limit=limit, enable_thinking=thinking)
+        with Bars(_STAGES) as bars:
+            scores = token_scores(own, sequences, other, bars)
+    if cases is not None:
+        called = _call_tools(folder, {"experts_per_token": wanted, **options}, cases, max_tokens, thinking)
+    report = Report(own, other, text, scores, tool_calls, called)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+
+
+def _call_tools(
+    folder: Path, options: dict[str, Any], cases: list[ToolCallCase], max_tokens: int, thinking: bool | None
+) -> ToolCallScore:
+    from ..evaluation import greedy, tool_call_score
+
+    with load(str(folder), None, options) as model, Bar("tool calls", lines=True) as bar:
+        generate = greedy(model, max_tokens, thinking)
+        return tool_call_score(cases, generate, lambda done, total: bar.count(done, total, "cases"))

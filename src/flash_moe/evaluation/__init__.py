@@ -1,0 +1,37 @@
+"""How good a checkpoint is: perplexity, divergence from a reference, tool calls.
+
+from flash_moe.evaluation import LayerwiseModel, divergence, perplexity, read_sequences, token_scores
+
+model = LayerwiseModel.open("./qwen-4bit", experts_per_token=4)
+reference = LayerwiseModel.open("./qwen-4bit", experts_per_token=None)
+scores = token_scores(model, read_sequences("held-out.jsonl", model.tokenizer), reference)
+print(perplexity(scores), divergence(scores), sep="\\n")
+"""
+
+from .estimates import Estimate
+from .layerwise import LayerwiseModel
+from .quality import Divergence, Perplexity, divergence, perplexity
+from .sequences import TokenSequence, conversation, read_sequences, windows
+from .token_scores import Comparison, TokenScores, token_scores
+from .tool_calls import ToolCallCase, ToolCallScore, greedy, read_tool_call_cases, tool_call_score
+
+__all__ = [
+    "Comparison",
+    "Divergence",
+    "Estimate",
+    "LayerwiseModel",
+    "Perplexity",
+    "TokenScores",
+    "TokenSequence",
+    "ToolCallCase",
+    "ToolCallScore",
+    "conversation",
+    "divergence",
+    "greedy",
+    "perplexity",
+    "read_sequences",
+    "read_tool_call_cases",
+    "token_scores",
+    "tool_call_score",
+    "windows",
+]

@@ -1,0 +1,93 @@
+"""Files with one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Line:
+    """One object and where it is from; look-ups check its form.
+
+    Attributes:
+        where: file and line, for errors.
+    """
+
+    where: str
+    values: dict[str, Any]
+
+    def objects(self, key: str) -> list[dict[str, Any]] | None:
+        """A list of objects, or None where the key is missing or null.
+
+        Raises:
+            ArgumentError: it is something else.
+        """
+        value = self.values.get(key)
+        if value is None or (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
+            return value
+        raise self.error(key, "a list of objects")
+
+    def flag(self, key: str) -> bool | None:
+        """True, false, or None where the key is missing or null.
+
+        Raises:
+            ArgumentError: it is something else.
+        """
+        value = self.values.get(key)
+        if value is None or isinstance(value, bool):
+            return value
+        raise self.error(key, "true or false")
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The chat messages, at least one.
+
+        Raises:
+            ArgumentError: there are none.
+        """
+        if not (messages := self.objects("messages")):
+            raise self.error("messages", 'a list such as [{"role": "user", "content": "Hi"}]')
+        return messages
+
+    def error(self, key: str, expected: str) -> ArgumentError:
+        """The error that says what is wrong with a key."""
+        found = json.dumps(self.values[key]) if key in self.values else "missing"
+        return ArgumentError(f"{self.where}: {key!r} is {found:.80}, expected {expected}; mend the line")
+
+
+def read_lines(file: Path, limit: int | None = None) -> Iterator[Line]:
+    """The first ``limit`` objects of a file; empty lines do not count.
+
+    Raises:
+        ArgumentError: the file is no UTF-8 text, or a line holds no JSON object.
+        OSError: it cannot be read.
+    """
+    lines = ((i, line) for i, line in enumerate(read_text(file).split("\n"), start=1) if line.strip())
+    for number, line in islice(lines, limit):
+        where = f"{file}, line {number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ArgumentError(f"{where} is not valid JSON ({error}); expected one object a line") from error
+        if not isinstance(values, dict):
+            raise ArgumentError(f"{where} holds a JSON {type(values).__name__}, expected an object")
+        yield Line(where, values)
+
+
+def read_text(file: Path) -> str:
+    """The content of a UTF-8 file.
+
+    Raises:
+        ArgumentError: it is no UTF-8 text.
+        OSError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{file} is not UTF-8 text ({error}); convert it") from error

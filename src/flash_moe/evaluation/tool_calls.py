@@ -1,0 +1,163 @@
+"""How often a model calls the right tools with the right arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import ArgumentError, PromptError, TokenizerError, ToolCallError
+from ..model import Model
+from ..text.tool_calls import parse_tool_calls
+from .estimates import Estimate, proportion
+from .json_lines import Line, read_lines
+
+
+@dataclass(frozen=True)
+class ToolCallCase:
+    """A conversation that ends where the assistant is to reply, and the calls that the reply should hold.
+
+    Attributes:
+        calls: ``{"name": ..., "arguments": {...}}`` each; empty when no tool should be called.
+        enable_thinking: for the chat template unless None.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    calls: list[dict[str, Any]]
+    enable_thinking: bool | None = None
+
+
+class Reply(Protocol):
+    """What a generation gives back, as far as it is scored; :class:`~flash_moe.Generation` is one."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finish_reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ToolCallScore:
+    """Shares of all cases, with binomial standard errors.
+
+    Attributes:
+        parsed: replies in which every call is well formed; a reply without calls is.
+        right_functions: those that also call the expected functions and no others, in any order.
+        right: those whose arguments are equal too.
+        cut: number of replies that ended at the limit of tokens.
+    """
+
+    cases: int
+    parsed: Estimate
+    right_functions: Estimate
+    right: Estimate
+    cut: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cases:,} cases: parsed {self.parsed}, right functions {self.right_functions}, "
+            f"entirely right {self.right}; {self.cut:,} cut"
+        )
+
+
+def read_tool_call_cases(path: str | os.PathLike[str], limit: int | None = None) -> list[ToolCallCase]:
+    """Reads the first ``limit`` lines ``{"messages": [...], "tools": [...], "calls": [...]}`` of a file.
+
+    Raises:
+        ArgumentError: the file is malformed or empty.
+        OSError: it cannot be read.
+    """
+    file = Path(path)
+    cases = [
+        ToolCallCase(line.messages(), line.objects("tools"), _calls(line), line.flag("enable_thinking"))
+        for line in read_lines(file, limit)
+    ]
+    if not cases:
+        raise ArgumentError(f'{file} is empty; expected lines {{"messages": [...], "tools": [...], "calls": [...]}}')
+    return cases
+
+
+def _calls(line: Line) -> list[dict[str, Any]]:
+    calls = line.objects("calls")
+    if calls is None or not all(isinstance(c.get("name"), str) and isinstance(c.get("arguments"), dict) for c in calls):
+        raise line.error("calls", 'a list of {"name": string, "arguments": object}, empty for no call')
+    return calls
+
+
+def greedy(model: Model, max_tokens: int, enable_thinking: bool | None = None) -> Callable[[ToolCallCase], Reply]:
+    """Replies of a model without any randomness.
+
+    Args:
+        enable_thinking: for the chat template where a case does not say.
+    """
+
+    def reply(case: ToolCallCase) -> Reply:
+        thinking = enable_thinking if case.enable_thinking is None else case.enable_thinking
+        return model.generate(
+            case.messages, tools=case.tools, enable_thinking=thinking, max_tokens=max_tokens,
+            temperature=0, repetition_penalty=1,
+        )  # fmt: skip
+
+    return reply
+
+
+def tool_call_score(
+    cases: Sequence[ToolCallCase],
+    generate: Callable[[ToolCallCase], Reply],
+    progress: Callable[[int, int], None] | None = None,
+) -> ToolCallScore:
+    """Generates a reply to every case and compares its calls with the expected ones.
+
+    Args:
+        generate: gives the reply to a case, e.g. :func:`greedy` of a model.
+        progress: called as ``progress(done, total)`` with cases.
+
+    Raises:
+        ArgumentError: there are no cases.
+        PromptError, TokenizerError: a case is too long, or does not fit the chat template.
+    """
+    if not cases:
+        raise ArgumentError("there are no cases to score; pass at least one")
+    parsed = functions = right = cut = 0
+    for number, case in enumerate(cases, start=1):
+        try:
+            reply = generate(case)
+        except (PromptError, TokenizerError) as error:
+            raise type(error)(f"tool-call case {number}: {error}") from error
+        cut += reply.finish_reason == "length"
+        try:
+            calls, _ = parse_tool_calls(reply.text, case.tools)
+        except ToolCallError:
+            calls = None  # counts as not parsed
+        if calls is not None:
+            parsed += 1
+            functions += sorted(c["name"] for c in calls) == sorted(c["name"] for c in case.calls)
+            right += same_calls(calls, case.calls)
+        if progress is not None:
+            progress(number, len(cases))
+    n = len(cases)
+    return ToolCallScore(n, proportion(parsed, n), proportion(functions, n), proportion(right, n), cut)
+
+
+def same_calls(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> bool:
+    """Whether both hold equal calls, in any order."""
+    rest = list(expected)
+    for call in found:
+        match = next((i for i, other in enumerate(rest) if _equal(call, other)), None)
+        if match is None:
+            return False
+        del rest[match]
+    return not rest
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equality of JSON values: 1 is 1.0, but not true."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
