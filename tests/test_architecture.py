@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "selftest": {"ops", "record"},
     "model": {"generation", "text", "nn", "experts", "checkpoint", "config", "record"},
     "packing": {"experts", "ops", "checkpoint", "config", "record"},
-    "generation": {"nn", "experts.store"},
+    "generation": {"nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "record"},
     "experts": {"checkpoint", "record"},
     "ops": {"record"},

@@ -27,7 +27,7 @@ caches = []
 with Model.load(sys.argv[1], experts_per_token=None, expert_io=sys.argv[2]) as model:
     model.tokenizer.eos_token_ids = frozenset()
     new_cache = model._decoder.new_cache
-    model._decoder.new_cache = lambda: caches.append(new_cache()) or caches[-1]
+    model._prefixes._new_cache = lambda: caches.append(new_cache()) or caches[-1]
     stream = model.stream([1, 2, 3], max_tokens=int(sys.argv[3]) + 100, temperature=0)
     for _ in range(100):
         next(stream)

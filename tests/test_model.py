@@ -269,8 +269,11 @@ def test_progress_of_loading_and_prefill(packed_checkpoint: Path) -> None:
         assert ("layers", 4, 4) in seen
         assert [s for s in seen if s[0] == "expert bytes"][-1][1:] == (64 * 16384, 64 * 16384)
         steps: list[tuple[int, int]] = []
+        model._engine = Engine(model._decoder, prefill_chunk=1024)
         model.generate([1] * 2100, max_tokens=1, progress=lambda *a: steps.append(a))
         assert steps == [(1024, 2100), (2048, 2100), (2100, 2100)]
+        model.generate([1] * 2110, max_tokens=1, progress=lambda *a: steps.append(a))
+        assert steps[3:] == [(2110, 2110)]
 
 
 def test_nan_in_router_logits_is_an_error(float_checkpoint: Path, tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ from .config import ModelConfig
 from .errors import ArgumentError, PromptError
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
+from .generation.chunks import prefill_chunk
 from .generation.defaults import sampling_defaults
 from .generation.engine import Engine
-from .generation.result import Chunk, FinishReason, Generation
+from .generation.prefixes import Prefixes
+from .generation.result import Chunk, Generation
+from .generation.run import generate
 from .generation.sampling import Sampler, Sampling
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
@@ -52,7 +55,8 @@ class Model:
         self.tokenizer = tokenizer
         self.experts_per_token = experts_per_token
         self._decoder, self._store = decoder, store
-        self._engine = Engine(decoder)
+        self._engine = Engine(decoder, prefill_chunk(self.config, experts_per_token))
+        self._prefixes = Prefixes(decoder.new_cache, tokenizer.eos_token_ids)
         self._defaults = sampling_defaults(checkpoint.folder)
 
     @classmethod
@@ -185,7 +189,11 @@ class Model:
                 "must hold it and at least one more; shorten it"
             )
         report = None if progress is None else lambda done: progress(done, len(tokens))
-        return self._run(tokens, min(max_tokens, room), Sampler(sampling, tokens), stops, report)
+        recorder = Recorder(self._store.stats, len(tokens), self.experts_per_token, self.config.num_experts_per_tok)
+        return generate(
+            self._engine, self._prefixes, self.tokenizer, tokens, min(max_tokens, room), Sampler(sampling, tokens), stops,
+            recorder, report,
+        )  # fmt: skip
 
     def logits(self, token_ids: Sequence[int]) -> mx.array:
         """Logits of every position of a teacher-forced pass.
@@ -222,6 +230,10 @@ class Model:
             prompt, self.tokenizer, self.config.vocab_size, tools=tools, enable_thinking=enable_thinking, raw=raw
         )
 
+    def forget(self) -> None:
+        """Frees the memory of the last conversation, which a prompt with the same beginning would have continued."""
+        self._prefixes.clear()
+
     def close(self) -> None:
         """Closes the files of the experts; the model cannot be used afterwards."""
         self._store.close()
@@ -245,32 +257,6 @@ class Model:
             f"Model({str(self.path)!r}, {self.config.num_hidden_layers} layers, {self.config.num_experts} experts, "
             f"experts_per_token={k}, {type(self._store).__name__})"
         )
-
-    def _run(
-        self, tokens: list[int], count: int, sampler: Sampler, stops: StopStrings, report: Callable[[int], None] | None
-    ) -> Iterator[Chunk]:
-        recorder = Recorder(self._store.stats, len(tokens), self.experts_per_token, self.config.num_experts_per_tok)
-        cache = self._decoder.new_cache()
-        logits = self._engine.prefill(tokens, cache, report)
-        recorder.prefilled()
-        detokenizer = self.tokenizer.detokenizer()
-        for number, token in enumerate(self._engine.decode(logits, cache, sampler, count), start=1):
-            recorder.token()
-            reason: FinishReason | None = None
-            if token in self.tokenizer.eos_token_ids:
-                piece, reason = detokenizer.finish(), "stop"
-            else:
-                piece = detokenizer.add(token)
-                if number == count:
-                    piece, reason = piece + detokenizer.finish(), "length"
-            text, stopped = stops.feed(piece)
-            if stopped:
-                reason = "stop"
-            elif reason is not None:
-                text += stops.flush()
-            yield Chunk(text, token, recorder.stats, reason)
-            if reason is not None:
-                return
 
 
 def resolve_experts_per_token(wanted: int | None, config: ModelConfig) -> int:

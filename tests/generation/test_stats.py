@@ -11,6 +11,7 @@ from flash_moe.generation.stats import Stats
 
 STATS = Stats(
     prompt_tokens=100,
+    reused_tokens=0,
     generated_tokens=21,
     prompt_seconds=2.0,
     decode_seconds=4.0,
@@ -39,6 +40,13 @@ def test_nothing_measured_is_no_division_by_zero() -> None:
     )
     assert (empty.generated_tokens_per_second, empty.prompt_tokens_per_second, empty.hit_rate) == (0, 0, 1)
     assert empty.expert_bytes_per_token == 0
+
+
+def test_reused_tokens_are_named_and_are_no_speed() -> None:
+    continued = dataclasses.replace(STATS, reused_tokens=80)
+    assert continued.prompt_tokens_per_second == 10
+    assert summary(continued).startswith("100 prompt tokens (80 reused) at 10.0 tok/s")
+    assert "reused" not in summary(STATS)
 
 
 def test_summary_names_a_reduced_k() -> None:

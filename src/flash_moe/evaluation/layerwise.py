@@ -22,7 +22,7 @@ from ..config import ModelConfig
 from ..errors import PromptError
 from ..experts.opening import ExpertIO, open_store
 from ..experts.store import ExpertStore
-from ..generation.engine import PREFILL_CHUNK
+from ..generation.chunks import prefill_chunk
 from ..model import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
 from ..nn.cache import layer_cache
 from ..nn.decoder import DecoderLayer
@@ -127,12 +127,13 @@ class LayerwiseModel:
     def _run_layer(self, index: int, layer: DecoderLayer, states: list[mx.array], store: ExpertStore) -> None:
         """All sequences through one layer, in place."""
         sparse = isinstance(layer.mlp, SparseMoE)
+        step = prefill_chunk(self.config, self.experts_per_token)
         normed, routed = [], []
         for number, x in enumerate(states):
             cache = layer_cache(self.config, index, self.dtype)
             parts: list[tuple[mx.array, ...]] = []
-            for start in range(0, x.shape[0], PREFILL_CHUNK):
-                chunk = x[start : start + PREFILL_CHUNK]
+            for start in range(0, x.shape[0], step):
+                chunk = x[start : start + step]
                 parts.append(layer.front(chunk, cache) if sparse else (layer(chunk, cache),))
                 mx.eval(*parts[-1], *cache.arrays)
             *routing, states[number] = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))

@@ -11,7 +11,6 @@ from ..nn.cache import SequenceCache
 from ..nn.decoder import Decoder
 from .sampling import Sampler
 
-PREFILL_CHUNK = 1024  # tokens that go through a layer together
 CLEAR_INTERVAL = 16  # tokens; MLX keeps freed buffers by size, and a growing context leaves one of every size
 
 
@@ -23,22 +22,23 @@ class Engine:
         prefill_chunk: tokens that go through the layers together; each expert they touch is read once per chunk.
     """
 
-    def __init__(self, decoder: Decoder, prefill_chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(self, decoder: Decoder, prefill_chunk: int) -> None:
         self._decoder, self._chunk = decoder, prefill_chunk
         self._turn = RLock()
 
     def prefill(
         self, tokens: Sequence[int], cache: SequenceCache, progress: Callable[[int], None] | None = None
     ) -> mx.array:
-        """Runs the prompt through the network.
+        """Runs what the cache does not hold yet of a prompt through the network.
 
         Args:
+            tokens: the prompt; the cache holds a proper part of its beginning.
             progress: called after each chunk with the number of tokens done.
 
         Returns:
             Logits [V] float32 of the last token.
         """
-        for start in range(0, len(tokens), self._chunk):
+        for start in range(len(cache.tokens), len(tokens), self._chunk):
             chunk = tokens[start : start + self._chunk]
             hidden = self._forward(chunk, cache)
             if progress is not None:
@@ -71,9 +71,10 @@ class Engine:
     def _forward(self, tokens: Sequence[int], cache: SequenceCache) -> mx.array:
         with self._turn:
             hidden = self._decoder(mx.array(list(tokens), dtype=mx.int32), cache)
+            cache.tokens.extend(tokens)
             mx.async_eval(hidden, *cache.arrays)
             if len(tokens) > 1:
-                mx.eval(hidden, *cache.arrays)
+                mx.eval(hidden, *cache.arrays, *cache.marked_arrays)
             return hidden
 
     def _logits(self, hidden: mx.array) -> mx.array:

@@ -58,7 +58,9 @@ def summary(stats: Stats) -> str:
     """One line for people: speed, K, expert bytes per token, hit rate."""
     k, own = stats.experts_per_token, stats.model_experts_per_token
     parts = [
-        f"{stats.prompt_tokens} prompt tokens at {stats.prompt_tokens_per_second:.1f} tok/s",
+        f"{stats.prompt_tokens} prompt tokens"
+        + (f" ({stats.reused_tokens} reused)" if stats.reused_tokens else "")
+        + f" at {stats.prompt_tokens_per_second:.1f} tok/s",
         f"{stats.generated_tokens} generated"
         + (f" at {speed:.1f} tok/s" if (speed := stats.generated_tokens_per_second) else ""),
         f"K={k}" if k == own else f"K={k} of the model's {own}",

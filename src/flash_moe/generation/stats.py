@@ -17,6 +17,7 @@ class Stats:
 
     Attributes:
         prompt_tokens, generated_tokens: counts; a final end-of-sequence token counts as generated.
+        reused_tokens: of the prompt, those whose state was there from the generation before.
         prompt_seconds: from the call to the first logits. decode_seconds: from then on.
         time_to_first_token: seconds from the call to the first token; None before it.
         experts_per_token: the K used. model_experts_per_token: the model's own.
@@ -28,6 +29,7 @@ class Stats:
     """
 
     prompt_tokens: int
+    reused_tokens: int
     generated_tokens: int
     prompt_seconds: float
     decode_seconds: float
@@ -42,8 +44,9 @@ class Stats:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of prefill."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Speed of prefill; reused tokens do not count."""
+        tokens = self.prompt_tokens - self.reused_tokens
+        return tokens / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def generated_tokens_per_second(self) -> float:
@@ -75,13 +78,17 @@ class Recorder:
 
     def __init__(self, store: StoreStats, prompt_tokens: int, k: int, model_k: int) -> None:
         self._store, self._before = store, dataclasses.replace(store)
-        self._prompt_tokens, self._k, self._model_k = prompt_tokens, k, model_k
+        self._prompt_tokens, self._reused, self._k, self._model_k = prompt_tokens, 0, k, model_k
         self._start = time.perf_counter()
         self._prefilled: float | None = None
         self._prefill_bytes = 0
         self._first: float | None = None
         self._tokens = 0
         self._last = self._start
+
+    def reused(self, tokens: int) -> None:
+        """So many tokens of the prompt need not be run."""
+        self._reused = tokens
 
     def prefilled(self) -> None:
         """The first logits are there."""
@@ -101,6 +108,7 @@ class Recorder:
         before, now = self._before, self._store
         return Stats(
             prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused,
             generated_tokens=self._tokens,
             prompt_seconds=prefilled - self._start,
             decode_seconds=max(self._last - prefilled, 0.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import mlx.core as mx
 
 from ..config import FULL_ATTENTION, ModelConfig
@@ -38,6 +40,10 @@ class KVCache:
         capacity = self.keys.shape[2]
         return -(-max(self.length - capacity, capacity // 8) // KV_STEP) * KV_STEP
 
+    def cut_back(self, length: int) -> None:
+        """Forgets all but the first ``length`` tokens."""
+        self.length = length
+
     @property
     def arrays(self) -> list[mx.array]:
         return [self.keys, self.values]
@@ -45,6 +51,8 @@ class KVCache:
 
 class DeltaCache:
     """The state of a Gated DeltaNet layer; its size does not depend on the number of tokens.
+
+    A state cannot be cut back, so those at certain lengths, the marks, are kept.
 
     Shape:
         conv: [taps - 1, C], the last inputs of the convolution.
@@ -56,6 +64,25 @@ class DeltaCache:
         heads, dv, dk = config.linear_num_value_heads, config.linear_value_head_dim, config.linear_key_head_dim
         self.conv = mx.zeros((config.linear_conv_kernel_dim - 1, channels), dtype=dtype)
         self.state = mx.zeros((heads, dv, dk), dtype=mx.float32)
+        self.length = 0
+        self.wanted: Collection[int] = ()
+        self.marks: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def pieces(self, x: mx.array) -> list[mx.array]:
+        """The tokens x [T, ...] in pieces that end where a mark is wanted."""
+        cuts = sorted(length - self.length for length in self.wanted)
+        cuts = [cut for cut in cuts if 0 < cut < x.shape[0]]
+        return list(mx.split(x, cuts)) if cuts else [x]
+
+    def advance(self, tokens: int, conv: mx.array, state: mx.array) -> None:
+        """Takes the states after further tokens."""
+        self.conv, self.state, self.length = conv, state, self.length + tokens
+        if self.length in self.wanted:
+            self.marks[self.length] = conv, state
+
+    def cut_back(self, length: int) -> None:
+        """Goes back to a mark."""
+        (self.conv, self.state), self.length = self.marks[length], length
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -68,11 +95,45 @@ def layer_cache(config: ModelConfig, layer: int, dtype: mx.Dtype) -> KVCache | D
 
 
 class SequenceCache:
-    """The caches of all layers of one sequence, and how many tokens they hold."""
+    """The caches of all layers of one sequence.
+
+    Attributes:
+        tokens: the ids they stand for, so far.
+        marks: lengths to which they can be cut back.
+    """
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
         self.layers = [layer_cache(config, i, dtype) for i in range(config.num_hidden_layers)]
-        self.length = 0
+        self.tokens: list[int] = []
+        self.marks: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """How many tokens the layers hold."""
+        return self.layers[0].length
+
+    @property
+    def sound(self) -> bool:
+        """Whether all layers hold the same tokens; a forward pass that fails half-way leaves some behind."""
+        return all(layer.length == len(self.tokens) for layer in self.layers)
+
+    def mark(self, lengths: Sequence[int]) -> None:
+        """Asks for marks at these lengths, some of which may lie ahead; gives up all others."""
+        self.marks = sorted(lengths)
+        for layer in self._delta_layers:
+            layer.wanted = frozenset(lengths)
+            layer.marks = {length: layer.marks[length] for length in lengths if length in layer.marks}
+
+    def cut_back(self, length: int) -> None:
+        """Forgets all tokens from ``length``, a mark, on."""
+        for layer in self.layers:
+            layer.cut_back(length)
+        del self.tokens[length:]
+        self.mark([mark for mark in self.marks if mark <= length])
+
+    @property
+    def _delta_layers(self) -> list[DeltaCache]:
+        return [layer for layer in self.layers if isinstance(layer, DeltaCache)]
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -80,6 +141,11 @@ class SequenceCache:
         return [array for layer in self.layers for array in layer.arrays]
 
     @property
+    def marked_arrays(self) -> list[mx.array]:
+        """The arrays of the marks."""
+        return [array for layer in self._delta_layers for mark in layer.marks.values() for array in mark]
+
+    @property
     def nbytes(self) -> int:
-        """Bytes held by all caches."""
-        return sum(array.nbytes for array in self.arrays)
+        """Bytes held by all caches and marks."""
+        return sum(array.nbytes for array in self.arrays + self.marked_arrays)

@@ -45,7 +45,8 @@ class DecodeStep:
         whole = self._moe.whole()
         bank = () if whole is None else (whole,)
         if isinstance(cache, DeltaCache):
-            cache.conv, cache.state, *found = self._delta(x, cache.conv, cache.state, *bank)
+            conv, state, *found = self._delta(x, cache.conv, cache.state, *bank)
+            cache.advance(1, conv, state)
         elif self._mixer.uses_kernels():
             q, key, value, gate = self._heads(x, place(cache.length, 1))
             cache.append(key, value)

@@ -130,7 +130,6 @@ class Decoder(nn.Module):
             x = self.embed_tokens.rows(tokens)
             for layer, state in zip(self.layers, cache.layers, strict=True):
                 x = layer(x, state)
-        cache.length += tokens.shape[0]
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -42,8 +42,12 @@ class GatedDeltaNet(nn.Module):
         self._config = config
 
     def __call__(self, x: mx.array, cache: DeltaCache) -> mx.array:
-        y, cache.conv, cache.state = self.step(x, cache.conv, cache.state)
-        return y
+        outputs = []
+        for piece in cache.pieces(x):
+            y, conv, state = self.step(piece, cache.conv, cache.state)
+            cache.advance(piece.shape[0], conv, state)
+            outputs.append(y)
+        return mx.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The layer as a function of its states: output, new conv state, new recurrent state."""

@@ -7,6 +7,8 @@ import numpy as np
 
 from .blas import to_numpy, use_blas
 
+_SCORES = 1 << 24  # computed at a time on the CPU: 64 MiB
+
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """Softmax attention in which the last query sees all keys and each earlier one a key less.
@@ -30,13 +32,16 @@ def _blas_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.a
     kv_heads, context, _ = k.shape
     keys, values = to_numpy(k), to_numpy(v)
     queries = to_numpy(q).reshape(kv_heads, heads // kv_heads, tokens, dim)
-    hidden = np.arange(context) > np.arange(context - tokens, context)[:, None]
     out = np.empty((kv_heads, heads // kv_heads, tokens, dim), np.float32)
-    for head in range(heads // kv_heads):  # one query head per KV head at a time bounds the scores
-        scores = np.matmul(queries[:, head] * scale, keys.transpose(0, 2, 1))
-        scores[:, hidden] = -np.inf
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        np.matmul(scores, values, out=out[:, head])
+    step = max(1, _SCORES // (kv_heads * context))
+    for start in range(0, tokens, step):
+        rows = slice(start, min(start + step, tokens))
+        hidden = np.arange(context) > np.arange(context - tokens, context)[rows, None]
+        for head in range(heads // kv_heads):
+            scores = np.matmul(queries[:, head, rows] * scale, keys.transpose(0, 2, 1))
+            scores[:, hidden] = -np.inf
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(axis=-1, keepdims=True)
+            np.matmul(scores, values, out=out[:, head, rows])
     return mx.array(out.reshape(heads, tokens, dim))

@@ -1,0 +1,41 @@
+"""How many tokens of a prompt go through the layers together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..config import ModelConfig
+
+_SHARE = 32  # of the machine's memory: what a chunk may take
+_STEP, _MOST = 256, 4096
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def prefill_chunk(config: ModelConfig, experts_per_token: int, memory: int | None = None) -> int:
+    """Tokens per chunk: many, for every expert that a chunk touches is read once, but not more than memory allows.
+
+    Args:
+        experts_per_token: K. A layer holds 2·K + 12 rows of H float32 per token: inputs and outputs of the experts, and
+            the projections of the mixer.
+        memory: bytes the machine has; by default what the system says.
+
+    Returns:
+        A multiple of 256, from 256 to 4,096.
+    """
+    per_token = (2 * experts_per_token + 12) * config.hidden_size * 4
+    tokens = (memory_limit() if memory is None else memory) // _SHARE // per_token
+    return max(_STEP, min(_MOST, tokens // _STEP * _STEP))
+
+
+def memory_limit() -> int:
+    """Bytes of memory this process may use: the machine's, or its control group's where that is less (Linux)."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in _CGROUP_LIMITS:
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue  # no control groups of this kind here
+        if text.isdigit():
+            limit = min(limit, int(text))
+    return limit

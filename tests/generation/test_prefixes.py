@@ -1,0 +1,152 @@
+"""Prompts that share a beginning: only what is new is run, and nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from random_checkpoint import text_config, write_checkpoint
+
+from flash_moe import Model
+from flash_moe.errors import FlashMoEError
+from flash_moe.generation.prefixes import MARKS, boundaries, shared
+from flash_moe.nn.cache import DeltaCache
+
+SYSTEM = {"role": "system", "content": "You are terse."}
+FIRST = {"role": "user", "content": "Which experts does a token use?"}
+
+
+@pytest.fixture
+def model(packed_checkpoint: Path) -> Iterator[Model]:
+    with Model.load(packed_checkpoint) as model:
+        yield model
+
+
+def fresh(folder: Path, prompt: list, **options: object) -> tuple[int, ...]:
+    with Model.load(folder) as model:
+        return model.generate(prompt, **options).tokens
+
+
+def test_a_conversation_goes_on_where_it_was(model: Model, packed_checkpoint: Path) -> None:
+    prompt = [10, 20, 30, 40, 50]
+    first = model.generate(prompt, max_tokens=6, temperature=0)
+    assert first.stats.reused_tokens == 0
+    longer = [*prompt, *first.tokens, 60, 70]
+    second = model.generate(longer, max_tokens=12, temperature=0)
+    assert second.stats.reused_tokens == len(prompt) + len(first.tokens) - 1  # the last token was drawn, not run
+    assert second.tokens == fresh(packed_checkpoint, longer, max_tokens=12, temperature=0)
+
+
+def test_another_question_after_the_same_system_prompt(model: Model, packed_checkpoint: Path) -> None:
+    model.generate([SYSTEM, FIRST], max_tokens=4)
+    prompt = [SYSTEM, {"role": "user", "content": "And why?"}]
+    reply = model.generate(prompt, max_tokens=12, temperature=0)
+    assert reply.stats.reused_tokens == boundaries(model.encode(prompt), model.tokenizer.eos_token_ids)[0]
+    assert reply.tokens == fresh(packed_checkpoint, prompt, max_tokens=12, temperature=0)
+
+
+def test_a_reply_that_the_template_rewrites_is_run_again_but_not_what_came_before(model: Model) -> None:
+    model.generate([SYSTEM, FIRST], max_tokens=4)
+    later = [SYSTEM, FIRST, {"role": "assistant", "content": "Four."}, {"role": "user", "content": "Always?"}]
+    reused = model.generate(later, max_tokens=4).stats.reused_tokens
+    assert reused == boundaries(model.encode([SYSTEM, FIRST]), model.tokenizer.eos_token_ids)[-1]
+
+
+@pytest.mark.parametrize("prompt", [[10, 20, 30, 40, 50], [SYSTEM, FIRST]], ids=["tokens", "chat"])
+def test_the_same_prompt_again(model: Model, prompt: list) -> None:
+    first = model.generate(prompt, max_tokens=20, temperature=0)
+    again = model.generate(prompt, max_tokens=20, temperature=0)
+    assert again.tokens == first.tokens
+    assert again.stats.reused_tokens == boundaries(model.encode(prompt), model.tokenizer.eos_token_ids)[-1]
+
+
+def test_logits_after_a_mark_equal_those_of_a_fresh_pass(model: Model) -> None:
+    tokens = [(7 * i + 3) % 200 for i in range(70)]
+    cache = model._decoder.new_cache()
+    cache.mark([1, 33])
+    model._engine.prefill(tokens[:50], cache)
+    for length in (33, 1):
+        cache.cut_back(length)
+        assert cache.sound and cache.tokens == tokens[:length] and cache.marks[-1] == length
+        rest = model._engine.prefill(tokens, cache)
+        np.testing.assert_allclose(np.array(rest), np.array(model.logits(tokens))[-1], atol=1e-4)
+
+
+def test_streams_at_the_same_time_do_not_share(model: Model, packed_checkpoint: Path) -> None:
+    prompt = [10, 20, 30, 40, 50]
+    model.generate(prompt, max_tokens=2)
+    one, other = (model.stream([*prompt, 60 + i], max_tokens=8, temperature=0) for i in range(2))
+    tokens = [(a.token, b.token) for a, b in zip(one, other, strict=True)]
+    for i, column in enumerate(zip(*tokens, strict=True)):
+        assert column == fresh(packed_checkpoint, [*prompt, 60 + i], max_tokens=8, temperature=0)
+
+
+def test_leaving_a_stream_early_keeps_what_was_run(model: Model) -> None:
+    prompt = [10, 20, 30, 40, 50]
+    stream = model.stream(prompt, max_tokens=20, temperature=0)
+    first = next(stream)
+    stream.close()
+    assert model.generate([*prompt, first.token, 7], max_tokens=1).stats.reused_tokens == len(prompt)
+
+
+def test_a_failed_pass_is_not_continued(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [10, 20, 30, 40, 50]
+    store, fetch = model._store, model._store.fetch
+
+    def broken(layer: int, experts: list[int]) -> object:
+        if layer == 2:
+            raise FlashMoEError("the disk is gone")
+        return fetch(layer, experts)
+
+    monkeypatch.setattr(store, "fetch", broken)
+    with pytest.raises(FlashMoEError, match="gone"):
+        model.generate(prompt, max_tokens=2)
+    monkeypatch.undo()
+    assert model.generate([*prompt, 60], max_tokens=2).stats.reused_tokens == 0
+
+
+def test_memory_of_marks_is_bounded(model: Model) -> None:
+    messages = [SYSTEM]
+    for turn in range(6):
+        messages += [{"role": "user", "content": f"Turn {turn}"}, {"role": "assistant", "content": "Yes."}]
+        model.generate(messages[:-1], max_tokens=1)
+    cache = model._prefixes._last
+    assert cache is not None
+    assert len(cache.marks) == MARKS
+    assert cache.marks[0] == boundaries(model.encode([SYSTEM, FIRST]), model.tokenizer.eos_token_ids)[0]
+    assert all(len(layer.marks) == MARKS for layer in cache.layers if isinstance(layer, DeltaCache))
+    model.forget()
+    assert model.generate(messages[:-1], max_tokens=1).stats.reused_tokens == 0
+
+
+def test_a_model_without_delta_layers(tmp_path: Path) -> None:
+    text = text_config(num_hidden_layers=2, full_attention_interval=1)
+    folder = write_checkpoint(tmp_path / "attention", text)
+    prompt = [10, 20, 30, 40, 50]
+    with Model.load(folder) as model:
+        model.generate(prompt, max_tokens=3)
+        again = model.generate(prompt, max_tokens=8, temperature=0)
+        assert again.stats.reused_tokens == 4
+    assert again.tokens == fresh(folder, prompt, max_tokens=8, temperature=0)
+
+
+def test_arithmetic() -> None:
+    assert shared([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert shared([1, 2], [1, 2, 3]) == 2
+    assert shared([], [1]) == 0
+    assert boundaries([5, 9, 6, 9, 7, 8], {9}) == [2, 4]
+    assert boundaries([5, 6, 9], {9}) == [2]  # the last token is run anyway
+    assert boundaries([5], {9}) == []
+
+
+def test_mark_of_a_token_by_token_pass(model: Model) -> None:
+    cache = model._decoder.new_cache()
+    cache.mark([2])
+    for token in (5, 6, 7):
+        model._decoder(mx.array([token]), cache)
+        cache.tokens.append(token)
+    cache.cut_back(2)
+    assert cache.sound
