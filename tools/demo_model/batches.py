@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 LONGEST = 1024
-UNIT = 3072  # the least number of places that 64, 128, 192, 256, 384, 512, 768 and 1,024 all divide
 PADDING, CONTEXT, ASSISTANT = 0, 1, 2
 
 
@@ -69,10 +68,10 @@ def plan(conversations: Conversations, tokens: int, rng: np.random.Generator) ->
     """Indices of the conversations of each batch; only the last batch of the shortest ones may have empty rows.
 
     Raises:
-        ValueError: ``tokens`` is no multiple of 3,072, or a conversation is longer than 1,024 tokens.
+        ValueError: ``tokens`` is no multiple of 1,024, or a conversation is longer than 1,024 tokens.
     """
-    if tokens <= 0 or tokens % UNIT:
-        raise ValueError(f"batches of {tokens} tokens; expected a positive multiple of {UNIT}")
+    if tokens <= 0 or tokens % LONGEST:
+        raise ValueError(f"batches of {tokens} tokens; expected a positive multiple of {LONGEST}")
     lengths = np.diff(conversations.offsets)
     if lengths.max() > LONGEST:
         raise ValueError(f"a conversation has {lengths.max()} tokens, expected at most {LONGEST}; drop longer ones")

@@ -44,7 +44,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="length of the run")
     length.add_argument("--steps", type=int, help="length of the run in steps: exactly repeatable")
-    add("--tokens", type=int, default=98304, help="places of a batch, a multiple of 3,072")
+    add("--tokens", type=int, default=107520, help="places of a batch, a multiple of 1,024 with many divisors")
     add("--lr", type=float, default=3e-3, help="of Muon, for the large matrices")
     add("--adam-lr", type=float, default=3e-3, help="of AdamW, for the rest")
     add("--weight-decay", type=float, default=0.1)
