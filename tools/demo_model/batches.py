@@ -117,12 +117,13 @@ class ShardStream:
         tokens: places of a batch.
         shards: how many there will be; None means those that are there now.
         pool: shards whose conversations are sorted together.
-        patience: seconds that a pool waits for shards that are not there yet. After that, others take their place: the
-            order is then no longer determined by the seed alone, but the device does not idle.
+        patience: seconds to wait for a shard that is not there yet. After that, others take the place of it and, without
+            more waiting, of all that are late: the order is then no longer determined by the seed alone, but the device
+            does not idle.
     """
 
     def __init__(
-        self, folder: Path, tokens: int, seed: int, shards: int | None = None, pool: int = 8, patience: float = 20
+        self, folder: Path, tokens: int, seed: int, shards: int | None = None, pool: int = 8, patience: float = 60
     ) -> None:
         self.folder, self.tokens, self.seed, self.patience = folder, tokens, seed, patience
         self.shards = shards if shards is not None else len(list(folder.glob("shard-*.npz")))
@@ -143,24 +144,25 @@ class ShardStream:
             pool, first = pool + 1, 0
 
     def _paths(self, pool: int, rng: np.random.Generator) -> list[Path]:
-        paths, deadline = [], time.monotonic() + self.patience
+        paths = []
         for turn in range(pool * self.pool, (pool + 1) * self.pool):
             epoch, place = divmod(turn, self.shards)
             order = (
                 np.random.default_rng((self.seed, epoch, 1)).permutation(self.shards) if epoch else range(self.shards)
             )
-            paths.append(self._await(int(order[place]), deadline, rng))
+            paths.append(self._await(int(order[place]), rng))
         return paths
 
-    def _await(self, number: int, deadline: float, rng: np.random.Generator) -> Path:
+    def _await(self, number: int, rng: np.random.Generator) -> Path:
         path = self.folder / f"shard-{number:05d}.npz"
-        told = False
+        deadline, told = time.monotonic() + self.patience, False
         while not _complete(path):
             late = time.monotonic() >= deadline
             others = sorted(filter(_complete, self.folder.glob("shard-*.npz"))) if late else []
             if others:
                 other = others[rng.integers(len(others))]
-                print(f"{path.name} did not come within {self.patience:.0f} s: {other.name} instead", flush=True)
+                print(f"{path.name} did not come in time: {other.name} instead", flush=True)
+                self.patience = 0
                 return other
             if not told:
                 print(f"waiting for {path} (shard {number + 1} of {self.shards})", flush=True)

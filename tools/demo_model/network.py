@@ -152,7 +152,8 @@ class Network:
         )
         query, key, value = (operand.unflatten(0, (rows, -1)).transpose(1, 2) for operand in operands)
         read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self._attention_outputs(x, read.transpose(1, 2).flatten(0, 1), gate, mixer.o_proj.weight)
+        read = read.transpose(1, 2).contiguous().flatten(0, 1)  # other strides would be compiled anew
+        return self._attention_outputs(x, read, gate, mixer.o_proj.weight)
 
     def _experts(self, layer: Any, x: Tensor, valid: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mlp = layer.mlp

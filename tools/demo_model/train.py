@@ -3,6 +3,7 @@
     PYTHONPATH=tools python -m demo_model.train --data SHARDS --out RUN --minutes 14 --shards 800 \
         --eval-data held-out.npz
 
+A run with --minutes 1 and another --out is a rehearsal: the same steps, and torch.compile's results stay in its cache.
 The run ends after --minutes whatever the speed is: the learning rate follows the time. It may be interrupted at any
 time; the same command continues from RUN/checkpoint.pt. Shards may still be written while it trains (batches.py).
 Export (export.py) and sampling (sample.py) read RUN/checkpoint.pt.
@@ -40,13 +41,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--eval-data", type=Path, help="a shard of held-out conversations")
     add("--shards", type=int, help="how many shards there will be (default: those there are)")
     add("--pool", type=int, default=8, help="shards that are sorted by length together")
-    add("--patience", type=float, default=20, help="seconds to wait for late shards before others take their place")
+    add("--patience", type=float, default=60, help="seconds to wait for a late shard before others take its place")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="length of the run")
     length.add_argument("--steps", type=int, help="length of the run in steps: exactly repeatable")
     add("--tokens", type=int, default=107520, help="places of a batch, a multiple of 1,024 with many divisors")
-    add("--lr", type=float, default=3e-3, help="of Muon, for the large matrices")
-    add("--adam-lr", type=float, default=3e-3, help="of AdamW, for the rest")
+    add("--lr", type=float, default=4e-3, help="of Muon, for the large matrices")
+    add("--adam-lr", type=float, default=4e-3, help="of AdamW, for the rest")
     add("--weight-decay", type=float, default=0.1)
     add("--warmup", type=int, default=100, help="steps")
     add("--decay", type=float, default=0.4, help="last share of the run, in which the learning rate falls to zero")
