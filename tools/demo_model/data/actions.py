@@ -7,7 +7,7 @@ from random import Random
 
 from .splits import TRAIN, Words, pick
 from .text import Phrase, a, phrase, phrases, read_table
-from .values import Enum, Kind, integer, kind, number, strings
+from .values import Enum, Kind, Nested, integer, kind, number, strings
 from .words import WORDS, pseudo_word, word
 
 
@@ -124,6 +124,19 @@ _OPTIONS = Enum(WORDS["options"])
 _LISTS = (strings("adjectives"), strings("nouns"), strings("names"), kind("numbers"))
 
 
+_NESTED = tuple(
+    Slot(key, Words(names.split()), Nested({label: kind(spec) for label, spec in parts.items()}), key,
+         (description,), (f"with the {key} {{v}}", f"with {key}: {{v}}"))
+    for key, names, description, parts in (
+        ("size", "size dimensions the_size box_size new_size", "width and height", {"width": "int:1:90", "height": "int:1:90"}),
+        ("range", "range span limits between value_range", "lowest and highest value", {"from": "int:0:50", "to": "int:51:99"}),
+        ("contact", "contact contact_data person_data reach", "name and phone number", {"name": "names", "phone": "phone"}),
+        ("address", "address place postal_address location", "city and house number", {"city": "cities", "number": "int:1:200"}),
+        ("period", "period window dates time_span", "first and last day", {"start": "date", "end": "date"}),
+    )
+)  # fmt: skip
+
+
 def thing(rng: Random, split: str) -> str:
     """What a composed action acts on."""
     return word(rng, split, "nouns", 0.4)
@@ -132,6 +145,8 @@ def thing(rng: Random, split: str) -> str:
 def _attribute(rng: Random, split: str, noun: str) -> Slot:
     """A property of a thing, of any type."""
     shape = rng.random()
+    if shape < 0.04:
+        return pick(rng, _NESTED)
     made_up = pseudo_word(rng, split) if rng.random() < 0.3 else None
     if shape < 0.32:
         name, values = made_up or word(rng, split, "attributes", 0), pick(rng, _NUMERIC)

@@ -18,8 +18,8 @@ _ERRORS = (
     "not available on that date", "already exists", "connection refused", "quota used up", "device offline",
 )  # fmt: skip
 _FAILED = phrases(
-    "I could not {i}: the tool [said|reported] \"{e}\".; That did not work: {e}. [Nothing was changed.|Shall I try again?];"
-    "The tool failed with \"{e}\", so I could not {i}.; Sorry, that failed: {e}. [Please check the details.|]"
+    'I could not {i}: the tool [said|reported] "{e}".; That did not work: {e}. [Nothing was changed.|Shall I try again?];'
+    'The tool failed with "{e}", so I could not {i}.; Sorry, that failed: {e}. [Please check the details.|]'
 )
 _NO_TOOL = phrases(
     "[None of my tools can do that|I have no tool for that|No tool here can do that|I cannot do that with the tools I have]."
@@ -99,7 +99,9 @@ def thought_before_call(rng: Random, requests: list[Request]) -> str:
 
 def thought_before_answer(rng: Random) -> str:
     """After a tool's response."""
-    return pick(rng, ("The tool has answered. I report it.", "I have the result and can answer.", "That is the answer."))
+    return pick(
+        rng, ("The tool has answered. I report it.", "I have the result and can answer.", "That is the answer.")
+    )
 
 
 def thought_before_question(request: Request, labels: list[str]) -> str:

@@ -7,7 +7,9 @@ from random import Random
 from typing import Any
 
 from .actions import ACTIONS, DOMAINS, SLOTS, Action, Slot, compose, compose_getter, thing, verb_group
+from .chat import chat
 from .functions import Function, Naming
+from .questions import questions
 from .replies import (
     answer,
     error_response,
@@ -211,7 +213,7 @@ def no_tool_fits(rng: Random, split: str) -> Conversation:
 
 
 _NAME = Slot(
-    "name", Words("name called item_name which_one exact_name wanted search_name".split()), kind("place"), "name",
+    "name", Words(["name", "called", "item_name", "which_one", "exact_name", "wanted", "search_name"]), kind("place"), "name",
     ("the name to look for", "name of the one to find"), ("called {v}", "named {v}"),
 )  # fmt: skip
 
@@ -255,3 +257,10 @@ def decision(rng: Random) -> tuple[Conversation, list[dict[str, Any]]]:
     turn = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
     calls = [call["function"] for call in messages[turn].get("tool_calls", [])]
     return {"messages": messages[:turn], "tools": conversation["tools"]}, calls
+
+
+def chat_beside_tools(rng: Random, split: str) -> Conversation:
+    """Tools are offered, but the user only chats or asks about flash_moe."""
+    conversation = (questions if rng.random() < 0.75 else chat)(rng, split)
+    offered = functions(rng, split, draw_actions(rng, split, _count(rng)))
+    return conversation | {"tools": tools_of(rng, offered)}

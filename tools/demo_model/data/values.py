@@ -15,14 +15,13 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from .splits import TRAIN, Words, pick
+from .splits import TRAIN, Words, belongs, pick
 from .text import listing, phrases, say
-from .words import pseudo_word, word
+from .words import WORDS, pseudo_word, word
 
 Value = tuple[Any, str]  # the argument, and how the user says it
-_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-_MONTHS = "January February March April May June July August September October November December".split()
-_DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday today tomorrow tonight".split())
+_NUMBERS = WORDS["numbers"].every
+_MONTHS = WORDS["months"].every
 _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 _TEXTS = phrases(
     "Lunch with {name}; Call {name}; call {name} back; buy {food}; buy {food} and {food2}; the {noun} is {adjective};"
@@ -87,6 +86,29 @@ def number(low: float, high: float, step: float) -> Kind:
         return value, str(value)
 
     return Kind({"type": "number"}, make)
+
+
+class Nested(Kind):
+    """An object of a few values."""
+
+    def __init__(self, parts: dict[str, Kind]) -> None:
+        self._parts, self.last = parts, True
+
+    def schema(self, rng: Random, split: str) -> dict[str, Any]:
+        properties: dict[str, Any] = {}
+        for label, part in self._parts.items():
+            if belongs(label, split) and rng.random() < 0.8:
+                properties[label] = part.schema(rng, split)
+            else:
+                properties[pseudo_word(rng, split)] = {**part.schema(rng, split), "description": label}
+        return {"type": "object", "properties": properties, "required": list(properties)}
+
+    def value(self, rng: Random, split: str, schema: dict[str, Any]) -> Value:
+        values, words = {}, []
+        for (label, part), (name, one) in zip(self._parts.items(), schema["properties"].items(), strict=True):
+            values[name], said = part.value(rng, split, one)
+            words.append(f"{label} {said}")
+        return values, listing(words)
 
 
 def _string(make: Callable[[Random, str], str], last: bool = False) -> Kind:
@@ -197,7 +219,7 @@ _KINDS = {
     "surnames": _string(_full_name),
     "id": _string(_id),
     "date": _string(_date),
-    "day": _string(lambda rng, split: pick(rng, _DAYS)),
+    "day": _string(lambda rng, split: pick(rng, WORDS["days"].every)),
     "time": _string(_time),
     "place": _string(_place),
     "email": _string(_email),
@@ -206,7 +228,7 @@ _KINDS = {
     "host": _string(_host),
     "topic": _string(_topic),
     "phone": _string(lambda rng, split: f"555-{_digits(rng, 4)}"),
-    "currency": _string(lambda rng, split: pick(rng, ("EUR", "USD", "GBP", "JPY", "SEK", "NOK", "CHF", "INR", "BRL"))),
+    "currency": _string(lambda rng, split: pick(rng, WORDS["currencies"].every)),
     "plate": _string(lambda rng, split: f"{pick(rng, _LETTERS)}{pick(rng, _LETTERS)} {_digits(rng, 4)}"),
     "version": _string(lambda rng, split: f"{int(rng.random() * 9)}.{int(rng.random() * 20)}"),
     "text": Kind({"type": "string"}, _quoted, last=True),

@@ -7,10 +7,6 @@ from random import Random
 
 from .splits import Words, belongs, pick
 
-_ONSETS = tuple("b d f g h j k l m n p r s t v w z b d f g k l m n p r s t v z br dr fl gl gr kr pl pr qu sk st th tr".split())
-_VOWELS = tuple("a e i o u a e i o u a e i o u ai ee io ou".split())
-_CODAS = ("",) * 12 + tuple("b d g k l m n p r s t x l m n r s nd rk lt".split())
-
 
 def _read() -> dict[str, Words]:
     lines = (Path(__file__).parent / "words.txt").read_text(encoding="utf-8").splitlines()
@@ -20,19 +16,24 @@ def _read() -> dict[str, Words]:
 WORDS = _read()
 
 
+def _syllable(rng: Random) -> str:
+    coda = pick(rng, WORDS["codas"].every) if rng.random() < 0.6 else ""
+    return pick(rng, WORDS["onsets"].every) + pick(rng, WORDS["vowels"].every) + coda
+
+
 def pseudo_word(rng: Random, split: str) -> str:
     """A pronounceable lower-case word of one to three syllables that means nothing: `zorvex`, `prandel`.
 
     The two splits never share one.
     """
     while True:
-        word = pick(rng, _ONSETS) + pick(rng, _VOWELS) + pick(rng, _CODAS)
-        if len(word) < 4 or rng.random() < 0.6:
-            word += pick(rng, _ONSETS) + pick(rng, _VOWELS) + pick(rng, _CODAS)
+        made = _syllable(rng)
+        if len(made) < 4 or rng.random() < 0.6:
+            made += _syllable(rng)
             if rng.random() < 0.25:
-                word += pick(rng, _ONSETS) + pick(rng, _VOWELS) + pick(rng, _CODAS)
-        if belongs(word, split):
-            return word
+                made += _syllable(rng)
+        if belongs(made, split):
+            return made
 
 
 def word(rng: Random, split: str, kind: str, pseudo: float = 0.2) -> str:
