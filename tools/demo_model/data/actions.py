@@ -150,7 +150,7 @@ def _attribute(rng: Random, split: str, noun: str) -> Slot:
     made_up = pseudo_word(rng, split) if rng.random() < 0.3 else None
     if shape < 0.32:
         name, values = made_up or word(rng, split, "attributes", 0), pick(rng, _NUMERIC)
-        wordings = (f"with a {name} of {{v}}", f"{name} {{v}}", f"with the {name} at {{v}}", f"with {name} {{v}}")
+        wordings = (f"with {a(name)} of {{v}}", f"{name} {{v}}", f"with the {name} at {{v}}", f"with {name} {{v}}")
     elif shape < 0.55:
         name, values = made_up or word(rng, split, "labels", 0), pick(rng, _TEXTUAL)
         wordings = (f"with the {name} {{v}}", f"{name} {{v}}", f"with {{v}} as the {name}", f"with {name} {{v}}")

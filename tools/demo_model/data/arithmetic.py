@@ -8,10 +8,11 @@ from random import Random
 from typing import Any
 
 from .actions import Action, Slot
+from .chat import system_messages
 from .functions import Naming
 from .splits import Words, pick
 from .text import phrase, phrases, read_table, say
-from .tool_calls import draw_actions, functions, system_messages
+from .tool_calls import draw_actions, functions
 from .values import kind
 from .words import word
 

@@ -7,12 +7,28 @@ from random import Random
 from typing import Any
 
 from .actions import Action, Slot
-from .splits import belongs, pick
+from .splits import TRAIN, belongs, pick
 from .text import capital, say
 from .values import Value
 from .words import pseudo_word
 
 _ROLES = ("lookup", "get", "run", "do", "call", "api", "tool", "task", "op", "find", "make", "set", "v2", "x", "exec")
+_FILLERS = (
+    "the",
+    "my",
+    "input",
+    "given",
+    "wanted",
+    "user",
+    "value",
+    "arg",
+    "param",
+    "field",
+    "data",
+    "info",
+    "in",
+    "p",
+)
 _STYLES = ("snake",) * 10 + ("camel",) * 4 + ("kebab", "dotted", "dotted", "pascal")
 
 
@@ -63,11 +79,15 @@ class Naming:
             rng.shuffle(slots)
         made_up = self._made_up and rng.random() < 0.6
         for slot, required in slots:
-            name = self._parameter_name(slot, made_up, {parameter.name for parameter in parameters})
-            schema = dict(slot.kind.schema(rng, self._split))
-            # A name that says nothing needs its description.
-            if made_up or self._described:
-                schema["description"] = say(rng, pick(rng, slot.descriptions))
+            name, says_nothing = self._parameter_name(slot, made_up, {parameter.name for parameter in parameters})
+            schema = slot.kind.schema(rng, self._split)
+            if says_nothing or self._described:
+                description = {"description": say(rng, pick(rng, slot.descriptions))}
+                schema = (
+                    {**schema, **description}
+                    if rng.random() < 0.7
+                    else {"type": schema["type"], **description, **schema}
+                )
             parameters.append(Parameter(name, slot, required, schema))
         name = self._function_name(action)
         properties: dict[str, Any] = {"type": "object", "properties": {p.name: p.schema for p in parameters}}
@@ -84,30 +104,28 @@ class Naming:
         rng, split = self._rng, self._split
         made_up = self._made_up
         while True:
-            if not made_up and (found := action.names.name(rng, split)):
-                words = found.split("_")
-            else:
-                words = [pseudo_word(rng, split)]
-                if rng.random() < 0.45:
-                    other = pick(rng, _ROLES) if rng.random() < 0.7 else pseudo_word(rng, split)
-                    words.insert(rng.random() < 0.6, other)
+            words = [pseudo_word(rng, split)] if made_up else pick(rng, action.names.every).split("_")
+            if rng.random() < (0.45 if made_up else 0.1 if split == TRAIN else 0.8):
+                words.insert(int(rng.random() * 2) * len(words), pick(rng, _ROLES))
+            elif made_up and rng.random() < 0.2:
+                words.append(pseudo_word(rng, split))
             name = styled(words, self._style, action.domain)
             if belongs(name, split):
                 return name
-            made_up = made_up or rng.random() < 0.3  # with a prefix, all names of an action may be of the other split
 
-    def _parameter_name(self, slot: Slot, made_up: bool, taken: set[str]) -> str:
+    def _parameter_name(self, slot: Slot, made_up: bool, taken: set[str]) -> tuple[str, bool]:
+        """A name that is not taken, and whether it is made up and says nothing."""
         rng, split = self._rng, self._split
         style = self._style if self._style in ("camel", "kebab") else "snake"
         while True:
-            found = None if made_up else slot.names.name(rng, split)
-            # The first name is the usual one.
-            if found and rng.random() < 0.3 and belongs(slot.names.every[0], split):
-                found = slot.names.every[0]
-            name = styled((found or pseudo_word(rng, split)).split("_"), style)
-            if name not in taken:
-                return name
-            made_up = True
+            usual, *others = slot.names.every
+            found = pseudo_word(rng, split) if made_up else usual if rng.random() < 0.3 else pick(rng, others)
+            words = found.split("_")
+            if not made_up and rng.random() < (0.05 if split == TRAIN else 0.8):
+                words.insert(int(rng.random() * 2) * len(words), pick(rng, _FILLERS))
+            name = styled(words, style)
+            if name not in taken and belongs(name, split):
+                return name, made_up
 
 
 def styled(words: list[str], style: str, domain: str = "") -> str:

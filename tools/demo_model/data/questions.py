@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from .chat import system_messages
 from .splits import belongs, pick
 from .text import Phrase, phrase, phrases, read_table, say
 from .values import text
@@ -117,7 +118,12 @@ def _answer(rng: Random, fact: Fact) -> str:
 class _Dialogue:
     def __init__(self, rng: Random) -> None:
         self.thinking = rng.random() < 0.15
-        self.messages: list[dict[str, Any]] = []
+        self.messages = system_messages(rng, 0.08)
+        self._said = len(self.messages)
+
+    @property
+    def turns(self) -> int:
+        return (len(self.messages) - self._said) // 2
 
     def turn(self, user: str, assistant: str, thought: str) -> None:
         self.messages.append({"role": "user", "content": user})
@@ -134,7 +140,7 @@ def questions(rng: Random, split: str) -> dict[str, Any]:
     dialogue.turn(ask(rng, split, fact), _answer(rng, fact), _thought(fact))
     turns = pick(rng, (1, 1, 1, 2, 2, 3, 4))
     shortened = explained = False
-    while len(dialogue.messages) < 2 * turns:
+    while dialogue.turns < turns:
         roll = rng.random()
         if roll < 0.25 and not shortened:
             dialogue.turn(say(rng, pick(rng, _SHORTER)), fact.short, pick(rng, _SHORT_THOUGHTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -31,12 +32,20 @@ _ASK = phrases(
 )
 _ASK_TWO = phrases("I need the {label} and the {label2} for that.; Please tell me the {label} and the {label2}.")
 _IDS = kind("id")
+_COMPUTED: dict[str, Callable[[list[int]], Any]] = {
+    "average": lambda numbers: round(sum(numbers) / len(numbers), 2),
+    "largest": max,
+    "sorted": sorted,
+}
 
 
-def tool_response(rng: Random, split: str, action: Action) -> dict[str, Any]:
-    """What the action's tool returns when it works."""
+def tool_response(rng: Random, split: str, request: Request) -> dict[str, Any]:
+    """What the tool returns when it works."""
+    action = request.function.action
     if action.results:
         values = result_values(rng, split, action)
+        for name in values.keys() & _COMPUTED.keys():
+            values[name] = _COMPUTED[name](next(iter(request.arguments.values())))
         return values if rng.random() < 0.8 else {"status": "ok", **values}
     shape = rng.random()
     if shape < 0.3:
@@ -70,6 +79,8 @@ def answer(rng: Random, request: Request, response: dict[str, Any]) -> str:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return listing([str(item) for item in value]) if isinstance(value, list) else str(value)
 
 

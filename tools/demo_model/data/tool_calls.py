@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from .actions import ACTIONS, DOMAINS, SLOTS, Action, Slot, compose, compose_getter, thing, verb_group
-from .chat import chat
+from .chat import chat, system_messages
 from .functions import Function, Naming
 from .questions import questions
 from .replies import (
@@ -27,21 +27,9 @@ from .text import a, capital, phrases, say
 from .values import kind
 
 Conversation = dict[str, Any]
-_SYSTEM = phrases(
-    "You are a helpful assistant.; You are a [careful|friendly|concise] assistant.; Answer briefly.; Be [brief|short|polite].;"
-    "Use the tools when they help.; You [help|assist] with everyday tasks.; Today is 2027-0{d}-1{d}."
-)
 _ALSO = ("Also, {c}.", "And {c}.", "Then {c}.", "Then also {c}, please.", "After that, {c}.")
 _THANKS = phrases("Thanks!; Thank you.; [Great|Perfect], thanks.; ok thanks")
 _WELCOME = phrases("You are welcome!; [My pleasure|Any time|Glad to help].; You're welcome.")
-
-
-def system_messages(rng: Random, share: float = 0.25) -> list[dict[str, Any]]:
-    """A short system message, in ``share`` of all cases."""
-    if rng.random() >= share:
-        return []
-    text = say(rng, pick(rng, _SYSTEM)).format(d=1 + int(rng.random() * 9))
-    return [{"role": "system", "content": text}]
 
 
 def draw_actions(rng: Random, split: str, count: int) -> list[Action]:
@@ -126,7 +114,7 @@ class _Dialogue:
         answers = []
         for one in requests:
             fails = self.rng.random() < 0.1
-            response = error_response(self.rng) if fails else tool_response(self.rng, self.split, one.function.action)
+            response = error_response(self.rng) if fails else tool_response(self.rng, self.split, one)
             self.tool(response)
             answers.append(answer(self.rng, one, response))
         self.assistant(" ".join(answers), thought_before_answer(self.rng))

@@ -211,6 +211,10 @@ def _topic(rng: Random, split: str) -> str:
     return word(rng, split, "topics").replace("_", " ")
 
 
+def _foreign(rng: Random, split: str) -> str:
+    return " ".join([pseudo_word(rng, split) for _ in range(2 + int(rng.random() * 3))])
+
+
 _KINDS = {
     **{name: _words(name) for name in ("cities", "countries", "foods", "dishes", "plants", "products", "colors")},
     **{name: _words(name) for name in ("hobbies", "nouns")},
@@ -227,6 +231,8 @@ _KINDS = {
     "folder": _string(_folder),
     "host": _string(_host),
     "topic": _string(_topic),
+    "foreign": _string(_foreign),
+    "meaning": _string(lambda rng, split: f"{word(rng, split, 'adjectives')} {word(rng, split, 'nouns')}"),
     "phone": _string(lambda rng, split: f"555-{_digits(rng, 4)}"),
     "currency": _string(lambda rng, split: pick(rng, WORDS["currencies"].every)),
     "plate": _string(lambda rng, split: f"{pick(rng, _LETTERS)}{pick(rng, _LETTERS)} {_digits(rng, 4)}"),
