@@ -10,25 +10,9 @@ from .actions import Action, Slot
 from .splits import TRAIN, belongs, pick
 from .text import capital, say
 from .values import Value
-from .words import pseudo_word
+from .words import WORDS, pseudo_word
 
-_ROLES = ("lookup", "get", "run", "do", "call", "api", "tool", "task", "op", "find", "make", "set", "v2", "x", "exec")
-_FILLERS = (
-    "the",
-    "my",
-    "input",
-    "given",
-    "wanted",
-    "user",
-    "value",
-    "arg",
-    "param",
-    "field",
-    "data",
-    "info",
-    "in",
-    "p",
-)
+_ROLES, _FILLERS = WORDS["roles"].every, WORDS["fillers"].every
 _STYLES = ("snake",) * 10 + ("camel",) * 4 + ("kebab", "dotted", "dotted", "pascal")
 
 
@@ -105,7 +89,7 @@ class Naming:
         made_up = self._made_up
         while True:
             words = [pseudo_word(rng, split)] if made_up else pick(rng, action.names.every).split("_")
-            if rng.random() < (0.45 if made_up else 0.1 if split == TRAIN else 0.8):
+            if rng.random() < (0.45 if made_up else 0.1 if split == TRAIN else 0.5):
                 words.insert(int(rng.random() * 2) * len(words), pick(rng, _ROLES))
             elif made_up and rng.random() < 0.2:
                 words.append(pseudo_word(rng, split))
@@ -121,7 +105,7 @@ class Naming:
             usual, *others = slot.names.every
             found = pseudo_word(rng, split) if made_up else usual if rng.random() < 0.3 else pick(rng, others)
             words = found.split("_")
-            if not made_up and rng.random() < (0.05 if split == TRAIN else 0.8):
+            if not made_up and rng.random() < (0.05 if split == TRAIN else 0.5):
                 words.insert(int(rng.random() * 2) * len(words), pick(rng, _FILLERS))
             name = styled(words, style)
             if name not in taken and belongs(name, split):

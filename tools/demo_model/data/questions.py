@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,7 +27,9 @@ _WHY = phrases("[Why|Why so|But why|How so|Why is that]?; Why?; why?; Can you ex
 _AGAIN = phrases(
     "[Can you say that again|Say that again|Explain it differently|Can you rephrase that]?; Sorry, once more?"
 )
-_FIRST = ("And another question: {q}", "Okay. {q}", "Thanks. {q}", "I see. {q}", "And {q}", "{q}", "{q}", "Next: {q}")
+_FURTHER = phrases(
+    "And another question: {l}; Okay. {q}; Thanks. {q}; I see. {q}; And {l}; Next: {l}; [Good|Great]. {q}; Now, {l}; Then {l}"
+)
 _OUTSIDE = phrases(
     "[Sorry|I am sorry], I do not know that. I only know about flash_moe and how to call tools.;"
     "That is outside what I know: I am a small demo model for flash_moe and tool calls.;"
@@ -81,33 +83,37 @@ _ASKING = ("how", "why", "what", "which", "who", "when", "where", "does", "do", 
            "must", "was", "were", "has")  # fmt: skip
 
 
-def _asked(rng: Random, compiled: Phrase) -> str:
-    """A question in one of its many wordings."""
+def _asked(rng: Random, compiled: Phrase, frames: tuple[Phrase, ...], framed: float) -> str:
+    """A question in one of its many wordings, with probability ``framed`` inside a longer message."""
     question = say(rng, compiled)
     is_question = question.partition(" ")[0].lower() in _ASKING
+    if rng.random() < framed:
+        question += "?" if is_question else "."
+        lower = question[0].lower() + question[1:] if is_question else question
+        return say(rng, pick(rng, frames)).format(q=question, l=lower)
     roll = rng.random()
-    if roll < 0.5:
-        return question + ("?" if is_question else pick(rng, (".", "", "", "!")))
-    if roll < 0.62:
+    if roll < 0.18:
         return question.lower() + pick(rng, ("?", "", ""))
-    if roll < 0.68:
+    if roll < 0.27:
         return question + pick(rng, ("", "??", " ?"))
-    question += "?" if is_question else "."
-    lower = question[0].lower() + question[1:] if is_question else question
-    return say(rng, pick(rng, _POLITE)).format(q=question, l=lower)
+    return question + ("?" if is_question else pick(rng, (".", "", "", "!")))
 
 
-def _split_wording(rng: Random, split: str, compiled: Callable[[], Phrase]) -> str:
-    """A wording that belongs to ``split``."""
+def ask(rng: Random, split: str, choices: Sequence[Phrase]) -> str:
+    """A wording of one of several questions; none is in both splits."""
     while True:
-        question = _asked(rng, compiled())
+        question = _asked(rng, pick(rng, choices), _POLITE, 0.32)
         if belongs(question, split):
             return question
 
 
-def ask(rng: Random, split: str, fact: Fact) -> str:
-    """A question about a fact; no wording is in both splits."""
-    return _split_wording(rng, split, lambda: pick(rng, fact.questions))
+def _next(rng: Random, split: str, fact: Fact) -> tuple[Fact, str]:
+    """Another fact, mostly of the same section, and a question about it that goes on with the conversation."""
+    while True:
+        other = pick(rng, _SECTIONS[fact.section] if rng.random() < 0.7 else FACTS)
+        question = _asked(rng, pick(rng, other.questions), _FURTHER, 0.75)
+        if belongs(question, split):
+            return other, question
 
 
 def _answer(rng: Random, fact: Fact) -> str:
@@ -137,7 +143,7 @@ def questions(rng: Random, split: str) -> dict[str, Any]:
     """One to four questions, with follow-ups such as "Why?" and "Shorter, please."."""
     fact = pick(rng, FACTS)
     dialogue = _Dialogue(rng)
-    dialogue.turn(ask(rng, split, fact), _answer(rng, fact), _thought(fact))
+    dialogue.turn(ask(rng, split, fact.questions), _answer(rng, fact), _thought(fact))
     turns = pick(rng, (1, 1, 1, 2, 2, 3, 4))
     shortened = explained = False
     while dialogue.turns < turns:
@@ -154,8 +160,7 @@ def questions(rng: Random, split: str) -> dict[str, Any]:
             dialogue.turn(say(rng, pick(rng, _AGAIN)), other, "I say it in other words.")
             shortened = explained = True
         elif roll >= 0.6:
-            fact = pick(rng, _SECTIONS[fact.section] if rng.random() < 0.7 else FACTS)
-            question = pick(rng, _FIRST).format(q=ask(rng, split, fact))
+            fact, question = _next(rng, split, fact)
             dialogue.turn(question, _answer(rng, fact), _thought(fact))
             shortened = explained = False
     return {"messages": dialogue.messages, "tools": None, "enable_thinking": dialogue.thinking}
@@ -164,7 +169,7 @@ def questions(rng: Random, split: str) -> dict[str, Any]:
 def outside(rng: Random, split: str) -> dict[str, Any]:
     """A question that the demo model cannot answer, and an honest reply."""
     dialogue = _Dialogue(rng)
-    question = _split_wording(rng, split, lambda: pick(rng, _OUTSIDE_QUESTIONS)).format(
+    question = ask(rng, split, _OUTSIDE_QUESTIONS).format(
         country=word(rng, split, "countries"), city=word(rng, split, "cities"), city2=word(rng, split, "cities"),
         dish=word(rng, split, "dishes"), plant=word(rng, split, "plants"), food=word(rng, split, "foods"),
         topic=word(rng, split, "topics").replace("_", " "), language=word(rng, split, "languages"),

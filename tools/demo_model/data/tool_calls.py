@@ -6,8 +6,9 @@ import json
 from random import Random
 from typing import Any
 
-from .actions import ACTIONS, DOMAINS, SLOTS, Action, Slot, compose, compose_getter, thing, verb_group
+from .actions import ACTIONS, DOMAINS, SLOTS, Action, Slot
 from .chat import chat, system_messages
+from .composed import compose, compose_getter, thing, verb_group
 from .functions import Function, Naming
 from .questions import questions
 from .replies import (
@@ -152,9 +153,6 @@ def two_calls(rng: Random, split: str) -> Conversation:
     while True:
         second = request(rng, split, offered[0] if len(offered) < 2 or rng.random() < 0.35 else offered[1])
         if not second.is_question and not second.details:
-            break
-        if not second.function.action.asks:
-            second = first
             break
     text = first.text(rng)
     text += "" if text[-1] in ".?!" else "."
