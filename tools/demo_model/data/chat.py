@@ -1,0 +1,39 @@
+"""Short chat: greetings, thanks, and requests that need nothing but the message itself."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from .splits import pick
+from .text import phrase, phrases, read_table, say
+from .values import text
+from .words import word
+
+_SYSTEM = phrases(
+    "You are a helpful assistant.; You are a [careful|friendly|concise] assistant.; Answer briefly.; Be [brief|short|polite].;"
+    "Use the tools when they help.; You [help|assist] with everyday tasks.; Today is 2027-0{d}-1{d}."
+)
+_EXCHANGES = [(phrase(user), phrase(assistant)) for _, (user, assistant) in read_table("chat.txt")]
+
+
+def system_messages(rng: Random, share: float = 0.25) -> list[dict[str, Any]]:
+    """A short system message, in ``share`` of all cases."""
+    if rng.random() >= share:
+        return []
+    text = say(rng, pick(rng, _SYSTEM)).format(d=1 + int(rng.random() * 9))
+    return [{"role": "system", "content": text}]
+
+
+def chat(rng: Random, split: str) -> dict[str, Any]:
+    """One or two short exchanges."""
+    small = int(rng.random() * 900)
+    fields = {
+        "text": text(rng, split), "name": word(rng, split, "names"), "small": small,
+        "large": small + 1 + int(rng.random() * 90),
+    }  # fmt: skip
+    messages = system_messages(rng, 0.1)
+    for user, assistant in rng.sample(_EXCHANGES, 1 if rng.random() < 0.7 else 2):
+        messages.append({"role": "user", "content": say(rng, user).format(**fields)})
+        messages.append({"role": "assistant", "content": say(rng, assistant).format(**fields)})
+    return {"messages": messages, "tools": None, "enable_thinking": False}

@@ -1,0 +1,183 @@
+"""Questions about flash_moe, about running large Mixture-of-Experts models, and about the demo model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from .chat import system_messages
+from .splits import belongs, pick
+from .text import Phrase, phrase, phrases, read_table, say
+from .values import text
+from .words import word
+
+_POLITE = phrases(
+    "[Hi|Hello|Hey]! {q}; [Hi|Hello|Hey], {l}; Please tell me: {l}; [Quick|One] question: {l}; Tell me, {l}; I wonder: {l};"
+    "[Sorry, |]{l} Thanks!; I am new here. {q}; Can you tell me: {l}; Another question. {q}; {q} Please explain.;"
+    "Just curious: {l}; I have a question. {q}; [So|And|Okay], {l}; Good [morning|evening]! {q}; {q} Thank you!"
+)
+_SHORTER = phrases(
+    "[Can|Could] you say that shorter?; [Shorter|Briefly|In short], please.; In one [sentence|line]?; Too long.; tl;dr"
+    "; [Say|Put] it in [fewer|a few] words.; Can you be brief?; What is the short answer?"
+)
+_WHY = phrases("[Why|Why so|But why|How so|Why is that]?; Why?; why?; Can you explain why?; What is the reason?")
+_AGAIN = phrases(
+    "[Can you say that again|Say that again|Explain it differently|Can you rephrase that]?; Sorry, once more?"
+)
+_FURTHER = phrases(
+    "And another question: {l}; Okay. {q}; Thanks. {q}; I see. {q}; And {l}; Next: {l}; [Good|Great]. {q}; Now, {l}; Then {l}"
+)
+_OUTSIDE = phrases(
+    "[Sorry|I am sorry], I do not know that. I only know about flash_moe and how to call tools.;"
+    "That is outside what I know: I am a small demo model for flash_moe and tool calls.;"
+    "I cannot answer that. Ask me about [flash_moe|running large models], or give me a tool that can help.;"
+    "I only know flash_moe and tools, so I would be guessing. A larger model can tell you."
+)
+_SHORT_THOUGHTS = ("The user wants it shorter.", "I give the short answer.")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Questions with the same answer.
+
+    Attributes:
+        section: facts of one section follow each other in conversations.
+        short: the answer in a few words. why: the reason, or empty.
+    """
+
+    section: str
+    questions: tuple[Phrase, ...]
+    answers: tuple[str, ...]
+    short: str
+    why: str
+
+
+def _read_facts() -> list[Fact]:
+    facts, section = [], ""
+    for line in (Path(__file__).parent / "facts.txt").read_text(encoding="utf-8").splitlines():
+        mark, _, rest = line.partition(" ")
+        if mark == "#":
+            section = rest
+        elif mark == "?":
+            facts.append({"section": section, "questions": rest, "answers": [], "short": "", "why": ""})
+        elif mark == "=":
+            facts[-1]["answers"].append(rest)
+        else:
+            facts[-1][{"-": "short", "!": "why"}[mark]] = rest
+    return [
+        Fact(
+            fact["section"], tuple(phrase(one) for one in fact["questions"].split(" / ")), tuple(fact["answers"]),
+            fact["short"], fact["why"],
+        )
+        for fact in facts
+    ]  # fmt: skip
+
+
+FACTS = _read_facts()
+_SECTIONS = {name: [fact for fact in FACTS if fact.section == name] for name in {fact.section for fact in FACTS}}
+_OUTSIDE_QUESTIONS = tuple(phrase(row[0]) for _, row in read_table("outside.txt"))
+_ASKING = ("how", "why", "what", "which", "who", "when", "where", "does", "do", "is", "are", "can", "may", "should",
+           "must", "was", "were", "has")  # fmt: skip
+
+
+def _asked(rng: Random, compiled: Phrase, frames: tuple[Phrase, ...], framed: float) -> str:
+    """A question in one of its many wordings, with probability ``framed`` inside a longer message."""
+    question = say(rng, compiled)
+    is_question = question.partition(" ")[0].lower() in _ASKING
+    if rng.random() < framed:
+        question += "?" if is_question else "."
+        lower = question[0].lower() + question[1:] if is_question else question
+        return say(rng, pick(rng, frames)).format(q=question, l=lower)
+    roll = rng.random()
+    if roll < 0.18:
+        return question.lower() + pick(rng, ("?", "", ""))
+    if roll < 0.27:
+        return question + pick(rng, ("", "??", " ?"))
+    return question + ("?" if is_question else pick(rng, (".", "", "", "!")))
+
+
+def ask(rng: Random, split: str, choices: Sequence[Phrase]) -> str:
+    """A wording of one of several questions; none is in both splits."""
+    while True:
+        question = _asked(rng, pick(rng, choices), _POLITE, 0.32)
+        if belongs(question, split):
+            return question
+
+
+def _next(rng: Random, split: str, fact: Fact) -> tuple[Fact, str]:
+    """Another fact, mostly of the same section, and a question about it that goes on with the conversation."""
+    while True:
+        other = pick(rng, _SECTIONS[fact.section] if rng.random() < 0.7 else FACTS)
+        question = _asked(rng, pick(rng, other.questions), _FURTHER, 0.75)
+        if belongs(question, split):
+            return other, question
+
+
+def _answer(rng: Random, fact: Fact) -> str:
+    said = pick(rng, fact.answers)
+    return f"{said} {fact.why}" if fact.why and rng.random() < 0.2 else said
+
+
+class _Dialogue:
+    def __init__(self, rng: Random) -> None:
+        self.thinking = rng.random() < 0.15
+        self.messages = system_messages(rng, 0.08)
+        self._said = len(self.messages)
+
+    @property
+    def turns(self) -> int:
+        return (len(self.messages) - self._said) // 2
+
+    def turn(self, user: str, assistant: str, thought: str) -> None:
+        self.messages.append({"role": "user", "content": user})
+        message = {"role": "assistant", "content": assistant}
+        if self.thinking:
+            message["reasoning_content"] = thought
+        self.messages.append(message)
+
+
+def questions(rng: Random, split: str) -> dict[str, Any]:
+    """One to four questions, with follow-ups such as "Why?" and "Shorter, please."."""
+    fact = pick(rng, FACTS)
+    dialogue = _Dialogue(rng)
+    dialogue.turn(ask(rng, split, fact.questions), _answer(rng, fact), _thought(fact))
+    turns = pick(rng, (1, 1, 1, 2, 2, 3, 4))
+    shortened = explained = False
+    while dialogue.turns < turns:
+        roll = rng.random()
+        if roll < 0.25 and not shortened:
+            dialogue.turn(say(rng, pick(rng, _SHORTER)), fact.short, pick(rng, _SHORT_THOUGHTS))
+            shortened = True
+        elif roll < 0.5 and fact.why and not explained and fact.why not in dialogue.messages[-1]["content"]:
+            dialogue.turn(say(rng, pick(rng, _WHY)), fact.why, "The user asks for the reason.")
+            explained = True
+        elif roll < 0.6 and not shortened and not explained:
+            said = dialogue.messages[-1]["content"]
+            other = pick(rng, [one for one in fact.answers if not said.startswith(one)])
+            dialogue.turn(say(rng, pick(rng, _AGAIN)), other, "I say it in other words.")
+            shortened = explained = True
+        elif roll >= 0.6:
+            fact, question = _next(rng, split, fact)
+            dialogue.turn(question, _answer(rng, fact), _thought(fact))
+            shortened = explained = False
+    return {"messages": dialogue.messages, "tools": None, "enable_thinking": dialogue.thinking}
+
+
+def outside(rng: Random, split: str) -> dict[str, Any]:
+    """A question that the demo model cannot answer, and an honest reply."""
+    dialogue = _Dialogue(rng)
+    question = ask(rng, split, _OUTSIDE_QUESTIONS).format(
+        country=word(rng, split, "countries"), city=word(rng, split, "cities"), city2=word(rng, split, "cities"),
+        dish=word(rng, split, "dishes"), plant=word(rng, split, "plants"), food=word(rng, split, "foods"),
+        topic=word(rng, split, "topics").replace("_", " "), language=word(rng, split, "languages"),
+        text=text(rng, split),
+    )  # fmt: skip
+    dialogue.turn(question, say(rng, pick(rng, _OUTSIDE)), "This is not about flash_moe, and I have no tool for it.")
+    return {"messages": dialogue.messages, "tools": None, "enable_thinking": dialogue.thinking}
+
+
+def _thought(fact: Fact) -> str:
+    return f"The user asks about flash_moe or large models. In short: {fact.short}"
