@@ -1,4 +1,4 @@
-"""The demo model: a Qwen3.5-MoE language model of 15 million parameters.
+"""The demo model: a Qwen3.5-MoE language model of 18 million parameters.
 
 Of the family it keeps everything but the size: three Gated DeltaNet layers, then one of full attention, top-10 routing
 with renormalised weights, one shared expert. Rows of all large matrices are multiples of 64 long, so that each can be
@@ -30,7 +30,7 @@ def config(**changes: Any) -> Qwen3_5MoeTextConfig:
         "linear_key_head_dim": 64,
         "linear_value_head_dim": 64,
         "linear_conv_kernel_dim": 4,
-        "num_experts": 24,  # 32 would take the bf16 and packed forms together beyond 40 MB
+        "num_experts": 32,
         "num_experts_per_tok": 10,
         "moe_intermediate_size": 64,
         "shared_expert_intermediate_size": 64,
