@@ -1,18 +1,14 @@
-// y_m = x · W_mᵀ for a few tokens and one or several matrices, affinely quantised alike.
+// y = x · Wᵀ for a few tokens, W affinely quantised.
 //
-// x          T  [TOKENS, IN]
-// WEIGHT(m)  u32 [ROWS_OF(m), IN * BITS / 32]: generated, as the following are
-// SCALES(m)  S  [ROWS_OF(m), IN / GROUP], BIASES(m) the same; S is any float type
-// OUTPUT(m)  T  [TOKENS, ROWS_OF(m)]
+// x        T  [TOKENS, IN]
+// w        u32 [OUT, IN * BITS / 32]
+// scales   S  [OUT, IN / GROUP], biases the same; S is any float type
+// y        T  [TOKENS, OUT]
 //
-// Matrix m = MATRIX(threadgroup) has the threadgroups from FIRST(m) on. LANES lanes share a set of ROWS rows, so a
-// simdgroup has 32 / LANES sets.
+// LANES lanes share a set of ROWS rows, so a simdgroup has 32 / LANES sets.
 constexpr uint SETS = 32 / LANES, BLOCKS = IN / 32;
-const uint tg = threadgroup_position_in_grid.x;
-const uint m = MATRIX(tg);
-const uint out = ROWS_OF(m);
 const uint lane = thread_index_in_simdgroup % LANES;
-const uint simdgroup = (tg - FIRST(m)) * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup;
+const uint simdgroup = threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup;
 const uint row0 = (simdgroup * SETS + thread_index_in_simdgroup / LANES) * ROWS;
 
 uint rows[ROWS];
@@ -20,7 +16,7 @@ float sums[ROWS * TOKENS];
 #pragma unroll
 for (int r = 0; r < ROWS; r++) {
   // a row past the end is read as the last one and not written: all lanes stay together
-  rows[r] = metal::min(row0 + r, out - 1);
+  rows[r] = metal::min(row0 + r, uint(OUT - 1));
 }
 #pragma unroll
 for (int i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0f;
@@ -30,12 +26,12 @@ for (uint block = lane; block < BLOCKS; block += LANES) {
   uint packed[ROWS * BITS];
   float scale[ROWS], bias[ROWS];
 #pragma unroll
-  for (int r = 0; r < ROWS; r++) load_block<BITS>(WEIGHT(m) + size_t(rows[r] * BLOCKS + block) * BITS, packed + r * BITS);
+  for (int r = 0; r < ROWS; r++) load_block<BITS>(w + size_t(rows[r] * BLOCKS + block) * BITS, packed + r * BITS);
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     const uint group = rows[r] * (IN / GROUP) + block / (GROUP / 32);
-    scale[r] = float(SCALES(m)[group]);
-    bias[r] = float(BIASES(m)[group]);
+    scale[r] = float(scales[group]);
+    bias[r] = float(biases[group]);
   }
 
   float dots[ROWS * TOKENS], x_sums[TOKENS];
@@ -72,6 +68,6 @@ for (int r = 0; r < ROWS; r++) {
 #pragma unroll
   for (int t = 0; t < TOKENS; t++) {
     const float total = sum_lanes<LANES>(sums[r * TOKENS + t]);
-    if (lane == 0 && row0 + r < out) OUTPUT(m)[t * out + row0 + r] = T(total);
+    if (lane == 0 && row0 + r < uint(OUT)) y[t * OUT + row0 + r] = T(total);
   }
 }

@@ -20,7 +20,7 @@ from flash_moe.ops.delta_net_step import delta_net_step_kernel
 from flash_moe.ops.expert_kernels import experts_for_token
 from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
-from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, Matrix, quantized_matvecs
+from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.ops.router_kernel import route
 from flash_moe.record import Quantization
 
@@ -100,8 +100,7 @@ def launch_all() -> None:
     """Every kernel at least once, with each dtype, form and bit width."""
     for bits, (dtype, form) in zip((2, 3, 4, 5, 6, 8), [(d, f) for d in DTYPES for f in (FUSED, HOISTED)], strict=True):
         weight = mx.quantize(mx.zeros((64, 256)), bits=bits, group_size=64)
-        x = mx.zeros((bits, 256), dtype=DTYPES[dtype])
-        quantized_matvecs(x, [Matrix(*weight, Quantization(bits, 64))] * (bits - 1), form=form)
+        quantized_matvec(mx.zeros((bits, 256), dtype=DTYPES[dtype]), *weight, Quantization(bits, 64), form=form)
     rng = np.random.RandomState(0)
     records, layout, _ = make_records(2, FORMATS["mixed"], "BF16", rng)
     x = mx.zeros((1, 128), dtype=mx.bfloat16)

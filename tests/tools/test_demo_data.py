@@ -20,7 +20,7 @@ from demo_model.render import encode, pieces, render
 from flash_moe.errors import TokenizerError
 from flash_moe.text import Tokenizer
 
-EVALUATION = Path(__file__).parents[2] / "demo" / "eval"
+EVALUATION = Path(__file__).parents[2] / "models" / "eval"
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
 FIRST_QUESTION = "Why can a laptop run a model that is larger than its memory?"
 

@@ -1,6 +1,6 @@
 """Writes the demo model's held-out data, made of names and wordings that training never sees.
 
-    PYTHONPATH=tools python -m demo_model.held_out demo/eval
+    PYTHONPATH=tools python -m demo_model.held_out models/eval
 
 `tool_calls.jsonl`: 500 prompts, each with the calls that are right (none where no tool fits).
 `conversations.jsonl`: 300 conversations of all kinds, for perplexity.

@@ -1,6 +1,6 @@
 """Greedy answers of a trained model to tool-call prompts, and the share that is right.
 
-    PYTHONPATH=tools python -m demo_model.sample RUN/checkpoint.pt demo/eval/tool_calls.jsonl --tokenizer FOLDER
+    PYTHONPATH=tools python -m demo_model.sample RUN/checkpoint.pt models/eval/tool_calls.jsonl --tokenizer FOLDER
 
 Each line of the file holds "messages", "tools" and the expected "calls" (none when no tool fits). Without a KV cache:
 every token runs the whole batch again, which is simple, right for recurrent layers, and on a large GPU fast enough.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import accumulate
 
 import mlx.core as mx
 from mlx import nn
 
-from ..ops.dispatch import use_kernel
-from ..ops.linear import linear, linears
-from ..ops.quantized_matvec import Matrix
+from ..ops.dispatch import on_gpu
+from ..ops.linear import linear
 from ..record import Quantization
 
-_JOIN_BYTES = 8 << 20  # above this a product takes longer than starting it
+_JOIN_BYTES = 8 << 20  # on the CPU: above this a product takes longer than starting it, and copying takes long, too
 
 
 class Linear(nn.Module):
@@ -36,21 +36,12 @@ class Linear(nn.Module):
         self.quantization = quantization
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.biased(linear(x, *self.matrix))
-
-    @property
-    def matrix(self) -> Matrix:
-        return Matrix(self.weight, self.scales, self.biases, self.quantization)
-
-    def biased(self, y: mx.array) -> mx.array:
-        """The product with the bias, if there is one."""
+        y = linear(x, self.weight, self.scales, self.biases, self.quantization)
         return y if self.bias is None else y + self.bias
 
 
 class Linears(nn.Module):
-    """Several linear layers of the same input; neighbours that are stored alike are multiplied together.
-
-    By one launch of a kernel where there is one, else as one matrix, if they are small enough to be copied into one.
+    """Several linear layers of the same input; neighbours that are stored alike are multiplied as one matrix.
 
     Shape:
         x: [T, in] to one [T, out_i] per layer.
@@ -66,21 +57,20 @@ class Linears(nn.Module):
 
     def __call__(self, x: mx.array) -> list[mx.array]:
         outputs: list[mx.array] = []
-        products = linears(x, [layer.matrix for layer in self.groups])
-        for layer, ends, product in zip(self.groups, self._ends, products, strict=True):
-            y = layer.biased(product)
+        for layer, ends in zip(self.groups, self._ends, strict=True):
+            y = layer(x)
             outputs += [y] if len(ends) == 1 else mx.split(y, ends[:-1], axis=-1)
         return outputs
 
 
 def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
     """Neighbours to join: stored alike, and not so large that copying them costs more than it saves."""
+    limit = sys.maxsize if on_gpu() else _JOIN_BYTES
     groups: list[list[Linear]] = []
     for layer in layers:
         last = groups[-1] if groups else []
         alike = last and _storage(last[0]) == _storage(layer)
-        in_one_launch = layer.quantization is not None and use_kernel("quantized_matvec")
-        if alike and not in_one_launch and sum(member.weight.nbytes for member in [*last, layer]) <= _JOIN_BYTES:
+        if alike and sum(member.weight.nbytes for member in [*last, layer]) <= limit:
             last.append(layer)
         else:
             groups.append([layer])

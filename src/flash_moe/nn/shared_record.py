@@ -28,26 +28,27 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
     views, quantization = {}, {}
     for name, projection in layout.projections:
         shape = intermediate_size, layout.hidden_size
-        matrix = weights.linear(name, *(shape[::-1] if name == "down_proj" else shape)).matrix
-        if projection.quantization is None or matrix.quantization != projection.quantization:
+        stored = weights.linear(name, *(shape[::-1] if name == "down_proj" else shape))
+        if projection.quantization is None or stored.quantization != projection.quantization:
             return None
+        arrays = (stored.weight, stored.scales, stored.biases)
         quantization[name] = projection.quantization
-        for kind, part, array in zip(("weight", "scales", "biases"), projection.parts, matrix[:3], strict=True):
+        for kind, part, array in zip(("weight", "scales", "biases"), projection.parts, arrays, strict=True):
             assert array is not None
-            stored = array.astype(_DTYPES[part.dtype])
-            if stored.dtype != array.dtype and not mx.array_equal(stored.astype(array.dtype), array):
+            cast = array.astype(_DTYPES[part.dtype])
+            if cast.dtype != array.dtype and not mx.array_equal(cast.astype(array.dtype), array):
                 return None  # scales of more digits than the records have
-            pieces += [_words(stored), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
+            pieces += [_words(cast), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
             views[f"{name}.{kind}"] = (part, array.dtype)
     record = mx.concatenate(pieces)
-    arrays = {
+    parts = {
         name: record[part.offset // 4 : (part.offset + part.nbytes) // 4]
         .view(_DTYPES[part.dtype])
         .reshape(part.shape)
         .astype(dtype)
         for name, (part, dtype) in views.items()
     }
-    return record, Weights(arrays, quantization)
+    return record, Weights(parts, quantization)
 
 
 def _words(array: mx.array) -> mx.array:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import mlx.core as mx
 import numpy as np
 
 from ..record import Quantization
 from .blas import matmul, to_numpy, use_blas
 from .dispatch import use_kernel
-from .quantized_matvec import MAX_MATRICES, Matrix, quantized_matvec, quantized_matvecs, supports, together
+from .quantized_matvec import MAX_TOKENS, quantized_matvec, supports
 
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
 
@@ -36,25 +34,11 @@ def linear(
         return matmul(x, weight.T)
     if use_blas(x.shape[0], x.dtype):
         return _blas_quantized(x, weight, scales, biases, quantization)
-    if use_kernel("quantized_matvec") and supports(x, weight, quantization):
+    if x.shape[0] <= MAX_TOKENS and use_kernel("quantized_matvec") and supports(x, weight, quantization):
         return quantized_matvec(x, weight, scales, biases, quantization)
     return mx.quantized_matmul(
         x, weight, scales, biases, transpose=True, group_size=quantization.group_size, bits=quantization.bits
     )
-
-
-def linears(x: mx.array, matrices: Sequence[Matrix]) -> list[mx.array]:
-    """As :func:`linear` for several matrices: one [T, out] each. Neighbours that a kernel takes together are one launch."""
-    outputs: list[mx.array] = []
-    while len(outputs) < len(matrices):
-        run = [matrices[len(outputs)]]
-        if use_kernel("quantized_matvec") and supports(x, run[0].weight, run[0].quantization):
-            for matrix in matrices[len(outputs) + 1 :]:
-                if len(run) == MAX_MATRICES or not together(run[-1], matrix):
-                    break
-                run.append(matrix)
-        outputs += quantized_matvecs(x, run) if len(run) > 1 else [linear(x, *run[0])]
-    return outputs
 
 
 def _blas_quantized(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, q: Quantization) -> mx.array:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -13,20 +11,11 @@ from .kernel import SIMD, Kernel
 
 NAIVE, FUSED, HOISTED = range(3)  # enum Form of kernels/quantized.h.metal
 MAX_TOKENS = 8  # what the accumulators of a thread have room for
-MAX_MATRICES = 7  # of a launch: with x, three inputs and an output each, Metal's 31 buffers hold no more
 _BLOCK = 32  # weights a lane reads at once
 _SIMDGROUPS = 2  # per threadgroup
-_SMALLEST = 8  # elements; Metal gives a kernel smaller buffers in another address space
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
-
-class Matrix(NamedTuple):
-    """A stored matrix: [out, in] float, or [out, in · bits / 32] uint32 with [out, in / group_size] scales and biases."""
-
-    weight: mx.array
-    scales: mx.array | None = None
-    biases: mx.array | None = None
-    quantization: Quantization | None = None
+_kernel = Kernel("quantized_matvec", ["x", "w", "scales", "biases"], ["y"], headers=["quantized"])
 
 
 def lanes_per_row(columns: int, choices: Sequence[int] = (16, 8)) -> int:
@@ -48,14 +37,8 @@ def _rows(tokens: int, out: int) -> int:
 
 def supports(x: mx.array, weight: mx.array, quantization: Quantization | None) -> bool:
     """Whether :func:`quantized_matvec` takes these: few tokens, and a matrix of more than a toy's size."""
-    return quantization is not None and x.dtype in _FLOATS and x.shape[0] <= MAX_TOKENS and weight.size >= _SMALLEST
-
-
-def together(a: Matrix, b: Matrix) -> bool:
-    """Whether :func:`quantized_matvecs` takes both in one launch: quantised alike, and neither a toy."""
-    if a.quantization is None or a.quantization != b.quantization or a.scales is None or b.scales is None:
-        return False
-    return a.scales.dtype == b.scales.dtype and min(a.scales.size, b.scales.size) >= _SMALLEST
+    # Metal gives a kernel buffers of fewer than 8 elements in another address space
+    return quantization is not None and x.dtype in _FLOATS and x.shape[0] <= MAX_TOKENS and weight.size >= 8
 
 
 def quantized_matvec(
@@ -78,56 +61,20 @@ def quantized_matvec(
     Returns:
         [T, out], the dtype of x.
     """
-    (y,) = quantized_matvecs(x, [Matrix(weight, scales, biases, quantization)], form=form)
-    return y
-
-
-def quantized_matvecs(x: mx.array, matrices: Sequence[Matrix], *, form: int = HOISTED) -> list[mx.array]:
-    """As :func:`quantized_matvec` for up to 7 matrices that are :func:`together`, in one launch.
-
-    Returns:
-        One [T, out] per matrix.
-    """
     tokens, columns = x.shape
-    outs = [matrix.weight.shape[0] for matrix in matrices]
-    quantization = matrices[0].quantization
-    assert quantization is not None
-    lanes, rows = lanes_per_row(columns), _rows(tokens, sum(outs))
+    out = weight.shape[0]
+    lanes, rows = lanes_per_row(columns), _rows(tokens, out)
     threads = _SIMDGROUPS * SIMD
-    firsts = [0]
-    for out in outs:
-        firsts.append(firsts[-1] + -(-out // (threads // lanes * rows)))
-    return _kernel(len(matrices))(
-        [x, *(part for matrix in matrices for part in matrix[:3] if part is not None)],
+    groups = -(-out // (threads // lanes * rows))
+    (y,) = _kernel(
+        [x, weight, scales, biases],
         template=[
-            ("T", x.dtype), ("TOKENS", tokens), ("IN", columns), *((f"OUT{i}", out) for i, out in enumerate(outs)),
-            *((f"FIRST{i}", first) for i, first in enumerate(firsts[:-1])), ("BITS", quantization.bits),
+            ("T", x.dtype), ("TOKENS", tokens), ("IN", columns), ("OUT", out), ("BITS", quantization.bits),
             ("GROUP", quantization.group_size), ("FORM", form), ("ROWS", rows), ("LANES", lanes),
         ],
-        grid=(firsts[-1] * threads, 1, 1),
+        grid=(groups * threads, 1, 1),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(tokens, out) for out in outs],
-        output_dtypes=[x.dtype] * len(matrices),
+        output_shapes=[(tokens, out)],
+        output_dtypes=[x.dtype],
     )  # fmt: skip
-
-
-@cache
-def _kernel(count: int) -> Kernel:
-    """The kernel for ``count`` matrices; which one a threadgroup has is generated, as templates cannot choose buffers."""
-    numbers = range(count)
-
-    def choose(name: str, value: str) -> str:
-        choices = "".join(f"(m) == {i} ? {value.format(i)} : " for i in numbers[:-1])
-        return f"#define {name}(m) ({choices}{value.format(count - 1)})\n"
-
-    matrix = "".join(f"(g) < uint(FIRST{i + 1}) ? {i}u : " for i in numbers[:-1])
-    defines = f"#define MATRIX(g) ({matrix}{count - 1}u)\n" + "".join(
-        choose(name, value)
-        for name, value in (
-            ("WEIGHT", "w{}"), ("SCALES", "scales{}"), ("BIASES", "biases{}"), ("OUTPUT", "y{}"),
-            ("ROWS_OF", "uint(OUT{})"), ("FIRST", "uint(FIRST{})"),
-        )
-    )  # fmt: skip
-    inputs = [f"{name}{i}" for i in numbers for name in ("w", "scales", "biases")]
-    outputs = [f"y{i}" for i in numbers]
-    return Kernel("quantized_matvec", ["x", *inputs], outputs, headers=["quantized"], defines=defines)
+    return y
