@@ -75,7 +75,7 @@ def resolve(
     if not isinstance(path_or_repo, str) or not REPO.fullmatch(name) or path.exists():
         raise CheckpointError(
             f"{name!r} {'is a file' if path.is_file() else 'does not exist'}; expected a directory that holds "
-            'config.json and *.safetensors, org/name on the hub, or "demo". Check the spelling and the current directory.'
+            'config.json and *.safetensors, "demo", or org/name on the hub. Check the spelling and the current directory.'
         )
     with _hub_errors(name, revision):
         from huggingface_hub import HfApi, constants

@@ -45,13 +45,16 @@ class Linears(nn.Module):
 
     Shape:
         x: [T, in] to one [T, out_i] per layer.
+
+    Args:
+        join: whether weights may be copied into one matrix.
     """
 
-    def __init__(self, layers: Sequence[Linear]) -> None:
+    def __init__(self, layers: Sequence[Linear], *, join: bool = True) -> None:
         super().__init__()
         self.groups: list[Linear] = []
         self._ends: list[list[int]] = []
-        for members in _groups(layers):
+        for members in _groups(layers) if join else [[layer] for layer in layers]:
             self.groups.append(members[0] if len(members) == 1 else _joined(members))
             self._ends.append(list(accumulate(layer.weight.shape[0] for layer in members)))
 

@@ -48,7 +48,7 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
         .astype(dtype)
         for name, (part, dtype) in views.items()
     }
-    return record, Weights(parts, quantization)
+    return record, Weights(parts, quantization, join=False)
 
 
 def _words(array: mx.array) -> mx.array:

@@ -17,16 +17,22 @@ class Weights:
     Args:
         arrays: all resident arrays by canonical name.
         quantization: how each quantised module is quantised, by canonical path.
+        join: whether linear layers of one input may be copied into one matrix.
     """
 
     def __init__(
-        self, arrays: Mapping[str, mx.array], quantization: Mapping[str, Quantization], path: str = ""
+        self,
+        arrays: Mapping[str, mx.array],
+        quantization: Mapping[str, Quantization],
+        path: str = "",
+        *,
+        join: bool = True,
     ) -> None:
-        self._arrays, self._quantization, self._path = arrays, quantization, path
+        self._arrays, self._quantization, self._path, self._join_linears = arrays, quantization, path, join
 
     def at(self, name: str | int) -> Weights:
         """The weights below ``name``."""
-        return Weights(self._arrays, self._quantization, self._join(name))
+        return Weights(self._arrays, self._quantization, self._join(name), join=self._join_linears)
 
     def array(self, name: str, *shape: int) -> mx.array:
         """The array ``name``, which must have this shape.
@@ -53,7 +59,8 @@ class Weights:
 
     def linears(self, out_features: Mapping[str, int], in_features: int, *, bias: bool = False) -> Linears:
         """Several linear layers of the same input: names to output sizes."""
-        return Linears([self.linear(name, out, in_features, bias=bias) for name, out in out_features.items()])
+        layers = [self.linear(name, out, in_features, bias=bias) for name, out in out_features.items()]
+        return Linears(layers, join=self._join_linears)
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
         """The embedding table ``name``, quantised or not as the checkpoint has it."""
