@@ -1,4 +1,4 @@
-"""From what the user typed to a directory of files: a local path as it is, the demo model, or a hub repository.
+"""From what the user typed to a directory of files: a local path as it is, or a hub repository, downloaded.
 
 It knows names and sizes of files, nothing of what is in them. The environment of `huggingface_hub` (`HF_ENDPOINT`,
 `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`) works as usual; that package is imported only for a repository.
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, DiskSpaceError, FlashMoEError, HubError
-from .bundled import DEMO, demo_folder
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +53,7 @@ def resolve(
     to continue. If the hub cannot be asked, a complete cached copy is used with a warning.
 
     Args:
-        path_or_repo: a local directory, "demo" for the model that comes with the library, or `org/name` on the hub. A
-            local directory wins.
+        path_or_repo: a local directory, or `org/name` on the hub. A local directory wins.
         revision: branch, tag or commit of the repository; its default branch if None. Ignored for a directory.
         token: hub access token; None or True uses the one stored by `hf auth login`, False sends none.
         cache_dir: the hub's cache; None means the standard place.
@@ -70,12 +68,10 @@ def resolve(
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
     if name and path.is_dir():
         return path
-    if name == DEMO:
-        return demo_folder()
     if not isinstance(path_or_repo, str) or not REPO.fullmatch(name) or path.exists():
         raise CheckpointError(
             f"{name!r} {'is a file' if path.is_file() else 'does not exist'}; expected a directory that holds "
-            'config.json and *.safetensors, "demo", or org/name on the hub. Check the spelling and the current directory.'
+            "config.json and *.safetensors, or org/name on the hub. Check the spelling and the current directory."
         )
     with _hub_errors(name, revision):
         from huggingface_hub import HfApi, constants
