@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 warnings.simplefilter("ignore")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
@@ -119,23 +120,38 @@ def decode(folder: Path, runs: int, tokens: int) -> None:
 
 
 def prefill(folder: Path, runs: int) -> None:
-    print("\n| 1,024-token prompt | ms | token by token: ms | times faster |\n|---|---|---|---|")
-    prompt = [(7 * i) % 256 for i in range(1024)]
+    print(
+        "\n| 2,048-token prompt | ms | token by token: ms | times faster | fetches per touched expert |\n|---|---|---|---|---|"
+    )
+    prompt = [(7 * i) % 256 for i in range(2048)]
     for size in SIZES:
         model = Model.load(folder / size.split()[0] / "packed", experts_per_token=None)
+        touched: list[set[int]] = [set() for _ in range(model.config.num_hidden_layers)]
+        fetch, asked = model._store.fetch, 0
+
+        def counting(layer: int, experts: Sequence[int], fetch: Any = fetch, touched: Any = touched) -> Any:
+            nonlocal asked
+            asked += len(experts)
+            touched[layer].update(experts)
+            return fetch(layer, experts)
+
+        with patch.object(model._store, "fetch", counting):
+            model.generate(prompt, max_tokens=1, temperature=0)
+        each = asked / sum(map(len, touched))
 
         def together(model: Model = model) -> float:
+            model.forget()
             return model.generate(prompt, max_tokens=1, temperature=0).stats.prompt_seconds
 
         def one_by_one(model: Model = model) -> float:
             cache, start = model._decoder.new_cache(), time.perf_counter()
-            for token in prompt:
-                model._engine.prefill([token], cache)
+            for length in range(1, len(prompt) + 1):
+                model._engine.prefill(prompt[:length], cache)
             return time.perf_counter() - start
 
         found = in_turns(max(2, runs // 2), {"together": together, "one by one": one_by_one})
         fast, slow = found["together"], found["one by one"]
-        print(f"| {size} | {fast * 1e3:.0f} | {slow * 1e3:.0f} | {slow / fast:.1f} |")
+        print(f"| {size} | {fast * 1e3:.0f} | {slow * 1e3:.0f} | {slow / fast:.1f} | {each:.2f} |")
 
 
 def start_up(folder: Path, runs: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .blas import to_numpy, use_blas
 
-_SCORES = 1 << 24  # computed at a time on the CPU: 64 MiB
+_QUERIES = 256  # computed at a time on the CPU
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
@@ -28,20 +28,23 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
 
 def _blas_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """A block of queries at a time, with the keys that it sees: the scores stay in the cache, and half are never made."""
     heads, tokens, dim = q.shape
     kv_heads, context, _ = k.shape
-    keys, values = to_numpy(k), to_numpy(v)
-    queries = to_numpy(q).reshape(kv_heads, heads // kv_heads, tokens, dim)
-    out = np.empty((kv_heads, heads // kv_heads, tokens, dim), np.float32)
-    step = max(1, _SCORES // (kv_heads * context))
-    for start in range(0, tokens, step):
-        rows = slice(start, min(start + step, tokens))
-        hidden = np.arange(context) > np.arange(context - tokens, context)[rows, None]
-        for head in range(heads // kv_heads):
-            scores = np.matmul(queries[:, head, rows] * scale, keys.transpose(0, 2, 1))
-            scores[:, hidden] = -np.inf
-            scores -= scores.max(axis=-1, keepdims=True)
-            np.exp(scores, out=scores)
-            scores /= scores.sum(axis=-1, keepdims=True)
-            np.matmul(scores, values, out=out[:, head, rows])
+    group = heads // kv_heads
+    keys, values = to_numpy(k).transpose(0, 2, 1), to_numpy(v)
+    queries = to_numpy(q).reshape(kv_heads, group, tokens, dim)
+    out = np.empty(queries.shape, np.float32)
+    for start in range(0, tokens, _QUERIES):
+        stop = min(start + _QUERIES, tokens)
+        seen, count = context - tokens + stop, stop - start
+        ahead = ~np.tri(count, dtype=bool)  # of the block's own keys those that a query does not see
+        for kv_head in range(kv_heads):
+            for head in range(group):
+                scores = (queries[kv_head, head, start:stop] * scale) @ keys[kv_head, :, :seen]
+                scores[:, -count:][ahead] = -np.inf
+                scores -= scores.max(axis=-1, keepdims=True)
+                np.exp(scores, out=scores)
+                total = scores.sum(axis=-1, keepdims=True)
+                np.divide(scores @ values[kv_head, :seen], total, out=out[kv_head, head, start:stop])
     return mx.array(out.reshape(heads, tokens, dim))
