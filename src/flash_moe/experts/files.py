@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
 PAGE = mmap.PAGESIZE
+_F_RDAHEAD = 45  # of macOS, <sys/fcntl.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
@@ -27,6 +30,7 @@ class MappedFile:
         try:
             self._state = self._stat()
             self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+            _no_readahead(self.fd, self._map)
         except BaseException:
             os.close(self.fd)
             raise
@@ -72,3 +76,12 @@ class MappedFile:
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self.fd)
         return status.st_size, status.st_mtime_ns
+
+
+def _no_readahead(fd: int, mapping: mmap.mmap) -> None:
+    """Has the system read what is asked for and no more: behind a record lies one that nobody may want."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, _F_RDAHEAD, 0)
+    else:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    mapping.madvise(mmap.MADV_RANDOM)

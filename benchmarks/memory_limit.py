@@ -1,0 +1,203 @@
+"""Decoding a model several times larger than the memory it may use, in a control group (Linux, cgroup v1, as root).
+
+    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--bits 8]
+
+A child process in a group of its own measures how fast the disk gives cold records to plain parallel reads, then decodes
+from a cold page cache. Beside it stand the system's own counters: bytes that the process caused to be read
+(/proc/self/io), the group's highest memory use, and its swap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+from random_checkpoint import text_config
+from sparse_checkpoint import GATES, QUANTIZATION, write_sparse
+
+from flash_moe import Model
+from flash_moe.record import RecordLayout
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+REQUEST, THREADS = 2 << 20, 8
+EXPERT_SHARE = 0.25  # of all experts are read for the raw figure
+
+
+def make(folder: Path, arguments: argparse.Namespace) -> Path:
+    """A packed checkpoint with random weights, every byte of which is on the disk."""
+    text = text_config(
+        hidden_size=1024, num_hidden_layers=arguments.layers, num_experts=arguments.experts, num_experts_per_tok=8,
+        moe_intermediate_size=1024, shared_expert_intermediate_size=1024, vocab_size=2048,
+    )  # fmt: skip
+    write_sparse(folder, text, arguments.bits)
+    rng = np.random.default_rng(0)
+    for file in folder.glob("*.safetensors"):
+        fill(file, rng, arguments.bits)
+    return folder
+
+
+def fill(path: Path, rng: np.random.Generator, expert_bits: int) -> None:
+    """Gives every tensor of a file values that keep activations near one, and routers busy with all experts."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(size))
+        metadata = header.pop("__metadata__", {})
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            file.seek(8 + size + start)
+            if name == "experts":
+                layout = RecordLayout.from_json(json.loads(metadata["layout"]))
+                record = np.zeros(layout.stride, np.uint8)
+                for kind, part in layout.parts():
+                    record[part.offset : part.offset + part.nbytes] = values(kind, part.nbytes, rng, expert_bits)
+                for _ in range(entry["shape"][0]):
+                    file.write(record.tobytes())
+            else:
+                bits = GATES.bits if "gate." in name and "proj" not in name else QUANTIZATION.bits
+                file.write(values(name, stop - start, rng, bits).tobytes())
+
+
+def values(name: str, nbytes: int, rng: np.random.Generator, bits: int) -> np.ndarray:
+    """Bytes of a stored tensor: random weights of mean zero, the largest 0.03, embeddings 3; ones for norms."""
+    if name.endswith(".weight") and "norm" not in name and "conv1d" not in name:
+        return np.frombuffer(rng.bytes(nbytes), np.uint8)
+    largest = 3.0 if "embed_tokens" in name else 0.03  # so that the residual stream says which token it is
+    value = largest / (1 << (bits - 1)) if name.endswith("scales") else -largest if name.endswith("biases") else 1.0
+    return np.full(nbytes // 2, np.float32(value).view(np.uint32) >> 16, np.uint16).view(np.uint8)  # bfloat16
+
+
+def drop(files: list[Path]) -> None:
+    """Empties the page cache of these files."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def raw_speed(files: list[Path], stride: int, experts: int) -> float:
+    """Bytes per second of plain parallel reads of random records from a cold cache."""
+    drop(files)
+    numbers = [(path, e) for path in files for e in range(experts)]
+    chosen = random.Random(1).sample(numbers, int(len(numbers) * EXPERT_SHARE))
+    handles = {path: os.open(path, os.O_RDONLY) for path in files}
+    header = {path: path.stat().st_size - experts * stride for path in files}
+    buffers = [np.zeros(REQUEST, np.uint8) for _ in range(THREADS)]
+    free = list(range(THREADS))
+
+    def read(path: Path, offset: int, count: int) -> None:
+        slot = free.pop()
+        got = os.preadv(handles[path], [buffers[slot][:count]], offset)
+        free.append(slot)
+        assert got == count
+
+    requests = [
+        (path, header[path] + e * stride + at, min(REQUEST, stride - at))
+        for path, e in chosen
+        for at in range(0, stride, REQUEST)
+    ]
+    with ThreadPoolExecutor(THREADS) as pool:
+        start = time.perf_counter()
+        list(pool.map(read, *zip(*requests, strict=True)))
+        seconds = time.perf_counter() - start
+    for handle in handles.values():
+        os.close(handle)
+    return len(chosen) * stride / seconds
+
+
+def read_bytes() -> int:
+    return int(next(line for line in Path("/proc/self/io").read_text().splitlines() if "read_bytes" in line).split()[1])
+
+
+def child(folder: Path, tokens: int, expert_io: str) -> dict[str, Any]:
+    """Runs inside the group."""
+    files = sorted(folder.glob("experts-*.safetensors"))
+    with Model.load(folder, experts_per_token=4, expert_io=expert_io) as model:
+        layout, experts = next(iter(model._store.layouts.values())), model.config.num_experts
+        raw = raw_speed(files, layout.stride, experts)
+        model.tokenizer.eos_token_ids = frozenset()
+        drop(files)
+        first = None
+        for chunk in model.stream([1], max_tokens=tokens + 1, temperature=1.0, seed=0):
+            if first is None:
+                first, system = chunk.stats, read_bytes()
+        last, system = chunk.stats, read_bytes() - system
+    return {
+        "raw_bytes_per_second": raw,
+        "tokens": last.generated_tokens - 1,
+        "seconds": last.decode_seconds,
+        "waiting_for_reads": last.fetch_seconds - first.fetch_seconds,
+        "bytes_missing": last.expert_bytes_missing - first.expert_bytes_missing,
+        "bytes_requested": last.decode_bytes_requested,
+        "system_read_bytes": system,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--limit-mb", type=int, default=640)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--experts", type=int, default=64)
+    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        folder, expert_io = arguments.child
+        print(json.dumps(child(Path(folder), arguments.tokens, expert_io)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make(Path(scratch) / "model", arguments)
+        size = sum(file.stat().st_size for file in folder.glob("experts-*.safetensors"))
+        limit = arguments.limit_mb << 20
+        print(
+            f"{datetime.date.today()}, {size / 1e9:.2f} GB of {arguments.bits}-bit experts, {limit / 1e9:.2f} GB of memory"
+        )
+        columns = ("store", "tok/s", "MB missing per token", "raw cold GB/s", "of raw", "reads alone, of raw",
+                   "system's bytes, of missing", "highest MB")  # fmt: skip
+        print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        for expert_io in ("slots", "mapped"):
+            group = GROUPS / f"flash_moe_{os.getpid()}"
+            group.mkdir()
+            try:
+                (group / "memory.limit_in_bytes").write_text(str(limit))
+                (group / "memory.swappiness").write_text("0")
+                command = [sys.executable, __file__, "--tokens", str(arguments.tokens)]
+                command += ["--child", str(folder), expert_io]
+                done = subprocess.run(
+                    ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command],
+                    capture_output=True, text=True,
+                )  # fmt: skip
+                if done.returncode:
+                    raise SystemExit(f"the child ended with {done.returncode}:\n{done.stderr[-2000:]}")
+                found = json.loads(done.stdout.splitlines()[-1])
+                highest = int((group / "memory.max_usage_in_bytes").read_text())
+                counters = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                swap = int(counters.get("total_swap", 0))
+                assert swap == 0, f"{swap} bytes were swapped"
+            finally:
+                group.rmdir()
+            missing, raw = found["bytes_missing"], found["raw_bytes_per_second"]
+            values = (
+                f"{found['tokens'] / found['seconds']:.2f}", f"{missing / found['tokens'] / 1e6:.0f}", f"{raw / 1e9:.2f}",
+                f"{missing / raw / found['seconds']:.2f}", f"{missing / raw / found['waiting_for_reads']:.2f}",
+                f"{found['system_read_bytes'] / missing:.3f}", f"{highest / 1e6:.0f}",
+            )  # fmt: skip
+            print(f"| {expert_io} | {' | '.join(values)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the statistics call missing is what the operating system reads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_checkpoint import text_config, write_checkpoint
+
+from flash_moe.checkpoint.files import Checkpoint
+from flash_moe.checkpoint.records import RecordTable
+from flash_moe.experts.opening import open_store
+from flash_moe.experts.reader import RecordReader
+from flash_moe.packing.convert import convert
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/io")
+
+
+def read_bytes() -> int:
+    """Bytes that the disk has delivered for this process."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("counters")
+    text = text_config(
+        hidden_size=512, num_hidden_layers=2, num_experts=16, moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+    )  # fmt: skip
+    convert(write_checkpoint(folder / "float", text), folder / "packed", bits=8)
+    return folder / "packed"
+
+
+def make_cold(folder: Path) -> None:
+    """Empties the page cache of the experts' files; skips where the file system keeps them (one in memory, say)."""
+    for file in folder.glob("experts-*.safetensors"):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    table = RecordTable.of(Checkpoint.open(folder))
+    reader = RecordReader(table)
+    try:
+        if reader.locate(0, 5).missing_bytes() < table.max_stride:
+            pytest.skip("this file system cannot be made cold")
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize("expert_io", ["slots", "mapped"])
+def test_bytes_missing_are_bytes_read(expert_io: str, packed: Path) -> None:
+    make_cold(packed)
+    before = read_bytes()
+    store = open_store(RecordTable.of(Checkpoint.open(packed)), expert_io, 4)
+    try:
+        for layer in (0, 1):
+            for experts in ([1, 4, 9], [12, 4], [15, 2, 7]):
+                records = store.fetch(layer, experts)
+                assert all(np.array(array).any() for array in records.arrays)
+        read = read_bytes() - before
+        if not read:
+            pytest.skip("the system counts no bytes for this file system")
+        stride = store.layouts[0].stride
+        assert store.stats.bytes_missing == 2 * 7 * stride
+        assert abs(read / store.stats.bytes_missing - 1) < 0.05
+    finally:
+        store.close()
