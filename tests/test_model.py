@@ -294,3 +294,20 @@ def test_logits_shape_and_dtype(model: Model) -> None:
     logits = model.logits([1, 2, 3])
     assert logits.shape == (3, 288)
     assert logits.dtype == mx.float32
+
+
+def test_large_records_in_any_thread_and_store(monkeypatch: pytest.MonkeyPatch, packed_checkpoint: Path) -> None:
+    """Records that are computed on streams of their own: the same tokens from every store, in threads, too."""
+    from flash_moe.ops import experts
+
+    monkeypatch.setattr(experts, "_LARGE", 1)
+    found = []
+    for expert_io in ("slots", "mapped", "resident"):
+        with Model.load(packed_checkpoint, expert_io=expert_io) as model:
+            worker = threading.Thread(
+                target=lambda: found.append(model.generate(PROMPT, max_tokens=30, temperature=0).tokens)
+            )
+            worker.start()
+            worker.join()
+            found.append(model.generate(PROMPT, max_tokens=30, temperature=0).tokens)
+    assert len(found) == 6 and len(set(found)) == 1

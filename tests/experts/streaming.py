@@ -50,7 +50,9 @@ class Disk:
 
 def record_bytes(records: Records) -> list[bytes]:
     """The content of each record, now."""
-    return [row.tobytes() for row in np.array(records.stacked())]
+    together = [row.tobytes() for row in np.array(records.stacked())]
+    assert together == [np.array(record).tobytes() for record in records.each()]
+    return together
 
 
 def use(records: Records) -> mx.array:

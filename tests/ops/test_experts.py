@@ -52,14 +52,16 @@ def make_records(
     return mx.array(data.view(np.uint32)), layout, dense
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["together", "each"])
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("k", [1, 4, 10])
-def test_one_token(k: int, fmt: str, dtype: str) -> None:
+def test_one_token(k: int, fmt: str, dtype: str, each: bool) -> None:
     rng = np.random.RandomState(k)
     records, layout, dense = make_records(k, FORMATS[fmt], dtype, rng)
     x, weights = rng.randn(1, HIDDEN), rng.uniform(size=k)
-    y = experts_for_token(mx.array(x.astype(np.float32)), records, mx.array(weights.astype(np.float32)), layout)
+    given = list(records) if each else records
+    y = experts_for_token(mx.array(x.astype(np.float32)), given, mx.array(weights.astype(np.float32)), layout)
     expected = sum(w * oracles.swiglu_expert(x, *matrices) for w, matrices in zip(weights, dense, strict=True))
     np.testing.assert_allclose(np.array(y), expected, rtol=1e-4, atol=1e-4)
 

@@ -53,6 +53,13 @@ class Records:
             return bank[first : first + count]
         return bank[mx.array(self.rows)]
 
+    def each(self) -> list[mx.array]:
+        """The records as [words] arrays, without a copy."""
+        if self.rows is None:
+            return list(self.arrays)
+        (bank,) = self.arrays
+        return [bank[row] for row in self.rows]
+
     def used_by(self, output: mx.array) -> None:
         """Tells the store that ``output`` reads these records: they stay as they are until it has been evaluated."""
         if self._on_use is not None:

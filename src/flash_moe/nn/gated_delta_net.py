@@ -36,9 +36,9 @@ class GatedDeltaNet(nn.Module):
         self.out_proj = weights.linear("out_proj", hidden, config.value_dim)
         self.conv1d = weights.array("conv1d.weight", config.linear_conv_kernel_dim, channels)
         self.dt_bias = weights.array("dt_bias", heads)
-        self._log_decay = -mx.exp(weights.array("A_log", heads))
+        self.log_decay = -mx.exp(weights.array("A_log", heads))
         self.norm = weights.array("norm.weight", config.linear_value_head_dim)
-        self._qk_scale = mx.array([config.linear_key_head_dim**-0.5, 1.0], dtype=self.conv1d.dtype)[:, None, None]
+        self.qk_scale = mx.array([config.linear_key_head_dim**-0.5, 1.0], dtype=self.conv1d.dtype)[:, None, None]
         self._config = config
 
     def __call__(self, x: mx.array, cache: DeltaCache) -> mx.array:
@@ -55,7 +55,7 @@ class GatedDeltaNet(nn.Module):
         qkv, z, b, a = self.in_proj(x)
         if tokens == 1 and use_kernel("delta_net") and supports(c.linear_key_head_dim):
             y, conv, state = delta_net_step_kernel(
-                qkv, z, b, a, conv, state, conv_weight=self.conv1d, log_decay=self._log_decay, dt_bias=self.dt_bias,
+                qkv, z, b, a, conv, state, conv_weight=self.conv1d, log_decay=self.log_decay, dt_bias=self.dt_bias,
                 norm_weight=self.norm, key_heads=c.linear_num_key_heads, l2_eps=_L2_EPS, eps=c.rms_norm_eps,
             )  # fmt: skip
             return self.out_proj(y), conv, state
@@ -63,10 +63,10 @@ class GatedDeltaNet(nn.Module):
         qk, v = mx.split(qkv, [2 * c.key_dim], axis=-1)
         v = v.reshape(tokens, c.linear_num_value_heads, c.linear_value_head_dim)
         qk = qk.reshape(tokens, 2, c.linear_num_key_heads, c.linear_key_head_dim)
-        qk = l2_norm(qk, _L2_EPS) * self._qk_scale
+        qk = l2_norm(qk, _L2_EPS) * self.qk_scale
         dt = mx.logaddexp(a.astype(mx.float32) + self.dt_bias, 0.0)  # softplus
         beta = mx.sigmoid(b)
-        y, state = gated_delta(qk[:, 0], qk[:, 1], v, mx.exp(dt * self._log_decay), beta, state)
+        y, state = gated_delta(qk[:, 0], qk[:, 1], v, mx.exp(dt * self.log_decay), beta, state)
         y = rms_norm(y, self.norm, c.rms_norm_eps).reshape(tokens, c.value_dim)
         z = z.astype(mx.float32)
         return self.out_proj((y * (z * mx.sigmoid(z))).astype(x.dtype)), conv, state

@@ -11,7 +11,7 @@ from ..errors import NumericalError
 from ..experts.store import ExpertStore
 from ..ops import expert_kernels
 from ..ops.dispatch import use_kernel
-from ..ops.experts import experts_for_rows, experts_for_token
+from ..ops.experts import experts_for_rows, experts_for_token, takes_each
 from ..ops.router import route
 from .mlp import SwiGLU
 from .shared_record import shared_record
@@ -88,7 +88,8 @@ class SparseMoE(nn.Module):
     def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array) -> mx.array:
         records = self._store.fetch(self._layer, chosen.tolist())
         if not self.uses_kernel(1):
-            y = rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
+            found = records.each() if takes_each(self._layout, x.dtype) else records.stacked()
+            y = rest + experts_for_token(x, found, weights[0], self._layout)
         elif records.rows is None:
             y = expert_kernels.experts_for_token(
                 x, records.arrays, weights, self._layout, shared=self._shared(weights), residual=rest

@@ -9,30 +9,55 @@ import numpy as np
 
 from ..record import Part, ProjectionLayout, RecordLayout
 from .blas import on_cpu, to_numpy, use_blas
+from .streams import cpu_streams
 
+_LARGE = 256 << 10  # bytes of a record that is worth a stream
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
 _DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
 
 
-def experts_for_token(x: mx.array, records: mx.array, weights: mx.array, layout: RecordLayout) -> mx.array:
+def experts_for_token(
+    x: mx.array, records: mx.array | Sequence[mx.array], weights: mx.array, layout: RecordLayout
+) -> mx.array:
     """Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
 
     Args:
         x: [1, H], float.
-        records: [K, words] uint32, one record a row.
+        records: [K, words] uint32, one record a row; or K arrays of [words], which :func:`takes_each` says is better.
         weights: [K] float32, the routing weights.
 
     Returns:
         [1, H] in the dtype of x.
     """
     count = weights.shape[0]
-    if on_cpu(x.dtype):
-        h, views = x[None], _Views(records)
-        h = _swiglu(_batched(h, views, layout.gate_proj), _batched(h, views, layout.up_proj))
-        y = _batched(h, views, layout.down_proj).reshape(count, -1)
+    if not isinstance(records, mx.array):
+        y = _side_by_side(x, records, layout)
+    elif on_cpu(x.dtype):
+        y = _all_at_once(x, records, layout)
     else:  # not every GPU back end of MLX has batched quantised products
         y = experts_for_rows(mx.broadcast_to(x, (count, x.shape[1])), records, [1] * count, layout)
     return (weights[None] @ y.astype(mx.float32)).astype(x.dtype)
+
+
+def takes_each(layout: RecordLayout, dtype: mx.Dtype) -> bool:
+    """Whether :func:`experts_for_token` is faster with each record as an array of its own."""
+    return layout.stride >= _LARGE and on_cpu(dtype)
+
+
+def _side_by_side(x: mx.array, records: Sequence[mx.array], layout: RecordLayout) -> mx.array:
+    """[K, H]: each record on one of the cores' streams, from where it lies."""
+    streams, outputs = cpu_streams(), []
+    for i, record in enumerate(records):
+        with mx.stream(streams[i % len(streams)]):
+            outputs.append(_all_at_once(x, record[None], layout))
+    return mx.concatenate(outputs)
+
+
+def _all_at_once(x: mx.array, records: mx.array, layout: RecordLayout) -> mx.array:
+    """[K, H], by batched products."""
+    h, views = x[None], _Views(records)
+    h = _swiglu(_batched(h, views, layout.gate_proj), _batched(h, views, layout.up_proj))
+    return _batched(h, views, layout.down_proj).reshape(len(records), -1)
 
 
 def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
