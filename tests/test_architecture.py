@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "evaluation": {"model", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
     "selftest": {"ops", "record"},
     "model": {"generation", "text", "nn", "experts", "checkpoint", "config", "record"},
-    "packing": {"experts", "ops", "checkpoint", "config", "record"},
+    "packing": {"text", "nn", "experts", "ops", "checkpoint", "config", "record"},
     "generation": {"nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "record"},
     "experts": {"checkpoint", "record"},

@@ -116,6 +116,11 @@ class RecordLayout:
         return cls(hidden_size, intermediate_size, dict(formats), gate, up, down, round_up(offset, RECORD_ALIGNMENT))
 
     @property
+    def bits_per_weight(self) -> float:
+        """Bits of a record's parts, scales and biases included, over its number of weights; padding does not count."""
+        return 8 * sum(part.nbytes for _, part in self.parts()) / (3 * self.hidden_size * self.intermediate_size)
+
+    @property
     def projections(self) -> tuple[tuple[str, ProjectionLayout], ...]:
         return tuple((name, getattr(self, name)) for name in PROJECTIONS)
 

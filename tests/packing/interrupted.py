@@ -1,11 +1,12 @@
 """A conversion that is killed at its n-th step.
 
-    python interrupted.py SOURCE DESTINATION N
+    python interrupted.py SOURCE DESTINATION N [OPTIONS]
 
 A step is a change of the file system below the folder of DESTINATION, or a report of progress. Without being killed it
-prints how many steps there were.
+prints how many steps there were. OPTIONS are further arguments of ``convert``, as JSON.
 """
 
+import json
 import os
 import signal
 import sys
@@ -33,5 +34,6 @@ def hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(hook)
-convert(source, destination, progress=lambda done, total: step())
+options = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
+convert(source, destination, progress=lambda done, total: step(), **options)
 print(steps)

@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,20 @@ from .arguments import MODEL_HELP, one_of
 from .console import say, warn
 from .progress import Bar
 
+_BITS = "|".join(map(str, QUANTIZED_BITS))
 EXAMPLES = """\b
 Examples:
   flash-moe convert Qwen/Qwen3.5-397B-A17B qwen-packed
   flash-moe convert ./qwen-mlx-4bit ./qwen-packed
-  flash-moe convert ./qwen-bf16 ./qwen-2bit --bits 2 --group-size 32"""
+  flash-moe convert ./qwen ./qwen-2bit --expert-bits 2 --calibrate chats.jsonl
+  flash-moe convert ./qwen ./qwen-mixed --expert-bits 2 --down-bits 3"""
+
+
+class RoundingChoice(str, Enum):
+    """Values of --rounding."""
+
+    search = "search"
+    nearest = "nearest"
 
 
 def command(
@@ -29,14 +39,44 @@ def command(
     bits: Annotated[
         int | None,
         typer.Option(
-            metavar="|".join(map(str, QUANTIZED_BITS)),
-            help="Bits of the experts' weights. Default: quantised experts stay as they are, others become 4-bit.",
+            metavar=_BITS,
+            help="Bits of weights; what is always in memory never gets fewer than 4. Default: quantised weights stay as "
+            "they are, others become 4-bit.",
+        ),
+    ] = None,
+    expert_bits: Annotated[
+        int | None, typer.Option(metavar=_BITS, help="Bits of the experts' weights.  [default: --bits]")
+    ] = None,
+    down_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar=_BITS, help="Bits of the experts' down projections, which matter most.  [default: --expert-bits]"
         ),
     ] = None,
     group_size: Annotated[
         int,
         typer.Option(metavar="|".join(map(str, GROUP_SIZES)), help="Weights per scale where something is quantised."),
     ] = 64,
+    rounding: Annotated[
+        RoundingChoice,
+        typer.Option(
+            metavar="search|nearest",
+            help="How weights are quantised: with the scales that lose least, or as MLX does it, which is faster.",
+        ),
+    ] = RoundingChoice.search,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Quantise experts for what they see in this text, which is as in `flash-moe eval --text`. Takes "
+            "longer, and loses far less below 4 bits.",
+        ),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens of the text to use, from its beginning.")
+    ] = 16384,
     revision: Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Pack a checkpoint, so that experts are read fastest.
@@ -45,15 +85,18 @@ def command(
     as they are). It can be stopped at any time: the same command continues where it was. DST appears when it is
     complete; until then the work is in DST.partial.
     """
-    if bits is not None:
-        one_of(bits, QUANTIZED_BITS, "--bits")
+    for value, option in ((bits, "--bits"), (expert_bits, "--expert-bits"), (down_bits, "--down-bits")):
+        if value is not None:
+            one_of(value, QUANTIZED_BITS, option)
     one_of(group_size, GROUP_SIZES, "--group-size")
 
     from ..checkpoint.hub import resolve
     from ..generation.result import format_bytes
     from ..packing.convert import convert
+    from ..packing.info import describe
 
     source = resolve(src, revision=revision)
+    calibration = None if calibrate is None else _calibration(source, calibrate, calibrate_tokens)
     destination = Path(os.path.abspath(dst.expanduser()))  # noqa: PTH100 (links stay as they were typed)
     partial = destination.with_name(destination.name + ".partial")
     resumed, start = partial.exists(), time.monotonic()
@@ -68,7 +111,17 @@ def command(
                     announced = True
                 bar.bytes(done, total)
 
-            warnings = convert(source, destination, bits=bits, group_size=group_size, progress=progress)
+            warnings = convert(
+                source,
+                destination,
+                bits=bits,
+                expert_bits=expert_bits,
+                down_bits=down_bits,
+                group_size=group_size,
+                rounding=rounding.value,
+                calibration=calibration,
+                progress=progress,
+            )
     except KeyboardInterrupt:
         if partial.exists():
             say("interrupted; run the same command again to continue")
@@ -78,5 +131,13 @@ def command(
     nbytes = sum(file.stat().st_size for file in destination.iterdir())
     seconds = time.monotonic() - start
     took = f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
-    print(f"wrote {dst}: {format_bytes(nbytes)} in {took}")
+    width = describe(destination).bits_per_weight
+    print(f"wrote {dst}: {format_bytes(nbytes)} in {took}, experts at {width:.2f} bits per weight with their scales")
     print(f'run it: flash-moe generate {shlex.quote(str(dst))} "Why is the sky blue?"')
+
+
+def _calibration(source: Path, file: Path, count: int) -> list[list[int]]:
+    from ..evaluation import calibration_tokens
+    from ..text import Tokenizer
+
+    return calibration_tokens(file, Tokenizer.load(source), count)

@@ -75,6 +75,7 @@ def _rows(info: Info) -> list[tuple[str, str]]:
         ("context", f"{info.context:,} tokens"),
         ("experts per layer", f"{info.experts}, the model's own K is {own}"),
         *(("expert format" if i == 0 else "", text) for i, text in enumerate(formats)),
+        ("bits per weight", f"{info.bits_per_weight:.2f} in the experts, with scales and biases"),
         ("expert record", format_bytes(info.record_bytes)),
         ("always in memory", format_bytes(info.resident_bytes)),
         ("experts in all", format_bytes(info.expert_bytes)),

@@ -11,7 +11,7 @@ print(perplexity(scores), divergence(scores), sep="\\n")
 from .estimates import Estimate
 from .layerwise import LayerwiseModel
 from .quality import Divergence, Perplexity, divergence, perplexity
-from .sequences import TokenSequence, conversation, read_sequences, windows
+from .sequences import TokenSequence, calibration_tokens, conversation, read_sequences, windows
 from .token_scores import Comparison, TokenScores, token_scores
 from .tool_calls import ToolCallCase, ToolCallScore, greedy, read_tool_call_cases, tool_call_score
 
@@ -25,6 +25,7 @@ __all__ = [
     "TokenSequence",
     "ToolCallCase",
     "ToolCallScore",
+    "calibration_tokens",
     "conversation",
     "divergence",
     "greedy",

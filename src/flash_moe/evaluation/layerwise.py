@@ -12,27 +12,20 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import mlx.core as mx
-import numpy as np
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.hub import resolve
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import load_resident
 from ..config import ModelConfig
-from ..errors import PromptError
 from ..experts.opening import ExpertIO, open_store
-from ..experts.store import ExpertStore
-from ..generation.chunks import prefill_chunk
 from ..model import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
-from ..nn.cache import layer_cache
-from ..nn.decoder import DecoderLayer
+from ..nn.layerwise import OnceWeights, add_rows, run_layer
 from ..nn.linear import Linear
-from ..nn.sparse_moe import SparseMoE, chosen_experts
-from ..nn.weights import Weights
 from ..ops.dispatch import kernels
 from ..ops.norm import rms_norm
 from ..text import Tokenizer
-from ..text.prompt import check_tokens
+from ..text.prompt import check_sequences
 from .expert_sum import expert_sum
 
 Progress = Callable[[int, int], None]
@@ -90,29 +83,21 @@ class LayerwiseModel:
             PromptError: a sequence is empty, or a token id is outside the vocabulary.
         """
         config = self.config
-        states, weights = [], _Weights(self.checkpoint, self.dtype)
+        tokens = check_sequences(sequences, config.vocab_size, config.max_position_embeddings)
+        weights = self._weights()
         embedding = weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
-        for number, sequence in enumerate(sequences, start=1):
-            if len(sequence) > config.max_position_embeddings:
-                raise PromptError(
-                    f"sequence {number} has {len(sequence)} tokens, the model's context is "
-                    f"{config.max_position_embeddings}; shorten it"
-                )
-            states.append(embedding.rows(mx.array(check_tokens(sequence, config.vocab_size))))
+        states = [embedding.rows(mx.array(sequence)) for sequence in tokens]
         mx.eval(states)
         del embedding
         report = progress or (lambda done, total: None)
         report(0, config.num_hidden_layers)
         store = open_store(RecordTable.of(self.checkpoint), self.expert_io, self.experts_per_token)
-        with closing(store), kernels(False):  # kernels are for single tokens
+        with closing(store):
             for i in range(config.num_hidden_layers):
-                part = weights.take(f"layers.{i}").at("layers").at(i)
-                layer = DecoderLayer(config, i, part, store, self.experts_per_token)
-                self._run_layer(i, layer, states, store)
-                del part
-                for module in layer.modules():
-                    module.clear()  # modules and their traced functions refer to each other, so nothing else frees them
-                mx.clear_cache()
+                routed = run_layer(i, config, weights, store, self.experts_per_token, states)
+                if routed is not None:
+                    with kernels(False):
+                        add_rows(states, expert_sum(routed.h, routed.chosen, routed.weights, i, store))
                 report(i + 1, config.num_hidden_layers)
         norm = weights.take("norm").array("norm.weight", config.hidden_size)
         return [rms_norm(x, norm, config.rms_norm_eps) for x in states]
@@ -120,48 +105,10 @@ class LayerwiseModel:
     def head(self) -> Linear:
         """The output head: [T, H] to [T, V]."""
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
-        weights = _Weights(self.checkpoint, self.dtype).take(name)
+        weights = self._weights().take(name)
         make = weights.embedding if self.config.tie_word_embeddings else weights.linear
         return make(name, self.config.vocab_size, self.config.hidden_size)
 
-    def _run_layer(self, index: int, layer: DecoderLayer, states: list[mx.array], store: ExpertStore) -> None:
-        """All sequences through one layer, in place."""
-        sparse = isinstance(layer.mlp, SparseMoE)
-        step = prefill_chunk(self.config, self.experts_per_token)
-        normed, routed = [], []
-        for number, x in enumerate(states):
-            cache = layer_cache(self.config, index, self.dtype)
-            parts: list[tuple[mx.array, ...]] = []
-            for start in range(0, x.shape[0], step):
-                chunk = x[start : start + step]
-                parts.append(layer.front(chunk, cache) if sparse else (layer(chunk, cache),))
-                mx.eval(*parts[-1], *cache.arrays)
-            *routing, states[number] = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
-            mx.eval(states[number], *routing)
-            if sparse:
-                h, ids, weights = routing
-                normed.append(h)
-                routed.append((chosen_experts(ids, weights, index), np.array(weights)))
-        if sparse:
-            chosen, factors = (np.concatenate(column) for column in zip(*routed, strict=True))
-            h = mx.concatenate(normed)
-            mx.eval(h)
-            normed.clear()
-            total = expert_sum(h, chosen, factors, index, store)
-            ends = np.cumsum([len(x) for x in states])
-            for number, rows in enumerate(np.split(total, ends[:-1])):
-                states[number] = states[number] + mx.array(rows).astype(self.dtype)
-                mx.eval(states[number])
-
-
-class _Weights:
-    """Resident weights of which each part is read when it is used, and gone when its user is."""
-
-    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
-        resident = load_resident(checkpoint, dtype)
-        self._arrays, self._quantization = dict(resident.arrays), resident.quantization
-
-    def take(self, path: str) -> Weights:
-        """The weights below ``path``, under their full names; they can be taken once."""
-        names = [name for name in self._arrays if name.startswith(f"{path}.")]
-        return Weights({name: self._arrays.pop(name) for name in names}, self._quantization)
+    def _weights(self) -> OnceWeights:
+        resident = load_resident(self.checkpoint, self.dtype)
+        return OnceWeights(resident.arrays, resident.quantization)

@@ -70,6 +70,21 @@ def read_sequences(
     return sequences
 
 
+def calibration_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer, count: int) -> list[list[int]]:
+    """The first ``count`` tokens of a file, for ``flash_moe.packing.convert.convert``; the last sequence may be cut.
+
+    Raises:
+        The errors of :func:`read_sequences`.
+    """
+    sequences: list[list[int]] = []
+    for sequence in read_sequences(path, tokenizer):
+        if count <= 0:
+            break
+        sequences.append(list(sequence.tokens[:count]))
+        count -= len(sequence.tokens)
+    return sequences
+
+
 def windows(tokens: Sequence[int], size: int) -> list[TokenSequence]:
     """Cuts tokens into sequences of ``size``; a shorter rest is left out unless it is all there is."""
     parts = [tuple(tokens[i * size : (i + 1) * size]) for i in range(max(len(tokens) // size, 1))]

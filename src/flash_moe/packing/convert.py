@@ -6,9 +6,9 @@ import errno
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -17,10 +17,12 @@ from ..checkpoint.files import INDEX, Checkpoint
 from ..checkpoint.packed import MANIFEST, Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import RecordTable
 from ..config import ModelConfig
-from ..errors import CheckpointError, DiskSpaceError
+from ..errors import ArgumentError, CheckpointError, DiskSpaceError
 from ..experts.reader import RecordReader
 from ..record import Quantization, RecordLayout
-from .requantize import changed_projections, requantize, target_formats
+from .calibration import Calibration
+from .plan import fingerprint, identity, target_layouts, warnings
+from .requantize import Rounding, changed_projections, requantize
 from .resident import ResidentFiles, save_arrays
 from .staging import Staging
 
@@ -36,7 +38,11 @@ def convert(
     destination: Path,
     *,
     bits: int | None = None,
+    expert_bits: int | None = None,
+    down_bits: int | None = None,
     group_size: int = 64,
+    rounding: Rounding = "search",
+    calibration: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Writes a packed copy of a checkpoint.
@@ -47,8 +53,14 @@ def convert(
     Args:
         source: folder of an MLX-quantised, Hugging Face float or packed checkpoint.
         destination: folder to make; must not exist.
-        bits: of the experts: 2, 3, 4, 5, 6 or 8. None keeps quantised experts as they are and makes floats 4-bit.
+        bits: 2, 3, 4, 5, 6 or 8; floats outside the experts never get fewer than 4. None keeps quantised weights as
+            they are and makes floats 4-bit.
+        expert_bits: of the experts; None for ``bits``.
+        down_bits: of the experts' down projections, which matter most; None for those of the experts.
         group_size: weights per scale where something is quantised: 32, 64 or 128.
+        rounding: ``"search"`` for scales and biases that lose least, ``"nearest"`` for those of MLX.
+        calibration: token ids of texts that the experts are quantised for, for instance from
+            :func:`flash_moe.evaluation.calibration_tokens`; None to round each weight for itself.
         progress: called as ``progress(done, total)`` in bytes of the destination.
 
     Returns:
@@ -56,40 +68,34 @@ def convert(
 
     Raises:
         ConfigError, CheckpointError: the source cannot be read, or the destination exists.
+        ArgumentError: there is no such rounding, or the calibration is empty or of no use.
         DiskSpaceError: the destination would not fit; nothing was written.
+        NumericalError: weights, or activations in the calibration, are NaN or infinite.
     """
     checkpoint = Checkpoint.open(source)
     table = RecordTable.of(checkpoint)
-    wanted = None if bits is None else Quantization(bits, group_size)
-    floats = Quantization(4, group_size)
-    target = {
-        i: RecordLayout.build(layout.hidden_size, layout.intermediate_size, target_formats(layout, wanted, floats))
-        for i, layout in table.layouts.items()
+    target = target_layouts(table, bits if expert_bits is None else expert_bits, down_bits, group_size)
+    if rounding not in get_args(Rounding):
+        raise ArgumentError(f"rounding is {rounding!r}, expected one of {', '.join(get_args(Rounding))}")
+    calibrated = None
+    if calibration is not None:
+        if not any(changed_projections(layout, target[i]) for i, layout in table.layouts.items()):
+            raise ArgumentError(
+                "no expert is to be quantised, so calibration changes nothing; say to how many bits, or leave it out"
+            )
+        if rounding == "nearest":
+            raise ArgumentError("rounding 'nearest' takes no calibration; leave one of the two out")
+        calibrated = Calibration(checkpoint, table, target, calibration)
+    resident = ResidentFiles(checkpoint, Quantization(max(bits or 4, 4), group_size), rounding)
+    plan = identity(checkpoint, table) | {
+        "bits": [bits, expert_bits, down_bits],
+        "group_size": group_size,
+        "rounding": rounding,
+        "calibration": calibration and fingerprint(calibration),
     }
-    resident = ResidentFiles(checkpoint, Quantization(max(bits or 4, 4), group_size))
-    plan = _sources(checkpoint, table) | {"bits": bits, "group_size": group_size}
-    _Conversion(checkpoint, table, target, resident, Staging(destination, plan), progress).run()
-    return _warnings(table, target)
-
-
-def _sources(checkpoint: Checkpoint, table: RecordTable) -> dict[str, Any]:
-    """What identifies the source; when any of it changes, a half-done conversion is of no use."""
-    files = {checkpoint.folder / "config.json", *checkpoint.folder.glob(MANIFEST), *checkpoint.metadata}
-    files |= {extent.file for layer in table.layouts for extent in table.extents(layer, 0)}
-    states = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
-    return {"source": str(checkpoint.folder.resolve()), "files": states}
-
-
-def _warnings(table: RecordTable, target: dict[int, RecordLayout]) -> list[str]:
-    for i, layout in table.layouts.items():
-        for name in changed_projections(layout, target[i]):
-            old, new = layout.formats[name].quantization, target[i].formats[name].quantization
-            if old is not None and new is not None:
-                return [
-                    f"the experts were requantised from {old.bits} to {new.bits} bits: rounding twice loses far more than "
-                    "quantising the original weights once; convert from the bf16 checkpoint if you can"
-                ]
-    return []
+    staging = Staging(destination, plan)
+    _Conversion(checkpoint, table, target, resident, staging, rounding, calibrated, progress).run()
+    return warnings(table, target)
 
 
 class _Conversion:
@@ -102,17 +108,21 @@ class _Conversion:
         target: dict[int, RecordLayout],
         resident: ResidentFiles,
         staging: Staging,
+        rounding: Rounding,
+        calibration: Calibration | None,
         progress: Progress | None,
     ) -> None:
         self.checkpoint, self.table, self.target, self.resident = checkpoint, table, target, resident
         self.config: ModelConfig = checkpoint.config
         self.staging, self.progress = staging, progress
+        self.rounding, self.calibration = rounding, calibration
         self.done = 0
         records = sum(layout.stride for layout in target.values()) * self.config.num_experts
         self.total = records + resident.nbytes()
 
     def run(self) -> None:
-        self.staging.require_space(self.total)
+        saved = 0 if self.calibration is None else 2 * self.calibration.nbytes  # of two layers for a moment
+        self.staging.require_space(self.total + saved)
         try:
             self.staging.begin()
             checksums, weight_map = self._write_resident()
@@ -134,36 +144,59 @@ class _Conversion:
     def _write_resident(self) -> tuple[dict[str, str], dict[str, str]]:
         checksums: dict[str, str] = {}
         weight_map: dict[str, str] = {}
-        for name, arrays in self.resident.groups():
-            if not arrays:
-                continue
-            nbytes = sum(array.nbytes for array in arrays.values())
+        for name, make in self.resident.groups():
             if (receipt := self.staging.receipt(name)) is None:
+                if not (arrays := make()):
+                    continue
                 temporary = self.staging.temporary(name)
                 save_arrays(temporary, arrays)
-                receipt = {"checksum": file_checksum(temporary)}
+                nbytes = sum(array.nbytes for array in arrays.values())
+                receipt = {"checksum": file_checksum(temporary), "tensors": list(arrays), "bytes": nbytes}
                 self.staging.commit(name, receipt)
+                del arrays
             checksums[name] = receipt["checksum"]
-            weight_map |= dict.fromkeys(arrays, name)
-            self._advance(nbytes)
+            weight_map |= dict.fromkeys(receipt["tensors"], name)
+            self._advance(receipt["bytes"])
         return checksums, weight_map
 
     def _write_layers(self) -> dict[int, PackedLayer]:
+        if self.calibration is not None:
+            self._begin_calibration(self.calibration)
         layers = {}
         reader = RecordReader(self.table)
+        following = dict(zip(self.target, [*self.target][1:], strict=False))
         try:
             for i, layout in self.target.items():
                 name = layer_file(i)
                 if (receipt := self.staging.receipt(name)) is None:
                     _log.info("packing the experts of layer %d", i)
+                    if self.calibration is not None:
+                        self.calibration.enter(i)
                     receipt = {"checksums": self._write_layer(reader, i, self.staging.temporary(name))}
+                    if self.calibration is not None:
+                        self.calibration.leave()
+                        if i in following:
+                            self.staging.save(_states(following[i]), self.calibration.states())
                     self.staging.commit(name, receipt)
+                    self.staging.discard(_states(i))
                 else:
                     self._advance(layout.stride * self.config.num_experts)
                 layers[i] = PackedLayer(name, layout, tuple(receipt["checksums"]))
         finally:
             reader.close()
         return layers
+
+    def _begin_calibration(self, calibration: Calibration) -> None:
+        """Continues with what the first unfinished layer sees; where that is lost, all layers are done again."""
+        unfinished = next((i for i in self.target if self.staging.receipt(layer_file(i)) is None), None)
+        if unfinished is None:
+            return
+        if (states := self.staging.saved(_states(unfinished))) is not None:
+            calibration.resume(unfinished, states)
+            return
+        for i in self.target:
+            self.staging.forget(layer_file(i))
+        calibration.begin()
 
     def _write_layer(self, reader: RecordReader, layer: int, path: Path) -> list[str]:
         source, target = self.table.layouts[layer], self.target[layer]
@@ -177,7 +210,11 @@ class _Conversion:
             for start in range(0, experts, step):
                 group = range(start, min(start + step, experts))
                 reader.read_all(layer, group, list(buffers[: len(group)]))
-                for record in requantize(bank[: len(group)], source, target):
+                if self.calibration is not None:
+                    rewritten = self.calibration.rewrite(group, bank[: len(group)])
+                else:
+                    rewritten = requantize(bank[: len(group)], source, target, self.rounding)
+                for record in rewritten:
                     checksums.append(checksum(record.data))
                     stream.write(record.data)
                     self._advance(target.stride)
@@ -194,6 +231,11 @@ class _Conversion:
         self.staging.write_text(INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}))
         self.staging.write_text("config.json", json.dumps(config, indent=2))
         self.staging.write_text(MANIFEST, manifest.dump())
+
+
+def _states(layer: int) -> str:
+    """The name of what a calibration saves for a layer."""
+    return f"calibration-{layer:05d}.npy"
 
 
 def file_checksum(path: Path) -> str:

@@ -18,6 +18,7 @@ class Info:
     Attributes:
         form: ``"packed"``, ``"MLX quantised"`` or ``"float"``.
         expert_formats: per distinct record layout, e.g. ``"4-bit, groups of 64"``, and how many layers have it.
+        bits_per_weight: of the experts, scales and biases included; 0 without experts.
         record_bytes: bytes of the largest record.
         resident_bytes, expert_bytes: of the weights read for every token, and of all routed experts.
         bytes_per_token: expert bytes read for a token at ``experts_per_token``.
@@ -35,6 +36,7 @@ class Info:
     model_experts_per_token: int
     experts_per_token: int
     expert_formats: dict[str, int]
+    bits_per_weight: float
     record_bytes: int
     resident_bytes: int
     expert_bytes: int
@@ -76,11 +78,17 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
         model_experts_per_token=config.num_experts_per_tok,
         experts_per_token=k,
         expert_formats=formats,
+        bits_per_weight=_bits_per_weight(list(table.layouts.values())),
         record_bytes=table.max_stride,
         resident_bytes=sum(info.nbytes for info in checkpoint.resident.values()),
         expert_bytes=table.nbytes,
         bytes_per_token=k * sum(layout.stride for layout in table.layouts.values()),
     )
+
+
+def _bits_per_weight(layouts: list[RecordLayout]) -> float:
+    """The mean over layers, which all have equally many weights."""
+    return sum(layout.bits_per_weight for layout in layouts) / max(len(layouts), 1)
 
 
 def _format(layout: RecordLayout) -> str:

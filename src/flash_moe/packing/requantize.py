@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
 
 from ..ops.experts import dequantized
-from ..record import PROJECTIONS, Part, ProjectionFormat, Quantization, RecordLayout
+from ..record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+from .affine import Affine, packed, stored
+from .rounding import search
 
-
-def target_formats(
-    source: RecordLayout, wanted: Quantization | None, floats: Quantization
-) -> dict[str, ProjectionFormat]:
-    """How each projection is to be stored: as ``wanted``, or as it is where that is None.
-
-    Args:
-        floats: for plain floats, which cannot stay: a packed model's experts are quantised.
-    """
-    formats = {}
-    for name in PROJECTIONS:
-        fmt = source.formats[name]
-        formats[name] = ProjectionFormat(fmt.dtype, wanted or fmt.quantization or floats)
-    return formats
+Rounding = Literal["nearest", "search"]
+Parts = Mapping[str, np.ndarray]  # by "gate_proj.weight" and so on, the bytes of one record's part
 
 
 def changed_projections(source: RecordLayout, target: RecordLayout) -> list[str]:
@@ -31,42 +22,84 @@ def changed_projections(source: RecordLayout, target: RecordLayout) -> list[str]
     return [name for name in PROJECTIONS if source.formats[name] != target.formats[name]]
 
 
-def requantize(records: mx.array, source: RecordLayout, target: RecordLayout) -> np.ndarray:
-    """Rewrites records from one layout to another.
+def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, rounding: Rounding) -> np.ndarray:
+    """Rewrites records from one layout to another, each weight for itself.
 
     Args:
         records: [N, words] uint32 records of layout ``source``.
+        rounding: ``"nearest"`` as MLX does it, or ``"search"`` for scales and biases that lose least.
 
     Returns:
         [N, stride] uint8 records of layout ``target``.
     """
-    stored = np.array(records, copy=False).view(np.uint8)
-    if not changed_projections(source, target):
-        return stored[:, : target.stride]
-    out = np.zeros((len(stored), target.stride), np.uint8)
-    old, new = dict(source.parts()), dict(target.parts())
-    for name in PROJECTIONS:
-        if source.formats[name] == target.formats[name]:
-            values: Mapping[str, np.ndarray] = {
-                part: stored[:, old[part].offset : old[part].offset + old[part].nbytes]
-                for part in old
-                if part.startswith(name)
-            }
-        else:
-            values = _quantized(records, source, target, name)
-        for part, value in values.items():
-            _place(out, new[part], value)
+    parts: list[dict[str, np.ndarray]] = [{} for _ in range(records.shape[0])]
+    for name in changed_projections(source, target):
+        new = _nearest if rounding == "nearest" else _searched
+        for record, found in zip(parts, new(records, source, target, name), strict=True):
+            record |= found
+    return assembled(records, source, target, parts)
+
+
+def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
+    """Records of layout ``target``, [N, stride] uint8, from new parts; those not among them are copied."""
+    old, kept = np.array(records, copy=False).view(np.uint8), dict(source.parts())
+    if source.formats == target.formats:
+        return old[:, : target.stride]
+    out = np.zeros((len(old), target.stride), np.uint8)
+    for record, stored_bytes, new in zip(out, old, parts, strict=True):
+        for name, part in target.parts():
+            value = new.get(name)
+            if value is None:
+                value = stored_bytes[kept[name].offset : kept[name].offset + kept[name].nbytes]
+            record[part.offset : part.offset + part.nbytes] = value
     return out
 
 
-def _quantized(records: mx.array, source: RecordLayout, target: RecordLayout, name: str) -> dict[str, np.ndarray]:
+def affine_parts(name: str, affine: Affine, fmt: ProjectionFormat) -> dict[str, np.ndarray]:
+    """The parts of a projection [rows, groups, size] as they are stored."""
+    assert fmt.quantization is not None
+    words = packed(affine.codes.reshape(len(affine.codes), -1), fmt.quantization.bits)
+    return {
+        f"{name}.weight": words.view(np.uint8).reshape(-1),
+        f"{name}.scales": stored(affine.scales, fmt.dtype).reshape(-1),
+        f"{name}.biases": stored(affine.biases, fmt.dtype).reshape(-1),
+    }
+
+
+def _nearest(
+    records: mx.array, source: RecordLayout, target: RecordLayout, name: str
+) -> Iterator[dict[str, np.ndarray]]:
     fmt = target.formats[name]
     assert fmt.quantization is not None
     dtype = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}[fmt.dtype]
     weights = dequantized(records, getattr(source, name), dtype)
-    parts = mx.quantize(weights, group_size=fmt.quantization.group_size, bits=fmt.quantization.bits)
-    names = ("weight", "scales", "biases")
-    return {f"{name}.{kind}": as_bytes(array) for kind, array in zip(names, parts, strict=True)}
+    arrays = mx.quantize(weights, group_size=fmt.quantization.group_size, bits=fmt.quantization.bits)
+    kinds = [as_bytes(array) for array in arrays]
+    for values in zip(*kinds, strict=True):
+        yield {f"{name}.{kind}": value for kind, value in zip(("weight", "scales", "biases"), values, strict=True)}
+
+
+def _searched(
+    records: mx.array, source: RecordLayout, target: RecordLayout, name: str
+) -> Iterator[dict[str, np.ndarray]]:
+    fmt = target.formats[name]
+    assert fmt.quantization is not None
+    for record in records:
+        yield affine_parts(name, searched(as_floats(record[None], source, name), fmt.quantization, fmt.dtype), fmt)
+
+
+def searched(weights: np.ndarray, quantization: Quantization, dtype: str) -> Affine:
+    """A matrix [rows, columns] quantised by :func:`search`, [rows, groups, size]."""
+    rows, size = len(weights), quantization.group_size
+    found = search(weights.reshape(-1, size), quantization.bits, dtype)
+    return Affine(found.codes.reshape(rows, -1, size), found.scales.reshape(rows, -1), found.biases.reshape(rows, -1))
+
+
+def as_floats(record: mx.array, source: RecordLayout, name: str) -> np.ndarray:
+    """A projection of a single record [1, words] as float32, [out, in]."""
+    weights = dequantized(record, getattr(source, name), mx.float32)[0]
+    mx.eval(weights)
+    return np.array(weights)
 
 
 def as_bytes(array: mx.array) -> np.ndarray:
@@ -74,7 +107,3 @@ def as_bytes(array: mx.array) -> np.ndarray:
     words = mx.contiguous(array).view(mx.uint32 if array.itemsize == 4 else mx.uint16)
     mx.eval(words)
     return np.array(words, copy=False).reshape(len(words), -1).view(np.uint8)
-
-
-def _place(out: np.ndarray, part: Part, value: np.ndarray) -> None:
-    out[:, part.offset : part.offset + part.nbytes] = value

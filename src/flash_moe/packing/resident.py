@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.names import is_zero_centred_norm, mlx_name, module_path
 from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import build_header
 from ..record import Quantization
-from .requantize import as_bytes
+from .affine import packed
+from .requantize import Rounding, as_bytes, searched
 
 _DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 _GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
 _GATE_QUANTIZATION = Quantization(8, 64)
+_BLOCK = 1 << 24  # weights at a time as float32: 64 MiB
 
 
 class ResidentFiles:
@@ -25,10 +29,11 @@ class ResidentFiles:
 
     Args:
         quantization: for weights that the source holds as floats; quantised ones are kept as they are.
+        rounding: how they are quantised.
     """
 
-    def __init__(self, checkpoint: Checkpoint, quantization: Quantization) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, rounding: Rounding) -> None:
+        self._checkpoint, self._rounding = checkpoint, rounding
         self._arrays = read_arrays(checkpoint)
         self._quantization = {
             name.removesuffix(".weight"): q
@@ -36,13 +41,12 @@ class ResidentFiles:
             if (q := self._wanted(name, quantization)) is not None
         }
 
-    def groups(self) -> Iterator[tuple[str, dict[str, mx.array]]]:
-        """Yields a file name and its arrays, one decoder layer at a time; can be called once."""
-        layers = range(self._checkpoint.config.num_hidden_layers)
-        prefixes = [f"layers.{i}." for i in layers]
-        yield "model-resident.safetensors", self._converted(lambda name: not name.startswith("layers."))
-        for i, prefix in enumerate(prefixes):
-            yield f"model-resident-{i:05d}.safetensors", self._converted(lambda name, p=prefix: name.startswith(p))
+    def groups(self) -> Iterator[tuple[str, Callable[[], dict[str, mx.array]]]]:
+        """Yields a file name and what makes its arrays (once), one decoder layer at a time."""
+        yield "model-resident.safetensors", partial(self._converted, _outside_layers)
+        for i in range(self._checkpoint.config.num_hidden_layers):
+            prefix = f"layers.{i}."
+            yield f"model-resident-{i:05d}.safetensors", partial(self._converted, partial(_below, prefix))
 
     def nbytes(self) -> int:
         """Bytes that the files will hold, headers aside."""
@@ -68,7 +72,7 @@ class ResidentFiles:
             section[path] = {"group_size": q.group_size, "bits": q.bits}
         return section or None
 
-    def _converted(self, mine: Any) -> dict[str, mx.array]:
+    def _converted(self, mine: Callable[[str], bool]) -> dict[str, mx.array]:
         out: dict[str, mx.array] = {}
         model_type = self._checkpoint.config.model_type
         for name in [name for name in self._arrays if mine(name)]:
@@ -77,7 +81,7 @@ class ResidentFiles:
             if q is None:
                 out[mlx_name(name, model_type)] = array
                 continue
-            parts = mx.quantize(array, group_size=q.group_size, bits=q.bits)
+            parts = _quantized(array, q, self._rounding)
             for kind, part in zip(("weight", "scales", "biases"), parts, strict=True):
                 out[mlx_name(f"{module_path(name)}.{kind}", model_type)] = part
         return out
@@ -96,6 +100,28 @@ class ResidentFiles:
             return None
         q = _GATE_QUANTIZATION if module.endswith(_GATES) else default
         return None if array.shape[1] % q.group_size else q
+
+
+def _outside_layers(name: str) -> bool:
+    return not name.startswith("layers.")
+
+
+def _below(prefix: str, name: str) -> bool:
+    return name.startswith(prefix)
+
+
+def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.array]:
+    """Words, scales and biases of a matrix [rows, columns]."""
+    if rounding == "nearest":
+        return list(mx.quantize(array, group_size=q.group_size, bits=q.bits))
+    blocks, step = [], max(1, _BLOCK // array.shape[1])
+    for start in range(0, array.shape[0], step):
+        weights = np.array(array[start : start + step].astype(mx.float32))
+        found = searched(weights, q, _DTYPES[array.dtype])
+        words = packed(found.codes.reshape(weights.shape), q.bits)
+        floats = (mx.array(values).astype(array.dtype) for values in (found.scales, found.biases))
+        blocks.append([mx.array(words), *floats])
+    return [mx.concatenate(list(column)) for column in zip(*blocks, strict=True)]
 
 
 def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:

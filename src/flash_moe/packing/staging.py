@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import CheckpointError, DiskSpaceError
 
 _PLAN = "conversion.json"
@@ -86,6 +88,28 @@ class Staging:
             os.fsync(stream.fileno())
         temporary.replace(self.folder / name)
         _write_text(self._work / f"{name}.done", json.dumps(receipt))
+
+    def forget(self, name: str) -> None:
+        """Makes the step of file ``name`` one that is still to be done."""
+        (self._work / f"{name}.done").unlink(missing_ok=True)
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """Keeps an array beside the content, in one piece, until it is discarded or the work is finished."""
+        temporary = self._work / f"{name}.tmp"
+        with temporary.open("wb") as stream:
+            np.save(stream, array)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self._work / name)
+
+    def saved(self, name: str) -> np.ndarray | None:
+        """The array of that name, if there is one."""
+        path = self._work / name
+        return np.load(path) if path.exists() else None
+
+    def discard(self, name: str) -> None:
+        """Removes a saved array, if there is one."""
+        (self._work / name).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a small file in one piece."""

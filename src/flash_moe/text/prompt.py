@@ -59,3 +59,20 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:
         if not 0 <= int(token) < vocab_size:
             raise PromptError(f"token id {int(token)} at position {position} is outside the vocabulary of {vocab_size}")
     return [int(token) for token in tokens]
+
+
+def check_sequences(sequences: Sequence[Sequence[int]], vocab_size: int, context: int) -> list[list[int]]:
+    """Sequences of ids as plain integers.
+
+    Args:
+        context: the most tokens that the model takes.
+
+    Raises:
+        PromptError: a sequence is empty or too long, or holds what is no id of the vocabulary.
+    """
+    for number, sequence in enumerate(sequences, start=1):
+        if len(sequence) > context:
+            raise PromptError(
+                f"sequence {number} has {len(sequence)} tokens, the model's context is {context}; shorten it"
+            )
+    return [check_tokens(sequence, vocab_size) for sequence in sequences]

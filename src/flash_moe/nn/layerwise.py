@@ -1,0 +1,113 @@
+"""Many sequences through one layer before the next is built, so that memory for one layer is enough.
+
+Mixers run per sequence, each with a fresh cache. What the routed experts of a layer are to compute is handed out for the
+rows of all sequences, so that whoever computes it needs every expert once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import ModelConfig
+from ..experts.store import ExpertStore
+from ..ops.dispatch import kernels
+from ..record import Quantization
+from .cache import layer_cache
+from .decoder import DecoderLayer
+from .sparse_moe import SparseMoE, chosen_experts
+from .weights import Weights
+
+_CHUNK = 1024  # tokens of a sequence that go through a layer together
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the routed experts of a layer are to compute: Σ_k weights[:, k] · expert_k(h).
+
+    Attributes:
+        h: [N, H], the rows of all sequences.
+        chosen: [N, K] ids of the experts.
+        weights: [N, K] float32.
+    """
+
+    h: mx.array
+    chosen: np.ndarray
+    weights: np.ndarray
+
+
+class OnceWeights:
+    """Resident weights of which each part is read when it is used, and gone when its user is.
+
+    Args:
+        arrays, quantization: as for :class:`Weights`; the arrays are lazy.
+    """
+
+    def __init__(self, arrays: Mapping[str, mx.array], quantization: Mapping[str, Quantization]) -> None:
+        self._arrays, self._quantization = dict(arrays), quantization
+
+    def take(self, path: str) -> Weights:
+        """The weights below ``path``, under their full names; they can be taken once."""
+        names = [name for name in self._arrays if name.startswith(f"{path}.")]
+        return Weights({name: self._arrays.pop(name) for name in names}, self._quantization)
+
+
+def run_layer(
+    layer: int,
+    config: ModelConfig,
+    weights: OnceWeights,
+    store: ExpertStore,
+    experts_per_token: int,
+    states: list[mx.array],
+) -> Routed | None:
+    """All sequences through one layer, in place; its weights are taken, and let go.
+
+    Args:
+        store: knows the layouts of records; none is fetched.
+        states: the hidden states of each sequence, [T, H].
+
+    Returns:
+        What the layer's routed experts still have to add (see :func:`add_rows`), or None for a dense layer.
+
+    Raises:
+        NumericalError: the router produced NaN.
+    """
+    part = weights.take(f"layers.{layer}").at("layers").at(layer)
+    normed, chosen, factors = [], [], []
+    with kernels(False):  # kernels are for single tokens
+        module = DecoderLayer(config, layer, part, store, experts_per_token)
+        del part
+        sparse = isinstance(module.mlp, SparseMoE)
+        for number, x in enumerate(states):
+            cache = layer_cache(config, layer, x.dtype)
+            parts: list[tuple[mx.array, ...]] = []
+            for start in range(0, x.shape[0], _CHUNK):
+                chunk = x[start : start + _CHUNK]
+                parts.append(module.front(chunk, cache) if sparse else (module(chunk, cache),))
+                mx.eval(*parts[-1], *cache.arrays)
+            *routing, states[number] = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+            mx.eval(states[number], *routing)
+            if sparse:
+                h, ids, routing_weights = routing
+                normed.append(h)
+                chosen.append(chosen_experts(ids, routing_weights, layer))
+                factors.append(np.array(routing_weights))
+    for child in module.modules():
+        child.clear()  # modules and their traced functions refer to each other, so nothing else frees them
+    mx.clear_cache()
+    if not sparse:
+        return None
+    h = mx.concatenate(normed)
+    mx.eval(h)
+    return Routed(h, np.concatenate(chosen), np.concatenate(factors))
+
+
+def add_rows(states: list[mx.array], rows: np.ndarray) -> None:
+    """Adds [N, H] rows, those of one sequence after those of the other, to the hidden states, in place."""
+    ends = np.cumsum([len(x) for x in states])
+    for number, mine in enumerate(np.split(rows, ends[:-1])):
+        states[number] = states[number] + mx.array(mine).astype(states[number].dtype)
+        mx.eval(states[number])

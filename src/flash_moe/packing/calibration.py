@@ -1,0 +1,146 @@
+"""The network over calibration texts, layer by layer, while its experts are quantised for what they see.
+
+Later layers see what the quantised experts of earlier ones give. In memory are the resident weights of one layer, the
+vectors of H numbers of all tokens, and the second moments of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.records import RecordTable
+from ..checkpoint.resident import load_resident
+from ..errors import ArgumentError, CheckpointError
+from ..experts.opening import open_store
+from ..nn.layerwise import OnceWeights, add_rows, run_layer
+from ..record import PROJECTIONS, RecordLayout
+from ..text.prompt import check_sequences
+from .calibrated import Expert, quantize_expert, second_moments
+from .requantize import affine_parts, as_floats, assembled, changed_projections
+
+
+@dataclass
+class _Layer:
+    """What the experts of the current layer see, and the sum of what they give."""
+
+    index: int
+    h: np.ndarray
+    chosen: np.ndarray
+    weights: np.ndarray
+    moments: np.ndarray
+    total: np.ndarray
+
+
+class Calibration:
+    """Rewrites the records of a checkpoint in the order of its layers.
+
+    Args:
+        target: the layouts to write, by layer.
+        sequences: token ids of the calibration texts.
+
+    Raises:
+        ArgumentError: there are no sequences.
+        PromptError: one is empty or too long, or holds what is no token id.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        table: RecordTable,
+        target: Mapping[int, RecordLayout],
+        sequences: Sequence[Sequence[int]],
+    ) -> None:
+        if not sequences:
+            raise ArgumentError("calibration holds no sequences; pass token ids of some text, or None")
+        self._checkpoint, self._table, self._target = checkpoint, table, target
+        config = self._config = checkpoint.config
+        self._tokens = check_sequences(sequences, config.vocab_size, config.max_position_embeddings)
+        resident = load_resident(checkpoint, mx.float32)
+        self._weights = OnceWeights(resident.arrays, resident.quantization)
+        self._states: list[mx.array] = []
+        self._next = 0
+        self._layer: _Layer | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of :meth:`states`."""
+        return 4 * self._config.hidden_size * sum(map(len, self._tokens))
+
+    def begin(self) -> None:
+        """Starts before the first layer."""
+        config = self._config
+        embedding = self._weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
+        self._states = [embedding.rows(mx.array(sequence)) for sequence in self._tokens]
+        self._next = 0
+        mx.eval(self._states)
+
+    def resume(self, layer: int, states: np.ndarray) -> None:
+        """Starts where :meth:`states` was called after the last layer with experts before ``layer``.
+
+        Raises:
+            CheckpointError: these are no states of these texts.
+        """
+        expected = (self.nbytes // (4 * self._config.hidden_size), self._config.hidden_size)
+        if (states.shape, states.dtype) != (expected, np.float32):
+            raise CheckpointError(
+                f"the saved calibration is {states.dtype} {states.shape}, expected float32 {expected}; "
+                "delete the .partial folder and start again"
+            )
+        self._next = max((i for i in self._target if i < layer), default=-1) + 1
+        ends = np.cumsum([len(sequence) for sequence in self._tokens])
+        self._states = [mx.array(rows) for rows in np.split(states, ends[:-1])]
+
+    def states(self) -> np.ndarray:
+        """All hidden states, [N, H] float32: what :meth:`resume` needs."""
+        return np.concatenate([np.array(x) for x in self._states])
+
+    def enter(self, layer: int) -> None:
+        """Runs all up to the routed experts of a layer.
+
+        Raises:
+            NumericalError: a router produced NaN.
+        """
+        config, k = self._config, self._config.num_experts_per_tok
+        with closing(open_store(self._table, "mapped", k)) as store:
+            for i in range(self._next, layer + 1):
+                routed = run_layer(i, config, self._weights, store, k, self._states)
+        assert routed is not None
+        h = np.array(routed.h)
+        moments = second_moments(h, routed.weights.sum(axis=1))
+        self._layer = _Layer(layer, h, routed.chosen, routed.weights, moments, np.zeros_like(h))
+        self._next = layer + 1
+
+    def rewrite(self, experts: Sequence[int], records: mx.array) -> np.ndarray:
+        """Quantises experts of the layer that was entered.
+
+        Args:
+            records: [N, words] uint32, as the source has them.
+
+        Returns:
+            [N, stride] uint8 records of the target's layout.
+        """
+        assert self._layer is not None
+        seen = self._layer
+        source, target = self._table.layouts[seen.index], self._target[seen.index]
+        formats = {name: target.formats[name] for name in changed_projections(source, target)}
+        parts = []
+        for expert, record in zip(experts, records, strict=True):
+            original = Expert(*(as_floats(record[None], source, name) for name in PROJECTIONS))
+            tokens, slots = np.nonzero(seen.chosen == expert)
+            x, weights = seen.h[tokens], seen.weights[tokens, slots]
+            found, now = quantize_expert(original, formats, x, weights, seen.moments)
+            seen.total[tokens] += weights[:, None] * (now.hidden(x) @ now.down_proj.T)
+            parts.append({k: v for name, a in found.items() for k, v in affine_parts(name, a, formats[name]).items()})
+        return assembled(records, source, target, parts)
+
+    def leave(self) -> None:
+        """Adds what the quantised experts of the layer give to the hidden states."""
+        assert self._layer is not None
+        add_rows(self._states, self._layer.total)
+        self._layer = None
