@@ -222,6 +222,11 @@ class Model:
             prompt, self.tokenizer, self.config.vocab_size, tools=tools, enable_thinking=enable_thinking, raw=raw
         )
 
+    @property
+    def expert_store(self) -> ExpertStore:
+        """Where the experts come from: its counters, and what measurements need of it."""
+        return self._store
+
     def close(self) -> None:
         """Closes the files of the experts; the model cannot be used afterwards."""
         self._store.close()
