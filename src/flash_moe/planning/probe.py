@@ -28,7 +28,8 @@ _MOST_BYTES = 512 << 20  # of their weights
 _BANK_BYTES = 96 << 20
 _ROUNDS = 5
 _CONTEXT = 1024  # tokens whose attention is timed
-_LONG = 0.15  # seconds; a chunk that takes longer is not tried with more tokens
+_TOKENS = 64  # of a chunk in which experts are timed
+_LONG = 0.2  # seconds; what takes longer is not tried with more
 
 
 class _BankStore(ExpertStore):
@@ -77,34 +78,30 @@ class Probe:
         if sparse is None:
             return 0.0, 0.0
         moe, k = sparse[0][1].mlp, self._k
-        few, many = (min(n, self._config.num_experts) for n in (k, 4 * k))
+
+        def seconds(tokens: int, touched: int) -> float:
+            x = self._input(tokens)
+            ids = mx.array((np.arange(tokens * k) % touched).reshape(tokens, k).astype(np.uint32))
+            weights = mx.full((tokens, k), 1 / k)
+            return _timed(lambda: moe.experts(x, ids, weights, x), 2)
+
         with kernels(None):
-
-            def seconds(tokens: int, touched: int) -> float:
-                x = self._input(tokens)
-                ids = mx.array((np.arange(tokens * k) % touched).reshape(tokens, k).astype(np.uint32))
-                weights = mx.full((tokens, k), 1 / k)
-                return _timed(lambda: moe.experts(x, ids, weights, x), 3)
-
-            tokens = self._affordable(lambda n: moe.experts(*self._routed(n)))
+            few = min(k, self._config.num_experts)
+            tokens, once = _TOKENS, seconds(_TOKENS, few)
+            many = min(self._config.num_experts, tokens * k, max(4 * few, int(few * _LONG / once)))
             base, wide, long = seconds(tokens, few), seconds(tokens, many), seconds(4 * tokens, few)
         row = max(0.0, (long - base) / (3 * tokens * k))
         record = (wide - base) / (many - few) if many > few else (base - tokens * k * row) / few
         return max(0.0, record), row
 
-    def _routed(self, tokens: int) -> tuple[mx.array, ...]:
-        x, k = self._input(tokens), self._k
-        ids = mx.broadcast_to(mx.arange(k, dtype=mx.uint32), (tokens, k))
-        return x, ids, mx.full((tokens, k), 1 / k), x
-
     def _cost(self, members: list[tuple[int, DecoderLayer]], kind: Kind) -> LayerCost:
         token = self._token_seconds(members, 0)
         key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if _attends(kind) else 0.0
-        if not kind.sparse:
-            chunk = lambda n, c=0: self._timed_chunk(members, n, c, whole=True)  # noqa: E731
-        else:
-            chunk = lambda n, c=0: self._timed_chunk(members, n, c, whole=False)  # noqa: E731
-        tokens = self._affordable(lambda n: self._chunk(members[0], n, 0, not kind.sparse))
+
+        def chunk(tokens: int, context: int = 0) -> float:
+            return median(_timed(lambda m=m: self._chunk(m, tokens, context), 2) for m in members[:2])
+
+        tokens = self._affordable(members[0])
         short, long = chunk(tokens), chunk(4 * tokens)
         pair = max(0.0, (chunk(tokens, _CONTEXT) - short) / (tokens * _CONTEXT)) if _attends(kind) else 0.0
         per_token = max(0.0, (long - short - pair * 15 * tokens * tokens) / (3 * tokens))
@@ -123,18 +120,16 @@ class Probe:
 
         return _timed(chain, _ROUNDS) / len(members)
 
-    def _timed_chunk(self, members: list[tuple[int, DecoderLayer]], tokens: int, context: int, whole: bool) -> float:
-        return median(_timed(lambda m=m: self._chunk(m, tokens, context, whole), 2) for m in members[:2])
-
-    def _chunk(self, member: tuple[int, DecoderLayer], tokens: int, context: int, whole: bool) -> Sequence[mx.array]:
+    def _chunk(self, member: tuple[int, DecoderLayer], tokens: int, context: int) -> Sequence[mx.array]:
+        """A chunk of a prompt through a layer, without its routed experts."""
         i, layer = member
         x, cache = self._input(tokens), self._cache(i, context)
-        return [layer(x, cache)] if whole else layer.front(x, cache)
+        return layer.front(x, cache) if self._config.sparse_layers[i] else [layer(x, cache)]
 
-    def _affordable(self, run: Callable[[int], object]) -> int:
+    def _affordable(self, member: tuple[int, DecoderLayer]) -> int:
         """Tokens of a chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
-            if _timed(lambda n=tokens: run(n), 1) > _LONG:
+            if _timed(lambda n=tokens: self._chunk(member, n, 0), 1) > _LONG:
                 return tokens
         return 64
 
