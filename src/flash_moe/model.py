@@ -240,15 +240,11 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        own = self.config.num_experts_per_tok
-        k = (
-            f"{self.experts_per_token}"
-            if self.experts_per_token == own
-            else f"{self.experts_per_token} of the model's {own}"
-        )
+        own, k = self.config.num_experts_per_tok, self.experts_per_token
+        shown = k if k == own else f"{k} of the model's {own}"
         return (
             f"Model({str(self.path)!r}, {self.config.num_hidden_layers} layers, {self.config.num_experts} experts, "
-            f"experts_per_token={k}, {type(self._store).__name__})"
+            f"experts_per_token={shown}, {type(self._store).__name__})"
         )
 
     def _run(

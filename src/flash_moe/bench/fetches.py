@@ -16,7 +16,7 @@ from ..experts.reader import RecordReader
 from ..experts.slots import SlotStore
 from ..experts.store import ExpertStore
 
-Kind = Literal["mapped", "slots"]
+Streaming = Literal["mapped", "slots"]
 _FEWEST = 3  # fetches before time may run out; the first is not counted where there are more
 
 
@@ -29,13 +29,13 @@ class FetchSpeed:
         warm: from the page cache, from which the same records were read right before.
     """
 
-    store: Kind
+    store: Streaming
     records: int
     cold: float | None
     warm: float
 
 
-def fetch_speed(table: RecordTable, kind: Kind, records: int, seconds: float, seed: int = 0) -> FetchSpeed:
+def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: float, seed: int = 0) -> FetchSpeed:
     """Measures fetches of random records, none of which is in the store's own memory.
 
     Args:

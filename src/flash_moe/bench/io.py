@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
-from ..errors import CheckpointError
+from ..errors import ArgumentError, CheckpointError
 from ..experts.opening import fetch_capacity
 from .fetches import FetchSpeed, fetch_speed
 from .raw_reads import THREADS, RawSpeed, open_files, raw_speed
@@ -48,13 +48,14 @@ class IOReport:
 
 
 def bench_io(
-    path: Path, experts_per_token: int, seconds: float, progress: Callable[[int, int], None] | None = None
+    path: Path, experts_per_token: int | None, seconds: float, progress: Callable[[int, int], None] | None = None
 ) -> IOReport:
     """Measures reads of a checkpoint's experts, or of any file.
 
     Args:
         path: a folder that holds a checkpoint of any form, or a file, of which only raw reads can be measured.
-        experts_per_token: records that a store fetches together, as for a token; as many as in prefill are tried too.
+        experts_per_token: records that a store fetches together, as for a token; None means the model's own. As many
+            as in prefill are tried too.
         seconds: of measuring, about; opening the files is not counted.
         progress: called as ``progress(done, total)`` with measurements.
 
@@ -62,16 +63,14 @@ def bench_io(
         ConfigError, CheckpointError: the folder holds no checkpoint, or the file is too short.
         ExpertReadError: a record cannot be read.
     """
-    table = None if path.is_file() else RecordTable.of(Checkpoint.open(path))
-    if table is not None and not table.layouts:
-        raise CheckpointError(f"{path} has no routed experts; expected a Mixture of Experts")
+    table, k = (None, 0) if path.is_file() else _experts(path, experts_per_token)
     paths = [path] if table is None else table.files
     sizes = sorted({*SIZES, *(() if table is None else (table.max_stride,))})
     files = open_files(paths)
     try:
         longest = max(file.pages.size for file in files)
         cells = [(size, threads) for size in sizes if size <= longest or size == sizes[0] for threads in THREADS]
-        stores = [] if table is None else _fetches(table, experts_per_token)
+        stores = [] if table is None else _fetches(table, k)
         total, done = len(cells) + len(stores), 0
         share = _RAW_SHARE if stores else 1.0
         raw, fetches = [], []
@@ -92,6 +91,18 @@ def bench_io(
             progress(done, total)
     nbytes = sum(path.stat().st_size for path in paths)
     return IOReport(str(path), None if table is None else table.max_stride, nbytes, tuple(raw), tuple(fetches))
+
+
+def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
+    """The records of a checkpoint, and K."""
+    checkpoint = Checkpoint.open(folder)
+    table = RecordTable.of(checkpoint)
+    if not table.layouts:
+        raise CheckpointError(f"{folder} has no routed experts; expected a Mixture of Experts")
+    k = checkpoint.config.num_experts_per_tok if wanted is None else wanted
+    if not 1 <= k <= table.num_experts:
+        raise ArgumentError(f"experts_per_token is {k}, expected 1 to {table.num_experts}")
+    return table, k
 
 
 def _fetches(table: RecordTable, k: int) -> list[tuple[Any, int]]:

@@ -191,6 +191,7 @@ class _Recorder:
             self._store.evict(flush=self._leftover is None)
             if self._leftover is None:
                 self._leftover = self._store.cached_bytes()
+        self._store.mark()
 
     @contextmanager
     def timed(self) -> Iterator[None]:

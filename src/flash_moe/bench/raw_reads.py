@@ -42,9 +42,7 @@ class RawSpeed:
     absent: float
 
 
-def raw_speed(
-    files: Sequence[MappedFile], threads: int, request_bytes: int, seconds: float, seed: int = 0
-) -> RawSpeed:
+def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, seconds: float, seed: int = 0) -> RawSpeed:
     """Reads random places, no place twice, until time runs out: cold for half of it, then the same again.
 
     Raises:
@@ -103,5 +101,3 @@ def _read(
     shares = list(pool.map(work, range(len(buffers))))
     nbytes = sum(shares) * buffers[0].size
     return nbytes / (time.perf_counter() - start), max(shares) * len(buffers)
-
-

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -83,7 +84,7 @@ def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
     """Fetches as decoding does, each from the disk and then from the page cache, by both stores in turn.
 
     Returns:
-        None where time ran out before a round was complete.
+        None where time ran out before there was anything to compare.
 
     Raises:
         ExpertReadError: a record cannot be read.
@@ -93,18 +94,17 @@ def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
     reader = RecordReader(table)  # one for both: pages that another mapping holds could not be dropped
     stores = MappedStore(reader, count), SlotStore(reader, count)
     try:
-        seconds, rounds = [0.0, 0.0], 0
-        for cold in (True, False):
-            for layer, experts in _sample(table, count):
-                taken = [_fetch(store, reader, layer, experts, cold) for store in stores]
-                if time.perf_counter() > deadline:
-                    return Timing(*seconds) if rounds else None
-                if None not in taken and rounds:  # the first round starts threads and compiles
-                    seconds = [total + part for total, part in zip(seconds, taken, strict=True)]  # type: ignore[operator]
-                rounds += 1
+        mapped = slots = 0.0
+        fetches = product((True, False), _sample(table, count))
+        for number, (cold, (layer, experts)) in enumerate(fetches):
+            first, second = (_fetch(store, reader, layer, experts, cold) for store in stores)
+            if number and first is not None and second is not None:  # the first fetches start threads and compile
+                mapped, slots = mapped + first, slots + second
+            if time.perf_counter() > deadline:
+                break
     finally:
         reader.close()
-    return Timing(*seconds) if all(seconds) else None
+    return Timing(mapped, slots) if mapped and slots else None
 
 
 def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
@@ -116,9 +116,7 @@ def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
     ]
 
 
-def _fetch(
-    store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool
-) -> float | None:
+def _fetch(store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool) -> float | None:
     """Seconds of one fetch; None where it should have been cold and the page cache kept the records."""
     locations = [reader.locate(layer, expert) for expert in experts]
     as_wanted = True
@@ -136,7 +134,7 @@ def _fetch(
 
 def _key(table: RecordTable) -> str:
     """File system, form of the checkpoint and device."""
-    device = os.stat(table.files[0]).st_dev
+    device = table.files[0].stat().st_dev
     return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}"
 
 

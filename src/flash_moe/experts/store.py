@@ -139,9 +139,13 @@ class ExpertStore(ABC):
         :meth:`~flash_moe.experts.files.MappedFile.evict`.
         """
         self._evict(flush)
+        self.mark()
+
+    def mark(self) -> None:
+        """Begins anew what the next fetch counts as the seconds of its layer."""
         self._last = time.perf_counter()
 
-    def _evict(self, flush: bool) -> None:
+    def _evict(self, flush: bool) -> None:  # noqa: B027 (a store that cannot evict leaves it as it is)
         """Everything stays."""
 
     def cached_bytes(self) -> int:

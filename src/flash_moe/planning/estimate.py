@@ -65,15 +65,20 @@ def held_share(needs: Needs, probabilities: np.ndarray) -> float:
     return hit_rate(probabilities, needs.slots / needs.record / needs.expert_layers)
 
 
-def prefill_seconds(needs: Needs, costs: Costs, prompt: int, hits: float, probabilities: np.ndarray) -> Seconds:
+def prefill_seconds(
+    needs: Needs, costs: Costs, prompt: int, hits: float, probabilities: np.ndarray, *, keeps: bool
+) -> Seconds:
     """A prompt up to its logits.
 
     Args:
         hits: share of the touched records that are in the page cache.
+        keeps: records that a chunk has read are still there for the next.
     """
-    wait = layers = compute = 0.0
+    wait = ssd = layers = compute = 0.0
     for tokens, context in _chunks(prompt):
         touched = distinct(probabilities, tokens)
+        again = _both(probabilities, tokens, context) / touched if keeps else 0.0
+        found = hits + (1 - hits) * again
         rows = tokens * needs.experts_per_token
         experts = touched * costs.record + rows * costs.row
         for kind, count in needs.layers.items():
@@ -83,12 +88,13 @@ def prefill_seconds(needs: Needs, costs: Costs, prompt: int, hits: float, probab
             if kind.sparse:
                 seconds += experts
                 operations += rows * expert_flops(needs)
-                wait += count * _wait(needs, costs.reads, touched, hits, experts)
+                waited = count * _wait(needs, costs.reads, touched, found, experts)
+                wait += waited
+                ssd += waited * _ssd_share(costs.reads, found)
             layers += count * seconds
             compute += count * operations / costs.flops
     layers += needs.head / costs.bandwidth
     compute = min(compute, layers)
-    ssd = wait * _ssd_share(costs.reads, hits)
     return Seconds(ssd, wait - ssd, 0.0, compute, layers - compute)
 
 
@@ -96,6 +102,11 @@ def _chunks(prompt: int) -> Iterator[tuple[int, int]]:
     """Tokens of each chunk, and tokens before it."""
     for start in range(0, prompt, PREFILL_CHUNK):
         yield min(PREFILL_CHUNK, prompt - start), start
+
+
+def _both(probabilities: np.ndarray, tokens: int, others: int) -> float:
+    """How many experts of a layer are expected to be touched by these tokens and by the others, too."""
+    return distinct(probabilities, tokens) + distinct(probabilities, others) - distinct(probabilities, tokens + others)
 
 
 def _wait(needs: Needs, reads: ReadCost | None, touched: float, hits: float, experts: float) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 
 import mlx.core as mx
 
-from ..bench.fetches import fetch_speed
+from ..bench.fetches import Streaming, fetch_speed
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..ops.blas import matmul
@@ -43,7 +44,7 @@ def measure(
 
 
 def _reads(table: RecordTable, needs: Needs, expert_io: str) -> ReadCost | None:
-    kind = "mapped" if expert_io == "mapped" else "slots"
+    kind: Streaming = "mapped" if expert_io == "mapped" else "slots"
     token = fetch_speed(table, kind, min(needs.experts_per_token, table.num_experts), _READ_SECONDS)
     group = fetch_speed(table, kind, needs.capacity, _READ_SECONDS)
     return ReadCost(token.cold or token.warm, group.cold or group.warm, token.warm, group.warm)
@@ -79,7 +80,7 @@ def _flops(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
     return 2.0 * _ROWS * hidden * _COLUMNS / _seconds(lambda: matmul(a, b))
 
 
-def _seconds(run) -> float:  # type: ignore[no-untyped-def]
+def _seconds(run: Callable[[], mx.array]) -> float:
     times = []
     for _ in range(_TIMES + 1):
         start = time.perf_counter()

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ..bench.system import available_memory, machine_name, total_memory
 from ..checkpoint.files import Checkpoint
@@ -22,38 +23,22 @@ from ..experts.opening import ExpertIO
 from ..model import resolve_dtype, resolve_experts_per_token
 from .costs import Costs
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
-from .hit_rate import SKEW, distinct, hit_rate, popularity
+from .hit_rate import SKEW, distinct, popularity
 from .machines import Machine
 from .measure import measure
+from .memory import Memory, decode_hits, prompt_hits, share_memory
 from .needs import Needs, needs
 
-MARGIN_SHARE, MARGIN_LEAST = 0.1, 2 << 30  # of memory that is the system's, at the least
-STATES = ("cold", "expected", "warm")
+STATES = ("cold", "expected", "warm")  # no expert is in memory; as many as are expected to be; all are
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Where the bytes of a machine's memory go.
+class Shares(NamedTuple):
+    """Shares of the requested expert bytes that are in memory while decoding, in the store's own part of it, and of
+    those that a prompt touches."""
 
-    Attributes:
-        total: of the machine.
-        kept: by the system and other programs, and room for activations.
-        resident, cache, slots: weights; keys, values and states at the context; the bank that experts are read into.
-        left: for the page cache to keep experts in; below 0 where the model does not fit.
-        largest_context: tokens that leave the page cache nothing, or the model's own limit; 0 where nothing fits.
-    """
-
-    total: int
-    kept: int
-    resident: int
-    cache: int
-    slots: int
-    left: int
-    largest_context: int
-
-    @property
-    def fits(self) -> bool:
-        return self.left >= 0
+    decode: float
+    held: float
+    prompt: float
 
 
 @dataclass(frozen=True)
@@ -62,10 +47,8 @@ class Plan:
 
     Attributes:
         measured: costs were measured on this machine, not reckoned from a chip's figures.
-        hits: expected share of expert bytes that are in memory, while decoding and for a prompt.
-        held: share that is in the store's own slots.
-        decode, prefill: seconds of a token and of the prompt, if no expert is in memory ("cold"), if all are ("warm"),
-            and as memory allows ("expected"); None where the disk's speed is not known.
+        shares: of expert bytes in memory, in each of the :data:`STATES`.
+        decode, prefill: seconds of a token and of the prompt in each; None where the disk's speed is not known.
     """
 
     model: str
@@ -79,9 +62,7 @@ class Plan:
     context: int
     prompt: int
     skew: float
-    hits: float
-    prompt_hits: float
-    held: float
+    shares: dict[str, Shares]
     decode: dict[str, Seconds | None]
     prefill: dict[str, Seconds | None]
 
@@ -109,9 +90,7 @@ class Plan:
             "context": self.context,
             "prompt": self.prompt,
             "skew": self.skew,
-            "hit_rate": self.hits,
-            "prompt_hit_rate": self.prompt_hits,
-            "slot_hit_rate": self.held,
+            "in_memory": {state: share._asdict() for state, share in self.shares.items()},
             "decode": terms(self.decode),
             "prefill": terms(self.prefill),
             "costs": {
@@ -165,26 +144,25 @@ def plan(
             costs = measure(checkpoint, table, need, dtype, io, here=here)
         else:
             costs = machine.costs(need, mapped=io == "mapped")
-    memory = _memory(need, context, machine)
+    if machine is None:
+        memory = share_memory(need, context, total_memory(), total_memory() - available_memory())
+    else:
+        memory = share_memory(need, context, machine.memory)
     probabilities = popularity(config.num_experts, k, skew)
-    held = 1.0 if io == "resident" else held_share(need, probabilities)
-    hits = 1.0 if io == "resident" else max(held, _hits(need, memory, probabilities))
-    prompt_hits = 1.0 if io == "resident" else _prompt_hits(need, memory, prompt, probabilities)
-    shares = {"cold": (0.0, 0.0, 0.0), "expected": (hits, held, prompt_hits), "warm": (1.0, held, 1.0)}
-    decode: dict[str, Seconds | None] = {}
-    prefill: dict[str, Seconds | None] = {}
-    for state, (share, of_slots, of_prompt) in shares.items():
-        if io == "resident" and state == "cold":
-            share = of_slots = of_prompt = 1.0
-        known = costs.reads is not None
-        decode[state] = decode_seconds(need, costs, prompt, share, of_slots) if known or share == 1 else None
-        prefill[state] = (
-            prefill_seconds(need, costs, prompt, of_prompt, probabilities) if known or of_prompt == 1 else None
-        )
+    touched = distinct(probabilities, prompt) * need.expert_layers * need.record
+    keeps = memory.left >= touched
+    shares = _shares(need, memory, probabilities, touched, resident=io == "resident")
+    decode: dict[str, Seconds | None] = dict.fromkeys(STATES)
+    prefill: dict[str, Seconds | None] = dict.fromkeys(STATES)
+    for state, share in shares.items():
+        if costs.reads is not None or share.decode == 1:
+            decode[state] = decode_seconds(need, costs, prompt, share.decode, share.held)
+        if costs.reads is not None or share.prompt == 1:
+            prefill[state] = prefill_seconds(need, costs, prompt, share.prompt, probabilities, keeps=keeps)
     name = machine_name() if machine is None else machine.name
     return Plan(
-        model, name, machine is None, io, table.packed, need, costs, memory, context, prompt, skew, hits,
-        prompt_hits, held, decode, prefill,
+        model, name, machine is None, io, table.packed, need, costs, memory, context, prompt, skew, shares,
+        decode, prefill,
     )  # fmt: skip
 
 
@@ -200,6 +178,18 @@ def _opened(model: str, revision: str | None) -> Iterator[tuple[Checkpoint, bool
     yield Checkpoint.open(Path(folder)), True
 
 
+def _shares(
+    need: Needs, memory: Memory, probabilities: np.ndarray, touched: float, *, resident: bool
+) -> dict[str, Shares]:
+    """Shares in each state; a resident store has only one."""
+    if resident:
+        return dict.fromkeys(STATES, Shares(1.0, 1.0, 1.0))
+    held = held_share(need, probabilities)
+    decode = max(held, decode_hits(need, memory.left, probabilities))
+    expected = Shares(decode, held, prompt_hits(need, memory.left, touched))
+    return dict(zip(STATES, (Shares(0.0, 0.0, 0.0), expected, Shares(1.0, held, 1.0)), strict=True))
+
+
 def _expert_io(wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | None, here: bool) -> ExpertIO:
     """What ``"auto"`` will be: measured where the weights are here, mapped for packed checkpoints on Metal."""
     if wanted != "auto":
@@ -213,31 +203,6 @@ def _expert_io(wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | 
 def _stored_dtype(checkpoint: Checkpoint) -> str:
     stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
     return {"F32": "float32", "F16": "float16"}.get(stored, "bfloat16")
-
-
-def _memory(need: Needs, context: int, machine: Machine | None) -> Memory:
-    total = total_memory() if machine is None else machine.memory
-    kept = max(round(MARGIN_SHARE * total), MARGIN_LEAST)
-    if machine is None:
-        kept = max(kept, total - available_memory())
-    room = total - kept - need.resident - need.slots - need.state
-    limit = need.config.max_position_embeddings
-    largest = min(limit, room // need.kv_per_token) if need.kv_per_token else limit
-    cache = need.state + context * need.kv_per_token
-    left = total - kept - need.resident - need.slots - cache
-    return Memory(total, kept, need.resident, cache, need.slots, left, max(0, largest) if room >= 0 else 0)
-
-
-def _hits(need: Needs, memory: Memory, probabilities: Any) -> float:
-    if not need.record:
-        return 1.0
-    return hit_rate(probabilities, max(0, memory.left) / need.record / need.expert_layers)
-
-
-def _prompt_hits(need: Needs, memory: Memory, prompt: int, probabilities: Any) -> float:
-    """A prompt goes through the layers one after the other; what does not fit as a whole is forgotten before its turn."""
-    touched = distinct(probabilities, prompt) * need.expert_layers * need.record
-    return 1.0 if memory.left >= need.experts else 0.0 if memory.left < touched else memory.left / need.experts
 
 
 def _finite(value: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ from ..checkpoint.resident import in_one_convention
 from ..config import FULL_ATTENTION
 from ..experts.opening import fetch_capacity
 from ..experts.store import ExpertStore, Records
-from ..nn.cache import KVCache, layer_cache
+from ..nn.cache import DeltaCache, KVCache, layer_cache
 from ..nn.decoder import DecoderLayer
 from ..nn.weights import Weights
 from ..ops.dispatch import kernels
@@ -24,11 +25,12 @@ from .made_up import made_up_array, made_up_records
 from .needs import Kind, layer_kind
 
 _COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
-_MOST_BYTES = 512 << 20  # of their weights
+_MOST_BYTES = 128 << 20  # of their weights, or one layer
 _BANK_BYTES = 96 << 20
 _ROUNDS = 5
 _CONTEXT = 1024  # tokens whose attention is timed
 _TOKENS = 64  # of a chunk in which experts are timed
+_ENOUGH = 0.5  # seconds, after which nothing is run more than twice
 _LONG = 0.2  # seconds; what takes longer is not tried with more
 
 
@@ -99,7 +101,7 @@ class Probe:
         key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if _attends(kind) else 0.0
 
         def chunk(tokens: int, context: int = 0) -> float:
-            return median(_timed(lambda m=m: self._chunk(m, tokens, context), 2) for m in members[:2])
+            return median(_timed(partial(self._chunk, m, tokens, context), 2) for m in members[:2])
 
         tokens = self._affordable(members[0])
         short, long = chunk(tokens), chunk(4 * tokens)
@@ -129,11 +131,11 @@ class Probe:
     def _affordable(self, member: tuple[int, DecoderLayer]) -> int:
         """Tokens of a chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
-            if _timed(lambda n=tokens: self._chunk(member, n, 0), 1) > _LONG:
+            if _timed(partial(self._chunk, member, tokens, 0), 1) > _LONG:
                 return tokens
         return 64
 
-    def _cache(self, layer: int, context: int) -> object:
+    def _cache(self, layer: int, context: int) -> KVCache | DeltaCache:
         cache = layer_cache(self._config, layer, self._dtype)
         if context and isinstance(cache, KVCache):
             shape = (1, self._config.num_key_value_heads, context, self._config.head_dim)
@@ -168,9 +170,9 @@ def _attends(kind: Kind) -> bool:
 
 
 def _timed(run: Callable[[], object], times: int) -> float:
-    """Median seconds of a run and its evaluation, after one that is not counted."""
-    seconds = []
-    for _ in range(times + 1):
+    """Median seconds of a run and its evaluation, after one that is not counted; fewer runs where they take long."""
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) <= times and sum(seconds) < _ENOUGH):
         start = time.perf_counter()
         mx.eval(run())
         seconds.append(time.perf_counter() - start)
