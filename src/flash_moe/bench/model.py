@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ArgumentError
-from ..experts.store import StoreStats
+from ..experts.mapped import MappedStore
+from ..experts.resident import ResidentStore
+from ..experts.slots import SlotStore
+from ..experts.store import ExpertStore, StoreStats
 from ..generation.result import Chunk
 from ..model import Model
 from .system import available_memory, disk_bytes_read
 from .warm import warm
 
+_IO: dict[type[ExpertStore], str] = {MappedStore: "mapped", SlotStore: "slots", ResidentStore: "resident"}
 _WARM_UP = 32  # tokens of a prompt, and after it, that nobody counts: kernels are compiled, threads started
 _SPARE = 0.8  # of the available memory may be filled by reading experts ahead
 
@@ -71,7 +75,7 @@ class ModelReport:
     """All phases; a resident store has no cold ones."""
 
     path: str
-    store: str
+    expert_io: str
     experts_per_token: int
     model_experts_per_token: int
     prompt_tokens: int
@@ -122,9 +126,10 @@ def bench(
         phases += [bench.prefill(cold=False), bench.decode(cold=False)]
         if bench.can_be_cold:
             phases.insert(1, bench.decode(cold=True))
-    kind = type(model.expert_store).__name__.removesuffix("Store").lower()
     own = model.config.num_experts_per_tok
-    return ModelReport(str(model.path), kind, model.experts_per_token, own, len(prompt), tuple(phases))
+    return ModelReport(
+        str(model.path), _IO[type(model.expert_store)], model.experts_per_token, own, len(prompt), tuple(phases)
+    )
 
 
 @contextmanager

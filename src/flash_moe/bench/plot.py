@@ -42,7 +42,7 @@ def plot(report: ModelReport, file: Path) -> None:
     k, own = report.experts_per_token, report.model_experts_per_token
     speeds = ", ".join(f"{1 / phase.token_seconds:.1f} tokens/s {_named(phase)}" for phase in phases)
     times.set_title(
-        f"{Path(report.path).name}: decoding with K={k} of {own}, {report.store} store, {speeds}", loc="left"
+        f"{Path(report.path).name}: decoding with K={k} of {own}, experts {report.expert_io}, {speeds}", loc="left"
     )
     times.set_ylabel("ms per token")
     times.legend(frameon=False, ncols=len(phases), loc="upper center", bbox_to_anchor=(0.5, -0.02))

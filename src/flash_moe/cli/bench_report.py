@@ -14,7 +14,7 @@ def model_table(report: ModelReport) -> str:
     """Phases side by side, then the layers of decoding."""
     phases, k, own = report.phases, report.experts_per_token, report.model_experts_per_token
     used = f"K={k}" if k == own else f"K={k} of the model's {own}"
-    lines = [report.path, f"{used}, {report.store} store, {machine_name()}", ""]
+    lines = [report.path, f"{used}, experts {report.expert_io}, {machine_name()}", ""]
     lines += [
         _row("", [phase.name for phase in phases]),
         _row("", ["cold" if phase.cold else "warm" for phase in phases]),
@@ -79,7 +79,7 @@ def _layer_rows(phases: list[Phase]) -> list[str]:
             cells += [_ms(stats.seconds / phase.tokens), _ms(stats.fetch_seconds / phase.tokens)]
             cells.append(f"{hit_rate(stats):.1%}")
         lines.append(f"{layer:<8}" + "".join(f"{cell:>{_CELL}}" for cell in cells))
-    return [*lines, "The first layer's time includes the output head and the choice of the token before."]
+    return [*lines, "Layer 0 includes the output head and the choice of the token before."]
 
 
 def _row(label: str, cells: list[str]) -> str:

@@ -11,25 +11,24 @@ Real routing has more locality in time than this, so real hit rates should be hi
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+_FOREVER = 1 << 40  # tokens
 SKEW = 0.5  # the exponent s; an assumption: 0 is routing that is perfectly balanced, 1 Zipf's law
 
 
 def popularity(experts: int, k: int, skew: float = SKEW) -> np.ndarray:
     """The probability that a token uses each expert of a layer, [E] float64, descending, at most 1, summing to K."""
     weights = np.arange(1, experts + 1, dtype=np.float64) ** -skew
-    chosen = np.zeros(experts)
+    chosen = np.ones(experts)
     certain = 0
-    while certain < k:  # each round settles the experts that every token would use
+    while certain < k:  # each round settles experts that every token uses, until no other would be used more than once
         chosen[certain:] = (k - certain) * weights[certain:] / weights[certain:].sum()
-        over = int(np.count_nonzero(chosen > 1))
-        if over <= certain:
+        more = int(np.count_nonzero(chosen[certain:] > 1))
+        if not more:
             break
-        chosen[:over] = 1
-        certain = over
+        chosen[certain : certain + more] = 1
+        certain += more
     return chosen
 
 
@@ -57,11 +56,10 @@ def hit_rate(probabilities: np.ndarray, records: float) -> float:
 
 def _lifetime(probabilities: np.ndarray, records: float) -> int:
     """The most tokens that do not touch more distinct experts than fit."""
-    low, high = 0, 1
-    while distinct(probabilities, high) <= records and high < math.inf:
-        low, high = high, 2 * high
-        if high > 1 << 40:
-            return low
+    high = 1
+    while distinct(probabilities, high) <= records and high < _FOREVER:
+        high *= 2
+    low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if distinct(probabilities, middle) <= records else (low, middle)
