@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from flash_moe.packing.convert import convert
 # Machines that run the tests may be slow and busy: time is no property of the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+# Which store is faster is no property of the code either.
+os.environ["FLASH_MOE_EXPERT_IO"] = "slots"
 
 
 @pytest.fixture(scope="session")

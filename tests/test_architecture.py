@@ -16,6 +16,7 @@ SRC = Path(__file__).parents[1] / "src"
 PACKAGE = SRC / "flash_moe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 EVERYTHING = {
+    "bench",
     "checkpoint",
     "config",
     "evaluation",
@@ -25,6 +26,7 @@ EVERYTHING = {
     "nn",
     "ops",
     "packing",
+    "planning",
     "record",
     "selftest",
     "text",
@@ -36,6 +38,8 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": {"model", "generation"},
     "evaluation": {"model", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
+    "planning": {"bench", "model", "generation", "nn", "ops", "experts", "checkpoint", "config", "record"},
+    "bench": {"model", "generation", "experts", "checkpoint"},
     "selftest": {"ops", "record"},
     "model": {"generation", "text", "nn", "experts", "checkpoint", "config", "record"},
     "packing": {"text", "nn", "experts", "ops", "checkpoint", "config", "record"},
@@ -55,7 +59,7 @@ PUBLIC = [
     "Generation", "HubError", "Model", "NumericalError", "PromptError", "TokenizerError", "__version__",
 ]  # fmt: skip
 
-HEAVY = ["transformers", "jinja2", "huggingface_hub", "tokenizers", "typer", "rich", "mlx_lm", "torch"]
+HEAVY = ["transformers", "jinja2", "huggingface_hub", "tokenizers", "typer", "rich", "mlx_lm", "torch", "matplotlib"]
 
 
 def component(file: Path) -> str:

@@ -234,6 +234,11 @@ class Model:
         """Frees the memory of the last conversation, which a prompt with the same beginning would have continued."""
         self._prefixes.clear()
 
+    @property
+    def expert_store(self) -> ExpertStore:
+        """Where the experts come from: its counters, and what measurements need of it."""
+        return self._store
+
     def close(self) -> None:
         """Closes the files of the experts; the model cannot be used afterwards."""
         self._store.close()
@@ -247,15 +252,11 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        own = self.config.num_experts_per_tok
-        k = (
-            f"{self.experts_per_token}"
-            if self.experts_per_token == own
-            else f"{self.experts_per_token} of the model's {own}"
-        )
+        own, k = self.config.num_experts_per_tok, self.experts_per_token
+        shown = k if k == own else f"{k} of the model's {own}"
         return (
             f"Model({str(self.path)!r}, {self.config.num_hidden_layers} layers, {self.config.num_experts} experts, "
-            f"experts_per_token={k}, {type(self._store).__name__})"
+            f"experts_per_token={shown}, {type(self._store).__name__})"
         )
 
 

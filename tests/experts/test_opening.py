@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlx.core as mx
 import pytest
 from streaming import Source
 
@@ -33,21 +32,20 @@ def test_argument_errors(sources: dict[str, Source], arguments: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("metal", "form", "cache", "kind"),
+    ("forced", "form", "cache", "kind"),
     [
-        (True, "packed", 0, MappedStore),
-        (True, "packed", 1 << 20, SlotStore),
-        (True, "stacked", 0, SlotStore),
-        (True, "fused", 0, SlotStore),
-        (False, "packed", 0, SlotStore),
-        (False, "packed", 1 << 20, SlotStore),
+        ("mapped", "packed", 0, MappedStore),
+        ("slots", "packed", 0, SlotStore),
+        ("mapped", "packed", 1 << 20, SlotStore),
+        ("mapped", "stacked", 0, SlotStore),
+        ("mapped", "fused", 0, SlotStore),
     ],
     ids=lambda value: str(value),
 )
-def test_auto(
-    sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch, metal: bool, form: str, cache: int, kind: type
+def test_auto_chooses_only_for_packed_checkpoints_without_a_cache(
+    sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch, forced: str, form: str, cache: int, kind: type
 ) -> None:
-    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    monkeypatch.setenv("FLASH_MOE_EXPERT_IO", forced)
     store = open_store(sources[form].table, "auto", 4, cache)
     assert type(store) is kind
     store.close()

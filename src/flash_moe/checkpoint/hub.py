@@ -73,7 +73,7 @@ def resolve(
             f"{name!r} {'is a file' if path.is_file() else 'does not exist'}; expected a directory that holds "
             "config.json and *.safetensors, or org/name on the hub. Check the spelling and the current directory."
         )
-    with _hub_errors(name, revision):
+    with hub_errors(name, revision):
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import tqdm
 
@@ -109,7 +109,7 @@ def list_files(repo: str, *, revision: str | None = None, token: str | bool | No
     Raises:
         HubError: the repository could not be read, or holds no safetensors files.
     """
-    with _hub_errors(repo, revision):
+    with hub_errors(repo, revision):
         from huggingface_hub import HfApi
 
         siblings = (
@@ -156,7 +156,7 @@ def _cached(snapshot: Callable[..., str]) -> Path | None:
 
 
 @contextmanager
-def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Turn whatever the hub's client raises into a HubError that says what to do."""
     try:
         yield

@@ -40,6 +40,10 @@ class _Run:
     step: int = 0
     scattered: Sequence[tuple[Path, int]] = ()
 
+    @property
+    def files(self) -> set[Path]:
+        return {file for file, _ in self.scattered} if self.file is None else {self.file}
+
     def extent(self, expert: int) -> Extent:
         if self.file is None:
             file, offset = self.scattered[expert]
@@ -64,6 +68,11 @@ class RecordTable:
     def extents(self, layer: int, expert: int) -> list[Extent]:
         """The extents that together fill the record, in the order of the record."""
         return [run.extent(expert) for run in self._runs[layer]]
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that hold records, sorted."""
+        return sorted({file for runs in self._runs.values() for run in runs for file in run.files})
 
     @property
     def max_stride(self) -> int:

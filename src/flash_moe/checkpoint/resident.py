@@ -38,10 +38,19 @@ def load_resident(checkpoint: Checkpoint, dtype: mx.Dtype) -> ResidentWeights:
     Raises:
         CheckpointError: a tensor has a dtype that no weight has, or lacks its quantisation.
     """
+    return in_one_convention(checkpoint, read_arrays(checkpoint), dtype)
+
+
+def in_one_convention(checkpoint: Checkpoint, stored: Mapping[str, mx.array], dtype: mx.Dtype) -> ResidentWeights:
+    """Arrays as ``checkpoint`` stores them, all or those of some layers, in the convention of this library.
+
+    Raises:
+        CheckpointError: a tensor lacks its quantisation, or has an impossible shape.
+    """
     zero_centred = checkpoint.zero_centred_norms
     arrays: dict[str, mx.array] = {}
     quantization: dict[str, Quantization] = {}
-    for name, array in read_arrays(checkpoint).items():
+    for name, array in stored.items():
         if array.dtype != mx.uint32:
             array = array.astype(mx.float32 if name.endswith(_FLOAT32) or zero_centred else dtype)
         if zero_centred and is_zero_centred_norm(name):

@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import convert, eval, generate, info, selftest, verify
+from . import bench, convert, eval, generate, info, plan, selftest, verify
 from .console import Commands, log_to_stderr
 
 _EXAMPLES = """\b
 To begin:
   flash-moe info MODEL              what a checkpoint is, what a token reads
+  flash-moe plan MODEL              whether it fits, and how fast it will be
   flash-moe convert SRC DST         pack it, so that experts are read fastest
   flash-moe generate DST "Hello"    get an answer
 
@@ -53,8 +54,9 @@ def _options(
     log_to_stderr(verbose)
 
 
-for _module in (generate, info, convert, verify, eval, selftest):
+for _module in (generate, info, plan, convert, verify, eval, selftest):
     app.command(_module.__name__.rpartition(".")[2], epilog=_module.EXAMPLES)(_module.command)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

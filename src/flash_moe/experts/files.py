@@ -13,8 +13,10 @@ import numpy as np
 
 PAGE = mmap.PAGESIZE
 _F_RDAHEAD = 45  # of macOS, <sys/fcntl.h>
+_MS_INVALIDATE = 2  # of msync, in Linux and macOS alike
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+_libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class MappedFile:
@@ -72,6 +74,30 @@ class MappedFile:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(self.path))
         return (vector & 1) == 0
+
+    def evict(self, offset: int = 0, nbytes: int | None = None, *, flush: bool = False) -> None:
+        """Asks the system to drop a range of the file from the page cache; :meth:`absent` says whether it did.
+
+        Linux drops it with ``posix_fadvise``, unless another process maps it. macOS has no such call; there it is
+        invalidated through ``msync``, which is not promised to work.
+
+        Args:
+            flush: first writes to the disk what was written to the file lately, since unwritten pages stay.
+        """
+        nbytes = self.pages.size - offset if nbytes is None else nbytes
+        first, last = offset // PAGE * PAGE, min(-(-(offset + nbytes) // PAGE) * PAGE, self.pages.size)
+        if flush:
+            os.fsync(self.fd)
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)  # pages in a page table would stay
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, first, last - first, os.POSIX_FADV_DONTNEED)
+        else:
+            _libc.msync(self._address + first, last - first, _MS_INVALIDATE)
+
+    def cached_bytes(self) -> int:
+        """Bytes of the file that are in the page cache."""
+        absent = self.absent(0, self.pages.size)
+        return max(0, self.pages.size - PAGE * int(np.count_nonzero(absent)))
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self.fd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 
 import mlx.core as mx
@@ -46,6 +46,15 @@ class MappedStore(ExpertStore):
                 with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
                     self._warming[layer, expert] = self._warm(self._reader.locate(layer, expert))
 
+    def _evict(self, flush: bool) -> None:
+        for futures in self._warming.values():
+            wait(futures)
+        self._warming.clear()
+        self._reader.evict(flush=flush)
+
+    def cached_bytes(self) -> int:
+        return self._reader.cached_bytes()
+
     def close(self) -> None:
         self._reader.close()
 
@@ -61,7 +70,7 @@ class MappedStore(ExpertStore):
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
             for start, stop in _requests(absent):
                 tasks.append(self._touch(file, first + start * PAGE, min(first + stop * PAGE, end), location))
-        self.stats.bytes_missing += missing
+        self._count_brought(location.layer, self.layouts[location.layer].stride, missing)
         return self._reader.run(tasks, inline=missing <= INLINE)
 
     def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], None]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
-import mlx.core as mx
-
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError
+from .choosing import Measure, choose
 from .mapped import MappedStore
 from .reader import RecordReader
 from .resident import ResidentStore
@@ -25,11 +24,15 @@ def open_store(
     experts_per_token: int,
     cache_bytes: int = 0,
     progress: Callable[[int], None] | None = None,
+    measure: Measure | None = None,
 ) -> ExpertStore:
     """Opens the store for a checkpoint's records.
 
-    ``"auto"`` maps packed checkpoints on Metal, where mapped pages are used without a copy, and reads into slots
-    everywhere else. An ``expert_cache`` needs slots.
+    ``"auto"`` takes for packed checkpoints what :func:`~flash_moe.experts.choosing.choose` finds faster. Others have
+    their records in pieces, which slots put together while reading; and an ``expert_cache`` needs slots.
+
+    Args:
+        measure: stands in for the measurement of ``"auto"``.
 
     Raises:
         ArgumentError: ``expert_io`` is unknown, or does not go with a cache.
@@ -41,11 +44,16 @@ def open_store(
     if cache_bytes and expert_io in ("mapped", "resident"):
         raise ArgumentError(f"expert_cache needs expert_io='slots' (or 'auto'), not {expert_io!r}")
     if expert_io == "auto":
-        expert_io = "mapped" if table.packed and not cache_bytes and mx.metal.is_available() else "slots"
+        expert_io = choose(table, experts_per_token, measure) if table.packed and not cache_bytes else "slots"
     reader = RecordReader(table)
     if expert_io == "resident":
         return ResidentStore(reader, progress)
-    capacity = min(max(_GROUP_BYTES // max(table.max_stride, 1), experts_per_token), table.num_experts)
+    capacity = fetch_capacity(table, experts_per_token)
     if expert_io == "mapped":
         return MappedStore(reader, capacity)
     return SlotStore(reader, capacity, cache_bytes)
+
+
+def fetch_capacity(table: RecordTable, experts_per_token: int) -> int:
+    """Records that one fetch of a streaming store may ask for: a token's, or as many as prefill reads together."""
+    return min(max(_GROUP_BYTES // max(table.max_stride, 1), experts_per_token), table.num_experts)

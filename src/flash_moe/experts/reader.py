@@ -26,6 +26,16 @@ class Location:
     expert: int
     parts: tuple[tuple[MappedFile, Extent], ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(extent.nbytes for _, extent in self.parts)
+
+    def evict(self) -> None:
+        """Asks the system to drop the record from the page cache, see :meth:`MappedFile.evict`."""
+        for file, extent in self.parts:
+            file.evict(extent.offset, extent.nbytes)
+
     def missing_bytes(self) -> int:
         """Bytes of the record that are not in the page cache."""
         return sum(
@@ -62,6 +72,15 @@ class RecordReader:
         if (file := self._files.get(path)) is None:
             file = self._files[path] = MappedFile(path)
         return file
+
+    def evict(self, *, flush: bool = False) -> None:
+        """Asks the system to drop all files from the page cache, see :meth:`MappedFile.evict`."""
+        for path in self.table.files:
+            self.file(path).evict(flush=flush)
+
+    def cached_bytes(self) -> int:
+        """Bytes of all files that are in the page cache."""
+        return sum(self.file(path).cached_bytes() for path in self.table.files)
 
     def locate(self, layer: int, expert: int) -> Location:
         """Where a record lies, after checking that none of its files has changed.

@@ -18,6 +18,8 @@ class ResidentStore(ExpertStore):
         progress: called with the bytes read so far after each layer.
     """
 
+    can_evict = False
+
     def __init__(self, reader: RecordReader, progress: Callable[[int], None] | None = None) -> None:
         table = reader.table
         super().__init__(table.layouts, table.num_experts)
@@ -33,7 +35,8 @@ class ResidentStore(ExpertStore):
             bank = mx.zeros((table.num_experts, layout.stride // 4), dtype=mx.uint32)
             mx.eval(bank)
             experts = range(table.num_experts)
-            self.stats.bytes_missing += sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
+            missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
+            self._count_brought(layer, layout.stride * table.num_experts, missing)
             reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))
             self._banks[layer] = (bank,)
             done += layout.stride * table.num_experts

@@ -55,6 +55,18 @@ class SlotStore(ExpertStore):
         with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
             self._start([(layer, expert) for expert in experts[: self.capacity]])
 
+    def _evict(self, flush: bool) -> None:
+        for futures in self._reading.values():
+            wait(futures)
+        mx.eval(*self._readers.values())
+        self._reading.clear()
+        self._readers.clear()
+        self._slots = SlotTable(self._bank.shape[0])
+        self._reader.evict(flush=flush)
+
+    def cached_bytes(self) -> int:
+        return self._reader.cached_bytes()
+
     def close(self) -> None:
         self._reader.close()
 
@@ -63,7 +75,7 @@ class SlotStore(ExpertStore):
         new = [key for key in keys if self._slots.touch(key) is None]
         for key in new:
             location = self._reader.locate(*key)
-            self.stats.bytes_missing += location.missing_bytes()
+            self._count_brought(key[0], self.layouts[key[0]].stride, location.missing_bytes())
             slot = self._slots.assign(key, keys)
             try:
                 self._reclaim(slot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import mlx.core as mx
 
@@ -15,19 +15,27 @@ from ..record import RecordLayout
 
 @dataclass
 class StoreStats:
-    """Counters since a store was opened.
+    """Counters since a store was opened, of all layers or of one.
 
     Attributes:
         fetches: calls of :meth:`ExpertStore.fetch`.
         bytes_requested: bytes of all records asked for.
-        bytes_missing: those of them that were neither in the store's own memory nor in the page cache.
+        bytes_brought: those of them that were not in the store's own memory, but in the page cache or only in files.
+        bytes_missing: those of them that were not in the page cache either.
         fetch_seconds: time spent inside fetch.
+        seconds: time from the end of the fetch before, of whatever layer, to the end of each fetch.
     """
 
     fetches: int = 0
     bytes_requested: int = 0
+    bytes_brought: int = 0
     bytes_missing: int = 0
     fetch_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def since(self, before: StoreStats) -> StoreStats:
+        """What was counted after ``before`` was copied from these counters."""
+        return StoreStats(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,20 @@ class ExpertStore(ABC):
     Attributes:
         layouts: record layout by layer.
         capacity: the most records that one fetch may ask for.
+        can_evict: whether :meth:`evict` does anything.
+        stats, by_layer: counters of all layers together, and of each.
     """
 
     layouts: Mapping[int, RecordLayout]
     capacity: int
+    can_evict = True
+    stats: StoreStats
+    by_layer: Mapping[int, StoreStats]
 
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
+        self.by_layer = {layer: StoreStats() for layer in layouts}
+        self._last = time.perf_counter()
 
     def fetch(self, layer: int, experts: Sequence[int]) -> Records:
         """Returns the records of ``experts`` (distinct, at most ``capacity``) of a layer; waits for their bytes.
@@ -93,9 +108,13 @@ class ExpertStore(ABC):
             )
         start = time.perf_counter()
         records = self._fetch(layer, experts)
-        self.stats.fetches += 1
-        self.stats.bytes_requested += self.layouts[layer].stride * len(experts)
-        self.stats.fetch_seconds += time.perf_counter() - start
+        end = time.perf_counter()
+        for stats in (self.stats, self.by_layer[layer]):
+            stats.fetches += 1
+            stats.bytes_requested += self.layouts[layer].stride * len(experts)
+            stats.fetch_seconds += end - start
+            stats.seconds += end - self._last
+        self._last = end
         return records
 
     @abstractmethod
@@ -108,8 +127,9 @@ class ExpertStore(ABC):
         """
         bank = self._whole(layer)
         if bank is not None:
-            self.stats.fetches += 1
-            self.stats.bytes_requested += self.layouts[layer].stride * count
+            for stats in (self.stats, self.by_layer[layer]):
+                stats.fetches += 1
+                stats.bytes_requested += self.layouts[layer].stride * count
         return bank
 
     def _whole(self, layer: int) -> mx.array | None:
@@ -118,6 +138,31 @@ class ExpertStore(ABC):
     @abstractmethod
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Starts bringing records closer without waiting; a failure shows in the fetch that needs them."""
+
+    def evict(self, *, flush: bool = False) -> None:
+        """Forgets all records and asks the system to drop them from the page cache, as measurements need it.
+
+        No output of theirs may be unevaluated. A resident store keeps what it holds. ``flush`` is that of
+        :meth:`~flash_moe.experts.files.MappedFile.evict`.
+        """
+        self._evict(flush)
+        self.mark()
+
+    def mark(self) -> None:
+        """Begins anew what the next fetch counts as the seconds of its layer."""
+        self._last = time.perf_counter()
+
+    def _evict(self, flush: bool) -> None:  # noqa: B027 (a store that cannot evict leaves it as it is)
+        """Everything stays."""
+
+    def cached_bytes(self) -> int:
+        """Bytes of the files with records that are in the page cache; 0 where the store needs no file."""
+        return 0
+
+    def _count_brought(self, layer: int, nbytes: int, missing: int) -> None:
+        for stats in (self.stats, self.by_layer[layer]):
+            stats.bytes_brought += nbytes
+            stats.bytes_missing += missing
 
     @abstractmethod
     def close(self) -> None:

@@ -113,10 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
         fault = faults.pop(0) if faults else len(data)
         if isinstance(fault, str):
             return self._refuse(int(fault), "")
+        size = len(data)
         if wanted := self.headers["Range"]:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, data = int(first), data[: int(last) + 1] if last else data
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{size}")
         else:
             self.send_response(200)
         self.send_header("ETag", f'"{_oid(data)}"')

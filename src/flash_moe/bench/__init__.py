@@ -1,0 +1,1 @@
+"""Measurements: how fast this machine reads experts, and how fast it runs a model."""

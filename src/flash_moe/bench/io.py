@@ -1,0 +1,111 @@
+"""Reading experts: what the disk gives by request size and threads, and what the library's stores make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.records import RecordTable
+from ..errors import ArgumentError, CheckpointError
+from ..experts.opening import fetch_capacity
+from .fetches import FetchSpeed, fetch_speed
+from .raw_reads import THREADS, RawSpeed, open_files, raw_speed
+
+SIZES = (256 << 10, 1 << 20, 4 << 20)  # bytes of a request, beside that of a record
+_RAW_SHARE = 0.7  # of the time; the rest is for the stores
+
+
+@dataclass(frozen=True)
+class IOReport:
+    """All speeds in bytes per second.
+
+    Attributes:
+        path: what was read: a checkpoint's folder, or a file.
+        record_bytes: of the largest record; None for a file.
+        nbytes: of all files that were read from.
+        raw: by request size and threads.
+        fetches: of the stores; empty for a file.
+    """
+
+    path: str
+    record_bytes: int | None
+    nbytes: int
+    raw: tuple[RawSpeed, ...]
+    fetches: tuple[FetchSpeed, ...]
+
+    @property
+    def really_cold(self) -> bool:
+        """Whether the page cache was empty of what was read as cold, but for a hundredth."""
+        return all(speed.absent > 0.99 for speed in self.raw) and all(f.cold is not None for f in self.fetches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-like."""
+        return dataclasses.asdict(self) | {"really_cold": self.really_cold}
+
+
+def bench_io(
+    path: Path, experts_per_token: int | None, seconds: float, progress: Callable[[int, int], None] | None = None
+) -> IOReport:
+    """Measures reads of a checkpoint's experts, or of any file.
+
+    Args:
+        path: a folder that holds a checkpoint of any form, or a file, of which only raw reads can be measured.
+        experts_per_token: records that a store fetches together, as for a token; None means the model's own. As many
+            as in prefill are tried too.
+        seconds: of measuring, about; opening the files is not counted.
+        progress: called as ``progress(done, total)`` with measurements.
+
+    Raises:
+        ConfigError, CheckpointError: the folder holds no checkpoint, or the file is too short.
+        ExpertReadError: a record cannot be read.
+    """
+    table, k = (None, 0) if path.is_file() else _experts(path, experts_per_token)
+    paths = [path] if table is None else table.files
+    sizes = sorted({*SIZES, *(() if table is None else (table.max_stride,))})
+    files = open_files(paths)
+    try:
+        longest = max(file.pages.size for file in files)
+        cells = [(size, threads) for size in sizes if size <= longest or size == sizes[0] for threads in THREADS]
+        stores = [] if table is None else _fetches(table, k)
+        total, done = len(cells) + len(stores), 0
+        share = _RAW_SHARE if stores else 1.0
+        raw, fetches = [], []
+        for size, threads in cells:
+            raw.append(raw_speed(files, threads, size, share * seconds / len(cells)))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    finally:
+        for file in files:
+            file.close()
+    del file, files  # pages that a mapping holds cannot be dropped
+    for kind, records in stores:
+        assert table is not None
+        fetches.append(fetch_speed(table, kind, records, (1 - share) * seconds / len(stores)))
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    nbytes = sum(path.stat().st_size for path in paths)
+    return IOReport(str(path), None if table is None else table.max_stride, nbytes, tuple(raw), tuple(fetches))
+
+
+def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
+    """The records of a checkpoint, and K."""
+    checkpoint = Checkpoint.open(folder)
+    table = RecordTable.of(checkpoint)
+    if not table.layouts:
+        raise CheckpointError(f"{folder} has no routed experts; expected a Mixture of Experts")
+    k = checkpoint.config.num_experts_per_tok if wanted is None else wanted
+    if not 1 <= k <= table.num_experts:
+        raise ArgumentError(f"experts_per_token is {k}, expected 1 to {table.num_experts}")
+    return table, k
+
+
+def _fetches(table: RecordTable, k: int) -> list[tuple[Any, int]]:
+    """Stores and records a fetch: those of a token and those of prefill."""
+    counts = sorted({min(k, table.num_experts), fetch_capacity(table, k)})
+    return [(kind, count) for kind in ("mapped", "slots") for count in counts]

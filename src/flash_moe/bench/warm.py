@@ -1,0 +1,32 @@
+"""Reads the experts of a checkpoint into the page cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.records import RecordTable
+from ..experts.files import MappedFile
+
+_REQUEST = 8 << 20  # bytes
+
+
+def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Reads every file that holds experts from its beginning to its end.
+
+    Args:
+        progress: called as ``progress(done, total)`` in files.
+    """
+    paths, buffer = RecordTable.of(Checkpoint.open(folder)).files, np.empty(_REQUEST, np.uint8)
+    for number, path in enumerate(paths, start=1):
+        file = MappedFile(path)
+        try:
+            for start in range(0, file.pages.size, _REQUEST):
+                file.read_into(buffer[: min(_REQUEST, file.pages.size - start)], start)
+        finally:
+            file.close()
+        if progress is not None:
+            progress(number, len(paths))

@@ -1,0 +1,131 @@
+"""`flash-moe bench`: how fast a model runs, and how fast its experts are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+from typer.core import TyperGroup
+
+from .arguments import (
+    MODEL_HELP,
+    DtypeOption,
+    ExpertIOChoice,
+    ExpertIOOption,
+    ExpertsPerToken,
+    RevisionOption,
+    experts_per_token,
+)
+from .progress import Bar
+
+_EXAMPLES = """\b
+Examples:
+  flash-moe bench MODEL
+  flash-moe bench MODEL -k own --tokens 64 --plot layers.png
+  flash-moe bench MODEL --json - | jq '.phases[].token_seconds'
+  flash-moe bench io MODEL --seconds 10"""
+
+
+class _ModelIfNotNamed(TyperGroup):
+    """Takes ``bench MODEL`` as ``bench model MODEL``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["model", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_ModelIfNotNamed, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback(epilog=_EXAMPLES)
+def _group() -> None:
+    """Measure speed: of a model, or of reading its experts.
+
+    `flash-moe bench MODEL` is short for `flash-moe bench model MODEL`. What a model should reach, `flash-moe plan` says
+    beforehand.
+    """
+
+
+@app.command("model", epilog=_EXAMPLES)
+def model(
+    model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    k: ExpertsPerToken = "4",
+    prompt_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt.")] = 256,
+    tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens to decode, cold and warm each.")] = 32,
+    runs: Annotated[int, Option(metavar="N", min=1, help="Runs of the prompt, cold and warm each.")] = 1,
+    json_file: Annotated[
+        str | None, Option("--json", metavar="FILE", help="Write everything measured as JSON; '-' for stdout.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None,
+        Option("--plot", metavar="FILE", help="Write a picture of all layers; needs flash-moe[plot]."),
+    ] = None,
+    expert_io: ExpertIOOption = ExpertIOChoice.auto,
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
+) -> None:
+    """Measure a model: prefill and decoding, cold and warm.
+
+    Cold means that no expert is in memory: the page cache is emptied of them before the prompt, and before every
+    decoded token. Warm means that they are where earlier work left them; they are read ahead if all of them fit into
+    free memory. The prompt is this library's own source text.
+    """
+    load_options = {
+        "experts_per_token": experts_per_token(k),
+        "expert_io": expert_io.value,
+        "dtype": None if dtype is None else dtype.value,
+    }
+    from ..bench.model import bench
+    from ..bench.plot import plot, require_matplotlib
+    from ..bench.prompt import sample_prompt
+    from .bench_report import model_table
+    from .loading import load
+
+    if plot_file is not None:
+        require_matplotlib()  # before minutes of measuring
+    with load(model, revision, load_options) as loaded, Bar("measuring", lines=True) as bar:
+
+        def progress(phase: str, done: int, total: int) -> None:
+            bar.what = phase
+            bar.count(done, total, "steps")
+
+        prompt = sample_prompt(loaded, prompt_tokens)
+        report = bench(loaded, prompt, tokens, runs=runs, progress=progress)
+    if plot_file is not None:
+        plot(report, plot_file)
+    if json_file is not None:
+        text = json.dumps(report.to_dict(), indent=2)
+        if json_file == "-":
+            print(text)
+            return
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
+    print(model_table(report))
+
+
+@app.command("io", epilog=_EXAMPLES)
+def io(
+    path: Annotated[
+        str, Argument(metavar="PATH", help="A checkpoint's folder, or any large file.", show_default=False)
+    ],
+    k: ExpertsPerToken = "4",
+    seconds: Annotated[float, Option(metavar="S", min=0.1, max=600, help="How long to measure, about.")] = 6.0,
+    as_json: Annotated[bool, Option("--json", help="One JSON object; bytes per second.")] = False,
+) -> None:
+    """Measure reading: cold from the disk, warm from memory.
+
+    First plain reads by size and number of threads, which is what the disk can give; then the library's own two ways to
+    bring experts into view. Nothing is written.
+    """
+    from ..bench.io import bench_io
+    from .arguments import local_checkpoint
+    from .bench_report import io_table
+
+    file = Path(path)
+    with Bar("measuring", lines=True) as bar:
+        target = file if file.is_file() else local_checkpoint(path)
+        found = bench_io(target, experts_per_token(k), seconds, lambda done, total: bar.count(done, total, "steps"))
+    print(json.dumps(found.to_dict(), indent=2) if as_json else io_table(found))

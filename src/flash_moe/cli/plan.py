@@ -1,0 +1,62 @@
+"""`flash-moe plan`: what to expect of a model, before anything is downloaded."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from .arguments import MODEL_HELP, ExpertIOChoice, ExpertIOOption, ExpertsPerToken, RevisionOption, experts_per_token
+from .progress import Bar
+
+EXAMPLES = """\b
+Examples:
+  flash-moe plan MODEL
+  flash-moe plan MODEL -k own --context 32768 --prompt 8192
+  flash-moe plan org/name --machine "M3 Max 48GB"
+  flash-moe plan MODEL --json | jq .decode.expected.total"""
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    k: ExpertsPerToken = "4",
+    prompt: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt whose time is told.")] = 1024,
+    context: Annotated[int, Option(metavar="N", min=1, help="Tokens that memory must have room for.")] = 4096,
+    machine: Annotated[
+        str | None,
+        Option(metavar="NAME", help='Reckon for an Apple chip, such as "M3 Max 48GB"; else this machine is measured.'),
+    ] = None,
+    skew: Annotated[
+        float | None,
+        Option(
+            metavar="S",
+            help="How unevenly experts are used: the i-th most popular in proportion to i^-S. An assumption; 0 is "
+            "evenly.  [default: 0.5]",
+        ),
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="One JSON object; bytes and seconds.")] = False,
+    expert_io: ExpertIOOption = ExpertIOChoice.auto,
+    revision: RevisionOption = None,
+) -> None:
+    """Say whether a model will fit, and how fast it will be.
+
+    Of a repository on the hub only the headers are read: a few megabytes. What a layer costs is measured on this
+    machine with made-up weights, in a few seconds; how fast experts are read, only if the checkpoint is here. Times are
+    given if no expert is in memory (cold), if all are (warm), and for the share that is expected to be.
+    """
+    wanted = experts_per_token(k)
+
+    from ..planning.hit_rate import SKEW
+    from ..planning.machines import parse_machine
+    from ..planning.plan import plan
+    from .plan_report import table
+
+    where = None if machine is None else parse_machine(machine)
+    with Bar("measuring"):
+        found = plan(
+            model, experts_per_token=wanted, prompt=prompt, context=context, expert_io=expert_io.value,
+            machine=where, skew=SKEW if skew is None else skew, revision=revision,
+        )  # fmt: skip
+    print(json.dumps(found.to_dict(), indent=2) if as_json else table(found))

@@ -1,0 +1,170 @@
+"""Which streaming store is faster here: measured when a file system is first met, then remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import mlx.core as mx
+
+from ..checkpoint.records import RecordTable
+from ..errors import ArgumentError, ExpertReadError
+from .mapped import MappedStore
+from .reader import RecordReader
+from .slots import SlotStore
+from .store import ExpertStore
+
+logger = logging.getLogger(__name__)
+
+Streaming = Literal["mapped", "slots"]
+VARIABLE = "FLASH_MOE_EXPERT_IO"
+SECONDS = 0.25  # after which measuring stops; one fetch may still be under way
+_ROUNDS = 4  # fetches by each store, with the page cache empty and again with it full; fewer would find full slots
+_CLEARLY = 0.9  # the usual choice is left where the other takes less than this share of its time
+_REMEMBERED = 64  # entries in the file
+_FORMAT = 1
+
+
+class Timing(NamedTuple):
+    """Seconds that the same fetches took by each store, the device's copy of the records included."""
+
+    mapped: float
+    slots: float
+
+
+Measure = Callable[[RecordTable, int], Timing | None]
+_known: dict[tuple[Path, str], Streaming] = {}  # by file and key, where the file cannot be written
+
+
+def choose(table: RecordTable, experts_per_token: int, measure: Measure | None = None) -> Streaming:
+    """The store for a packed checkpoint: what ``FLASH_MOE_EXPERT_IO`` says, what was remembered, or what is faster.
+
+    Without a measurement it is the usual choice: mapped on Metal, where mapped pages are used without a copy, and
+    slots elsewhere. Failures to measure, to remember and to recall are logged and cost nothing but that.
+
+    Args:
+        measure: stands in for :func:`measure`.
+
+    Raises:
+        ArgumentError: the variable names no streaming store.
+    """
+    if forced := os.environ.get(VARIABLE):
+        if forced not in get_args(Streaming):
+            raise ArgumentError(f"{VARIABLE} is {forced!r}, expected one of {', '.join(get_args(Streaming))}, or unset")
+        return forced  # type: ignore[return-value]
+    usual: Streaming = "mapped" if mx.metal.is_available() else "slots"
+    file = _cache_file()
+    try:
+        key = _key(table)
+        if (known := _known.get((file, key)) or _recall(file).get(key)) is not None:
+            return known
+        timing = (measure or measure_stores)(table, experts_per_token)
+    except (ExpertReadError, OSError, RuntimeError) as error:
+        logger.info("expert_io='auto' could not be measured, taking %s: %s", usual, error)
+        return usual
+    if timing is None:
+        logger.info("expert_io='auto' could not be measured within %s s, taking %s", SECONDS, usual)
+        return usual
+    other: Streaming = "slots" if usual == "mapped" else "mapped"
+    choice = other if getattr(timing, other) < _CLEARLY * getattr(timing, usual) else usual
+    logger.info("expert_io='auto' is %s: mapped took %.4f s, slots %.4f s", choice, *timing)
+    _known[file, key] = choice
+    _remember(file, key, choice)
+    return choice
+
+
+def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
+    """Fetches as decoding does, each from the disk and then from the page cache, by both stores in turn.
+
+    Returns:
+        None where time ran out before there was anything to compare.
+
+    Raises:
+        ExpertReadError: a record cannot be read.
+    """
+    deadline = time.perf_counter() + SECONDS
+    count = min(experts_per_token, table.num_experts)
+    reader = RecordReader(table)  # one for both: pages that another mapping holds could not be dropped
+    stores = MappedStore(reader, count), SlotStore(reader, count)
+    try:
+        mapped = slots = 0.0
+        fetches = product((True, False), _sample(table, count))
+        for number, (cold, (layer, experts)) in enumerate(fetches):
+            first, second = (_fetch(store, reader, layer, experts, cold) for store in stores)
+            if number and first is not None and second is not None:  # the first fetches start threads and compile
+                mapped, slots = mapped + first, slots + second
+            if time.perf_counter() > deadline:
+                break
+    finally:
+        reader.close()
+    return Timing(mapped, slots) if mapped and slots else None
+
+
+def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
+    """Layer and experts of each fetch, spread over the checkpoint; never a record twice where there are enough."""
+    layers = list(table.layouts)
+    return [
+        (layers[i * len(layers) // _ROUNDS], [(i * count + j) % table.num_experts for j in range(count)])
+        for i in range(_ROUNDS)
+    ]
+
+
+def _fetch(store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool) -> float | None:
+    """Seconds of one fetch; None where it should have been cold and the page cache kept the records."""
+    locations = [reader.locate(layer, expert) for expert in experts]
+    as_wanted = True
+    if cold:
+        for location in locations:
+            location.evict()
+        as_wanted = all(location.missing_bytes() == location.nbytes for location in locations)
+    start = time.perf_counter()
+    records = store.fetch(layer, experts)
+    stacked = records.stacked()
+    records.used_by(stacked)
+    mx.eval(stacked)
+    return time.perf_counter() - start if as_wanted else None
+
+
+def _key(table: RecordTable) -> str:
+    """File system, form of the checkpoint and device."""
+    device = table.files[0].stat().st_dev
+    return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}"
+
+
+def _cache_file() -> Path:
+    """Where choices are remembered: the user's cache directory."""
+    standard = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser(standard)  # noqa: PTH111 (there may be no home)
+    return Path(folder) / "flash_moe" / "expert_io.json"
+
+
+def _recall(file: Path) -> dict[str, Streaming]:
+    """The remembered choices; none where the file is missing or damaged."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != _FORMAT:
+            return {}
+        return {key: choice for key, choice in data["choices"].items() if choice in get_args(Streaming)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logger.debug("%s is not used: %s", file, error)
+        return {}
+
+
+def _remember(file: Path, key: str, choice: Streaming) -> None:
+    choices = _recall(file)
+    choices.pop(key, None)
+    latest = dict(list(choices.items())[1 - _REMEMBERED :]) | {key: choice}
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"format": _FORMAT, "choices": latest}, indent=1), encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        logger.debug("%s could not be written: %s", file, error)

@@ -1,0 +1,89 @@
+"""What work costs on a machine, in seconds and bytes per second; measured, or reckoned from a chip's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..config import FULL_ATTENTION
+from .needs import Kind, Needs
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer of a kind, with its experts in view.
+
+    Attributes:
+        token: seconds of one decoded token, experts included, without a context.
+        key: seconds more per token of context.
+        chunk: seconds of a chunk of a prompt, however short, without its experts.
+        chunk_token: seconds more per token of the chunk.
+        chunk_pair: seconds more per token and key that it attends to.
+    """
+
+    token: float
+    key: float
+    chunk: float
+    chunk_token: float
+    chunk_pair: float
+
+
+@dataclass(frozen=True)
+class ReadCost:
+    """Speeds at which records come into view, in bytes per second.
+
+    Attributes:
+        ssd, ssd_group: from storage, in fetches of one token and of a prompt.
+        memory, memory_group: from the page cache; infinite where its pages are used in place.
+    """
+
+    ssd: float
+    ssd_group: float
+    memory: float
+    memory_group: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that an estimate needs to know of a machine.
+
+    Attributes:
+        bandwidth: bytes of weights per second that are multiplied with one vector.
+        flops: floating point operations per second in products with many rows.
+        record, row: seconds of a prompt's chunk per touched expert, and per token and expert.
+        reads: None where the checkpoint is not here and nothing is known of the disk.
+    """
+
+    bandwidth: float
+    flops: float
+    layers: Mapping[Kind, LayerCost]
+    record: float
+    row: float
+    reads: ReadCost | None
+
+
+def layer_flops(needs: Needs, kind: Kind) -> float:
+    """Operations of one token in the products of a layer's mixer and shared expert."""
+    c, h = needs.config, needs.config.hidden_size
+    if kind.mixer == FULL_ATTENTION:
+        rows = (3 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+    else:
+        rows = 2 * c.key_dim + 3 * c.value_dim + 2 * c.linear_num_value_heads
+    rows += 3 * c.shared_expert_intermediate_size + c.num_experts + 1 if kind.sparse else 3 * c.intermediate_size
+    return 2.0 * h * rows
+
+
+def expert_flops(needs: Needs) -> float:
+    """Operations of one token in one expert."""
+    return 6.0 * needs.config.hidden_size * needs.config.moe_intermediate_size
+
+
+def pair_flops(needs: Needs) -> float:
+    """Operations of one token and one key in all heads of an attention layer."""
+    return 4.0 * needs.config.num_attention_heads * needs.config.head_dim
+
+
+def token_bytes(needs: Needs, kind: Kind) -> float:
+    """Bytes of weights and states that one token reads in a layer of this kind, and what it writes of them."""
+    state = 0 if kind.mixer == FULL_ATTENTION else 2 * needs.layer_state
+    return needs.layer[kind] + state + (needs.experts_per_token * needs.record if kind.sparse else 0)

@@ -1,0 +1,130 @@
+"""From needs and costs to seconds: what a token and a prompt take, term by term."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..generation.chunks import prefill_chunk
+from .costs import Costs, ReadCost, expert_flops, layer_flops, pair_flops, token_bytes
+from .hit_rate import distinct, hit_rate
+from .needs import Needs
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What a token or a prompt takes; the terms add up.
+
+    Attributes:
+        ssd: waiting for records that are in no memory.
+        page_cache: waiting for records to be copied out of the page cache.
+        memory: reading weights, at the speed at which they are multiplied with one vector. For prompts 0.
+        compute: arithmetic at the speed of large products. For tokens 0.
+        overhead: the rest: launching work, waiting for indices, small operations, unpacking quantised weights.
+    """
+
+    ssd: float
+    page_cache: float
+    memory: float
+    compute: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return sum(dataclasses.astuple(self))
+
+
+def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: float) -> Seconds:
+    """One token.
+
+    Args:
+        context: tokens before it.
+        hits: share of the requested expert bytes that are in memory.
+        held: share of them that are in the store's own memory, so that nothing is read or copied.
+    """
+    layers = sum(n * (costs.layers[kind].token + context * costs.layers[kind].key) for kind, n in needs.layers.items())
+    head = needs.head / costs.bandwidth
+    weights = head + sum(n * token_bytes(needs, kind) / costs.bandwidth for kind, n in needs.layers.items())
+    memory = min(weights, layers + head)
+    asked = needs.bytes_per_token
+    reads = costs.reads or ReadCost(math.nan, math.nan, math.inf, math.inf)
+    missing, copied = (1 - hits) * asked, max(0.0, hits - held) * asked
+    ssd = missing / reads.ssd if missing else 0.0
+    return Seconds(ssd, copied / reads.memory, memory, 0.0, layers + head - memory)
+
+
+def held_share(needs: Needs, probabilities: np.ndarray) -> float:
+    """Share of the requests that find their record in the bank of slots."""
+    if not needs.slots or not needs.record:
+        return 0.0
+    return hit_rate(probabilities, needs.slots / needs.record / needs.expert_layers)
+
+
+def prefill_seconds(
+    needs: Needs, costs: Costs, prompt: int, hits: float, probabilities: np.ndarray, *, keeps: bool, memory: int
+) -> Seconds:
+    """A prompt up to its logits.
+
+    Args:
+        hits: share of the touched records that are in the page cache.
+        keeps: records that a chunk has read are still there for the next.
+        memory: bytes of the machine, on which the size of a chunk depends.
+    """
+    wait = ssd = layers = compute = 0.0
+    for tokens, context in _chunks(prompt, prefill_chunk(needs.config, needs.experts_per_token, memory)):
+        touched = distinct(probabilities, tokens)
+        again = _both(probabilities, tokens, context) / touched if keeps else 0.0
+        found = hits + (1 - hits) * again
+        rows = tokens * needs.experts_per_token
+        experts = touched * costs.record + rows * costs.row
+        for kind, count in needs.layers.items():
+            cost, pairs = costs.layers[kind], tokens * (context + tokens)
+            seconds = cost.chunk + tokens * cost.chunk_token + pairs * cost.chunk_pair
+            operations = tokens * layer_flops(needs, kind) + (pairs * pair_flops(needs) if cost.chunk_pair else 0.0)
+            if kind.sparse:
+                seconds += experts
+                operations += rows * expert_flops(needs)
+                waited = count * _wait(needs, costs.reads, touched, found, experts)
+                wait += waited
+                ssd += waited * _ssd_share(costs.reads, found)
+            layers += count * seconds
+            compute += count * operations / costs.flops
+    layers += needs.head / costs.bandwidth
+    compute = min(compute, layers)
+    return Seconds(ssd, wait - ssd, 0.0, compute, layers - compute)
+
+
+def _chunks(prompt: int, size: int) -> Iterator[tuple[int, int]]:
+    """Tokens of each chunk, and tokens before it."""
+    for start in range(0, prompt, size):
+        yield min(size, prompt - start), start
+
+
+def _both(probabilities: np.ndarray, tokens: int, others: int) -> float:
+    """How many experts of a layer are expected to be touched by these tokens and by the others, too."""
+    return distinct(probabilities, tokens) + distinct(probabilities, others) - distinct(probabilities, tokens + others)
+
+
+def _wait(needs: Needs, reads: ReadCost | None, touched: float, hits: float, experts: float) -> float:
+    """Seconds a layer waits for its records: for all of the first group, then for what computing does not cover."""
+    seconds = touched * needs.record * _seconds_per_byte(reads, hits)
+    groups = max(1, math.ceil(touched / needs.capacity))
+    return seconds / groups + (groups - 1) * max(0.0, (seconds - experts) / groups)
+
+
+def _seconds_per_byte(reads: ReadCost | None, hits: float) -> float:
+    if reads is None:
+        return math.nan if hits < 1 else 0.0
+    return ((1 - hits) / reads.ssd_group if hits < 1 else 0.0) + hits / reads.memory_group
+
+
+def _ssd_share(reads: ReadCost | None, hits: float) -> float:
+    """The share of a wait that is for the SSD."""
+    if reads is None or hits == 1:
+        return 0.0 if hits == 1 else 1.0
+    return (1 - hits) / reads.ssd_group / _seconds_per_byte(reads, hits)

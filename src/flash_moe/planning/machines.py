@@ -1,0 +1,86 @@
+"""Machines that are not at hand: Apple's chips, and what work should cost on them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from ..config import FULL_ATTENTION
+from ..errors import ArgumentError
+from .costs import Costs, LayerCost, ReadCost, expert_flops, layer_flops, pair_flops, token_bytes
+from .needs import Kind, Needs
+
+# GB/s of memory, TFLOPS of the largest GPU, GB/s of the SSD.
+# Memory: Apple's technical specifications of each chip (the larger figure where a chip has two).
+# TFLOPS, float32: Apple's announcements of M1, M1 Pro, M1 Max, M1 Ultra and M2; else cores x 128 lanes x 2 x clock.
+# SSD: Apple's announcements of MacBook Pro (7.4 GB/s from M1 Pro on, 14.5 from M5 Pro on) and what reviews have
+# measured of base models; small SSDs are slower.
+_CHIPS = {
+    "M1": (68, 2.6, 2.9), "M1 Pro": (200, 5.2, 6.0), "M1 Max": (400, 10.4, 6.0), "M1 Ultra": (800, 21.0, 6.0),
+    "M2": (100, 3.6, 2.9), "M2 Pro": (200, 6.8, 6.0), "M2 Max": (400, 13.6, 6.0), "M2 Ultra": (800, 27.2, 6.0),
+    "M3": (100, 3.5, 2.9), "M3 Pro": (150, 6.4, 6.0), "M3 Max": (400, 14.2, 6.0), "M3 Ultra": (819, 28.4, 6.0),
+    "M4": (120, 4.2, 2.9), "M4 Pro": (273, 8.4, 6.0), "M4 Max": (546, 16.8, 6.0),
+    "M5": (153, 4.2, 6.0), "M5 Pro": (307, 8.3, 14.5), "M5 Max": (614, 16.6, 14.5),
+}  # fmt: skip
+
+# Shares of those figures that work reaches, and what a layer costs the host. Assumptions: nobody has measured them yet.
+_OF_BANDWIDTH, _OF_FLOPS, _OF_SSD, _COPY = 0.7, 0.5, 0.8, 0.2  # _COPY of the bandwidth is left for copies
+_LAYER_SECONDS = 150e-6
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine by its figures: bytes of memory, and bytes or operations per second."""
+
+    name: str
+    memory: int
+    bandwidth: float
+    flops: float
+    ssd: float
+
+    def costs(self, needs: Needs, mapped: bool) -> Costs:
+        """What a model's work costs on it.
+
+        Args:
+            mapped: pages of records are used in place.
+        """
+        bandwidth, flops, ssd = _OF_BANDWIDTH * self.bandwidth, _OF_FLOPS * self.flops, _OF_SSD * self.ssd
+        copy = math.inf if mapped else _COPY * self.bandwidth
+
+        def layer(kind: Kind) -> LayerCost:
+            attends = kind.mixer == FULL_ATTENTION
+            attention_layers = needs.config.layer_types.count(FULL_ATTENTION)
+            return LayerCost(
+                token=token_bytes(needs, kind) / bandwidth + _LAYER_SECONDS,
+                key=needs.kv_per_token / attention_layers / bandwidth if attends else 0.0,
+                chunk=needs.layer[kind] / bandwidth + _LAYER_SECONDS,
+                chunk_token=layer_flops(needs, kind) / flops,
+                chunk_pair=pair_flops(needs) / flops if attends else 0.0,
+            )
+
+        return Costs(
+            bandwidth=bandwidth,
+            flops=flops,
+            layers={kind: layer(kind) for kind in needs.layers},
+            record=needs.record / bandwidth,
+            row=expert_flops(needs) / flops,
+            reads=ReadCost(ssd, ssd, copy, copy),
+        )
+
+
+def parse_machine(text: str) -> Machine:
+    """The machine that a text such as "M3 Max 48GB" names; Apple's chips only.
+
+    Raises:
+        ArgumentError: there is no such chip, or no size of memory.
+    """
+    match = re.fullmatch(r"(?:apple\s+)?(m\d+)(?:\s+(pro|max|ultra))?[\s,]+(\d+)\s*gi?b", text.strip(), re.I | re.A)
+    chip = " ".join(part for part in (match[1].upper(), (match[2] or "").capitalize()) if part) if match else ""
+    if match is None or chip not in _CHIPS or int(match[3]) == 0:
+        raise ArgumentError(
+            f"unknown machine {text!r}; expected a chip and its memory, such as 'M3 Max 48GB', with one of the chips "
+            f"{', '.join(_CHIPS)}"
+        )
+    bandwidth, teraflops, ssd = _CHIPS[chip]
+    return Machine(f"{chip} {match[3]} GB", int(match[3]) << 30, bandwidth * 1e9, teraflops * 1e12, ssd * 1e9)

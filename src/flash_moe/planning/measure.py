@@ -1,0 +1,89 @@
+"""What work costs on the machine at hand, from a few measurements of about a second each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import mlx.core as mx
+
+from ..bench.fetches import Streaming, fetch_speed
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.records import RecordTable
+from ..ops.blas import matmul
+from ..ops.dispatch import kernels
+from ..ops.linear import linear
+from .costs import Costs, ReadCost
+from .made_up import made_up_array
+from .needs import Needs
+from .probe import Probe
+
+_READ_SECONDS = 0.3  # for each kind of fetch
+_HEAD_BYTES = 64 << 20  # of a matrix; more than processors cache
+_ROWS, _COLUMNS = 256, 4096  # of a large product
+_TIMES = 3
+
+
+def measure(
+    checkpoint: Checkpoint, table: RecordTable, needs: Needs, dtype: mx.Dtype, expert_io: str, *, here: bool
+) -> Costs:
+    """Times layers with made-up weights, and reads of experts.
+
+    Args:
+        dtype: of activations.
+        here: the weights are on this machine, so that reading them can be timed.
+
+    Raises:
+        ExpertReadError: a record cannot be read.
+    """
+    probe = Probe(checkpoint, table, needs.experts_per_token, dtype)
+    record, row = probe.expert_costs()
+    reads = _reads(table, needs, expert_io) if here and table.layouts and expert_io != "resident" else None
+    return Costs(_bandwidth(checkpoint, dtype), _flops(checkpoint, dtype), probe.layer_costs(), record, row, reads)
+
+
+def _reads(table: RecordTable, needs: Needs, expert_io: str) -> ReadCost | None:
+    kind: Streaming = "mapped" if expert_io == "mapped" else "slots"
+    token = fetch_speed(table, kind, min(needs.experts_per_token, table.num_experts), _READ_SECONDS)
+    group = fetch_speed(table, kind, needs.capacity, _READ_SECONDS)
+    return ReadCost(token.cold or token.warm, group.cold or group.warm, token.warm, group.warm)
+
+
+def _bandwidth(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
+    """Bytes per second of the output head's matrix as it is multiplied with one vector."""
+    module = "embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head"
+    stored = {part: checkpoint.resident.get(f"{module}.{part}") for part in ("weight", "scales", "biases")}
+    weight = stored["weight"]
+    assert weight is not None  # Model.load says it better
+    rows = max(1, min(_HEAD_BYTES * weight.shape[0] // weight.nbytes, 4 * weight.shape[0]))
+    arrays = {
+        part: None if info is None else made_up_array(info.dtype, (rows, *info.shape[1:]))
+        for part, info in stored.items()
+    }
+    held = {
+        part: array if array is None or array.dtype == mx.uint32 else array.astype(dtype)
+        for part, array in arrays.items()
+    }
+    quantization = checkpoint.quantization.of(module) if stored["scales"] is not None else None
+    x = made_up_array("F32", (1, checkpoint.config.hidden_size)).astype(dtype)
+    matrix = held["weight"], held["scales"], held["biases"], quantization
+    with kernels(None):
+        seconds = _seconds(lambda: linear(x, *matrix))  # type: ignore[arg-type]
+    return sum(array.nbytes for array in held.values() if array is not None) / seconds
+
+
+def _flops(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
+    """Operations per second of a product with many rows."""
+    hidden = checkpoint.config.hidden_size
+    a, b = (made_up_array("F32", shape).astype(dtype) for shape in ((_ROWS, hidden), (hidden, _COLUMNS)))
+    return 2.0 * _ROWS * hidden * _COLUMNS / _seconds(lambda: matmul(a, b))
+
+
+def _seconds(run: Callable[[], mx.array]) -> float:
+    times = []
+    for _ in range(_TIMES + 1):
+        start = time.perf_counter()
+        mx.eval(run())
+        times.append(time.perf_counter() - start)
+    return median(times[1:])

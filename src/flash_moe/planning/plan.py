@@ -1,0 +1,212 @@
+"""The plan of a model on a machine: whether it fits, what it reads, how fast it will be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..bench.system import available_memory, machine_name, total_memory
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.hub import resolve
+from ..checkpoint.records import RecordTable
+from ..checkpoint.remote import headers_only
+from ..errors import ArgumentError, HubError
+from ..experts.choosing import choose
+from ..experts.opening import ExpertIO
+from ..model import resolve_dtype, resolve_experts_per_token
+from .costs import Costs
+from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
+from .hit_rate import SKEW, distinct, popularity
+from .machines import Machine
+from .measure import measure
+from .memory import Memory, decode_hits, prompt_hits, share_memory
+from .needs import Needs, needs
+
+STATES = ("cold", "expected", "warm")  # no expert is in memory; as many as are expected to be; all are
+
+
+class Shares(NamedTuple):
+    """Shares of the requested expert bytes that are in memory while decoding, in the store's own part of it, and of
+    those that a prompt touches."""
+
+    decode: float
+    held: float
+    prompt: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to expect.
+
+    Attributes:
+        measured: costs were measured on this machine, not reckoned from a chip's figures.
+        shares: of expert bytes in memory, in each of the :data:`STATES`.
+        decode, prefill: seconds of a token and of the prompt in each; None where the disk's speed is not known.
+    """
+
+    model: str
+    machine: str
+    measured: bool
+    expert_io: str
+    packed: bool
+    needs: Needs
+    costs: Costs
+    memory: Memory
+    context: int
+    prompt: int
+    skew: float
+    shares: dict[str, Shares]
+    decode: dict[str, Seconds | None]
+    prefill: dict[str, Seconds | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-like; bytes and seconds."""
+
+        def terms(found: dict[str, Seconds | None]) -> dict[str, Any]:
+            return {
+                state: None if s is None else dataclasses.asdict(s) | {"total": s.total} for state, s in found.items()
+            }
+
+        n, c = self.needs, self.costs
+        return {
+            "model": self.model,
+            "machine": self.machine,
+            "measured": self.measured,
+            "expert_io": self.expert_io,
+            "packed": self.packed,
+            "experts_per_token": n.experts_per_token,
+            "model_experts_per_token": n.config.num_experts_per_tok,
+            "memory": dataclasses.asdict(self.memory) | {"fits": self.memory.fits},
+            "expert_bytes": n.experts,
+            "record_bytes": n.record,
+            "expert_bytes_per_token": n.bytes_per_token,
+            "context": self.context,
+            "prompt": self.prompt,
+            "skew": self.skew,
+            "in_memory": {state: share._asdict() for state, share in self.shares.items()},
+            "decode": terms(self.decode),
+            "prefill": terms(self.prefill),
+            "costs": {
+                "bandwidth": c.bandwidth,
+                "flops": c.flops,
+                "reads": None if c.reads is None else {k: _finite(v) for k, v in dataclasses.asdict(c.reads).items()},
+            },
+        }
+
+
+def plan(
+    model: str,
+    *,
+    experts_per_token: int | None,
+    prompt: int = 1024,
+    context: int = 4096,
+    expert_io: ExpertIO = "auto",
+    machine: Machine | None = None,
+    skew: float = SKEW,
+    revision: str | None = None,
+) -> Plan:
+    """Plans a checkpoint: a folder, or a repository on the hub, of which only headers are read.
+
+    Args:
+        experts_per_token: K, as :meth:`flash_moe.Model.load` takes it.
+        prompt: tokens of a prompt; tokens are decoded after it.
+        context: tokens that memory must have room for.
+        machine: where it will run; None measures this one.
+        skew: of the experts' popularity, see :mod:`flash_moe.planning.hit_rate`.
+
+    Raises:
+        ConfigError, CheckpointError: there is no checkpoint that can be run.
+        HubError: the repository could not be read.
+        ArgumentError: an argument is out of range.
+    """
+    with _opened(model, revision) as (checkpoint, here):
+        config = checkpoint.config
+        if not (0 < prompt <= config.max_position_embeddings and 0 < context <= config.max_position_embeddings):
+            raise ArgumentError(
+                f"a prompt of {prompt} tokens and a context of {context}, expected 1 to "
+                f"{config.max_position_embeddings}, the model's context"
+            )
+        if not 0 <= skew <= 4:
+            raise ArgumentError(f"skew is {skew}, expected 0 (all experts alike) to 4")
+        k = resolve_experts_per_token(experts_per_token, config)
+        table = RecordTable.of(checkpoint)
+        io = _expert_io(expert_io, table, k, machine, here)
+        dtype = resolve_dtype(_stored_dtype(checkpoint) if machine else None, checkpoint)
+        need = needs(checkpoint, table, k, dtype.size, io)
+        if machine is None:
+            costs = measure(checkpoint, table, need, dtype, io, here=here)
+        else:
+            costs = machine.costs(need, mapped=io == "mapped")
+    if machine is None:
+        memory = share_memory(need, context, total_memory(), total_memory() - available_memory())
+    else:
+        memory = share_memory(need, context, machine.memory)
+    probabilities = popularity(config.num_experts, k, skew)
+    touched = distinct(probabilities, prompt) * need.expert_layers * need.record
+    keeps = memory.left >= touched
+    shares = _shares(need, memory, probabilities, touched, resident=io == "resident")
+    decode: dict[str, Seconds | None] = dict.fromkeys(STATES)
+    prefill: dict[str, Seconds | None] = dict.fromkeys(STATES)
+    for state, share in shares.items():
+        if costs.reads is not None or share.decode == 1:
+            decode[state] = decode_seconds(need, costs, prompt, share.decode, share.held)
+        if costs.reads is not None or share.prompt == 1:
+            prefill[state] = prefill_seconds(
+                need, costs, prompt, share.prompt, probabilities, keeps=keeps, memory=memory.total
+            )
+    name = machine_name() if machine is None else machine.name
+    return Plan(
+        model, name, machine is None, io, table.packed, need, costs, memory, context, prompt, skew, shares,
+        decode, prefill,
+    )  # fmt: skip
+
+
+@contextmanager
+def _opened(model: str, revision: str | None) -> Iterator[tuple[Checkpoint, bool]]:
+    """The checkpoint, and whether its weights are on this machine."""
+    try:
+        folder = resolve(model, revision=revision, local_files_only=True)
+    except HubError:
+        with headers_only(model, revision=revision) as headers:
+            yield Checkpoint.open(headers), False
+        return
+    yield Checkpoint.open(Path(folder)), True
+
+
+def _shares(
+    need: Needs, memory: Memory, probabilities: np.ndarray, touched: float, *, resident: bool
+) -> dict[str, Shares]:
+    """Shares in each state; a resident store has only one."""
+    if resident:
+        return dict.fromkeys(STATES, Shares(1.0, 1.0, 1.0))
+    held = held_share(need, probabilities)
+    decode = max(held, decode_hits(need, memory.left, probabilities))
+    expected = Shares(decode, held, prompt_hits(need, memory.left, touched))
+    return dict(zip(STATES, (Shares(0.0, 0.0, 0.0), expected, Shares(1.0, held, 1.0)), strict=True))
+
+
+def _expert_io(wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | None, here: bool) -> ExpertIO:
+    """What ``"auto"`` will be: measured where the weights are here, mapped for packed checkpoints on Metal."""
+    if wanted != "auto":
+        return wanted
+    if machine is None and here and table.packed:
+        return choose(table, k)
+    metal = machine is not None or mx.metal.is_available()
+    return "mapped" if table.packed and metal else "slots"
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
+    return {"F32": "float32", "F16": "float16"}.get(stored, "bfloat16")
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if value < 1e30 else None

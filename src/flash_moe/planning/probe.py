@@ -1,0 +1,179 @@
+"""Times layers of a model's own dimensions with made-up weights: what a layer costs here when no expert has to be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.records import RecordTable
+from ..checkpoint.resident import in_one_convention
+from ..config import FULL_ATTENTION
+from ..experts.opening import fetch_capacity
+from ..experts.store import ExpertStore, Records
+from ..nn.cache import DeltaCache, KVCache, layer_cache
+from ..nn.decoder import DecoderLayer
+from ..nn.weights import Weights
+from ..ops.dispatch import kernels
+from .costs import LayerCost
+from .made_up import made_up_array, made_up_records
+from .needs import Kind, layer_kind
+
+_COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
+_MOST_BYTES = 128 << 20  # of their weights, or one layer
+_BANK_BYTES = 96 << 20
+_ROUNDS = 5
+_CONTEXT = 1024  # tokens whose attention is timed
+_TOKENS = 64  # of a chunk in which experts are timed
+_ENOUGH = 0.5  # seconds, after which nothing is run more than twice
+_LONG = 0.2  # seconds; what takes longer is not tried with more
+
+
+class _BankStore(ExpertStore):
+    """Hands out rows of a bank in turn, whichever expert is asked for, at once."""
+
+    def __init__(self, table: RecordTable, k: int) -> None:
+        super().__init__(table.layouts, fetch_capacity(table, k))
+        rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
+        self._bank, self._rows, self._next = made_up_records(next(iter(table.layouts.values())), rows), rows, 0
+
+    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+        first, self._next = self._next, self._next + 2 * len(experts)
+        return Records((self._bank,), tuple((first + 2 * i) % self._rows for i in range(len(experts))))
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Everything is here already."""
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+
+class Probe:
+    """Layers of every kind that a checkpoint has, from its headers alone.
+
+    Args:
+        dtype: of activations.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, table: RecordTable, experts_per_token: int, dtype: mx.Dtype) -> None:
+        self._checkpoint, self._config, self._dtype = checkpoint, checkpoint.config, dtype
+        self._k, self._store = experts_per_token, _BankStore(table, experts_per_token)
+        self._layers: dict[Kind, list[tuple[int, DecoderLayer]]] = {}
+        for i in range(self._config.num_hidden_layers):
+            members = self._layers.setdefault(layer_kind(self._config, i), [])
+            if len(members) < _COPIES and (not members or self._nbytes(i) * (len(members) + 1) <= _MOST_BYTES):
+                members.append((i, self._layer(i)))
+
+    def layer_costs(self) -> dict[Kind, LayerCost]:
+        """Every kind of layer, timed."""
+        with kernels(None):
+            return {kind: self._cost(members, kind) for kind, members in self._layers.items()}
+
+    def expert_costs(self) -> tuple[float, float]:
+        """Seconds of a prompt's chunk per touched expert, and per token and expert; 0 without routed experts."""
+        sparse = next((m for kind, m in self._layers.items() if kind.sparse), None)
+        if sparse is None:
+            return 0.0, 0.0
+        moe, k = sparse[0][1].mlp, self._k
+
+        def seconds(tokens: int, touched: int) -> float:
+            x = self._input(tokens)
+            ids = mx.array((np.arange(tokens * k) % touched).reshape(tokens, k).astype(np.uint32))
+            weights = mx.full((tokens, k), 1 / k)
+            return _timed(lambda: moe.experts(x, ids, weights, x), 2)
+
+        with kernels(None):
+            few = min(k, self._config.num_experts)
+            tokens, once = _TOKENS, seconds(_TOKENS, few)
+            many = min(self._config.num_experts, tokens * k, max(4 * few, int(few * _LONG / once)))
+            base, wide, long = seconds(tokens, few), seconds(tokens, many), seconds(4 * tokens, few)
+        row = max(0.0, (long - base) / (3 * tokens * k))
+        record = (wide - base) / (many - few) if many > few else (base - tokens * k * row) / few
+        return max(0.0, record), row
+
+    def _cost(self, members: list[tuple[int, DecoderLayer]], kind: Kind) -> LayerCost:
+        token = self._token_seconds(members, 0)
+        key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if _attends(kind) else 0.0
+
+        def chunk(tokens: int, context: int = 0) -> float:
+            return median(_timed(partial(self._chunk, m, tokens, context), 2) for m in members[:2])
+
+        tokens = self._affordable(members[0])
+        short, long = chunk(tokens), chunk(4 * tokens)
+        pair = max(0.0, (chunk(tokens, _CONTEXT) - short) / (tokens * _CONTEXT)) if _attends(kind) else 0.0
+        per_token = max(0.0, (long - short - pair * 15 * tokens * tokens) / (3 * tokens))
+        return LayerCost(token, key, max(0.0, short - tokens * (per_token + pair * tokens)), per_token, pair)
+
+    def _token_seconds(self, members: list[tuple[int, DecoderLayer]], context: int) -> float:
+        """Seconds of one token through one layer, in a chain of layers as a decoder has it."""
+        caches = [self._cache(i, context) for i, _ in members]
+        x = self._input(1)
+
+        def chain() -> mx.array:
+            y = x
+            for (_, layer), cache in zip(members, caches, strict=True):
+                y = layer(y, cache)
+            return y
+
+        return _timed(chain, _ROUNDS) / len(members)
+
+    def _chunk(self, member: tuple[int, DecoderLayer], tokens: int, context: int) -> Sequence[mx.array]:
+        """A chunk of a prompt through a layer, without its routed experts."""
+        i, layer = member
+        x, cache = self._input(tokens), self._cache(i, context)
+        return layer.front(x, cache) if self._config.sparse_layers[i] else [layer(x, cache)]
+
+    def _affordable(self, member: tuple[int, DecoderLayer]) -> int:
+        """Tokens of a chunk that does not take long: 16, 32 or 64."""
+        for tokens in (16, 32):
+            if _timed(partial(self._chunk, member, tokens, 0), 1) > _LONG:
+                return tokens
+        return 64
+
+    def _cache(self, layer: int, context: int) -> KVCache | DeltaCache:
+        cache = layer_cache(self._config, layer, self._dtype)
+        if context and isinstance(cache, KVCache):
+            shape = (1, self._config.num_key_value_heads, context, self._config.head_dim)
+            cache.append(mx.zeros(shape, dtype=self._dtype), mx.zeros(shape, dtype=self._dtype))
+        mx.eval(cache.arrays)
+        return cache
+
+    def _input(self, tokens: int) -> mx.array:
+        return made_up_array("F32", (tokens, self._config.hidden_size)).astype(self._dtype)
+
+    def _nbytes(self, layer: int) -> int:
+        prefix = f"layers.{layer}."
+        return sum(info.nbytes for name, info in self._checkpoint.resident.items() if name.startswith(prefix))
+
+    def _layer(self, i: int) -> DecoderLayer:
+        prefix = f"layers.{i}."
+        stored = {
+            name: made_up_array(info.dtype, info.shape)
+            for name, info in self._checkpoint.resident.items()
+            if name.startswith(prefix)
+        }
+        found = in_one_convention(self._checkpoint, stored, self._dtype)
+        weights = Weights(found.arrays, found.quantization).at("layers").at(i)
+        with kernels(None):
+            layer = DecoderLayer(self._config, i, weights, self._store, self._k)
+        mx.eval(layer.parameters())
+        return layer
+
+
+def _attends(kind: Kind) -> bool:
+    return kind.mixer == FULL_ATTENTION
+
+
+def _timed(run: Callable[[], object], times: int) -> float:
+    """Median seconds of a run and its evaluation, after one that is not counted; fewer runs where they take long."""
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) <= times and sum(seconds) < _ENOUGH):
+        start = time.perf_counter()
+        mx.eval(run())
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
