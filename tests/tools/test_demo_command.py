@@ -89,6 +89,14 @@ def test_the_command_continues_after_every_interruption(
     for said in ("2 of 2 shards", "stopped", "continuing", "exported step 4", "held out: loss", "finished before"):
         assert said in log
 
+    other = tmp_path / "other"
+    command.main(words(other, "--continue-from", str(tmp_path / "elsewhere"), "--steps", "2", "--seed", "1"))
+    assert (other / "score.json").exists()
+    assert f"starting with the weights of {tmp_path / 'elsewhere'}" in (other / "log.txt").read_text()
+    assert (other / "tokenizer" / "tokenizer.json").read_bytes() == (out / "export" / "tokenizer.json").read_bytes()
+    shards = [(folder / "shards" / "shard-00000.npz").read_bytes() for folder in (out, other)]
+    assert shards[0] != shards[1]
+
 
 def test_weights_alone_are_enough_to_cool_down(tmp_path: Path, small_tokenizer: Path) -> None:
     (tmp_path / "data").mkdir()
