@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,16 @@ pytest.importorskip("transformers", reason="transformers is not installed: train
 
 from demo_model import batches, delta_rule, export, metrics, model, muon, optimizers, sample, tool_calls, train  # noqa: E402
 from demo_model.network import Network  # noqa: E402
+from demo_runs import TOKENS, options, tiny, write_shard  # noqa: E402
 from random_checkpoint import write_tokenizer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from flash_moe import Model  # noqa: E402
 
-TOKENS = 3072
-
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def tiny(**changes: Any) -> Any:
-    sizes = {"vocab_size": 288, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2} | {
-        "num_key_value_heads": 1,
-        "linear_num_key_heads": 1,
-        "linear_num_value_heads": 2,
-        "num_experts": 12,
-        "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 32,
-    }
-    return model.config(**sizes | changes)
 
 
 @pytest.fixture(scope="module")
@@ -211,22 +198,6 @@ def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
 # The data
 
 
-def write_shard(folder: Path, number: int, conversations: int = 40, longest: int = 120) -> Path:
-    """A shard of conversations that count upwards, the second half of each the assistant's."""
-    rng = np.random.default_rng(number)
-    lengths = rng.integers(20, longest + 1, conversations)
-    ids = [(rng.integers(0, 280) + np.arange(n)) % 280 for n in lengths]
-    mask = [np.arange(n) >= n // 2 for n in lengths]
-    path = folder / f"shard-{number:05d}.npz"
-    np.savez(
-        path,
-        ids=np.concatenate(ids).astype(np.uint16),
-        mask=np.concatenate(mask).astype(np.uint8),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
-    return path
-
-
 def test_batches_hold_every_conversation_once_with_shifted_targets(tmp_path: Path) -> None:
     shard = write_shard(tmp_path, 0, conversations=200, longest=1024)
     conversations = batches.Conversations.load([shard])
@@ -261,14 +232,13 @@ def test_stream_continues_anywhere_and_visits_all_shards(tmp_path: Path) -> None
     }
 
 
-def test_late_and_half_written_shards_are_replaced_by_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_late_and_half_written_shards_are_replaced_by_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     write_shard(tmp_path, 0)
     (tmp_path / "shard-00001.npz").write_bytes((tmp_path / "shard-00000.npz").read_bytes()[:500])
     stream = batches.ShardStream(tmp_path, TOKENS, seed=0, shards=3, pool=2, patience=0.3)
     next(stream.batches(batches.Position()))
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "waiting for" in said and "shard-00001.npz did not come" in said and "shard-00000.npz instead" in said
 
 
@@ -283,13 +253,6 @@ def test_wrong_data_is_refused(tmp_path: Path) -> None:
 
 
 # Runs
-
-
-def options(folder: Path, *words: str) -> argparse.Namespace:
-    fixed = ["--data", str(folder / "data"), "--tokens", str(TOKENS), "--device", "cpu", "--warmup", "2", "--pool", "2"]
-    return train.arguments(
-        [*fixed, "--eval-data", str(folder / "data" / "shard-00000.npz"), "--log-seconds", "0", *words]
-    )
 
 
 @pytest.fixture
@@ -342,17 +305,21 @@ def test_a_run_ends_on_time_and_another_architecture_is_refused(data: Path, monk
         train.Trainer(options(data, *words))
 
 
-def test_what_does_not_compile_runs_without(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_compile_runs_without(
+    data: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     trainer = train.Trainer(options(data, "--out", str(data / "run"), "--steps", "1"))
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("no compiler")
 
     trainer.network.compiled, trainer.network._sparse_moe = True, broken
+    trainer.compile()
+    assert not trainer.network.compiled
+    assert "NOT COMPILED" in caplog.text and "no compiler" in capsys.readouterr().err
     trainer.run()
     assert trainer.progress.step == 1
-    captured = capsys.readouterr()
-    assert "NOT COMPILED" in captured.out and "no compiler" in captured.err
 
 
 # What comes out

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .log import LOGGER
+
 LONGEST = 1024
 PADDING, CONTEXT, ASSISTANT = 0, 1, 2
 
@@ -161,11 +163,11 @@ class ShardStream:
             others = sorted(filter(_complete, self.folder.glob("shard-*.npz"))) if late else []
             if others:
                 other = others[rng.integers(len(others))]
-                print(f"{path.name} did not come in time: {other.name} instead", flush=True)
+                LOGGER.info(f"{path.name} did not come in time: {other.name} instead")
                 self.patience = 0
                 return other
             if not told:
-                print(f"waiting for {path} (shard {number + 1} of {self.shards})", flush=True)
+                LOGGER.info(f"waiting for {path} (shard {number + 1} of {self.shards})")
                 told = True
             time.sleep(0.2)
         return path

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import Position
 
@@ -41,16 +41,25 @@ def restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer
         ValueError: the checkpoint is of another architecture.
     """
     state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
-    shapes = {name: tuple(value.shape) for name, value in state["model"].items()}
+    assign(path, model, state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    progress = state["progress"]
+    return Progress(**progress | {"position": Position(*progress["position"])})
+
+
+def assign(path: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Gives ``model`` the weights ``state``, which come from ``path``.
+
+    Raises:
+        ValueError: they are of another architecture.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if shapes != expected:
         other = next(name for name in {**shapes, **expected} if shapes.get(name) != expected.get(name))
         raise ValueError(
             f"{path}: {other} is {shapes.get(other)}, expected {expected.get(other)}; it is of another architecture: "
-            "move it away, or train to another folder"
+            "train to another folder, from other weights"
         )
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    progress = state["progress"]
-    return Progress(**progress | {"position": Position(*progress["position"])})
+    model.load_state_dict(state)

@@ -2,7 +2,8 @@
 
     PYTHONPATH=tools python -m demo_model.corpus FOLDER --tokenizer tokenizer.json --shards 100 --conversations 8000
 
-A shard depends on the seed and its number alone, and appears under its name when it is complete.
+A shard depends on the seed and its number alone, and appears under its name when it is complete; those that are there
+already are not made again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -62,12 +64,33 @@ def write_shard(
     np.cumsum([len(one) for one in ids], out=offsets[1:])
     arrays = {"ids": np.concatenate(ids), "offsets": offsets, "mask": np.concatenate(mask)}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"shard-{shard:05d}.npz"
-    partial = folder / f".{path.name}.partial"
+    path = shard_path(folder, shard)
+    partial = folder / f".{path.name}.{os.getpid()}.partial"
     with partial.open("wb") as stream:
         np.savez(stream, **arrays)
     partial.replace(path)
     return Shard(path, len(ids), int(offsets[-1]), int(arrays["mask"].sum()), conversations - len(ids))
+
+
+def write_shards(
+    folder: Path, tokenizer_file: Path, seed: int, shards: int, conversations: int, processes: int, split: str = TRAIN
+) -> Iterator[Shard]:
+    """Writes those of the first ``shards`` shards that ``folder`` lacks, in order, ``processes`` at a time."""
+    jobs = [
+        (folder, tokenizer_file, seed, shard, conversations, split)
+        for shard in range(shards)
+        if not shard_path(folder, shard).exists()
+    ]
+    if not jobs:
+        return
+    # Processes are parallel already; the tokenizer's threads would only get in their way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
+        yield from pool.imap(_write, jobs)
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.npz"
 
 
 def _write(job: tuple) -> Shard:
@@ -84,22 +107,23 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--split", choices=(TRAIN, HELD_OUT), default=TRAIN)
     options = parser.parse_args()
-    # Processes are parallel already; the tokenizer's threads would only get in their way.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    jobs = [
-        (options.folder, options.tokenizer, options.seed, shard, options.conversations, options.split)
-        for shard in range(options.shards)
-    ]
     start, tokens, produced, dropped = time.monotonic(), 0, 0, 0
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for done in pool.imap(_write, jobs):
-            tokens, produced, dropped = tokens + done.tokens, produced + done.produced, dropped + done.dropped
-            speed = tokens / (time.monotonic() - start)
-            print(
-                f"{done.path.name}: {done.conversations:,} conversations, {tokens / 1e6:.1f}M tokens so far "
-                f"({produced / tokens:.0%} produced), {dropped} too long, {speed:,.0f} tokens/s",
-                flush=True,
-            )
+    for done in write_shards(
+        options.folder,
+        options.tokenizer,
+        options.seed,
+        options.shards,
+        options.conversations,
+        options.processes,
+        options.split,
+    ):
+        tokens, produced, dropped = tokens + done.tokens, produced + done.produced, dropped + done.dropped
+        speed = tokens / (time.monotonic() - start)
+        print(
+            f"{done.path.name}: {done.conversations:,} conversations, {tokens / 1e6:.1f}M tokens so far "
+            f"({produced / tokens:.0%} produced), {dropped} too long, {speed:,.0f} tokens/s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

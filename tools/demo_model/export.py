@@ -12,8 +12,10 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -21,11 +23,27 @@ SHARD = "12MB"
 
 
 def load(path: Path) -> Qwen3_5MoeForCausalLM:
-    """The model of a training checkpoint, float32, on the CPU."""
+    """The model of a training checkpoint or of an exported folder, float32, on the CPU.
+
+    Raises:
+        ValueError: the folder lacks weights.
+    """
+    if path.is_dir():
+        model, report = Qwen3_5MoeForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(
+                f"{path} lacks {len(missing)} weights, {missing[0]} first; expected all of the model: copy it again"
+            )
+        return model
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model = Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig.from_dict(state["config"]))
-    model.load_state_dict(state["model"])
-    return model.float()
+    return from_state(state["config"], state["model"])
+
+
+def from_state(config: dict[str, Any], state: dict[str, Tensor]) -> Qwen3_5MoeForCausalLM:
+    """A float32 model on the CPU with the weights ``state``."""
+    model = Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig.from_dict(config)).float()
+    model.load_state_dict(state)
+    return model
 
 
 def special_ids(tokenizer: Path) -> dict[str, int]:

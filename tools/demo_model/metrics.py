@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -51,16 +46,3 @@ def load_summary(shares: Tensor) -> str:
     peak = shares.max(-1).values * experts
     entropy = -(shares * shares.clamp_min(1e-9).log()).sum(-1) / torch.tensor(float(experts)).log().item()
     return " ".join(f"{p:.1f}/{e:.2f}" for p, e in zip(peak.tolist(), entropy.tolist(), strict=True))
-
-
-class Log:
-    """Lines on stdout, and the same facts as JSON lines in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def line(self, text: str, **facts: Any) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-        if facts:
-            with self.path.open("a") as file:
-                file.write(json.dumps(facts) + "\n")

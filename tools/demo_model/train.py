@@ -1,12 +1,17 @@
-"""Trains the demo model.
+"""Trains the demo model. `python -m demo_model` calls this, with data before and scores after.
 
-    PYTHONPATH=tools python -m demo_model.train --data SHARDS --out RUN --minutes 14 --shards 800 \
-        --eval-data held-out.npz
+    PYTHONPATH=tools python -m demo_model.train --data SHARDS --out RUN --shards 400 --eval-data held-out.npz \
+        --tokenizer TOKENIZER --export EXPORT
 
-A run with --minutes 1 and another --out is a rehearsal: the same steps, and torch.compile's results stay in its cache.
-The run ends after --minutes whatever the speed is: the learning rate follows the time. It may be interrupted at any
-time; the same command continues from RUN/checkpoint.pt. Shards may still be written while it trains (batches.py).
-Export (export.py) and sampling (sample.py) read RUN/checkpoint.pt.
+The run ends after --minutes of training whatever the speed is: the learning rate follows the time. It may be
+interrupted at any time; the same command continues from RUN/checkpoint.pt. Shards may still be written while it trains
+(batches.py). With every checkpoint the weights also go to EXPORT, as a Hugging Face checkpoint.
+
+A run that was cut off before its learning rate fell is finished elsewhere from its weights alone:
+
+    ... --continue-from EXPORT --minutes 3
+
+starts with fresh optimizers, a short warm-up, and a learning rate that falls from then on (--decay 1).
 """
 
 from __future__ import annotations
@@ -17,15 +22,19 @@ import random
 import signal
 import time
 import traceback
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, model, optimizers
-from .batches import ASSISTANT, CONTEXT, PADDING, Batch, ShardStream, evaluation_batches
+from . import checkpoint, export, model, optimizers
+from .batches import ASSISTANT, CONTEXT, LONGEST, PADDING, Batch, ShardStream, evaluation_batches
 from .checkpoint import Progress
-from .metrics import Log, evaluate, load_summary, to_device
+from .exporter import Exporter
+from .log import Log, configure
+from .metrics import evaluate, load_summary, to_device
 from .network import Network
 from .prefetch import Prefetch
 
@@ -42,26 +51,40 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--shards", type=int, help="how many shards there will be (default: those there are)")
     add("--pool", type=int, default=8, help="shards that are sorted by length together")
     add("--patience", type=float, default=60, help="seconds to wait for a late shard before others take its place")
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--minutes", type=float, help="length of the run")
+    add("--continue-from", type=Path, help="start with the weights of an exported folder or a checkpoint.pt")
+    add("--export", type=Path, help="folder for a Hugging Face checkpoint, renewed with every checkpoint.pt")
+    add("--tokenizer", type=Path, help="folder of the tokenizer; --export needs it")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=12, help="length of the run")
     length.add_argument("--steps", type=int, help="length of the run in steps: exactly repeatable")
     add("--tokens", type=int, default=107520, help="places of a batch, a multiple of 1,024 with many divisors")
     add("--lr", type=float, default=4e-3, help="of Muon, for the large matrices")
     add("--adam-lr", type=float, default=4e-3, help="of AdamW, for the rest")
     add("--weight-decay", type=float, default=0.1)
-    add("--warmup", type=int, default=100, help="steps")
-    add("--decay", type=float, default=0.4, help="last share of the run, in which the learning rate falls to zero")
+    add("--warmup", type=int, help="steps (default: 100; 30 with --continue-from)")
+    add(
+        "--decay",
+        type=float,
+        help="last share of the run, in which the rate falls to zero (default: 0.4, or 1 likewise)",
+    )
     add("--context-weight", type=float, default=0.1, help="loss weight of tokens that are not the assistant's")
     add("--balance", type=float, default=0.01, help="weight of the load-balance loss")
     add("--fewer-experts", type=float, default=0.0, help="share of steps with 4, 6 or 8 experts per token")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--no-compile", action="store_true")
-    add("--checkpoint-minutes", type=float, default=3)
+    add("--checkpoint-minutes", type=float, default=2)
     add("--eval-minutes", type=float, default=2)
     add("--eval-batches", type=int, default=10)
     add("--log-seconds", type=float, default=10)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.export and not options.tokenizer:
+        parser.error("--export needs --tokenizer: the folder whose files go with the weights")
+    if options.warmup is None:
+        options.warmup = 30 if options.continue_from else 100
+    if options.decay is None:
+        options.decay = 1.0 if options.continue_from else 0.4
+    return options
 
 
 class Trainer:
@@ -84,19 +107,41 @@ class Trainer:
         if self.path.exists():
             self.progress = checkpoint.restore(self.path, self.model, self.optimizers)
             self.log.line(f"continuing {self.path}: step {self.progress.step}, {self.progress.elapsed:.0f} s")
+        elif options.continue_from:
+            checkpoint.assign(options.continue_from, self.model, export.load(options.continue_from).state_dict())
+            self.log.line(f"starting with the weights of {options.continue_from}")
         self.stream = ShardStream(
             options.data, options.tokens, options.seed, options.shards, options.pool, options.patience
         )
-        self.held_out = (
-            evaluation_batches(options.eval_data, options.tokens, options.eval_batches) if options.eval_data else []
-        )
+        self.exporter = Exporter(options.export, options.tokenizer) if options.export else None
         weights = {PADDING: 0.0, CONTEXT: options.context_weight, ASSISTANT: 1.0}
         self.weights = torch.tensor([weights[kind] for kind in sorted(weights)], device=self.device)
         self.skipped = 0
         self.stopping = False
 
+    @cached_property
+    def held_out(self) -> list[Batch]:
+        """Batches for evaluation; read late, since the file may still be in the making when the run begins."""
+        options = self.options
+        return evaluation_batches(options.eval_data, options.tokens, options.eval_batches) if options.eval_data else []
+
+    def compile(self) -> None:
+        """Lets torch.compile see a batch of random tokens, while the data is not there yet; changes no weight."""
+        if not self.network.compiled:
+            return
+        start = time.monotonic()
+        shape = self.options.tokens // LONGEST, LONGEST
+        rng = np.random.default_rng(0)
+        ids, targets = rng.integers(0, self.model.config.vocab_size, (2, *shape))
+        self._gradients(Batch(ids, targets, np.full(shape, ASSISTANT, np.uint8)))
+        self.log.line(f"compiled in {time.monotonic() - start:.0f} s")
+
     def run(self) -> None:
-        """Trains until the end or SIGTERM."""
+        """Trains until the end or SIGTERM.
+
+        Raises:
+            FloatingPointError: gradients are not finite any more.
+        """
         handler = signal.signal(signal.SIGTERM, self._stop)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.log.line(f"{parameters:,} parameters, batches of {self.options.tokens:,} tokens, {self.device}")
@@ -105,7 +150,7 @@ class Trainer:
         tokens_then = self.progress.tokens
         try:
             for batch, position in Prefetch(self.stream.batches(self.progress.position), lambda: self.stopping):
-                if self.share_done() >= 1:
+                if self.finished:
                     break
                 loss, norm, shares, rate = self.step(batch)
                 progress = self.progress
@@ -124,9 +169,21 @@ class Trainer:
                     saved = now
         finally:
             signal.signal(signal.SIGTERM, handler)
-        self._save()
+        checkpoint.save(self.path, self.model, self.optimizers, self.progress)
+        self.export()
         self._evaluate()
         self.log.line("stopped; the same command continues" if self.stopping else "finished")
+
+    def export(self) -> None:
+        """Brings the exported folder up to date, if there is to be one."""
+        if self.exporter:
+            self._start_export()
+            self.exporter.finish()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.share_done() >= 1
 
     def share_done(self) -> float:
         """How much of the run is over, 0 to 1."""
@@ -138,17 +195,7 @@ class Trainer:
         """One update: loss in nats, gradient norm, the experts' shares [layers, E], share of the peak learning rate."""
         rate = optimizers.rate_share(self.progress.step, self.share_done(), self.options.warmup, self.options.decay)
         optimizers.set_rate(self.optimizers, rate)
-        try:
-            loss, shares = self._gradients(batch)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            if not self.network.compiled:
-                raise
-            traceback.print_exc()
-            self.log.line(f"NOT COMPILED ({type(error).__name__}, see above): continuing without torch.compile, slower")
-            self.network.compile(False)
-            loss, shares = self._gradients(batch)
+        loss, shares = self._gradients(batch)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         if math.isfinite(norm):
             self.skipped = 0
@@ -162,6 +209,20 @@ class Trainer:
         return float(loss), norm, shares, rate
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sets the gradients; returns the loss [] and the experts' shares [layers, E]."""
+        try:
+            return self._backward(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self.network.compiled:
+                raise
+            traceback.print_exc()
+            self.log.line(f"NOT COMPILED ({type(error).__name__}, see above): continuing without torch.compile, slower")
+            self.network.compile(False)
+            return self._backward(batch)
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         ids, targets, kinds = to_device(batch, self.device)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -205,13 +266,21 @@ class Trainer:
 
     def _save(self) -> None:
         checkpoint.save(self.path, self.model, self.optimizers, self.progress)
+        self._start_export()
+
+    def _start_export(self) -> None:
+        if self.exporter:
+            self.exporter.start(self.model, f"step {self.progress.step}")
 
     def _stop(self, *_: object) -> None:
         self.stopping = True
 
 
 def main(words: list[str] | None = None) -> None:
-    Trainer(arguments(words)).run()
+    configure()
+    trainer = Trainer(arguments(words))
+    trainer.compile()
+    trainer.run()
 
 
 if __name__ == "__main__":
