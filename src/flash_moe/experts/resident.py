@@ -18,6 +18,8 @@ class ResidentStore(ExpertStore):
         progress: called with the bytes read so far after each layer.
     """
 
+    holds_everything = True
+
     def __init__(self, reader: RecordReader, progress: Callable[[int], None] | None = None) -> None:
         table = reader.table
         super().__init__(table.layouts, table.num_experts)
@@ -45,6 +47,9 @@ class ResidentStore(ExpertStore):
 
     def _whole(self, layer: int) -> mx.array | None:
         return self._banks[layer][0]
+
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        return [True] * len(experts)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""

@@ -20,13 +20,16 @@ class StoreStats:
     Attributes:
         fetches: calls of :meth:`ExpertStore.fetch`.
         bytes_requested: bytes of all records asked for.
-        bytes_missing: those of them that were neither in the store's own memory nor in the page cache.
+        bytes_missing: those of them that were neither in the store's own memory nor in the page cache, when they were
+            asked for or when a prefetch began to read them.
+        bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
         fetch_seconds: time spent inside fetch.
     """
 
     fetches: int = 0
     bytes_requested: int = 0
     bytes_missing: int = 0
+    bytes_unused: int = 0
     fetch_seconds: float = 0.0
 
 
@@ -65,13 +68,16 @@ class ExpertStore(ABC):
     Attributes:
         layouts: record layout by layer.
         capacity: the most records that one fetch may ask for.
+        holds_everything: whether every record is in the store's own memory for good.
     """
 
     layouts: Mapping[int, RecordLayout]
     capacity: int
+    holds_everything = False
 
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
+        self._missing: dict[int, dict[int, int]] = {}  # by layer and expert, since the layer's last fetch
 
     def fetch(self, layer: int, experts: Sequence[int]) -> Records:
         """Returns the records of ``experts`` (distinct, at most ``capacity``) of a layer; waits for their bytes.
@@ -86,6 +92,11 @@ class ExpertStore(ABC):
             )
         start = time.perf_counter()
         records = self._fetch(layer, experts)
+        for expert, nbytes in self._missing.pop(layer, {}).items():
+            if expert in experts:
+                self.stats.bytes_missing += nbytes
+            else:
+                self.stats.bytes_unused += nbytes
         self.stats.fetches += 1
         self.stats.bytes_requested += self.layouts[layer].stride * len(experts)
         self.stats.fetch_seconds += time.perf_counter() - start
@@ -93,6 +104,20 @@ class ExpertStore(ABC):
 
     @abstractmethod
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records: ...
+
+    def _reads(self, layer: int, expert: int, missing: int) -> None:
+        """A record is about to be read, of which so many bytes are outside the page cache."""
+        if missing:
+            of_layer = self._missing.setdefault(layer, {})
+            of_layer[expert] = of_layer.get(expert, 0) + missing
+
+    @abstractmethod
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        """Which records would be fetched without reading a byte that is outside memory, or are on their way.
+
+        Raises:
+            ExpertReadError: a file cannot be opened or was changed.
+        """
 
     def whole(self, layer: int, count: int) -> mx.array | None:
         """All records of a layer by expert id, [E, words] uint32, where the store holds them for good; else None.
