@@ -23,7 +23,7 @@ from ..errors import PromptError
 from ..experts.opening import ExpertIO, open_store
 from ..experts.store import ExpertStore
 from ..generation.chunks import prefill_chunk
-from ..model import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
+from ..loading import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
 from ..nn.cache import layer_cache
 from ..nn.decoder import DecoderLayer
 from ..nn.linear import Linear
