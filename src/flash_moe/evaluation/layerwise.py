@@ -46,6 +46,7 @@ class LayerwiseModel:
         experts_per_token: K.
         dtype: of activations.
         expert_io: how experts are read.
+        unit: what progress counts.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +54,7 @@ class LayerwiseModel:
     experts_per_token: int
     dtype: mx.Dtype
     expert_io: ExpertIO
+    unit = "layers"
 
     @classmethod
     def open(
@@ -90,15 +92,9 @@ class LayerwiseModel:
             PromptError: a sequence is empty, or a token id is outside the vocabulary.
         """
         config = self.config
-        states, weights = [], _Weights(self.checkpoint, self.dtype)
+        weights = _Weights(self.checkpoint, self.dtype)
         embedding = weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
-        for number, sequence in enumerate(sequences, start=1):
-            if len(sequence) > config.max_position_embeddings:
-                raise PromptError(
-                    f"sequence {number} has {len(sequence)} tokens, the model's context is "
-                    f"{config.max_position_embeddings}; shorten it"
-                )
-            states.append(embedding.rows(mx.array(check_tokens(sequence, config.vocab_size))))
+        states = [embedding.rows(mx.array(tokens)) for tokens in self.checked(sequences)]
         mx.eval(states)
         del embedding
         report = progress or (lambda done, total: None)
@@ -116,6 +112,16 @@ class LayerwiseModel:
                 report(i + 1, config.num_hidden_layers)
         norm = weights.take("norm").array("norm.weight", config.hidden_size)
         return [rms_norm(x, norm, config.rms_norm_eps) for x in states]
+
+    def checked(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The sequences as token ids. PromptError where one is empty, too long, or has an id that does not exist."""
+        context = self.config.max_position_embeddings
+        for number, sequence in enumerate(sequences, start=1):
+            if len(sequence) > context:
+                raise PromptError(
+                    f"sequence {number} has {len(sequence)} tokens, the model's context is {context}; shorten it"
+                )
+        return [check_tokens(sequence, self.config.vocab_size) for sequence in sequences]
 
     def head(self) -> Linear:
         """The output head: [T, H] to [T, V]."""
