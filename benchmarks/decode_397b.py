@@ -48,6 +48,9 @@ class Banks(ExpertStore):
     def _whole(self, layer: int) -> mx.array | None:
         return self._banks[layer] if self.no_wait else None
 
+    def in_memory(self, layer: int, experts: Any) -> list[bool]:
+        return [True] * len(experts)
+
     def prefetch(self, layer: int, experts: Any) -> None: ...
 
     def close(self) -> None: ...

@@ -79,6 +79,15 @@ def test_json_holds_everything(packed_checkpoint: Path) -> None:
     assert set(reply["stats"]) == set(expected.stats.to_dict())
 
 
+def test_streaming_options_reach_the_model_and_show(packed_checkpoint: Path) -> None:
+    options = ("--prefetch", "--drop-cold-below", 0.3, "--prefer-cached", 0.3, "--max-tokens", 12)
+    stats = json.loads(flash_moe_command("generate", packed_checkpoint, "hi", *options, "--json").stdout)["stats"]
+    assert stats["prefetch"]["decision"] in ("nothing missing", "measuring")
+    assert stats["choice"]["routed"] == (stats["generated_tokens"] - 1) * 4 * 4  # layers, K
+    summary = flash_moe_command("generate", packed_checkpoint, "hi", *options).stderr
+    assert re.search(r"% in memory · prefetch \w+.* · .*(dropped|swapped)", summary)
+
+
 @pytest.mark.parametrize("prompt", [(), ("-",)], ids=["omitted", "dash"])
 def test_prompt_from_stdin(packed_checkpoint: Path, prompt: tuple[str, ...]) -> None:
     options = ("--json", "--max-tokens", 4)
@@ -125,6 +134,8 @@ def test_wrong_path(command: str, tmp_path: Path) -> None:
         (["--temperature", "-1"], 1, "expected 0 or more"),
         (["--top-p", "1.5"], 1, "above 0 and at most 1"),
         (["--min-p", "nan"], 1, "from 0 to 1"),
+        (["--drop-cold-below", "-0.1"], 1, "drop_cold_below is -0.1, expected a number from 0 to 1"),
+        (["--prefer-cached", "1.5"], 1, "prefer_cached is 1.5, expected a number from 0 to 1"),
         (["--nonsense"], 2, "--nonsense"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

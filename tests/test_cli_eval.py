@@ -20,6 +20,7 @@ from flash_moe.evaluation import (
     read_sequences,
     token_scores,
 )
+from flash_moe.experts.mapped import MappedStore
 
 
 @pytest.fixture
@@ -118,6 +119,29 @@ def test_a_plain_text_without_a_reference(packed_checkpoint: Path, tmp_path: Pat
     assert found["text"]["all"]["sequences"] == 3
 
 
+def test_token_by_token(packed_checkpoint: Path, chats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MappedStore, "in_memory", lambda self, layer, experts: [e % 2 == 0 for e in experts])
+    options = ("--token-by-token", "--drop-cold-below", 0.3, "--prefer-cached", 0.1, "--expert-io", "mapped")
+    common = ("eval", packed_checkpoint, "--text", chats, "--reference-experts-per-token", 4, *options)
+    table = flash_moe_command(*common).stdout
+    rows = re.findall(r"^(run|experts \w+) +(.+)$", table, re.MULTILINE)
+    assert [label for label, _ in rows] == ["run", "experts dropped", "experts swapped"]
+    assert rows[0][1] == "token by token"
+    share = r"([\d.]+)%, -([\d.]+)% of router mass"
+    found = json.loads(flash_moe_command(*common, "--json").stdout)
+    assert found["text"]["all"]["divergence"]["kl"]["value"] > 0.001
+    assert "token_by_token" not in found["reference"]
+    described = found["model"]["token_by_token"]
+    (choice,) = described.pop("choices")
+    assert described == {"prefetch": False, "drop_cold_below": 0.3, "prefer_cached": 0.1}
+    for (_, text), what in zip(rows[1:], ("dropped", "swapped"), strict=True):
+        assert (numbers := re.fullmatch(share, text))
+        assert float(numbers[1]) == pytest.approx(100 * choice[what] / choice["routed"], abs=0.006) and choice[what]
+        assert float(numbers[2]) == pytest.approx(100 * choice[f"router_mass_{what}"], abs=0.006)
+    exact = json.loads(flash_moe_command(*common[:-4], "--prefetch", "--json").stdout)
+    assert exact["model"]["token_by_token"]["prefetch"] is True
+
+
 def test_progress(packed_checkpoint: Path, chats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "DELAY", 0.0)
     result = flash_moe_command("eval", packed_checkpoint, "--text", chats, "--reference-experts-per-token", 1)
@@ -136,6 +160,9 @@ def test_progress(packed_checkpoint: Path, chats: Path, monkeypatch: pytest.Monk
         (["--text", "FILE", "-k", "0"], 2, "'--experts-per-token'"),
         (["--text", "FILE", "--reference-experts-per-token", "all"], 2, "'--reference-experts-per-token'"),
         (["--text", "FILE", "--limit", "0"], 2, "--limit"),
+        (["--text", "FILE", "--prefer-cached", "0.1"], 2, "pass --token-by-token too"),
+        (["--tool-calls", "FILE", "--token-by-token"], 2, "pass --text too"),
+        (["--text", "FILE", "--token-by-token", "--drop-cold-below", "7"], 1, "expected a number from 0 to 1"),
         (["--text", "FILE", "--window", "1"], 2, "--window"),
         (["--text", "FILE", "-k", "17"], 1, "expected 1 to 16"),
         (["--text", "FILE", "--reference", "/does/not/exist"], 1, "does not exist"),

@@ -12,7 +12,6 @@ import mlx.core as mx
 from .checkpoint.files import Checkpoint
 from .checkpoint.hub import resolve
 from .checkpoint.records import RecordTable
-from .checkpoint.resident import load_resident
 from .config import ModelConfig
 from .errors import ArgumentError, PromptError
 from .experts.opening import ExpertIO, open_store
@@ -26,14 +25,13 @@ from .generation.run import generate
 from .generation.sampling import Sampler, Sampling
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
+from .loading import DEFAULT_EXPERTS_PER_TOKEN, load_decoder, resolve_dtype, resolve_experts_per_token
 from .nn.decoder import Decoder
-from .nn.weights import Weights
+from .nn.streaming import StreamingOptions
 from .text import Tokenizer
 from .text.prompt import Prompt, check_tokens, encode_prompt
 
 Progress = Callable[[str, int, int], None]
-DEFAULT_EXPERTS_PER_TOKEN = 4
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 class Model:
@@ -67,6 +65,9 @@ class Model:
         experts_per_token: int | None = DEFAULT_EXPERTS_PER_TOKEN,
         expert_io: ExpertIO = "auto",
         expert_cache: int = 0,
+        prefetch: bool = False,
+        drop_cold_below: float = 0.0,
+        prefer_cached: float = 0.0,
         dtype: str | None = None,
         kernels: bool | None = None,
         revision: str | None = None,
@@ -83,6 +84,12 @@ class Model:
                 ``"resident"`` (everything in memory) or ``"auto"``.
             expert_cache: bytes of experts kept in memory beyond those of the current token; 0 leaves caching to the
                 operating system, which is usually best.
+            prefetch: while a layer computes, read the experts that the next one will probably choose. Changes no
+                token. It measures itself while decoding and stays on only where that is faster; the statistics say so.
+            drop_cold_below: while decoding, leave out a chosen expert that is not in memory if its share of the routing
+                weights is below this (0 to 1; at least one expert stays). Faster and less exact; 0 is off.
+            prefer_cached: while decoding, use an expert that is in memory instead of a chosen one that is not, if its
+                router probability is at least 1 - prefer_cached times the other's (0 to 1). As above; 0 is off.
             dtype: of activations: ``"float32"``, ``"bfloat16"`` or ``"float16"``. By default the checkpoint's own on a
                 GPU, and float32 on the CPU, where it is fastest.
             kernels: whether this library's own GPU kernels are used; None uses them where they have been measured to
@@ -102,6 +109,7 @@ class Model:
         checkpoint = Checkpoint.open(resolve(path, revision=revision, token=token))
         config = checkpoint.config
         k = resolve_experts_per_token(experts_per_token, config)
+        streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
         compute = resolve_dtype(dtype, checkpoint)
         tokenizer = Tokenizer.load(checkpoint.folder)
         table = RecordTable.of(checkpoint)
@@ -111,11 +119,8 @@ class Model:
 
         store = open_store(table, expert_io, k, expert_cache, report("expert bytes", table.nbytes))
         try:
-            resident = load_resident(checkpoint, compute)
-            weights = Weights(resident.arrays, resident.quantization)
-            decoder = Decoder(
-                config, weights, store, k, compute, report("layers", config.num_hidden_layers), use_kernels=kernels
-            )
+            layers = report("layers", config.num_hidden_layers)
+            decoder = load_decoder(checkpoint, store, k, compute, layers, kernels, streaming)
         except BaseException:
             store.close()
             raise
@@ -189,7 +194,8 @@ class Model:
                 "must hold it and at least one more; shorten it"
             )
         report = None if progress is None else lambda done: progress(done, len(tokens))
-        recorder = Recorder(self._store.stats, len(tokens), self.experts_per_token, self.config.num_experts_per_tok)
+        k, own = self.experts_per_token, self.config.num_experts_per_tok
+        recorder = Recorder(self._decoder, self._store.stats, len(tokens), k, own)
         return generate(
             self._engine, self._prefixes, self.tokenizer, tokens, min(max_tokens, room), Sampler(sampling, tokens), stops,
             recorder, report,
@@ -254,31 +260,13 @@ class Model:
     def __repr__(self) -> str:
         own, k = self.config.num_experts_per_tok, self.experts_per_token
         shown = k if k == own else f"{k} of the model's {own}"
+        streaming = self._decoder.streaming
+        changed = "".join(
+            f"{name}={getattr(streaming, name)}, "
+            for name in ("drop_cold_below", "prefer_cached")
+            if getattr(streaming, name)
+        )
         return (
             f"Model({str(self.path)!r}, {self.config.num_hidden_layers} layers, {self.config.num_experts} experts, "
-            f"experts_per_token={shown}, {type(self._store).__name__})"
+            f"experts_per_token={shown}, {changed}{type(self._store).__name__})"
         )
-
-
-def resolve_experts_per_token(wanted: int | None, config: ModelConfig) -> int:
-    """K: the model's own for None; the default is capped at it. ArgumentError where it is not from 1 to E."""
-    own = config.num_experts_per_tok
-    if wanted is None or wanted == DEFAULT_EXPERTS_PER_TOKEN:
-        return min(wanted or own, own)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= config.num_experts:
-        raise ArgumentError(
-            f"experts_per_token is {wanted!r}, expected 1 to {config.num_experts}, or None for the model's own {own}"
-        )
-    return wanted
-
-
-def resolve_dtype(name: str | None, checkpoint: Checkpoint) -> mx.Dtype:
-    """The dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
-    if name is not None:
-        if name not in _DTYPES:
-            raise ArgumentError(f"dtype is {name!r}, expected one of {', '.join(_DTYPES)}")
-        return _DTYPES[name]
-    if mx.default_device() == mx.cpu:
-        return mx.float32
-    stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
-    return {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from streaming import Disk, Source, output_bytes, record_bytes, use
 
 from flash_moe import ExpertReadError
 from flash_moe.errors import ArgumentError
-from flash_moe.experts.files import PAGE
+from flash_moe.experts.files import PAGE, MappedFile
 from flash_moe.experts.opening import ExpertIO, open_store
 from flash_moe.experts.store import ExpertStore
 
@@ -238,8 +239,6 @@ def evict_from_page_cache(folder: Path) -> None:
     """Drops a folder's files from the page cache; skips the test where the system does not do so."""
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("no posix_fadvise here")
-    from flash_moe.experts.files import MappedFile
-
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -277,6 +276,78 @@ def test_missing_bytes_are_those_outside_the_page_cache(
         warm.fetch(layer, [0, 5, 10, 15])
     assert warm.stats.bytes_missing == 0
     warm.close()
+
+
+@pytest.mark.parametrize(("io", "cache"), PACKED_STREAMS.values(), ids=PACKED_STREAMS)
+def test_what_is_in_memory_and_what_was_read_in_vain(
+    sources: dict[str, Source], io: ExpertIO, cache: int, reading: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources["packed"]
+    cold = {source.table.extents(1, expert)[0].offset: expert for expert in range(16)}
+
+    def absent(self: MappedFile, offset: int, nbytes: int) -> np.ndarray:
+        return np.full(-(-nbytes // PAGE), offset in cold)
+
+    def warm(*ids: int) -> None:
+        for offset in [offset for offset, expert in cold.items() if expert in ids]:
+            del cold[offset]
+
+    monkeypatch.setattr(MappedFile, "absent", absent)
+    store = opened(source, io, cache)
+    assert store.in_memory(1, [3, 9, 12]) == [False] * 3
+    store.fetch(1, [3])
+    warm(3)
+    store.prefetch(1, [9, 12])
+    assert store.in_memory(1, [12, 3, 5, 9, 3]) == [True, True, False, True, True]  # there or on their way
+    assert (store.stats.bytes_missing, store.stats.bytes_unused) == (STRIDE, 0)
+    assert record_bytes(store.fetch(1, [3, 9])) == [source.records[1, 3], source.records[1, 9]]
+    assert (store.stats.bytes_missing, store.stats.bytes_unused) == (2 * STRIDE, STRIDE)
+    warm(9, 12)
+    assert store.in_memory(1, [12, 9, 8]) == [True, True, False]
+    assert record_bytes(store.fetch(1, [12])) == [source.records[1, 12]]
+    assert (store.stats.bytes_missing, store.stats.bytes_unused) == (2 * STRIDE, STRIDE)
+    assert store.stats.bytes_requested == 4 * STRIDE
+    store.close()
+
+
+@every_case
+def test_records_of_a_file_that_changed_are_nowhere(
+    sources: dict[str, Source], form: str, io: ExpertIO, cache: int, tmp_path: Path
+) -> None:
+    """A store that holds everything needs no file; the others must not promise what they cannot fetch."""
+    source = Source(Path(shutil.copytree(sources[form].folder, tmp_path / form)), sources[form].records)
+    files = {extent.file for extent in source.table.extents(0, 0)}
+    for file in files:
+        os.utime(file, ns=(0, 0))
+    store = opened(source, io, cache)
+    store.fetch(0, [0])
+    for file in files:
+        overwrite(file)
+    if store.holds_everything:
+        assert store.in_memory(0, [1, 2]) == [True, True]
+    else:
+        with pytest.raises(ExpertReadError, match="load the model again"):
+            store.in_memory(0, [1, 2])
+    store.close()
+
+
+@pytest.mark.usefixtures("cold_cache")
+@pytest.mark.parametrize("reading", ["threads"], indirect=True)
+def test_predictions_that_never_come_true_are_forgotten(sources: dict[str, Source], reading: str) -> None:
+    """Reads that nobody waits for must not pile up."""
+    stores = [opened(sources["packed"], "mapped"), opened(sources["packed"], "slots", 6 * STRIDE)]
+    for number in range(200):
+        for store in stores:
+            layer = number % 4
+            store.prefetch(layer, [number % 16, (number + 5) % 16])
+            use(store.fetch(layer, [(number + 7) % 16]))
+    mapped, slots = stores
+    assert not any(mapped._warming.values())
+    assert len(slots._reading) <= 14  # slots
+    for store in stores:
+        assert not store._missing
+        assert store.stats.bytes_missing + store.stats.bytes_unused > 0
+        store.close()
 
 
 def test_resident_store_counts_what_it_had_to_read(sources: dict[str, Source], tmp_path: Path) -> None:

@@ -71,6 +71,34 @@ RevisionOption = Annotated[
 ]
 
 
+PrefetchOption = Annotated[
+    bool,
+    typer.Option(
+        "--prefetch",
+        help="Read experts ahead that the next layer will probably choose, as long as that is measured to be faster. "
+        "Changes no token.",
+    ),
+]
+DropColdOption = Annotated[
+    float,
+    typer.Option(
+        "--drop-cold-below",
+        metavar="W",
+        help="Leave out experts that are not in memory and have less than this share of a token's weights (0 to 1). "
+        "Faster, less exact; 0 is off.",
+    ),
+]
+PreferCachedOption = Annotated[
+    float,
+    typer.Option(
+        "--prefer-cached",
+        metavar="R",
+        help="Use experts in memory instead of absent ones, if they are at least 1-R times as likely (0 to 1). "
+        "Faster, less exact; 0 is off.",
+    ),
+]
+
+
 def experts_per_token(text: str, option: str = "'--experts-per-token' / '-k'") -> int | None:
     """K, or None for the model's own."""
     if text == OWN:

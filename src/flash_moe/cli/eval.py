@@ -12,10 +12,13 @@ from typer import Argument, Option
 from .arguments import (
     MODEL_HELP,
     OWN,
+    DropColdOption,
     DtypeOption,
     ExpertIOChoice,
     ExpertIOOption,
     ExpertsPerToken,
+    PreferCachedOption,
+    PrefetchOption,
     RevisionOption,
     ThinkingOption,
     experts_per_token,
@@ -36,6 +39,7 @@ _REFERENCE_K = "--reference-experts-per-token"
 _STAGES = {
     "reference layers": ("the reference", "layers"),
     "layers": ("the model", "layers"),
+    "decoded tokens": ("the model", "tokens"),
     "tokens": ("scoring", "tokens"),
 }
 
@@ -81,6 +85,16 @@ def command(
     ] = None,
     max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens to generate for a tool call.")] = 1024,
     thinking: ThinkingOption = None,
+    token_by_token: Annotated[
+        bool,
+        Option(
+            "--token-by-token",
+            help="Score the text as generation runs it, a token at a time: slow, but the options below take effect.",
+        ),
+    ] = False,
+    prefetch: PrefetchOption = False,
+    drop_cold_below: DropColdOption = 0.0,
+    prefer_cached: PreferCachedOption = 0.0,
     as_json: Annotated[bool, Option("--json", help="One JSON object.")] = False,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     dtype: DtypeOption = None,
@@ -99,14 +113,31 @@ def command(
     compared = reference is not None or reference_k is not None
     if text is None and compared:
         raise typer.BadParameter("a reference is compared on a text; pass --text too.", param_hint="'--reference'")
+    streaming: dict[str, Any] = {
+        "prefetch": prefetch,
+        "drop_cold_below": drop_cold_below,
+        "prefer_cached": prefer_cached,
+    }
+    if text is not None and any(streaming.values()) and not token_by_token:
+        raise typer.BadParameter(
+            "they act on single tokens; pass --token-by-token too to score a text.",
+            param_hint="'--prefetch' / '--drop-cold-below' / '--prefer-cached'",
+        )
+    if text is None and token_by_token:
+        raise typer.BadParameter("it says how a text is scored; pass --text too.", param_hint="'--token-by-token'")
     wanted = experts_per_token(k)
     reference_wanted = experts_per_token(OWN if reference_k is None else reference_k, f"'{_REFERENCE_K}'")
     options: dict[str, Any] = {"expert_io": expert_io.value, "dtype": None if dtype is None else dtype.value}
 
-    from ..evaluation import LayerwiseModel, read_sequences, read_tool_call_cases, token_scores
+    from ..evaluation import DecodedModel, LayerwiseModel, read_sequences, read_tool_call_cases, token_scores
+    from ..nn.streaming import StreamingOptions
     from .eval_report import Report
 
-    own = LayerwiseModel.open(model, experts_per_token=wanted, revision=revision, **options)
+    given = {"experts_per_token": wanted, "revision": revision, **options}
+    if token_by_token:
+        own: LayerwiseModel = DecodedModel.open(model, streaming=StreamingOptions(**streaming), **given)
+    else:
+        own = LayerwiseModel.open(model, **given)
     folder = own.checkpoint.folder
     other = scores = called = None
     if compared:
@@ -117,7 +148,7 @@ def command(
         with Bars(_STAGES) as bars:
             scores = token_scores(own, sequences, other, bars)
     if cases is not None:
-        called = _call_tools(folder, {"experts_per_token": wanted, **options}, cases, max_tokens, thinking)
+        called = _call_tools(folder, {"experts_per_token": wanted, **options, **streaming}, cases, max_tokens, thinking)
     report = Report(own, other, text, scores, tool_calls, called)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import Estimate, LayerwiseModel, TokenScores, ToolCallScore, divergence, perplexity
+from ..evaluation import (
+    DecodedModel,
+    Estimate,
+    LayerwiseModel,
+    TokenScores,
+    ToolCallScore,
+    divergence,
+    perplexity,
+)
 
 _LABEL, _CELL = 24, 22  # columns
 
@@ -44,7 +52,7 @@ class Report:
         if self.reference is not None:
             lines.append(f"{'reference':{_LABEL}}{_named(self.reference)}")
         if self.scores is not None:
-            lines += ["", f"{'text':{_LABEL}}{self.text}", *_text_rows(self.scores)]
+            lines += ["", f"{'text':{_LABEL}}{self.text}", *_text_rows(self.scores), *_decoding_rows(self.model)]
         if self.called is not None:
             lines += ["", f"{'tool calls':{_LABEL}}{self.tool_calls}", *_tool_call_rows(self.called)]
         return "\n".join([*lines, "", "± is one standard error; tokens of a sequence are taken together."])
@@ -83,6 +91,20 @@ def _text_rows(scores: TokenScores) -> list[str]:
     ]
 
 
+def _decoding_rows(model: LayerwiseModel) -> list[str]:
+    """How a text that was scored token by token was run."""
+    if not isinstance(model, DecodedModel):
+        return []
+    rows = [_row("run", ["token by token"])]
+    for choice in model.choices:
+        for what, count, mass in (
+            ("dropped", choice.dropped, choice.router_mass_dropped),
+            ("swapped", choice.swapped, choice.router_mass_swapped),
+        ):
+            rows.append(_row(f"experts {what}", [f"{count / (choice.routed or 1):.2%}, -{mass:.2%} of router mass"]))
+    return rows
+
+
 def _tool_call_rows(score: ToolCallScore) -> list[str]:
     return [
         _row("cases", [f"{score.cases:,}"]),
@@ -103,11 +125,15 @@ def _percent(share: Estimate) -> str:
 
 
 def _described(model: LayerwiseModel) -> dict[str, Any]:
-    return {
+    described = {
         "path": str(model.checkpoint.folder),
         "experts_per_token": model.experts_per_token,
         "model_experts_per_token": model.config.num_experts_per_tok,
     }
+    if isinstance(model, DecodedModel):
+        choices = [dataclasses.asdict(choice) for choice in model.choices]
+        described["token_by_token"] = dataclasses.asdict(model.streaming) | {"choices": choices}
+    return described
 
 
 def _named(model: LayerwiseModel) -> str:

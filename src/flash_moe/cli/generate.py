@@ -11,10 +11,13 @@ from typer import Argument, Option
 
 from .arguments import (
     MODEL_HELP,
+    DropColdOption,
     DtypeOption,
     ExpertIOChoice,
     ExpertIOOption,
     ExpertsPerToken,
+    PreferCachedOption,
+    PrefetchOption,
     RevisionOption,
     ThinkingOption,
     experts_per_token,
@@ -74,6 +77,9 @@ def command(
             help="Memory for experts used lately, such as 2GB; 0 leaves it to the system, which is usually best.",
         ),
     ] = "0",
+    prefetch: PrefetchOption = False,
+    drop_cold_below: DropColdOption = 0.0,
+    prefer_cached: PreferCachedOption = 0.0,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
 ) -> None:
@@ -90,6 +96,9 @@ def command(
         "experts_per_token": experts_per_token(k),
         "expert_io": expert_io.value,
         "expert_cache": size(expert_cache, "--expert-cache"),
+        "prefetch": prefetch,
+        "drop_cold_below": drop_cold_below,
+        "prefer_cached": prefer_cached,
         "dtype": None if dtype is None else dtype.value,
     }
     text = read_prompt(prompt)

@@ -46,7 +46,7 @@ def command(
 
 def _at(info: Info, wanted: int | None) -> Info:
     """The same at another K, capped as in ``Model.load``."""
-    from ..model import DEFAULT_EXPERTS_PER_TOKEN
+    from ..loading import DEFAULT_EXPERTS_PER_TOKEN
 
     own = info.model_experts_per_token
     k = own if wanted is None else min(wanted, own) if wanted == DEFAULT_EXPERTS_PER_TOKEN else wanted

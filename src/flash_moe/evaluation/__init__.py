@@ -8,6 +8,7 @@ scores = token_scores(model, read_sequences("held-out.jsonl", model.tokenizer), 
 print(perplexity(scores), divergence(scores), sep="\\n")
 """
 
+from .decoded import DecodedModel
 from .estimates import Estimate
 from .layerwise import LayerwiseModel
 from .quality import Divergence, Perplexity, divergence, perplexity
@@ -17,6 +18,7 @@ from .tool_calls import ToolCallCase, ToolCallScore, greedy, read_tool_call_case
 
 __all__ = [
     "Comparison",
+    "DecodedModel",
     "Divergence",
     "Estimate",
     "LayerwiseModel",

@@ -19,7 +19,7 @@ from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import load_resident
 from ..config import ModelConfig
 from ..experts.opening import ExpertIO, open_store
-from ..model import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
+from ..loading import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
 from ..nn.layerwise import OnceWeights, add_rows, run_layer
 from ..nn.linear import Linear
 from ..ops.dispatch import kernels
@@ -39,6 +39,7 @@ class LayerwiseModel:
         experts_per_token: K.
         dtype: of activations.
         expert_io: how experts are read.
+        unit: what progress counts.
     """
 
     checkpoint: Checkpoint
@@ -46,6 +47,7 @@ class LayerwiseModel:
     experts_per_token: int
     dtype: mx.Dtype
     expert_io: ExpertIO
+    unit = "layers"
 
     @classmethod
     def open(
@@ -83,10 +85,9 @@ class LayerwiseModel:
             PromptError: a sequence is empty, or a token id is outside the vocabulary.
         """
         config = self.config
-        tokens = check_sequences(sequences, config.vocab_size, config.max_position_embeddings)
         weights = self._weights()
         embedding = weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
-        states = [embedding.rows(mx.array(sequence)) for sequence in tokens]
+        states = [embedding.rows(mx.array(tokens)) for tokens in self.checked(sequences)]
         mx.eval(states)
         del embedding
         report = progress or (lambda done, total: None)
@@ -101,6 +102,10 @@ class LayerwiseModel:
                 report(i + 1, config.num_hidden_layers)
         norm = weights.take("norm").array("norm.weight", config.hidden_size)
         return [rms_norm(x, norm, config.rms_norm_eps) for x in states]
+
+    def checked(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The sequences as token ids. PromptError where one is empty, too long, or has an id that does not exist."""
+        return check_sequences(sequences, self.config.vocab_size, self.config.max_position_embeddings)
 
     def head(self) -> Linear:
         """The output head: [T, H] to [T, V]."""

@@ -70,8 +70,8 @@ def token_scores(
     A run leaves its final hidden states behind, [T, H] per sequence; logits exist for a few rows at a time.
 
     Args:
-        progress: called as ``progress(stage, done, total)`` with the stages ``"reference layers"``, ``"layers"`` and
-            ``"tokens"``.
+        progress: called as ``progress(stage, done, total)`` with the stages ``"reference layers"``, ``"layers"`` (or
+            ``"decoded tokens"``, for a :class:`~.decoded.DecodedModel`) and ``"tokens"``.
 
     Raises:
         ArgumentError: no sequence has two tokens, or the reference has another vocabulary.
@@ -89,8 +89,8 @@ def token_scores(
         report = None if progress is None else lambda done, total: progress(stage, done, total)
         return which.final_states([sequence.tokens for sequence in sequences], report)
 
-    states = [] if reference is None else [run(reference, "reference layers")]
-    states.append(run(model, "layers"))
+    states = [] if reference is None else [run(reference, f"reference {reference.unit}")]
+    states.append(run(model, model.unit))
     heads = [model.head()]
     if reference is not None:
         heads.insert(0, heads[0] if _same_head(model, reference) else reference.head())

@@ -27,13 +27,14 @@ class MappedStore(ExpertStore):
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
         self._scratch = threading.local()
-        self._warming: dict[tuple[int, int], list[Future[None]]] = {}
+        self._warming: dict[int, dict[int, list[Future[None]]]] = {}  # by layer and expert
 
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
         locations = [self._reader.locate(layer, expert) for expert in experts]
+        warming = self._warming.pop(layer, {})  # what nobody asks for now is not waited for, either
         ready = []
         for location in locations:
-            started = self._warming.pop((layer, location.expert), None)
+            started = warming.get(location.expert)
             ready.append(self._warm(location) if started is None else started)
         for futures in ready:
             finish(futures)
@@ -41,14 +42,20 @@ class MappedStore(ExpertStore):
         return Records(tuple(_array(location, words) for location in locations), None)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        warming = self._warming.setdefault(layer, {})
         for expert in experts:
-            if (layer, expert) not in self._warming:
+            if expert not in warming:
                 with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
-                    self._warming[layer, expert] = self._warm(self._reader.locate(layer, expert))
+                    warming[expert] = self._warm(self._reader.locate(layer, expert))
+
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        warming = self._warming.get(layer, {})
+        return [e in warming or self._reader.locate(layer, e).missing_bytes() == 0 for e in experts]
 
     def _evict(self, flush: bool) -> None:
-        for futures in self._warming.values():
-            wait(futures)
+        for by_expert in self._warming.values():
+            for futures in by_expert.values():
+                wait(futures)
         self._warming.clear()
         self._reader.evict(flush=flush)
 
@@ -70,7 +77,7 @@ class MappedStore(ExpertStore):
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
             for start, stop in _requests(absent):
                 tasks.append(self._touch(file, first + start * PAGE, min(first + stop * PAGE, end), location))
-        self._count_brought(location.layer, self.layouts[location.layer].stride, missing)
+        self._count_brought(location.layer, location.expert, missing)
         return self._reader.run(tasks, inline=missing <= INLINE)
 
     def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], None]:

@@ -18,7 +18,7 @@ class ResidentStore(ExpertStore):
         progress: called with the bytes read so far after each layer.
     """
 
-    can_evict = False
+    can_evict, holds_everything = False, True
 
     def __init__(self, reader: RecordReader, progress: Callable[[int], None] | None = None) -> None:
         table = reader.table
@@ -36,7 +36,9 @@ class ResidentStore(ExpertStore):
             mx.eval(bank)
             experts = range(table.num_experts)
             missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
-            self._count_brought(layer, layout.stride * table.num_experts, missing)
+            for stats in (self.stats, self.by_layer[layer]):
+                stats.bytes_brought += layout.stride * table.num_experts
+                stats.bytes_missing += missing
             reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))
             self._banks[layer] = (bank,)
             done += layout.stride * table.num_experts
@@ -48,6 +50,9 @@ class ResidentStore(ExpertStore):
 
     def _whole(self, layer: int) -> mx.array | None:
         return self._banks[layer][0]
+
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        return [True] * len(experts)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""

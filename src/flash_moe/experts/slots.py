@@ -35,7 +35,7 @@ class SlotStore(ExpertStore):
         mx.eval(self._bank)
         self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
         self._slots: SlotTable[_Key] = SlotTable(count)
-        self._reading: dict[_Key, list[Future[None]]] = {}
+        self._reading: dict[int, list[Future[None]]] = {}  # slot to the reads that fill it
         self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
 
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
@@ -67,6 +67,9 @@ class SlotStore(ExpertStore):
     def cached_bytes(self) -> int:
         return self._reader.cached_bytes()
 
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        return [(layer, e) in self._slots or self._reader.locate(layer, e).missing_bytes() == 0 for e in experts]
+
     def close(self) -> None:
         self._reader.close()
 
@@ -75,28 +78,26 @@ class SlotStore(ExpertStore):
         new = [key for key in keys if self._slots.touch(key) is None]
         for key in new:
             location = self._reader.locate(*key)
-            self._count_brought(key[0], self.layouts[key[0]].stride, location.missing_bytes())
+            self._count_brought(*key, location.missing_bytes())
             slot = self._slots.assign(key, keys)
             try:
                 self._reclaim(slot)
                 if futures := self._reader.read(location, self._bytes[slot]):
-                    self._reading[key] = futures
+                    self._reading[slot] = futures
             except BaseException:
                 self._slots.release(key)
                 raise
 
     def _reclaim(self, slot: int) -> None:
         """Makes a slot safe to overwrite: no read into it is under way, and all that uses it has been evaluated."""
-        for evicted in [key for key in self._reading if key not in self._slots]:
-            wait(self._reading.pop(evicted))  # whether it failed matters only to a fetch of that record
+        wait(self._reading.pop(slot, ()))  # whether it failed matters only to a fetch of the record that was there
         if (output := self._readers.pop(slot, None)) is not None:
             mx.eval(output)
 
     def _finish(self, key: _Key) -> None:
         """Waits for a record; after a failed read its slot holds nothing."""
         try:
-            finish(self._reading.pop(key, ()))
+            finish(self._reading.pop(self._slots[key], ()))
         except BaseException:
-            if key in self._slots:
-                self._slots.release(key)
+            self._slots.release(key)
             raise

@@ -21,7 +21,9 @@ class StoreStats:
         fetches: calls of :meth:`ExpertStore.fetch`.
         bytes_requested: bytes of all records asked for.
         bytes_brought: those of them that were not in the store's own memory, but in the page cache or only in files.
-        bytes_missing: those of them that were not in the page cache either.
+        bytes_missing: those of them that were not in the page cache either, when they were asked for or when a prefetch
+            began to read them.
+        bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
         fetch_seconds: time spent inside fetch.
         seconds: time from the end of the fetch before, of whatever layer, to the end of each fetch.
     """
@@ -30,6 +32,7 @@ class StoreStats:
     bytes_requested: int = 0
     bytes_brought: int = 0
     bytes_missing: int = 0
+    bytes_unused: int = 0
     fetch_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -81,18 +84,21 @@ class ExpertStore(ABC):
         layouts: record layout by layer.
         capacity: the most records that one fetch may ask for.
         can_evict: whether :meth:`evict` does anything.
+        holds_everything: whether every record is in the store's own memory for good.
         stats, by_layer: counters of all layers together, and of each.
     """
 
     layouts: Mapping[int, RecordLayout]
     capacity: int
     can_evict = True
+    holds_everything = False
     stats: StoreStats
     by_layer: Mapping[int, StoreStats]
 
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
         self.by_layer = {layer: StoreStats() for layer in layouts}
+        self._missing: dict[int, dict[int, int]] = {}  # by layer and expert, since the layer's last fetch
         self._last = time.perf_counter()
 
     def fetch(self, layer: int, experts: Sequence[int]) -> Records:
@@ -109,9 +115,13 @@ class ExpertStore(ABC):
         start = time.perf_counter()
         records = self._fetch(layer, experts)
         end = time.perf_counter()
+        missing = self._missing.pop(layer, {})
+        used = sum(nbytes for expert, nbytes in missing.items() if expert in experts)
         for stats in (self.stats, self.by_layer[layer]):
             stats.fetches += 1
             stats.bytes_requested += self.layouts[layer].stride * len(experts)
+            stats.bytes_missing += used
+            stats.bytes_unused += sum(missing.values()) - used
             stats.fetch_seconds += end - start
             stats.seconds += end - self._last
         self._last = end
@@ -119,6 +129,22 @@ class ExpertStore(ABC):
 
     @abstractmethod
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records: ...
+
+    def _count_brought(self, layer: int, expert: int, missing: int) -> None:
+        """A record is about to be read, of which so many bytes are outside the page cache."""
+        for stats in (self.stats, self.by_layer[layer]):
+            stats.bytes_brought += self.layouts[layer].stride
+        if missing:
+            of_layer = self._missing.setdefault(layer, {})
+            of_layer[expert] = of_layer.get(expert, 0) + missing
+
+    @abstractmethod
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        """Which records would be fetched without reading a byte that is outside memory, or are on their way.
+
+        Raises:
+            ExpertReadError: a file cannot be opened or was changed.
+        """
 
     def whole(self, layer: int, count: int) -> mx.array | None:
         """All records of a layer by expert id, [E, words] uint32, where the store holds them for good; else None.
@@ -158,11 +184,6 @@ class ExpertStore(ABC):
     def cached_bytes(self) -> int:
         """Bytes of the files with records that are in the page cache; 0 where the store needs no file."""
         return 0
-
-    def _count_brought(self, layer: int, nbytes: int, missing: int) -> None:
-        for stats in (self.stats, self.by_layer[layer]):
-            stats.bytes_brought += nbytes
-            stats.bytes_missing += missing
 
     @abstractmethod
     def close(self) -> None:

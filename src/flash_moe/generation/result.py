@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .stats import Stats
+from .streaming_stats import PrefetchStats
 
 FinishReason = Literal["stop", "length"]
 
@@ -69,7 +70,20 @@ def summary(stats: Stats) -> str:
         if stats.expert_bytes_per_token:
             parts.append(f"{format_bytes(stats.expert_bytes_per_token)} of experts per token")
         parts.append(f"{stats.hit_rate:.0%} in memory")
+    if stats.prefetch is not None:
+        parts.append(_prefetch(stats.prefetch))
+    if stats.choice is not None:
+        parts.append(str(stats.choice))
     return " · ".join(parts)
+
+
+def _prefetch(stats: PrefetchStats) -> str:
+    details = []
+    if stats.recall is not None:
+        details.append(f"{stats.recall:.0%} of experts predicted")
+    if stats.time_saved is not None:
+        details.append(f"{abs(stats.time_saved):.0%} {'less' if stats.time_saved >= 0 else 'more'} time per token")
+    return f"prefetch {stats.decision}" + (f" ({', '.join(details)})" if details else "")
 
 
 def format_bytes(count: float) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
 from ..experts.store import StoreStats
+from ..nn.decoder import Decoder
+from .streaming_stats import ChoiceStats, PrefetchStats, StreamingRecorder
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,13 @@ class Stats:
         time_to_first_token: seconds from the call to the first token; None before it.
         experts_per_token: the K used. model_experts_per_token: the model's own.
         expert_bytes_requested: bytes of all expert records asked for, in prefill and decode.
-        expert_bytes_missing: those that were not in memory (page cache or expert cache) when asked for.
+        expert_bytes_missing: those that were not in memory (page cache or expert cache) when asked for, or when a
+            prefetch began to read them.
         decode_bytes_requested: bytes of expert records asked for while decoding.
         fetch_seconds: time spent waiting for expert bytes.
         peak_memory_bytes: the most memory MLX has held since the process started.
+        prefetch: what prefetching did; None where it is off.
+        choice: experts that were dropped or swapped; None where that is off.
     """
 
     prompt_tokens: int
@@ -41,6 +47,8 @@ class Stats:
     decode_bytes_requested: int
     fetch_seconds: float
     peak_memory_bytes: int
+    prefetch: PrefetchStats | None = None
+    choice: ChoiceStats | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -67,7 +75,7 @@ class Stats:
         tokens = self.generated_tokens - 1
         return self.decode_bytes_requested / tokens if tokens > 0 else 0.0
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON."""
         derived = ("prompt_tokens_per_second", "generated_tokens_per_second", "hit_rate", "expert_bytes_per_token")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
@@ -76,8 +84,9 @@ class Stats:
 class Recorder:
     """Follows one generation and makes :class:`Stats` of it."""
 
-    def __init__(self, store: StoreStats, prompt_tokens: int, k: int, model_k: int) -> None:
+    def __init__(self, decoder: Decoder, store: StoreStats, prompt_tokens: int, k: int, model_k: int) -> None:
         self._store, self._before = store, dataclasses.replace(store)
+        self._streaming = StreamingRecorder(decoder, store)
         self._prompt_tokens, self._reused, self._k, self._model_k = prompt_tokens, 0, k, model_k
         self._start = time.perf_counter()
         self._prefilled: float | None = None
@@ -120,4 +129,6 @@ class Recorder:
             decode_bytes_requested=now.bytes_requested - self._prefill_bytes if self._prefilled else 0,
             fetch_seconds=now.fetch_seconds - before.fetch_seconds,
             peak_memory_bytes=mx.get_peak_memory(),
+            prefetch=self._streaming.prefetch,
+            choice=self._streaming.choice,
         )

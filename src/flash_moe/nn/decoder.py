@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import mlx.core as mx
@@ -15,9 +16,12 @@ from ..ops.norm import rms_norm
 from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
 from .decode_step import DecodeStep
+from .expert_choice import ExpertChoice
 from .gated_delta_net import GatedDeltaNet
 from .mlp import SwiGLU
+from .prefetch import LayerPrefetch, Prefetcher
 from .sparse_moe import SparseMoE
+from .streaming import PLAIN, StreamingOptions
 from .weights import Weights
 
 
@@ -29,7 +33,13 @@ class DecoderLayer(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, layer: int, weights: Weights, store: ExpertStore, experts_per_token: int
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        store: ExpertStore,
+        experts_per_token: int,
+        choice: ExpertChoice | None = None,
     ) -> None:
         super().__init__()
         self.input_layernorm = weights.array("input_layernorm.weight", config.hidden_size)
@@ -40,7 +50,7 @@ class DecoderLayer(nn.Module):
         else:
             self.mixer = GatedDeltaNet(config, weights.at("linear_attn"))
         if config.sparse_layers[layer]:
-            self.mlp = SparseMoE(config, layer, weights.at("mlp"), store, experts_per_token)
+            self.mlp = SparseMoE(config, layer, weights.at("mlp"), store, experts_per_token, choice)
         else:
             self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, weights.at("mlp"))
         self._eps = config.rms_norm_eps
@@ -69,6 +79,11 @@ class DecoderLayer(nn.Module):
         h = rms_norm(x, self.post_attention_layernorm, self._eps)
         return h, *self.mlp.route(h, x)
 
+    def router_logits(self, residual: mx.array) -> mx.array:
+        """The logits, [T, E], of a sparse layer's router for what the residual stream will be behind the mixer, [T, H]."""
+        logits: mx.array = self.mlp.gates(rms_norm(residual, self.post_attention_layernorm, self._eps))[0]
+        return logits
+
 
 class Decoder(nn.Module):
     """The whole network, for one sequence.
@@ -80,6 +95,12 @@ class Decoder(nn.Module):
         dtype: of activations.
         progress: called after each layer with the number of layers built.
         use_kernels: whether ops may run as this library's own kernels; None where they are known to be faster.
+        streaming: what is done about experts that are not in memory.
+
+    Attributes:
+        streaming: as given.
+        choice: chooses the experts of single tokens and counts; None where the options leave that to the router.
+        prefetcher: predicts and counts; None without the option.
     """
 
     def __init__(
@@ -91,8 +112,13 @@ class Decoder(nn.Module):
         dtype: mx.Dtype,
         progress: Callable[[int], None] | None = None,
         use_kernels: bool | None = None,
+        streaming: StreamingOptions = PLAIN,
     ) -> None:
         super().__init__()
+        self.streaming = streaming
+        self.choice: ExpertChoice | None = None
+        if streaming.changes_experts:
+            self.choice = ExpertChoice(experts_per_token, config.norm_topk_prob, streaming)
         self._use_kernels = use_kernels
         self.config, self.dtype = config, dtype
         self.embed_tokens = weights.embedding("embed_tokens", config.vocab_size, config.hidden_size)
@@ -102,7 +128,7 @@ class Decoder(nn.Module):
         self.layers: list[DecoderLayer] = []
         for i in range(config.num_hidden_layers):
             with kernels(use_kernels):
-                layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token)
+                layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token, self.choice)
             mx.async_eval(layer.parameters())  # read while the layer before is waited for
             if self.layers:
                 mx.eval(self.layers[-1].parameters())
@@ -111,6 +137,17 @@ class Decoder(nn.Module):
             if progress is not None:
                 progress(i + 1)
         mx.eval(self.parameters())
+        self.prefetcher: Prefetcher | None = None
+        if streaming.prefetch:
+            self.prefetcher = Prefetcher(store, experts_per_token)
+            self._connect(self.prefetcher)
+
+    def _connect(self, shared: Prefetcher) -> None:
+        """Lets every sparse layer prefetch for the next one."""
+        sparse = [(i, layer) for i, layer in enumerate(self.layers) if isinstance(layer.mlp, SparseMoE)]
+        for (i, layer), following in zip_longest(sparse, sparse[1:]):
+            router = None if following is None else (following[0], following[1].router_logits)
+            layer.mlp.prefetch = LayerPrefetch(shared, i, router)
 
     def new_cache(self) -> SequenceCache:
         """An empty cache for a new sequence."""
@@ -126,6 +163,12 @@ class Decoder(nn.Module):
         Returns:
             Hidden states [T, H] after the final norm. They and the cache's arrays may not have been evaluated yet.
         """
+        if self.prefetcher is None or tokens.size > 1:
+            return self._run(tokens, cache)
+        with self.prefetcher.token():
+            return self._run(tokens, cache)
+
+    def _run(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
         with kernels(self._use_kernels):
             x = self.embed_tokens.rows(tokens)
             for layer, state in zip(self.layers, cache.layers, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 from mlx import nn
@@ -13,7 +15,9 @@ from ..ops import expert_kernels
 from ..ops.dispatch import use_kernel
 from ..ops.experts import experts_for_rows, experts_for_token, takes_each
 from ..ops.router import route
+from .expert_choice import ExpertChoice
 from .mlp import SwiGLU
+from .prefetch import LayerPrefetch
 from .shared_record import shared_record
 from .weights import Weights
 
@@ -31,15 +35,27 @@ class SparseMoE(nn.Module):
     Args:
         layer: index of the layer, for the store and for errors.
         experts_per_token: K.
+        choice: decides which experts a single token uses, on the host; None uses those that the router chose.
+
+    Attributes:
+        prefetch: reads ahead for the next layer; None does not.
     """
 
     def __init__(
-        self, config: ModelConfig, layer: int, weights: Weights, store: ExpertStore, experts_per_token: int
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        store: ExpertStore,
+        experts_per_token: int,
+        choice: ExpertChoice | None = None,
     ) -> None:
         super().__init__()
         hidden, intermediate = config.hidden_size, config.shared_expert_intermediate_size
         self.gates = weights.linears({"gate": config.num_experts, "shared_expert_gate": 1}, hidden)
         self._layer, self._store, self._k, self._normalize = layer, store, experts_per_token, config.norm_topk_prob
+        self._choice = None if store.holds_everything else choice
+        self.prefetch: LayerPrefetch | None = None
         self._layout = store.layouts[layer]
         shared, self._record = weights.at("shared_expert"), None
         if self.uses_kernel(1) and (copied := shared_record(shared, intermediate, self._layout)):
@@ -63,44 +79,62 @@ class SparseMoE(nn.Module):
 
         Returns:
             ids [T, K]; weights [T, K], or [T, K + 1] where the shared expert is computed with the routed ones; and what
-            their sum is added to, [T, H].
+            their sum is added to, [T, H]. Where the host chooses, K is E here, and the weights are not normalised.
         """
         router, shared_gate = self.gates(x)
+        chosen = (self._k, self._normalize) if self._choice is None or x.shape[0] > 1 else (router.shape[1], False)
         if self._record is not None and self.uses_kernel(x.shape[0]):
-            return *route(router, self._k, self._normalize, shared_gate), residual
-        ids, weights = route(router, self._k, self._normalize)
+            return *route(router, *chosen, shared_gate), residual
+        ids, weights = route(router, *chosen)
         return ids, weights, residual + mx.sigmoid(shared_gate) * self.shared_expert(x)
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
         """Fetches the routed experts and adds their part to the rest."""
-        mx.async_eval(ids, weights, rest)  # the device goes on with the shared expert while the host fetches
+        one = x.shape[0] == 1
+        ahead = self.prefetch.logits(rest) if one and self.prefetch is not None else None
+        # the device goes on with the shared expert while the host fetches
+        mx.async_eval(ids, weights, rest, *([] if ahead is None else [ahead]))
         chosen = chosen_experts(ids, weights, self._layer)
-        if len(chosen) == 1:
-            return self._for_token(x, chosen[0], weights, rest)
+        if one:
+            if self._choice is not None:
+                chosen, weights = self._choose(self._choice, chosen, weights)
+            return self._for_token(x, chosen[0].tolist(), weights, rest, ahead)
         return rest + self._for_rows(x, chosen, weights)
 
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: mx.array) -> mx.array:
         """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
         return expert_kernels.experts_for_token(
-            x, bank, weights, self._layout, rows=rows, shared=self._shared(weights), residual=rest
+            x, bank, weights, self._layout, rows=rows, shared=self._shared(weights, rows.size), residual=rest
         )
 
-    def _for_token(self, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array) -> mx.array:
-        records = self._store.fetch(self._layer, chosen.tolist())
+    def _choose(self, choice: ExpertChoice, ids: np.ndarray, weights: mx.array) -> tuple[np.ndarray, mx.array]:
+        """From all experts and their probabilities, [1, E], to those that are used, [1, n]."""
+        count = ids.shape[1]
+        probabilities = np.empty(count, np.float32)
+        probabilities[ids[0]] = np.array(weights)[0, :count]
+        used, factors = choice(probabilities, partial(self._store.in_memory, self._layer))
+        return used[None], mx.concatenate([mx.array(factors[None]), weights[:, count:]], axis=1)
+
+    def _for_token(
+        self, x: mx.array, chosen: list[int], weights: mx.array, rest: mx.array, ahead: mx.array | None
+    ) -> mx.array:
+        records = self._store.fetch(self._layer, chosen)
+        if self.prefetch is not None:
+            self.prefetch.fetched(chosen, ahead)
         if not self.uses_kernel(1):
             found = records.each() if takes_each(self._layout, x.dtype) else records.stacked()
             y = rest + experts_for_token(x, found, weights[0], self._layout)
         elif records.rows is None:
             y = expert_kernels.experts_for_token(
-                x, records.arrays, weights, self._layout, shared=self._shared(weights), residual=rest
+                x, records.arrays, weights, self._layout, shared=self._shared(weights, len(chosen)), residual=rest
             )
         else:
             y = self._traced_bank(x, mx.array(records.rows, dtype=mx.uint32), weights, rest, records.arrays[0])
         records.used_by(y)
         return y
 
-    def _shared(self, weights: mx.array) -> mx.array | None:
-        return self._record if weights.shape[1] > self._k else None
+    def _shared(self, weights: mx.array, routed: int) -> mx.array | None:
+        return self._record if weights.shape[1] > routed else None
 
     def _for_rows(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
         """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens."""

@@ -49,6 +49,9 @@ class _BankStore(ExpertStore):
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""
 
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        return [True] * len(experts)
+
     def close(self) -> None:
         """There is nothing to release."""
 

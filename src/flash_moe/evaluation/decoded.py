@@ -1,0 +1,80 @@
+"""Hidden states as generation makes them: one token after the other through all layers.
+
+Slower than layer by layer, and with all resident weights in memory, but the only way to measure what acts on single
+tokens: dropping cold experts and preferring cached ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from ..checkpoint.records import RecordTable
+from ..experts.opening import ExpertIO, open_store
+from ..generation.engine import CLEAR_INTERVAL
+from ..generation.streaming_stats import ChoiceStats
+from ..loading import DEFAULT_EXPERTS_PER_TOKEN, load_decoder
+from ..nn.streaming import PLAIN, StreamingOptions
+from .layerwise import LayerwiseModel, Progress
+
+
+@dataclass(frozen=True)
+class DecodedModel(LayerwiseModel):
+    """A checkpoint whose texts are scored token by token.
+
+    What is in memory decides what is dropped or swapped, so two runs need not agree where those options are on.
+
+    Attributes:
+        streaming: what is done about experts that are not in memory.
+        choices: for every call of :meth:`final_states`, which experts were not used; empty where the options are off.
+    """
+
+    streaming: StreamingOptions = PLAIN
+    choices: list[ChoiceStats] = field(default_factory=list, compare=False)
+    unit = "decoded tokens"
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        experts_per_token: int | None = DEFAULT_EXPERTS_PER_TOKEN,
+        expert_io: ExpertIO = "auto",
+        dtype: str | None = None,
+        revision: str | None = None,
+        streaming: StreamingOptions = PLAIN,
+    ) -> DecodedModel:
+        """As :meth:`LayerwiseModel.open`."""
+        plain = LayerwiseModel.open(
+            path, experts_per_token=experts_per_token, expert_io=expert_io, dtype=dtype, revision=revision
+        )
+        fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
+        return cls(**fields, streaming=streaming)
+
+    def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[mx.array]:
+        """As :meth:`LayerwiseModel.final_states`; ``progress`` is called with tokens."""
+        checked = self.checked(sequences)
+        done, total, states = 0, sum(len(tokens) for tokens in checked), []
+        store = open_store(RecordTable.of(self.checkpoint), self.expert_io, self.experts_per_token)
+        with closing(store):
+            decoder = load_decoder(self.checkpoint, store, self.experts_per_token, self.dtype, streaming=self.streaming)
+            for tokens in checked:
+                cache, rows = decoder.new_cache(), []
+                for token in tokens:
+                    rows.append(decoder(mx.array([token], dtype=mx.int32), cache))
+                    mx.eval(rows[-1], *cache.arrays)
+                    done += 1
+                    if done % CLEAR_INTERVAL == 0:
+                        mx.clear_cache()
+                    if progress is not None:
+                        progress(done, total)
+                states.append(mx.concatenate(rows))
+                mx.eval(states[-1])
+            if decoder.choice is not None:
+                self.choices.append(ChoiceStats.of(decoder.choice.counters))
+        return states

@@ -1,0 +1,117 @@
+"""What the options of streaming did in one generation: prefetching, dropping, preferring cached experts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..experts.store import StoreStats
+from ..nn.decoder import Decoder
+from ..nn.expert_choice import ChoiceCounters
+from ..nn.prefetch import PrefetchCounters
+from ..nn.prefetch_switch import Comparison, Decision
+
+Counters = TypeVar("Counters", ChoiceCounters, PrefetchCounters)
+
+
+@dataclass(frozen=True)
+class PrefetchStats:
+    """Prefetching for the next layer.
+
+    Attributes:
+        decision: what holds now: ``"on"`` or ``"off"`` after a trial, ``"measuring"`` in one, ``"nothing missing"``
+            where all experts were in memory lately.
+        tokens: decoded tokens for which experts were predicted.
+        recall: share of the experts needed there (after the first layer) that had been predicted; None without tokens.
+        bytes_unused: bytes read from outside memory in vain.
+        trial: the last trial that ended, perhaps in an earlier generation; None before the first.
+        time_saved: share of the time per token that prefetching saved in it; negative if it cost some.
+    """
+
+    decision: Decision
+    tokens: int
+    recall: float | None
+    bytes_unused: int
+    trial: Comparison | None
+    time_saved: float | None
+
+
+@dataclass(frozen=True)
+class ChoiceStats:
+    """Experts that were not used though the router chose them; decoding only.
+
+    Attributes:
+        routed: experts that the router chose.
+        dropped: those that were left out. swapped: those whose place another expert took.
+        router_mass_dropped: share of the chosen experts' router probability that was left out.
+        router_mass_swapped: share of it that swaps lost.
+    """
+
+    routed: int
+    dropped: int
+    swapped: int
+    router_mass_dropped: float
+    router_mass_swapped: float
+
+    @classmethod
+    def of(cls, counters: ChoiceCounters) -> ChoiceStats:
+        """The counters, with masses as shares."""
+        mass = counters.routed_mass or 1.0
+        return cls(
+            counters.routed,
+            counters.dropped,
+            counters.swapped,
+            counters.dropped_mass / mass,
+            counters.swapped_mass / mass,
+        )
+
+    def __str__(self) -> str:
+        found = (
+            ("dropped", self.dropped, self.router_mass_dropped),
+            ("swapped", self.swapped, self.router_mass_swapped),
+        )
+        parts = [
+            f"{count / self.routed:.1%} of experts {what} (-{mass:.2%} of router mass)"
+            for what, count, mass in found
+            if count
+        ]
+        return ", ".join(parts) or "no expert dropped or swapped"
+
+
+class StreamingRecorder:
+    """Follows a decoder's counters from now on."""
+
+    def __init__(self, decoder: Decoder, store: StoreStats) -> None:
+        self._prefetcher, self._choice, self._store = decoder.prefetcher, decoder.choice, store
+        self._unused_before = store.bytes_unused
+        if self._prefetcher is not None:
+            self._prefetch_before = dataclasses.replace(self._prefetcher.counters)
+        if self._choice is not None:
+            self._choice_before = dataclasses.replace(self._choice.counters)
+
+    @property
+    def prefetch(self) -> PrefetchStats | None:
+        """None where the option is off."""
+        if self._prefetcher is None:
+            return None
+        counted = _difference(self._prefetcher.counters, self._prefetch_before)
+        trial = self._prefetcher.switch.compared
+        return PrefetchStats(
+            decision=self._prefetcher.switch.decision,
+            tokens=counted.tokens,
+            recall=counted.found / counted.needed if counted.needed else None,
+            bytes_unused=self._store.bytes_unused - self._unused_before,
+            trial=trial,
+            time_saved=None if trial is None else trial.saved,
+        )
+
+    @property
+    def choice(self) -> ChoiceStats | None:
+        """None where both options are off."""
+        return None if self._choice is None else ChoiceStats.of(_difference(self._choice.counters, self._choice_before))
+
+
+def _difference(now: Counters, before: Counters) -> Counters:
+    names = [field.name for field in dataclasses.fields(now)]
+    return type(now)(**{name: getattr(now, name) - getattr(before, name) for name in names})

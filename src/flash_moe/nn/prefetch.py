@@ -1,0 +1,97 @@
+"""Reads the experts that the next layer will probably choose while this one computes.
+
+What a layer adds to the residual stream is small against what is there, so the next layer's norm and router applied to
+this layer's residual choose mostly the experts that they will choose in earnest (Eliseev and Mazur 2023, "Fast
+Inference of Mixture-of-Experts Language Models with Offloading").
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..experts.store import ExpertStore
+from .prefetch_switch import PrefetchSwitch
+
+Router = Callable[[mx.array], mx.array]  # [1, H], the residual stream, to [1, E] logits
+
+
+@dataclass
+class PrefetchCounters:
+    """Counters over the decoded tokens and layers that a prediction was made for.
+
+    Attributes:
+        tokens: decoded tokens with predictions.
+        needed: experts that were fetched; ``found``: those of them that had been predicted.
+    """
+
+    tokens: int = 0
+    needed: int = 0
+    found: int = 0
+
+
+class Prefetcher:
+    """What the layers of one decoder share: whether anything is predicted for this token, and how well it goes.
+
+    Args:
+        k: experts that are predicted per layer.
+        clock: gives seconds.
+    """
+
+    def __init__(self, store: ExpertStore, k: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.switch, self.counters = PrefetchSwitch(), PrefetchCounters()
+        self.active = False
+        self._store, self._k, self._clock = store, k, clock
+        self._predicted: dict[int, frozenset[int]] = {}  # by layer
+
+    @contextmanager
+    def token(self) -> Iterator[None]:
+        """Around the pass of a single token through all layers."""
+        self.active = self.switch.on
+        start, missing = self._clock(), self._store.stats.bytes_missing
+        try:
+            yield
+        finally:
+            predicted, self.active = self.active, False
+            self._predicted.clear()
+        self.counters.tokens += predicted
+        self.switch.record(self._clock() - start, self._store.stats.bytes_missing - missing)
+
+    def predict(self, layer: int, logits: mx.array) -> None:
+        """Starts to read the likeliest experts of a layer. logits: [1, E]."""
+        values = np.array(logits.astype(mx.float32))[0]
+        experts = np.argpartition(values, -self._k)[-self._k :].tolist()
+        self._predicted[layer] = frozenset(experts)
+        self._store.prefetch(layer, experts)
+
+    def needed(self, layer: int, experts: Sequence[int]) -> None:
+        """Compares what a layer fetched with what was predicted for it."""
+        if (predicted := self._predicted.pop(layer, None)) is not None:
+            self.counters.needed += len(experts)
+            self.counters.found += len(predicted.intersection(experts))
+
+
+class LayerPrefetch:
+    """One layer's part.
+
+    Args:
+        following: the next layer that has experts, and its router; None for the last one.
+    """
+
+    def __init__(self, shared: Prefetcher, layer: int, following: tuple[int, Router] | None) -> None:
+        self._shared, self._layer, self._following = shared, layer, following
+
+    def logits(self, residual: mx.array) -> mx.array | None:
+        """What the next layer's router says of this residual stream, [1, E], not evaluated; None if nobody asks."""
+        return self._following[1](residual) if self._following and self._shared.active else None
+
+    def fetched(self, experts: Sequence[int], logits: mx.array | None) -> None:
+        """This layer's experts are there, so the disk is free for those of the next."""
+        self._shared.needed(self._layer, experts)
+        if self._following and logits is not None:
+            self._shared.predict(self._following[0], logits)

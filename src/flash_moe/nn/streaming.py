@@ -1,0 +1,43 @@
+"""What decoding does about experts that are not in memory; by default nothing but read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class StreamingOptions:
+    """For single tokens only; prompts are run exactly.
+
+    Attributes:
+        prefetch: read what the next layer will probably need while this one computes. Changes no output.
+        drop_cold_below: a chosen expert that is not in memory is left out if its share of the routing weights is
+            smaller than this; at least one expert stays. 0 drops nothing.
+        prefer_cached: a chosen expert that is not in memory gives way to one that is, if that one's router probability
+            is at least 1 - prefer_cached times its own. 0 changes nothing.
+
+    Raises:
+        ArgumentError: a number is not from 0 to 1.
+    """
+
+    prefetch: bool = False
+    drop_cold_below: float = 0.0
+    prefer_cached: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prefetch, bool):
+            raise ArgumentError(f"prefetch is {self.prefetch!r}, expected True or False")
+        for name in ("drop_cold_below", "prefer_cached"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ArgumentError(f"{name} is {value!r}, expected a number from 0 to 1; 0 is off")
+
+    @property
+    def changes_experts(self) -> bool:
+        """Whether other experts may be used than the router's K likeliest."""
+        return bool(self.drop_cold_below or self.prefer_cached)
+
+
+PLAIN = StreamingOptions()
