@@ -32,15 +32,20 @@ class SlotTable(Generic[Key]):
             self._slot_of.move_to_end(key)
         return slot
 
-    def assign(self, key: Key, keep: Iterable[Key]) -> int:
+    def assign(self, key: Key, keep: Iterable[Key], slot: int | None = None) -> int:
         """A slot for a new key: a free one, or that of the least recently used key not in ``keep``.
+
+        Args:
+            slot: the one to take, which is free.
 
         Raises:
             ValueError: every slot is held by a key in ``keep``, or ``key`` has a slot already.
         """
         if key in self._slot_of:
             raise ValueError(f"{key!r} has a slot already")
-        if self._free:
+        if slot is not None:
+            self._free.remove(slot)
+        elif self._free:
             slot = self._free.pop()
         else:
             kept = set(keep)

@@ -20,7 +20,8 @@ _Key = tuple[int, int]  # layer, expert
 class SlotStore(ExpertStore):
     """A bank of slots that ``preadv`` fills in place; the least recently used record gives way.
 
-    Two fetches of ``capacity`` records fit side by side, so that one can be read while the other is computed with.
+    Two fetches of ``capacity`` records fit side by side, so that one can be read while the other is computed with. Where
+    there is room for every record, each has a slot of its own, and a layer that has been read stays whole.
 
     Args:
         cache_bytes: room for further records, kept beyond those of the current fetches.
@@ -35,6 +36,12 @@ class SlotStore(ExpertStore):
         mx.eval(self._bank)
         self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
         self._slots: SlotTable[_Key] = SlotTable(count)
+        self._experts, everything = reader.table.num_experts, len(self.layouts) * reader.table.num_experts
+        self._first_slots = (
+            {layer: i * self._experts for i, layer in enumerate(self.layouts)} if count == everything else {}
+        )
+        self._held: dict[int, set[int]] = {layer: set() for layer in self._first_slots}
+        self._whole_layers: dict[int, mx.array] = {}
         self._reading: dict[int, list[Future[None]]] = {}  # slot to the reads that fill it
         self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
 
@@ -44,12 +51,27 @@ class SlotStore(ExpertStore):
         for key in keys:
             self._finish(key)
         rows = tuple(self._slots[key] for key in keys)
+        if layer in self._held:
+            self._hold(layer, experts)
 
         def used_by(output: mx.array) -> None:
             mx.eval(*(self._readers.pop(row) for row in rows if row in self._readers))  # only the last is remembered
             self._readers.update(dict.fromkeys(rows, output))
 
         return Records((self._bank,), rows, used_by)
+
+    def _whole(self, layer: int) -> mx.array | None:
+        return self._whole_layers.get(layer)
+
+    def _hold(self, layer: int, experts: Sequence[int]) -> None:
+        """Notes that these records are in their slots for good; the last of a layer makes it whole."""
+        held = self._held[layer]
+        held.update(experts)
+        if len(held) == self._experts:
+            first = self._first_slots[layer]
+            self._whole_layers[layer] = self._bank[first : first + self._experts]
+            mx.eval(self._whole_layers[layer])
+            del self._held[layer]
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
@@ -62,6 +84,8 @@ class SlotStore(ExpertStore):
         self._reading.clear()
         self._readers.clear()
         self._slots = SlotTable(self._bank.shape[0])
+        self._held = {layer: set() for layer in self._first_slots}
+        self._whole_layers.clear()
         self._reader.evict(flush=flush)
 
     def cached_bytes(self) -> int:
@@ -79,7 +103,8 @@ class SlotStore(ExpertStore):
         for key in new:
             location = self._reader.locate(*key)
             self._count_brought(*key, location.missing_bytes())
-            slot = self._slots.assign(key, keys)
+            place = self._first_slots[key[0]] + key[1] if self._first_slots else None
+            slot = self._slots.assign(key, keys, place)
             try:
                 self._reclaim(slot)
                 if futures := self._reader.read(location, self._bytes[slot]):

@@ -72,7 +72,8 @@ class SparseMoE(nn.Module):
 
     def whole(self) -> mx.array | None:
         """The store's bank of the layer for one token, where it has one and kernels can choose from it."""
-        return self._store.whole(self._layer, self._k) if self.uses_kernel(1) else None
+        kernels_choose = self._choice is None and self.prefetch is None and self.uses_kernel(1)
+        return self._store.whole(self._layer, self._k) if kernels_choose else None
 
     def route(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """All that does not need the routed experts.

@@ -17,14 +17,19 @@ TOKENS = [80, 72, 101]
 
 
 def token_logits(folder: Path, kernels: bool, expert_io: str) -> np.ndarray:
-    with Model.load(folder, experts_per_token=None, dtype="float32", kernels=kernels, expert_io=expert_io) as model:
+    cached = expert_io == "slots, all cached"
+    options = {"expert_io": "slots", "expert_cache": 1 << 30} if cached else {"expert_io": expert_io}
+    with Model.load(folder, experts_per_token=None, dtype="float32", kernels=kernels, **options) as model:
+        if cached:
+            for layer in range(model.config.num_hidden_layers):
+                model._store.fetch(layer, range(model.config.num_experts))
         cache = model._decoder.new_cache()
         rows = [model._decoder.logits(model._decoder(mx.array([token]), cache))[0] for token in TOKENS]
         return np.array(mx.stack(rows))
 
 
 @pytest.mark.parametrize("head_dim", [32, 16], ids=["all kernels", "attention left to MLX"])
-@pytest.mark.parametrize("expert_io", ["slots", "mapped", "resident"])
+@pytest.mark.parametrize("expert_io", ["slots", "slots, all cached", "mapped", "resident"])
 def test_kernels_equal_no_kernels(
     expert_io: str, head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
 ) -> None:
