@@ -1,6 +1,6 @@
 """Writes small checkpoints with random weights in the real formats: for tests, benchmarks and `make demo`.
 
-    python tools/random_checkpoint.py FOLDER [--layers 8] [--experts 32] [--top-k 4]
+    python tools/random_checkpoint.py FOLDER [--layers 8] [--experts 32] [--top-k 4] [--hidden 64] [--intermediate 64]
 
 The folder holds what a Hugging Face repository of Qwen3.5-MoE holds: config.json, sharded safetensors with an index,
 and a byte-level tokenizer with a chat template. The weights are noise: the model talks nonsense at the right speed.
@@ -230,11 +230,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--experts", type=int, default=32)
     parser.add_argument("--top-k", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--intermediate", type=int, default=64, help="of the routed experts and of the shared one")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     text = text_config(
-        num_hidden_layers=arguments.layers, num_experts=arguments.experts, num_experts_per_tok=arguments.top_k
-    )
+        num_hidden_layers=arguments.layers, num_experts=arguments.experts, num_experts_per_tok=arguments.top_k,
+        hidden_size=arguments.hidden, moe_intermediate_size=arguments.intermediate,
+        shared_expert_intermediate_size=arguments.intermediate,
+    )  # fmt: skip
     print(write_checkpoint(arguments.folder, text, seed=arguments.seed))
 
 

@@ -16,6 +16,8 @@ from ..experts.files import MappedFile
 
 THREADS = (1, 2, 4, 8, 16)
 _ALIGNMENT = 16384  # of requests, as records have it
+_FASTEST = 40e9  # bytes per second; a disk that is faster reads all that was chosen for it before time runs out
+_FEWEST = 64  # requests to choose
 
 
 class Request(NamedTuple):
@@ -48,13 +50,15 @@ def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, sec
     Raises:
         CheckpointError: no file is as long as a request.
     """
-    requests = _requests(files, request_bytes, seed)
-    pages = [request.file.absent(request.offset, request.nbytes) for request in _evicted(files, requests)]
+    requests = _requests(files, request_bytes, max(_FEWEST, int(_FASTEST * seconds / request_bytes)), seed)
+    for file in files:
+        file.evict()
+    pages = [request.file.absent(request.offset, request.nbytes) for request in requests]
     absent = sum(int(np.count_nonzero(found)) for found in pages) / sum(found.size for found in pages)
     with ThreadPoolExecutor(threads) as pool:
-        buffers = [np.zeros(request_bytes, np.uint8) for _ in range(threads)]
-        cold, done = _read(pool, buffers, requests, seconds / 2)
-        warm, _ = _read(pool, buffers, requests[:done], seconds / 2)
+        shares = [requests[number::threads] for number in range(threads)]
+        cold, served = _read(pool, shares, request_bytes, seconds / 2)
+        warm, _ = _read(pool, served, request_bytes, seconds / 2)
     return RawSpeed(threads, request_bytes, cold, warm, absent)
 
 
@@ -66,38 +70,36 @@ def open_files(paths: Sequence[Path]) -> list[MappedFile]:
     return files
 
 
-def _requests(files: Sequence[MappedFile], nbytes: int, seed: int) -> list[Request]:
+def _requests(files: Sequence[MappedFile], nbytes: int, most: int, seed: int) -> list[Request]:
+    """Up to ``most`` different places in a random order."""
     step = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-    found = [Request(file, at, nbytes) for file in files for at in range(0, file.pages.size - nbytes + 1, step)]
-    if not found:
-        longest = max((file.pages.size for file in files), default=0)
+    ends = np.cumsum([max(0, (file.pages.size - nbytes) // step + 1) for file in files])
+    if not ends[-1]:
+        longest = max(file.pages.size for file in files)
         raise CheckpointError(f"the longest file has {longest} bytes, expected {nbytes} or more; choose a larger file")
-    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
-
-
-def _evicted(files: Sequence[MappedFile], requests: list[Request]) -> list[Request]:
-    """Empties the page cache of the files; returns the requests by which to see whether that worked."""
-    for file in files:
-        file.evict()
-    return requests[:64]
+    picked = np.random.default_rng(seed).choice(ends[-1], min(most, ends[-1]), replace=False)
+    owners = np.searchsorted(ends, picked, side="right")
+    places = picked - np.concatenate([[0], ends])[owners]
+    return [
+        Request(files[owner], place * step, nbytes)
+        for owner, place in zip(owners.tolist(), places.tolist(), strict=True)
+    ]
 
 
 def _read(
-    pool: ThreadPoolExecutor, buffers: list[np.ndarray], requests: list[Request], limit: float
-) -> tuple[float, int]:
-    """Bytes per second, and how many requests were served, in their order: one thread's share is every n-th."""
+    pool: ThreadPoolExecutor, shares: list[list[Request]], nbytes: int, limit: float
+) -> tuple[float, list[list[Request]]]:
+    """Bytes per second of one thread for each share, and what they had read when time ran out."""
+    buffers = [np.ones(nbytes, np.uint8) for _ in shares]  # ones: memory that was touched already
     start = time.perf_counter()
     deadline = start + limit
 
-    def work(number: int) -> int:
-        served = 0
-        for request in requests[number :: len(buffers)]:
-            request.file.read_into(buffers[number], request.offset)
-            served += 1
+    def work(requests: list[Request], buffer: np.ndarray) -> list[Request]:
+        for done, request in enumerate(requests, start=1):
+            request.file.read_into(buffer, request.offset)
             if time.perf_counter() > deadline:
-                break
-        return served
+                return requests[:done]
+        return requests
 
-    shares = list(pool.map(work, range(len(buffers))))
-    nbytes = sum(shares) * buffers[0].size
-    return nbytes / (time.perf_counter() - start), max(shares) * len(buffers)
+    served = list(pool.map(work, shares, buffers))
+    return sum(map(len, served)) * nbytes / (time.perf_counter() - start), served

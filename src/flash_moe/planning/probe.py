@@ -20,6 +20,7 @@ from ..nn.cache import DeltaCache, KVCache, layer_cache
 from ..nn.decoder import DecoderLayer
 from ..nn.weights import Weights
 from ..ops.dispatch import kernels
+from ..record import RecordLayout
 from .costs import LayerCost
 from .made_up import made_up_array, made_up_records
 from .needs import Kind, layer_kind
@@ -39,12 +40,21 @@ class _BankStore(ExpertStore):
 
     def __init__(self, table: RecordTable, k: int) -> None:
         super().__init__(table.layouts, fetch_capacity(table, k))
-        rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
-        self._bank, self._rows, self._next = made_up_records(next(iter(table.layouts.values())), rows), rows, 0
+        self._rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
+        self._banks: list[tuple[RecordLayout, mx.array]] = []  # one for each layout that a fetch has met
+        self._next = 0
 
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
         first, self._next = self._next, self._next + 2 * len(experts)
-        return Records((self._bank,), tuple((first + 2 * i) % self._rows for i in range(len(experts))))
+        rows = tuple((first + 2 * i) % self._rows for i in range(len(experts)))
+        return Records((self._bank(self.layouts[layer]),), rows)
+
+    def _bank(self, layout: RecordLayout) -> mx.array:
+        for known, bank in self._banks:
+            if known == layout:
+                return bank
+        self._banks.append((layout, made_up_records(layout, self._rows)))
+        return self._banks[-1][1]
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""
