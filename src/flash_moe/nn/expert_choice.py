@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -96,7 +97,8 @@ def swaps(
     out = np.flatnonzero(absent)[::-1]  # the least likely first
     least = (1 - regret) * probabilities[order[out]]
     others = order[k : k + int(np.count_nonzero(probabilities[order[k:]] >= least[0]))]
-    into = others[np.array(in_memory(others.tolist()), bool)][: len(out)]  # the likeliest first
+    present = (e for e in others.tolist() if in_memory([e])[0])  # the likeliest first, asked for one by one
+    into = np.array(list(islice(present, len(out))), int)
     # n swaps cost least between the n least likely absent and the n likeliest others, and if those can be paired at
     # all, then the likeliest with the likeliest.
     for n in range(len(into), 0, -1):

@@ -9,7 +9,7 @@ from ..errors import ArgumentError
 
 @dataclass(frozen=True)
 class StreamingOptions:
-    """For single tokens only; prompts are run exactly.
+    """For tokens that run alone, as in decoding; several tokens of a prompt at a time are run exactly.
 
     Attributes:
         prefetch: read what the next layer will probably need while this one computes. Changes no output.
