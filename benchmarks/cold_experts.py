@@ -136,8 +136,10 @@ def measure(folder: Path, expert_io: Any, arguments: argparse.Namespace) -> None
         middle = {key: statistics.median(found[key] for found in runs) for key in runs[0]}
         row = [f"{expert_io}: {name}", f"{middle['ms per token'] / plain:.2f}"]
         row += [f"{key} {value:.3g}" for key, value in middle.items()]
-        if (prefetcher := models[name]._decoder.prefetcher) is not None and prefetcher.switch.compared is not None:
-            row.append(f"{prefetcher.switch.decision} after a trial that saved {prefetcher.switch.compared.saved:.0%}")
+        prefetcher = models[name]._decoder.prefetcher
+        if prefetcher is not None and not isinstance(prefetcher.switch, AlwaysOn):
+            trial = prefetcher.switch.compared
+            row.append(f"{prefetcher.switch.decision}, saved {trial.saved:.0%}" if trial else "no trial")
         print(" | ".join(row), flush=True)
     store = models["plain"]._store
     for count in (1, 8):
