@@ -27,7 +27,7 @@ from .needs import Kind, layer_kind
 
 _COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
 _MOST_BYTES = 128 << 20  # of their weights, or one layer
-_BANK_BYTES = 96 << 20
+_BANK_BYTES = 128 << 20  # as many as a group of records of a prompt has
 _ROUNDS = 5
 _CONTEXT = 1024  # tokens whose attention is timed
 _TOKENS = 64  # of a chunk in which experts are timed
@@ -36,18 +36,26 @@ _LONG = 0.2  # seconds; what takes longer is not tried with more
 
 
 class _BankStore(ExpertStore):
-    """Hands out rows of a bank in turn, whichever expert is asked for, at once."""
+    """Hands out rows of a bank in turn, whichever expert is asked for, at once.
 
-    def __init__(self, table: RecordTable, k: int) -> None:
+    As in a store of slots a prompt's records lie side by side and a token's do not; as in one of mapped records each is
+    an array of its own.
+    """
+
+    def __init__(self, table: RecordTable, k: int, mapped: bool) -> None:
         super().__init__(table.layouts, fetch_capacity(table, k))
+        self._k, self._mapped = k, mapped
         self._rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
         self._banks: list[tuple[RecordLayout, mx.array]] = []  # one for each layout that a fetch has met
         self._next = 0
 
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
-        first, self._next = self._next, self._next + 2 * len(experts)
-        rows = tuple((first + 2 * i) % self._rows for i in range(len(experts)))
-        return Records((self._bank(self.layouts[layer]),), rows)
+        count, bank = len(experts), self._bank(self.layouts[layer])
+        step = 2 if count <= self._k else 1
+        first = self._next if self._next + count * step <= self._rows else 0
+        self._next = first + count * step
+        rows = tuple((first + step * i) % self._rows for i in range(count))
+        return Records(tuple(bank[row] for row in rows), None) if self._mapped else Records((bank,), rows)
 
     def _bank(self, layout: RecordLayout) -> mx.array:
         for known, bank in self._banks:
@@ -71,11 +79,14 @@ class Probe:
 
     Args:
         dtype: of activations.
+        mapped: records are handed out as mapped ones are.
     """
 
-    def __init__(self, checkpoint: Checkpoint, table: RecordTable, experts_per_token: int, dtype: mx.Dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, table: RecordTable, experts_per_token: int, dtype: mx.Dtype, *, mapped: bool
+    ) -> None:
         self._checkpoint, self._config, self._dtype = checkpoint, checkpoint.config, dtype
-        self._k, self._store = experts_per_token, _BankStore(table, experts_per_token)
+        self._k, self._store = experts_per_token, _BankStore(table, experts_per_token, mapped)
         self._layers: dict[Kind, list[tuple[int, DecoderLayer]]] = {}
         for i in range(self._config.num_hidden_layers):
             members = self._layers.setdefault(layer_kind(self._config, i), [])
