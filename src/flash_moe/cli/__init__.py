@@ -17,7 +17,7 @@ from .console import Commands, log_to_stderr
 _EXAMPLES = """\b
 To begin:
   flash-moe info MODEL              what a checkpoint is, what a token reads
-  flash-moe plan MODEL              whether it will fit, and how fast it will be
+  flash-moe plan MODEL              whether it fits, and how fast it will be
   flash-moe convert SRC DST         pack it, so that experts are read fastest
   flash-moe generate DST "Hello"    get an answer
 
