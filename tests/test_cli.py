@@ -271,8 +271,12 @@ def test_convert_interrupted_and_resumed(
         (["info"], ["flash-moe info MODEL --json", "-k, --experts-per-token"]),
         (["convert"], ["flash-moe convert ./qwen-mlx-4bit ./qwen-packed", "--bits 2|3|4|5|6|8", "DST.partial"]),
         (["verify"], ["flash-moe verify ./qwen-packed && echo good"]),
+        (["plan"], ['flash-moe plan org/name --machine "M3 Max 48GB"', "--context N"]),
+        (["bench"], ["flash-moe bench io MODEL --seconds 10", "is short for"]),
+        (["bench", "model"], ["--plot FILE", "flash-moe bench MODEL --json -"]),
+        (["bench", "io"], ["PATH", "--seconds S"]),
     ],
-    ids=["app", "generate", "info", "convert", "verify"],
+    ids=["app", "generate", "info", "convert", "verify", "plan", "bench", "bench model", "bench io"],
 )
 def test_help(command: list[str], words: list[str]) -> None:
     result = flash_moe_command(*command, "--help")

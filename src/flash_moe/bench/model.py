@@ -154,16 +154,18 @@ class _Bench:
 
     def prefill(self, *, cold: bool) -> Phase:
         """The prompt up to its first token, ``runs`` times."""
+        self._report(_label("prefill", cold), 0, self._runs)
         phase = _Recorder(self._model, "prefill", cold)
         for run in range(self._runs):
             phase.prepare()
             with phase.timed():
                 next(self._stream(self._prompt, 1))
-            self._report(phase.label, run + 1, self._runs)
+            self._report(_label("prefill", cold), run + 1, self._runs)
         return phase.finish(self._runs * len(self._prompt))
 
     def decode(self, *, cold: bool) -> Phase:
         """Tokens after the prompt, the first of which belongs to the prompt."""
+        self._report(_label("decode", cold), 0, self._tokens)
         stream = self._stream(self._prompt, self._tokens + 1)
         next(stream)
         phase = _Recorder(self._model, "decode", cold)
@@ -171,12 +173,16 @@ class _Bench:
             phase.prepare()
             with phase.timed():
                 next(stream)
-            self._report(phase.label, number + 1, self._tokens)
+            self._report(_label("decode", cold), number + 1, self._tokens)
         return phase.finish(self._tokens)
 
     def _stream(self, prompt: list[int], tokens: int) -> Iterator[Chunk]:
         self._model.forget()  # no run may continue the one before
         return self._model.stream(prompt, max_tokens=tokens, temperature=1.0, seed=0)
+
+
+def _label(name: str, cold: bool) -> str:
+    return f"{name}, {'cold' if cold else 'warm'}"
 
 
 class _Recorder:
@@ -189,7 +195,6 @@ class _Recorder:
         self._before = dataclasses.replace(self._store.stats)
         self._layers_before = {i: dataclasses.replace(stats) for i, stats in self._store.by_layer.items()}
         self._disk: int | None = 0
-        self.label = f"{name}, {'cold' if cold else 'warm'}"
 
     def prepare(self) -> None:
         """Empties the page cache for a cold phase, the first time with a look at what remains."""

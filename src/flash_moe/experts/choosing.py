@@ -27,6 +27,7 @@ Streaming = Literal["mapped", "slots"]
 VARIABLE = "FLASH_MOE_EXPERT_IO"
 SECONDS = 0.25  # after which measuring stops; one fetch may still be under way
 _ROUNDS = 4  # fetches by each store, with the page cache empty and again with it full; fewer would find full slots
+_RECORDS = 4  # of a fetch at the most, so that a slow disk has time for several
 _CLEARLY = 0.9  # the usual choice is left where the other takes less than this share of its time
 _REMEMBERED = 64  # entries in the file
 _FORMAT = 1
@@ -90,7 +91,7 @@ def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
         ExpertReadError: a record cannot be read.
     """
     deadline = time.perf_counter() + SECONDS
-    count = min(experts_per_token, table.num_experts)
+    count = min(experts_per_token, _RECORDS, table.num_experts)
     reader = RecordReader(table)  # one for both: pages that another mapping holds could not be dropped
     stores = MappedStore(reader, count), SlotStore(reader, count)
     try:
