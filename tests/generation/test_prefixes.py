@@ -142,6 +142,18 @@ def test_arithmetic() -> None:
     assert boundaries([5], {9}) == []
 
 
+def test_an_end_of_a_message_that_was_passed_without_a_mark_is_none(model: Model) -> None:
+    """A sequence that went on past such a token, as measurements have it do, has no state to go back to there."""
+    end = next(iter(model.tokenizer.eos_token_ids))
+    cache = model._prefixes.take([10, 20, 30])
+    model._engine.prefill([10, 20, 30, end, 40, 50], cache)
+    model._prefixes.put(cache)
+    taken = model._prefixes.take([10, 20, 30, end, 40, 50, 60])
+    assert len(taken.tokens) == 6 and taken.marks == [2]
+    model._prefixes.put(taken)
+    assert len(model._prefixes.take([10, 20, 30, end, 41]).tokens) == 2
+
+
 def test_mark_of_a_token_by_token_pass(model: Model) -> None:
     cache = model._decoder.new_cache()
     cache.mark([2])

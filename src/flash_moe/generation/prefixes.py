@@ -39,8 +39,8 @@ class Prefixes:
                     cache = None
         if cache is None:
             cache = self._new_cache()
-        held = [mark for mark in cache.marks if mark <= len(cache.tokens)]
-        wanted = sorted({*held, *boundaries(tokens, self._ends)})
+        ahead = [length for length in boundaries(tokens, self._ends) if length > len(cache.tokens)]
+        wanted = cache.marks + ahead
         cache.mark([*wanted[:1], *wanted[1:][1 - MARKS :]])  # the first is often a system prompt's end
         return cache
 
@@ -64,4 +64,6 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 def boundaries(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
     """Lengths at which another prompt is likely to part: after the first and last message, or before the last token."""
     after = [i for i, token in enumerate(tokens[:-1], start=1) if token in ends]
-    return sorted({after[0], after[-1]}) if after else [len(tokens) - 1] if len(tokens) > 1 else []
+    if after:
+        return sorted({after[0], after[-1]})
+    return [len(tokens) - 1] if len(tokens) > 1 else []
