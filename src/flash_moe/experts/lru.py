@@ -13,7 +13,7 @@ class SlotTable(Generic[Key]):
     """Assigns keys to a fixed number of slots; the least recently used key gives way."""
 
     def __init__(self, slots: int) -> None:
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = dict.fromkeys(range(slots - 1, -1, -1))  # the last is given away first
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
@@ -44,9 +44,9 @@ class SlotTable(Generic[Key]):
         if key in self._slot_of:
             raise ValueError(f"{key!r} has a slot already")
         if slot is not None:
-            self._free.remove(slot)
+            del self._free[slot]
         elif self._free:
-            slot = self._free.pop()
+            slot, _ = self._free.popitem()
         else:
             kept = set(keep)
             victim = next((k for k in self._slot_of if k not in kept), None)
@@ -58,4 +58,4 @@ class SlotTable(Generic[Key]):
 
     def release(self, key: Key) -> None:
         """Frees the slot of ``key``, whose content is not valid."""
-        self._free.append(self._slot_of.pop(key))
+        self._free[self._slot_of.pop(key)] = None
