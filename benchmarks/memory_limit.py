@@ -13,12 +13,9 @@ import argparse
 import datetime
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +27,13 @@ from random_checkpoint import text_config
 from sparse_checkpoint import GATES, QUANTIZATION, write_sparse
 
 from flash_moe import Model
+from flash_moe.bench.raw_reads import open_files, raw_speed
+from flash_moe.bench.system import disk_bytes_read
+from flash_moe.experts.reader import REQUEST, THREADS
 from flash_moe.record import RecordLayout
 
 GROUPS = Path("/sys/fs/cgroup/memory")
-REQUEST, THREADS = 2 << 20, 8
-EXPERT_SHARE = 0.25  # of all experts are read for the raw figure
+RAW_SECONDS = 2.0  # half of it for cold reads
 
 
 def make(folder: Path, arguments: argparse.Namespace) -> Path:
@@ -80,61 +79,20 @@ def values(name: str, nbytes: int, rng: np.random.Generator, bits: int) -> np.nd
     return np.full(nbytes // 2, np.float32(value).view(np.uint32) >> 16, np.uint16).view(np.uint8)  # bfloat16
 
 
-def drop(files: list[Path]) -> None:
-    """Empties the page cache of these files."""
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def raw_speed(files: list[Path], stride: int, experts: int) -> float:
-    """Bytes per second of plain parallel reads of random records from a cold cache."""
-    drop(files)
-    numbers = [(path, e) for path in files for e in range(experts)]
-    chosen = random.Random(1).sample(numbers, int(len(numbers) * EXPERT_SHARE))
-    handles = {path: os.open(path, os.O_RDONLY) for path in files}
-    header = {path: path.stat().st_size - experts * stride for path in files}
-    buffers = [np.zeros(REQUEST, np.uint8) for _ in range(THREADS)]
-    free = list(range(THREADS))
-
-    def read(path: Path, offset: int, count: int) -> None:
-        slot = free.pop()
-        got = os.preadv(handles[path], [buffers[slot][:count]], offset)
-        free.append(slot)
-        assert got == count
-
-    requests = [
-        (path, header[path] + e * stride + at, min(REQUEST, stride - at))
-        for path, e in chosen
-        for at in range(0, stride, REQUEST)
-    ]
-    with ThreadPoolExecutor(THREADS) as pool:
-        start = time.perf_counter()
-        list(pool.map(read, *zip(*requests, strict=True)))
-        seconds = time.perf_counter() - start
-    for handle in handles.values():
-        os.close(handle)
-    return len(chosen) * stride / seconds
-
-
-def read_bytes() -> int:
-    return int(next(line for line in Path("/proc/self/io").read_text().splitlines() if "read_bytes" in line).split()[1])
-
-
 def child(folder: Path, tokens: int, expert_io: str) -> dict[str, Any]:
     """Runs inside the group."""
-    files = sorted(folder.glob("experts-*.safetensors"))
+    files = open_files(sorted(folder.glob("experts-*.safetensors")))
+    raw = raw_speed(files, THREADS, REQUEST, RAW_SECONDS).cold
+    for file in files:
+        file.close()
     with Model.load(folder, experts_per_token=4, expert_io=expert_io) as model:
-        layout, experts = next(iter(model._store.layouts.values())), model.config.num_experts
-        raw = raw_speed(files, layout.stride, experts)
         model.tokenizer.eos_token_ids = frozenset()
-        drop(files)
+        model.expert_store.evict(flush=True)
         first = None
         for chunk in model.stream([1], max_tokens=tokens + 1, temperature=1.0, seed=0):
             if first is None:
-                first, system = chunk.stats, read_bytes()
-        last, system = chunk.stats, read_bytes() - system
+                first, system = chunk.stats, disk_bytes_read()
+        last, system = chunk.stats, disk_bytes_read() - system
     return {
         "raw_bytes_per_second": raw,
         "tokens": last.generated_tokens - 1,

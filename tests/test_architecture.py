@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": {"model", "generation"},
     "evaluation": {"model", "loading", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
-    "planning": {"bench", "model", "generation", "nn", "ops", "experts", "checkpoint", "config", "record"},
+    "planning": {"bench", "loading", "generation", "nn", "ops", "experts", "checkpoint", "config", "record"},
     "bench": {"model", "generation", "experts", "checkpoint"},
     "selftest": {"ops", "record"},
     "model": {"loading", "generation", "text", "nn", "experts", "checkpoint", "config", "record"},

@@ -12,11 +12,12 @@ import pytest
 from flash_moe.bench.fetches import fetch_speed
 from flash_moe.bench.io import SIZES, bench_io
 from flash_moe.bench.raw_reads import THREADS, open_files, raw_speed
-from flash_moe.bench.system import available_memory, disk_bytes_read, total_memory
+from flash_moe.bench.system import available_memory, disk_bytes_read
 from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
 from flash_moe.errors import ArgumentError, CheckpointError, ConfigError
 from flash_moe.experts.files import MappedFile
+from flash_moe.generation.chunks import memory_limit
 
 
 @pytest.fixture(scope="module")
@@ -111,4 +112,4 @@ def test_errors(tmp_path: Path, packed_checkpoint: Path) -> None:
 
 
 def test_memory_of_the_machine() -> None:
-    assert 0 < available_memory() <= total_memory()
+    assert 0 < available_memory() <= memory_limit()

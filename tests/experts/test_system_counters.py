@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from random_checkpoint import text_config, write_checkpoint
 
+from flash_moe.bench.system import disk_bytes_read
 from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
 from flash_moe.experts.opening import open_store
@@ -17,12 +17,6 @@ from flash_moe.experts.reader import RecordReader
 from flash_moe.packing.convert import convert
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/io")
-
-
-def read_bytes() -> int:
-    """Bytes that the disk has delivered for this process."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +32,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_cold(folder: Path) -> None:
     """Empties the page cache of the experts' files; skips where the file system keeps them (one in memory, say)."""
-    for file in folder.glob("experts-*.safetensors"):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     table = RecordTable.of(Checkpoint.open(folder))
     reader = RecordReader(table)
     try:
+        reader.evict(flush=True)
         if reader.locate(0, 5).missing_bytes() < table.max_stride:
             pytest.skip("this file system cannot be made cold")
     finally:
@@ -54,14 +45,14 @@ def make_cold(folder: Path) -> None:
 @pytest.mark.parametrize("expert_io", ["slots", "mapped"])
 def test_bytes_missing_are_bytes_read(expert_io: str, packed: Path) -> None:
     make_cold(packed)
-    before = read_bytes()
+    before = disk_bytes_read()
     store = open_store(RecordTable.of(Checkpoint.open(packed)), expert_io, 4)
     try:
         for layer in (0, 1):
             for experts in ([1, 4, 9], [12, 4], [15, 2, 7]):
                 records = store.fetch(layer, experts)
                 assert all(np.array(array).any() for array in records.arrays)
-        read = read_bytes() - before
+        read = disk_bytes_read() - before
         if not read:
             pytest.skip("the system counts no bytes for this file system")
         stride = store.layouts[0].stride

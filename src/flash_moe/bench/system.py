@@ -18,11 +18,6 @@ def machine_name() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
-def total_memory() -> int:
-    """Bytes of memory that this process may use."""
-    return memory_limit()
-
-
 def available_memory() -> int:
     """Bytes that programs and the page cache can have: Linux's estimate, elsewhere three quarters of the memory."""
     if _MEMORY.exists():
@@ -30,7 +25,7 @@ def available_memory() -> int:
             name, _, value = line.partition(":")
             if name == "MemAvailable":
                 return int(value.split()[0]) * 1024
-    return total_memory() * 3 // 4
+    return memory_limit() * 3 // 4
 
 
 def disk_bytes_read() -> int | None:

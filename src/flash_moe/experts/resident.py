@@ -36,7 +36,7 @@ class ResidentStore(ExpertStore):
             mx.eval(bank)
             experts = range(table.num_experts)
             missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
-            for stats in (self.stats, self.by_layer[layer]):
+            for stats in self._counters(layer):
                 stats.bytes_brought += layout.stride * table.num_experts
                 stats.bytes_missing += missing
             reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))

@@ -117,7 +117,7 @@ class ExpertStore(ABC):
         end = time.perf_counter()
         missing = self._missing.pop(layer, {})
         used = sum(nbytes for expert, nbytes in missing.items() if expert in experts)
-        for stats in (self.stats, self.by_layer[layer]):
+        for stats in self._counters(layer):
             stats.fetches += 1
             stats.bytes_requested += self.layouts[layer].stride * len(experts)
             stats.bytes_missing += used
@@ -130,9 +130,13 @@ class ExpertStore(ABC):
     @abstractmethod
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records: ...
 
+    def _counters(self, layer: int) -> tuple[StoreStats, StoreStats]:
+        """Where something of a layer is counted."""
+        return self.stats, self.by_layer[layer]
+
     def _count_brought(self, layer: int, expert: int, missing: int) -> None:
         """A record is about to be read, of which so many bytes are outside the page cache."""
-        for stats in (self.stats, self.by_layer[layer]):
+        for stats in self._counters(layer):
             stats.bytes_brought += self.layouts[layer].stride
         if missing:
             of_layer = self._missing.setdefault(layer, {})
@@ -153,7 +157,7 @@ class ExpertStore(ABC):
         """
         bank = self._whole(layer)
         if bank is not None:
-            for stats in (self.stats, self.by_layer[layer]):
+            for stats in self._counters(layer):
                 stats.fetches += 1
                 stats.bytes_requested += self.layouts[layer].stride * count
         return bank

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..bench.system import available_memory, machine_name, total_memory
+from ..bench.system import available_memory, machine_name
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.hub import resolve
 from ..checkpoint.records import RecordTable
@@ -20,7 +20,8 @@ from ..checkpoint.remote import headers_only
 from ..errors import ArgumentError, HubError
 from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
-from ..model import resolve_dtype, resolve_experts_per_token
+from ..generation.chunks import memory_limit
+from ..loading import resolve_dtype, resolve_experts_per_token
 from .costs import Costs
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
 from .hit_rate import SKEW, distinct, popularity
@@ -145,7 +146,7 @@ def plan(
         else:
             costs = machine.costs(need, mapped=io == "mapped")
     if machine is None:
-        memory = share_memory(need, context, total_memory(), total_memory() - available_memory())
+        memory = share_memory(need, context, memory_limit(), memory_limit() - available_memory())
     else:
         memory = share_memory(need, context, machine.memory)
     probabilities = popularity(config.num_experts, k, skew)
