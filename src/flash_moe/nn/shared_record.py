@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..ops.experts import DTYPES
 from ..record import RecordLayout
 from .weights import Weights
-
-_DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
 
 
 def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout) -> tuple[mx.array, Weights] | None:
@@ -35,7 +34,7 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
         quantization[name] = projection.quantization
         for kind, part, array in zip(("weight", "scales", "biases"), projection.parts, arrays, strict=True):
             assert array is not None
-            cast = array.astype(_DTYPES[part.dtype])
+            cast = array.astype(DTYPES[part.dtype])
             if cast.dtype != array.dtype and not mx.array_equal(cast.astype(array.dtype), array):
                 return None  # scales of more digits than the records have
             pieces += [_words(cast), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
@@ -43,7 +42,7 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
     record = mx.concatenate(pieces)
     parts = {
         name: record[part.offset // 4 : (part.offset + part.nbytes) // 4]
-        .view(_DTYPES[part.dtype])
+        .view(DTYPES[part.dtype])
         .reshape(part.shape)
         .astype(dtype)
         for name, (part, dtype) in views.items()

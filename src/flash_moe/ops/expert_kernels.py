@@ -13,6 +13,7 @@ from functools import cache
 import mlx.core as mx
 
 from ..record import ProjectionLayout, RecordLayout
+from .experts import DTYPES
 from .kernel import SIMD, Kernel, Template
 from .quantized_matvec import HOISTED, lanes_per_row
 
@@ -20,7 +21,6 @@ MAX_RECORDS = 17  # 16 routed experts and the shared one; Metal has 31 buffers f
 _SIMDGROUPS = 4  # per threadgroup of expert_gate_up
 _LANES = (32, 16, 8)  # that may share a row
 _GATE_UP_ROWS, _DOWN_ROWS = 2, 4  # of each matrix, for a set of lanes
-_DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Templa
     weight, scales, biases = projection.parts
     assert projection.quantization is not None
     return [
-        (f"{prefix}S", _DTYPES[scales.dtype]), (f"{prefix}BITS", projection.quantization.bits),
+        (f"{prefix}S", DTYPES[scales.dtype]), (f"{prefix}BITS", projection.quantization.bits),
         (f"{prefix}GROUP", projection.quantization.group_size), (name, weight.offset // 4),
         (f"{name}_SCALES", scales.offset // 4), (f"{name}_BIASES", biases.offset // 4),
     ]  # fmt: skip

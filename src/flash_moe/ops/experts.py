@@ -13,7 +13,7 @@ from .streams import cpu_streams
 
 _LARGE = 256 << 10  # bytes of a record that is worth a stream
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
-_DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
+DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}  # of a record's parts
 
 
 def experts_for_token(
@@ -112,7 +112,7 @@ class _Views:
 
     def part(self, part: Part) -> mx.array:
         if (typed := self._typed.get(part.dtype)) is None:
-            typed = self._typed[part.dtype] = self._flat.view(_DTYPES[part.dtype])
+            typed = self._typed[part.dtype] = self._flat.view(DTYPES[part.dtype])
         rows, columns = part.shape
         stride, first = 4 * self._words // typed.itemsize, part.offset // typed.itemsize
         return mx.as_strided(typed, (self._count, rows, columns), (stride, columns, 1), first)
