@@ -57,11 +57,13 @@ class Banks(ExpertStore):
 
 
 def quantized(shape: tuple[int, ...], q: Any) -> tuple[mx.array, mx.array, mx.array]:
-    """Random packed weights with scales that keep activations near one."""
+    """Random packed weights of mean zero with scales that keep activations near one."""
     *rows, columns = shape
-    words = mx.random.randint(0, 1 << 31, (*rows, columns * q.bits // 32), dtype=mx.int32).view(mx.uint32)
+    words = mx.random.randint(-(1 << 31), (1 << 31) - 1, (*rows, columns * q.bits // 32), dtype=mx.int32).view(
+        mx.uint32
+    )
     scales = mx.full((*rows, columns // q.group_size), columns**-0.5 / (1 << (q.bits - 2)), dtype=mx.bfloat16)
-    biases = -scales * float(1 << (q.bits - 1))
+    biases = -scales * (((1 << q.bits) - 1) / 2)
     mx.eval(words, scales, biases)
     return words, scales, biases
 

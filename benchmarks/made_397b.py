@@ -117,9 +117,13 @@ def _values(
 
 
 def _scale_and_bias(columns: int, q: Quantization) -> tuple[float, float]:
-    """Of a group, for random codes: weights lie within 2 / √columns of zero."""
-    scale = columns**-0.5 / (1 << (q.bits - 2))
-    return scale, -scale * (1 << (q.bits - 1))
+    """Of a group, for random codes: weights lie within about 2 / √columns of zero, and their mean is zero.
+
+    With another mean, what all activations have in common would grow from layer to layer, and all tokens would go to the
+    same experts. So the scale is a power of two, whose bias bfloat16 holds exactly.
+    """
+    scale = 2.0 ** round(np.log2(columns**-0.5 / (1 << (q.bits - 2))))
+    return scale, -scale * ((1 << q.bits) - 1) / 2
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:

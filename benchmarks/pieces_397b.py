@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import numpy as np
 
 from flash_moe import Model
 from flash_moe.checkpoint.files import Checkpoint
+from flash_moe.checkpoint.records import RecordTable
 from flash_moe.config import FULL_ATTENTION
 from flash_moe.experts.files import MappedFile
 from flash_moe.experts.reader import REQUEST
@@ -23,6 +25,7 @@ from flash_moe.ops.dispatch import kernels, on_gpu
 from flash_moe.ops.experts import experts_for_token
 
 REPEATS = 5
+_WARM_BYTES = 64 << 20
 
 
 def median_seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
@@ -53,6 +56,16 @@ def page_cache_read(file: MappedFile, target: np.ndarray, threads: int) -> float
         start = time.perf_counter()
         list(pool.map(lambda at: file.read_into(target[at : at + REQUEST], at), starts))
         return size / (time.perf_counter() - start)
+
+
+def warm_contents(folder: Path) -> None:
+    """Reads a model's files of experts into the page cache, each content once."""
+    files = {path.stat().st_ino: path for path in RecordTable.of(Checkpoint.open(folder)).files}
+    target = np.empty(_WARM_BYTES, np.uint8)
+    for path in files.values():
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(target):
+                pass
 
 
 def device_read(array: mx.array) -> float:
@@ -154,6 +167,16 @@ def resident_bytes(model: Model) -> dict[str, int]:
     caches = [layer_cache(config, i, model._decoder.dtype) for i in range(config.num_hidden_layers) if linear[i]]
     found["delta-net layers"] += 2 * sum(array.nbytes for cache in caches for array in cache.arrays)
     return found
+
+
+def reads_alone(model: Model) -> float:
+    """Seconds per byte of fetching all records of all layers as a prompt does, with nothing computed."""
+    store, experts = model.expert_store, model.config.num_experts
+    start, before = time.perf_counter(), store.stats.bytes_brought
+    for layer in store.layouts:
+        for first in range(0, experts, store.capacity):
+            store.fetch(layer, range(first, min(first + store.capacity, experts)))
+    return (time.perf_counter() - start) / (store.stats.bytes_brought - before)
 
 
 def replay(model: Model, tokens: Sequence[int]) -> list[float]:

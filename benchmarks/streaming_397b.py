@@ -25,330 +25,26 @@ second. "Per layer" leaves the output head out, which mlx-lm's fewer layers woul
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
-import json
 import os
 import platform
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 warnings.simplefilter("ignore")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import mlx.core as mx  # noqa: E402
-import numpy as np  # noqa: E402
-from made_397b import make_model  # noqa: E402
-from pieces_397b import (  # noqa: E402
-    device_copy,
-    device_read,
-    experts_alone,
-    head_alone,
-    keep_on_host,
-    layers_alone,
-    page_cache_read,
-    replay,
-    resident_bytes,
-)
-from random_checkpoint import text_config  # noqa: E402
-from reference_397b import reference  # noqa: E402
-from sparse_checkpoint import FULL_SIZE  # noqa: E402
+from report_397b import Report  # noqa: E402
+from stages_397b import STAGES, Benchmark  # noqa: E402
 
-from flash_moe import Model  # noqa: E402
-from flash_moe.bench.model import bench  # noqa: E402
-from flash_moe.bench.prompt import sample_prompt  # noqa: E402
-from flash_moe.bench.warm import warm  # noqa: E402
-from flash_moe.checkpoint.files import Checkpoint  # noqa: E402
-from flash_moe.checkpoint.records import RecordTable  # noqa: E402
-from flash_moe.config import FULL_ATTENTION, LINEAR_ATTENTION  # noqa: E402
-from flash_moe.experts.files import MappedFile  # noqa: E402
-from flash_moe.experts.store import StoreStats  # noqa: E402
-from flash_moe.planning.plan import plan  # noqa: E402
-
-TINY: dict[str, Any] = text_config(
-    hidden_size=512, moe_intermediate_size=512, shared_expert_intermediate_size=512, vocab_size=512
-)
-TINY_SIZES = {
+TINY_SIZES: dict[str, Any] = {
     "layers": 4, "experts": 32, "few_experts": 8, "reference_layers": 4, "prefill_layers": 4, "plan_layers": 4, "tokens": 6,
     "prompt": 64, "plan_prompt": 48, "copy_mb": 16,
 }  # fmt: skip
-
-
-class Report:
-    """Markdown tables on stdout, and the same as JSON lines in a file; both as soon as a row is known."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._columns = path, ()
-
-    def row(self, table: str, **values: Any) -> None:
-        """A row of a table, whose head is printed whenever another table or other columns came before."""
-        columns = (table, *values)
-        if columns != self._columns:
-            print(f"\n| {' | '.join(name.replace('_', ' ') for name in columns)} |\n|{'---|' * len(columns)}")
-            self._columns = columns
-        print(f"| | {' | '.join(_shown(value) for value in values.values())} |", flush=True)
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"table": table, **values}) + "\n")
-
-    def say(self, text: str) -> None:
-        """A line about progress."""
-        print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not known"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 10 else f"{value:,.1f}"
-    return str(value)
-
-
-class Benchmark:
-    """The stages, and what later ones need of earlier ones."""
-
-    def __init__(self, arguments: argparse.Namespace, report: Report) -> None:
-        self.a, self.report, self.k = arguments, report, arguments.k
-        self.text: dict[str, Any] = TINY if arguments.tiny else FULL_SIZE
-        self.found: dict[str, float] = {}
-        self.tokens = np.random.default_rng(0).integers(0, self.text["vocab_size"], arguments.tokens).tolist()
-
-    # ---- models
-
-    def model_folder(self, name: str) -> Path:
-        a = self.a
-        layers, experts, distinct = {
-            "whole": (a.layers, a.experts, a.distinct),
-            "few": (a.layers, a.few_experts, 1),
-            "short": (a.prefill_layers, a.experts, a.distinct),
-            "plan": (a.plan_layers, a.few_experts, a.plan_layers),
-        }[name]
-        start, new = time.perf_counter(), not (a.folder / name).exists()
-        folder = make_model(a.folder, name, self._text(layers, experts), distinct)
-        if new:
-            seconds = time.perf_counter() - start
-            self.report.row(
-                "make", model=name, layers=layers, experts=experts, distinct_files=min(distinct, layers), s=seconds
-            )
-        return folder
-
-    def _text(self, layers: int, experts: int) -> dict[str, Any]:
-        return self.text | {"num_hidden_layers": layers, "num_experts": experts}
-
-    def _load(self, name: str, **options: Any) -> Model:
-        folder, start = self.model_folder(name), time.perf_counter()
-        options = {"experts_per_token": self.k, "expert_io": "slots"} | options
-        model = Model.load(folder, **options)
-        seconds, held = time.perf_counter() - start, mx.get_active_memory() / 1e9
-        self.report.say(f"loaded {name} {options} in {seconds:.1f} s, MLX holds {held:.1f} GB")
-        return model
-
-    def make(self) -> None:
-        for name in ("whole", "few", "short", "plan"):
-            self.model_folder(name)
-
-    # ---- stages
-
-    def speeds(self) -> None:
-        nbytes = self.a.copy_mb << 20
-        self.found["copy"] = device_copy(nbytes)
-        self.report.row("speeds", what="device copy, read and written", GB_per_s=self.found["copy"] / 1e9)
-        path = RecordTable.of(Checkpoint.open(self.model_folder("whole"))).files[0]
-        warm(path.parent)
-        plain = np.ones(nbytes, np.uint8)  # ones: memory that was touched already
-        file = MappedFile(path)
-        for threads in (4, 8, 16):
-            speed = page_cache_read(file, plain, threads)
-            self.found["page cache"] = max(speed, self.found.get("page cache", 0.0))
-            self.report.row("speeds", what=f"page cache to plain memory, {threads} threads", GB_per_s=speed / 1e9)
-        size = min(nbytes, file.pages.size) // (1 << 20) * (1 << 20)
-        for advised in (False, True):
-            bank = mx.zeros((nbytes // 4,), dtype=mx.uint32)
-            mx.eval(bank)
-            memory, where = np.array(bank, copy=False).view(np.uint8), "managed memory"
-            if advised:
-                keep_on_host(memory)
-                where += " advised to stay on the host"
-            for number in range(2):
-                speed = page_cache_read(file, memory, 8)
-                again = "after the device has read it" if number else "for the first time"
-                self.report.row("speeds", what=f"page cache to {where}, {again}", GB_per_s=speed / 1e9)
-                speed = device_read(bank[: size // 4])
-                self.report.row("speeds", what=f"{where} to the device, after that", GB_per_s=speed / 1e9)
-            del memory, bank
-        file.close()
-
-    def reference(self) -> None:
-        own = self.text["num_experts_per_tok"]
-        text = self._text(self.a.reference_layers, self.a.few_experts)
-        for row in reference(text, sorted({self.k, own}), self.a.prompt, self.report.say):
-            self.found[f"{row['of']} {row['K']}"] = row["ms_per_layer"]
-            self.report.row("mlx-lm, resident", **row)
-
-    def bank(self) -> None:
-        stride = RecordTable.of(Checkpoint.open(self.model_folder("whole"))).max_stride
-        for name in ("few", "whole"):
-            count = self.a.few_experts if name == "few" else len(self.tokens) * self.k
-            nbytes = stride * self.a.layers * count
-            warm(self.model_folder(name))
-            with self._load(name, expert_cache=nbytes) as model:
-                if name == "few":
-                    self._fill(model)
-                self._row("bank", f"first pass, {model.config.num_experts} experts", model)
-                for number in range(2):  # the device moves pages of the bank at their first use
-                    seconds, brought = self._row("bank", f"pass {number + 2}, all in slots", model)
-                if brought:
-                    raise RuntimeError(f"{brought} bytes were read in a pass whose experts should all be in slots")
-                self.found[f"bank {name}"] = seconds
-            del model
-            mx.clear_cache()
-
-    def _fill(self, model: Model) -> None:
-        """Reads every record, after which each layer is whole."""
-        store = model.expert_store
-        for layer in store.layouts:
-            for first in range(0, model.config.num_experts, store.capacity):
-                store.fetch(layer, range(first, min(first + store.capacity, model.config.num_experts)))
-
-    def cache(self) -> None:
-        warm(self.model_folder("whole"))
-        with self._load("whole") as model:
-            self.report.say("compiling")
-            replay(model, self.tokens[:2])
-            self._row("page cache", "slots", model)
-            total, _ = self._row("page cache", "slots", model)
-            waiting, fetched = self.found["waiting"], self.found["requested"]
-            try:
-                self._pieces(model, total, waiting, fetched)
-            except Exception:  # a piece that fails must not hide the other stores
-                traceback.print_exc()
-            if mx.cuda.is_available():
-                keep_on_host(model.expert_store._bytes)
-                for _ in range(2):
-                    self._row("page cache", "slots, bank advised to stay on the host", model)
-        with self._load("whole", expert_io="mapped") as model:
-            for _ in range(2):
-                self._row("page cache", "mapped", model)
-
-    def _pieces(self, model: Model, total: float, waiting: float, fetched: float) -> None:
-        layers, copy = self.a.layers, self.found.get("copy") or device_copy(self.a.copy_mb << 20)
-        floors: dict[str, float] = {name: nbytes / copy for name, nbytes in resident_bytes(model).items()}
-        floors["experts"] += fetched / copy
-        delta, attention = (layers_alone(model, kind)[0] for kind in (LINEAR_ATTENTION, FULL_ATTENTION))
-        experts = layers * experts_alone(model, 16)
-        head = head_alone(model._decoder.logits, model.config.hidden_size, model._decoder.dtype, 16)
-        self.found["head"] = head
-        rows = {
-            "a token": (total, sum(floors.values())),
-            "waiting for reads": (waiting, fetched / self.found["page cache"] if "page cache" in self.found else None),
-            "the rest": (total - waiting, sum(floors.values())),
-            "a token whose experts are in slots": (self.found.get("bank whole"), sum(floors.values())),
-            "delta-net layers alone": (delta, floors["delta-net layers"]),
-            "attention layers alone": (attention, floors["attention layers"]),
-            "experts alone": (experts, floors["experts"]),
-            "head alone": (head, floors["head"]),
-        }
-        for name, (seconds, floor) in rows.items():
-            self.report.row(
-                "where a token's time goes", piece=name, ms=_ms(seconds), ms_per_layer=_ms(seconds, layers),
-                floor_ms=_ms(floor), times_the_floor=None if None in (seconds, floor) else seconds / floor,
-            )  # fmt: skip
-
-    def prefill(self) -> None:
-        warm(self.model_folder("short"))
-        prompt = np.random.default_rng(1).integers(0, self.text["vocab_size"], self.a.prompt).tolist()
-        with self._load("short") as model:
-            self.report.say("compiling")
-            model.generate(prompt[: self.a.prompt // 8], max_tokens=1, temperature=0)
-            names = [
-                "slots",
-                "slots",
-                *(["slots, bank advised to stay on the host"] * 2 if mx.cuda.is_available() else []),
-            ]
-            for number, name in enumerate(names):
-                if number == 2:
-                    keep_on_host(model.expert_store._bytes)
-                before = dataclasses.replace(model.expert_store.stats)
-                model.forget()
-                stats = model.generate(prompt, max_tokens=1, temperature=0).stats
-                spent, layers = model.expert_store.stats.since(before), self.a.prefill_layers
-                reads = self._reads_alone(model, spent)
-                theirs = [self.found.get(f"{kind} {self.k}") for kind in ("prompt", "prompt, fused delta rule")]
-                mine = 1e3 * stats.prompt_seconds / layers
-                self.report.row(
-                    "prefill", store=name, tokens=len(prompt), layers=layers, s=stats.prompt_seconds,
-                    tok_per_s_of_all_layers=len(prompt) / (stats.prompt_seconds * self.a.layers / layers),
-                    ms_per_layer=mine, GB_read=spent.bytes_brought / 1e9, waiting_for_reads_s=spent.fetch_seconds,
-                    reads_alone_s=reads, reads_alone_GB_per_s=spent.bytes_brought / reads / 1e9,
-                    rate_of_mlx_lm=_ratio(theirs[0], mine), rate_of_mlx_lm_fused=_ratio(theirs[1], mine),
-                )  # fmt: skip
-
-    def _reads_alone(self, model: Model, spent: StoreStats) -> float:
-        """Seconds of reading as many records as a prompt did, all of each layer's, with nothing computed."""
-        store, experts = model.expert_store, model.config.num_experts
-        layer_bytes = sum(layout.stride for layout in store.layouts.values()) * experts
-        start, before = time.perf_counter(), store.stats.bytes_brought
-        for layer in store.layouts:
-            for first in range(0, experts, store.capacity):
-                store.fetch(layer, range(first, min(first + store.capacity, experts)))
-        read = store.stats.bytes_brought - before
-        assert read > 0.9 * layer_bytes, f"{read} bytes were read, expected about {layer_bytes}"
-        return (time.perf_counter() - start) * spent.bytes_brought / read
-
-    def plan(self) -> None:
-        folder = self.model_folder("plan")
-        for expert_io in ("slots", "mapped"):
-            self.report.say(f"plan, {expert_io}")
-            planned = plan(str(folder), experts_per_token=self.k, prompt=self.a.plan_prompt, expert_io=expert_io)
-            self.report.say(f"bench, {expert_io}")
-            with self._load("plan", expert_io=expert_io) as model:
-                found = bench(model, sample_prompt(model, self.a.plan_prompt), 16)
-            for phase in found.phases:
-                state = "cold" if phase.cold else "warm"
-                foreseen = (planned.decode if phase.name == "decode" else planned.prefill)[state]
-                measured = phase.token_seconds * (1 if phase.name == "decode" else self.a.plan_prompt)
-                expected = None if foreseen is None else foreseen.total
-                self.report.row(
-                    "plan and bench", store=expert_io, phase=f"{phase.name} {state}", plan_ms=_ms(expected),
-                    bench_ms=_ms(measured), ratio=None if expected is None else expected / measured,
-                    in_memory_beforehand_MB=None if phase.leftover_bytes is None else phase.leftover_bytes / 1e6,
-                )  # fmt: skip
-
-    def _row(self, table: str, name: str, model: Model) -> tuple[float, int]:
-        """Decodes the tokens and reports: median seconds of a token, and bytes that were not in the store."""
-        before = dataclasses.replace(model.expert_store.stats)
-        seconds = float(np.median(replay(model, self.tokens)))
-        spent, count = model.expert_store.stats.since(before), len(self.tokens)
-        if "head" not in self.found:
-            dtype = model._decoder.dtype
-            self.found["head"] = head_alone(model._decoder.logits, model.config.hidden_size, dtype, 16)
-        per_layer = 1e3 * (seconds - self.found["head"]) / self.a.layers
-        self.found |= {"waiting": spent.fetch_seconds / count, "requested": spent.bytes_requested / count}
-        self.report.row(
-            table, what=name, K=self.k, tok_per_s=1 / seconds, ms=1e3 * seconds, ms_per_layer=per_layer,
-            of_mlx_lm_per_layer=_ratio(per_layer, self.found.get(f"token {self.k}")),
-            in_the_store=1 - spent.bytes_brought / spent.bytes_requested, missing_GB=spent.bytes_missing / 1e9,
-            waiting_for_reads_ms=1e3 * spent.fetch_seconds / count,
-        )  # fmt: skip
-        return seconds, spent.bytes_brought
-
-
-def _ms(seconds: float | None, parts: int = 1) -> float | None:
-    return None if seconds is None else 1e3 * seconds / parts
-
-
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a / b
-
-
-STAGES: dict[str, Callable[[Benchmark], None]] = {
-    name: getattr(Benchmark, name) for name in ("make", "speeds", "reference", "bank", "cache", "prefill", "plan")
-}
 
 
 def main() -> None:
@@ -369,6 +65,7 @@ def main() -> None:
         ("prefill-layers", 12, "of the model that runs the prompt"),
         ("plan-layers", 8, "of the model that is planned, with few experts"),
         ("plan-prompt", 512, "tokens of its prompt"),
+        ("most-gb", 100, "of memory that MLX may hold"),
         ("copy-mb", 1024, "of a device copy"),
     ):
         parser.add_argument(f"--{name}", type=int, default=size, help=f"{meaning} (%(default)s)")
