@@ -33,6 +33,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 warnings.simplefilter("ignore")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
