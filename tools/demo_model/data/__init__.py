@@ -16,22 +16,31 @@ from .arithmetic import arithmetic
 from .chat import chat
 from .extraction import extraction
 from .questions import outside, questions
-from .tool_calls import chat_beside_tools, find_then_act, missing_argument, no_tool_fits, one_call, two_calls
+from .tool_calls import (
+    chat_beside_tools,
+    find_then_act,
+    missing_argument,
+    no_tool_fits,
+    one_call,
+    several_requests,
+    two_calls,
+)
 
 # How often each kind is drawn. In tokens, which is what counts in training, tool calls make up 55%, questions 22%,
 # extraction 12%, arithmetic 8% and chat 3%.
 KINDS = {
-    one_call: 35,
-    two_calls: 5,
+    one_call: 36,
+    several_requests: 34,
+    two_calls: 9,
     missing_argument: 5,
     no_tool_fits: 8,
     find_then_act: 4,
     chat_beside_tools: 3,
-    questions: 72,
-    outside: 8,
-    extraction: 31,
-    arithmetic: 10,
-    chat: 24,
+    questions: 50,
+    outside: 4,
+    extraction: 15,
+    arithmetic: 6,
+    chat: 12,
 }
 _MAKERS = tuple(KINDS)
 _BOUNDS = tuple(accumulate(KINDS.values()))

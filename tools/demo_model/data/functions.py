@@ -89,7 +89,7 @@ class Naming:
         made_up = self._made_up
         while True:
             words = [pseudo_word(rng, split)] if made_up else pick(rng, action.names.every).split("_")
-            if rng.random() < (0.45 if made_up else 0.1 if split == TRAIN else 0.5):
+            if rng.random() < (0.45 if made_up else 0.4 if split == TRAIN else 0.5):
                 words.insert(int(rng.random() * 2) * len(words), pick(rng, _ROLES))
             elif made_up and rng.random() < 0.2:
                 words.append(pseudo_word(rng, split))
@@ -105,7 +105,7 @@ class Naming:
             usual, *others = slot.names.every
             found = pseudo_word(rng, split) if made_up else usual if rng.random() < 0.3 else pick(rng, others)
             words = found.split("_")
-            if not made_up and rng.random() < (0.05 if split == TRAIN else 0.5):
+            if not made_up and rng.random() < (0.3 if split == TRAIN else 0.5):
                 words.insert(int(rng.random() * 2) * len(words), pick(rng, _FILLERS))
             name = styled(words, style)
             if name not in taken and belongs(name, split):

@@ -145,6 +145,17 @@ def one_call(rng: Random, split: str) -> Conversation:
     return dialogue.done(tools_of(rng, offered))
 
 
+def several_requests(rng: Random, split: str) -> Conversation:
+    """Requests one after the other for the same tools, of which any may be the right one."""
+    offered = functions(rng, split, draw_actions(rng, split, 1 + _count(rng)))
+    dialogue = _Dialogue(rng, split)
+    for _ in range(pick(rng, (2, 3, 4))):
+        one = request(rng, split, pick(rng, offered))
+        dialogue.user(one.text(rng))
+        dialogue.call_and_answer([one])
+    return dialogue.done(tools_of(rng, offered))
+
+
 def two_calls(rng: Random, split: str) -> Conversation:
     """Two requests in one message, answered by two calls at once."""
     offered = functions(rng, split, draw_actions(rng, split, 1 + _count(rng) // 2))
