@@ -119,22 +119,33 @@ def remember(master: Path, file: Path) -> None:
     partial.replace(file)
 
 
-def make(master: Path, folder: Path) -> dict[str, Path]:
-    """Makes those recipes that ``folder`` lacks; returns where each is."""
-    text = folder / "calibration.jsonl"
+def write_calibration(master: Path, file: Path) -> list[list[int]]:
+    """Writes conversations of the kind that the demo model is trained on; returns their tokens."""
     rng = Random(f"calibration/{CALIBRATION_SEED}")
-    text.write_text("".join(json.dumps(conversation(rng, TRAIN)) + "\n" for _ in range(CALIBRATION)))
-    tokens = calibration_tokens(text, Tokenizer.load(master), sys.maxsize)
-    places = {FLOAT: master}
-    for name, recipe in RECIPES.items():
-        if recipe.source is None:
-            continue
-        places[name] = folder / name.replace(",", "").replace(" ", "-")
-        if not places[name].exists():
-            start = time.monotonic()
-            calibration = tokens if recipe.calibrated else None
-            convert(places[recipe.source], places[name], calibration=calibration, **recipe.options)
-            print(f"made {name} in {time.monotonic() - start:.0f} s", flush=True)
+    file.write_text("".join(json.dumps(conversation(rng, TRAIN)) + "\n" for _ in range(CALIBRATION)))
+    return calibration_tokens(file, Tokenizer.load(master), sys.maxsize)
+
+
+def make(name: str, source: Path, place: Path, tokens: list[list[int]]) -> None:
+    """Makes one recipe, unless it is there."""
+    if place.exists():
+        return
+    start, recipe = time.monotonic(), RECIPES[name]
+    convert(source, place, calibration=tokens if recipe.calibrated else None, **recipe.options)
+    print(f"made {name!r} in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def prepare(pool: Any, master: Path, folder: Path, states: Path) -> dict[str, Path]:
+    """Makes the recipes and the reference's states, as far as they are missing; returns where the recipes are."""
+    tokens = write_calibration(master, folder / "calibration.jsonl")
+    places = {name: folder / name.replace(",", "").replace(" ", "-") for name in RECIPES} | {FLOAT: master}
+    waiting = [pool.apply_async(remember, (master, states))]
+    for first in (True, False):  # what is made from the master, then what is made from that
+        for name, recipe in RECIPES.items():
+            if recipe.source is not None and (recipe.source == FLOAT) is first:
+                waiting.append(pool.apply_async(make, (name, places[recipe.source], places[name], tokens)))
+        while waiting:
+            waiting.pop().get()
     return places
 
 
@@ -187,13 +198,12 @@ def main() -> None:
     begin(master, folder, options.cases)
     file, states, start = folder / "results.jsonl", folder / "reference.npy", time.monotonic()
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    places = make(master, folder)
-    remember(master, states)
-    print(f"the recipes and the reference are there, {time.monotonic() - start:.0f} s", flush=True)
     done = {(r["recipe"], r["k"]) for r in results}
     cells = [(name, k) for k in KS for name in RECIPES if (name, k) not in done]
-    tasks = [Task(name, places[name], k, master, states, options.cases) for name, k in cells]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        places = prepare(pool, master, folder, states)
+        print(f"the recipes and the reference are there after {time.monotonic() - start:.0f} s", flush=True)
+        tasks = [Task(name, places[name], k, master, states, options.cases) for name, k in cells]
         for count, result in enumerate(pool.imap_unordered(measure, tasks), start=1):
             results.append(result)
             with file.open("a") as stream:
