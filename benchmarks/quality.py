@@ -1,6 +1,6 @@
 """What bits and K cost in quality, on a small float checkpoint such as that of tools/demo_model.
 
-    python benchmarks/quality.py MASTER FOLDER [--cases 500] [--processes 2]
+    python benchmarks/quality.py MASTER FOLDER [--cases 500] [--fewer-cases 250] [--processes 2]
 
 Every recipe is made from the float checkpoint MASTER and measured at every K: perplexity and divergence (from the
 master at its own K) on held-out conversations, tool calls by greedy decoding. FOLDER keeps the recipes, the text they
@@ -51,7 +51,8 @@ from flash_moe.packing.info import describe  # noqa: E402
 from flash_moe.text import Tokenizer  # noqa: E402
 
 CHATS, CALLS = (ROOT / "models" / "eval" / name for name in ("conversations.jsonl", "tool_calls.jsonl"))
-KS = (10, 4, 6, 2)  # what is wanted first comes first
+OWN_K = 10  # of the demo model
+KS = (OWN_K, 4, 6, 2)  # what is wanted first comes first
 MAX_TOKENS = 160  # the longest call of the cases has fewer
 CALIBRATION, CALIBRATION_SEED = 400, 0  # conversations
 
@@ -173,12 +174,12 @@ def measure(task: Task) -> dict[str, Any]:
     }
 
 
-def begin(master: Path, folder: Path, cases: int) -> None:
+def begin(master: Path, folder: Path, cases: dict[int, int]) -> None:
     """Makes ``folder`` for results of this checkpoint, or checks that it is."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(master.iterdir()):
+    for file in sorted(filter(Path.is_file, master.iterdir())):
         digest.update(file.read_bytes())
-    run = {"master": digest.hexdigest(), "cases": cases}
+    run = {"master": digest.hexdigest(), "cases": {str(k): count for k, count in cases.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "run.json"
     if not described.exists():
@@ -191,11 +192,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("master", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--cases", type=int, default=500, help="tool-call prompts per cell")
+    parser.add_argument("--cases", type=int, default=500, help="tool-call prompts per cell at the master's own K")
+    parser.add_argument("--fewer-cases", type=int, default=250, help="the same at other K")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     master, folder = options.master, options.folder
-    begin(master, folder, options.cases)
+    cases = dict.fromkeys(KS, options.fewer_cases) | {OWN_K: options.cases}
+    begin(master, folder, cases)
     file, states, start = folder / "results.jsonl", folder / "reference.npy", time.monotonic()
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(r["recipe"], r["k"]) for r in results}
@@ -203,7 +206,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         places = prepare(pool, master, folder, states)
         print(f"the recipes and the reference are there after {time.monotonic() - start:.0f} s", flush=True)
-        tasks = [Task(name, places[name], k, master, states, options.cases) for name, k in cells]
+        tasks = [Task(name, places[name], k, master, states, cases[k]) for name, k in cells]
         for count, result in enumerate(pool.imap_unordered(measure, tasks), start=1):
             results.append(result)
             with file.open("a") as stream:
@@ -216,7 +219,9 @@ def main() -> None:
                 f"{result['recipe']}, K={result['k']} ({parts})",
                 flush=True,
             )
-    command = f"python benchmarks/quality.py {master} {folder} --cases {options.cases}"
+    command = (
+        f"python benchmarks/quality.py {master} {folder} --cases {options.cases} --fewer-cases {options.fewer_cases}"
+    )
     print(f"\n`{command}`\n\n{table(results, list(RECIPES))}\n\n{summary(results, FLOAT, NAIVE)}")
 
 
