@@ -201,22 +201,32 @@ class Model:
             recorder, report,
         )  # fmt: skip
 
-    def logits(self, token_ids: Sequence[int]) -> mx.array:
+    def logits(self, token_ids: Sequence[int], last: int | None = None) -> mx.array:
         """Logits of every position of a teacher-forced pass.
 
         Args:
             token_ids: T token ids.
+            last: only those of the last positions are wanted. What lies before them is then treated as a prompt: it
+                may continue the conversation before, and a prompt that begins alike will continue from it.
 
         Returns:
-            [T, V] float32; row t predicts token t + 1.
+            [T, V] float32, or [last, V]; row t predicts token t + 1.
 
         Raises:
             PromptError: there are no ids, too many, or one outside the vocabulary.
+            ArgumentError: ``last`` is not from 1 to T.
         """
         tokens = check_tokens(token_ids, self.config.vocab_size)
         if len(tokens) > self.config.max_position_embeddings:
             raise PromptError(f"{len(tokens)} tokens, the model's context is {self.config.max_position_embeddings}")
-        return self._engine.all_logits(tokens)
+        if last is None:
+            return self._engine.all_logits(tokens)
+        if not 1 <= last <= len(tokens):
+            raise ArgumentError(f"last is {last}, expected 1 to {len(tokens)}, the number of tokens")
+        cache = self._prefixes.take(tokens[: len(tokens) - last + 1])
+        logits = self._engine.last_logits(tokens, last, cache)
+        self._prefixes.put(cache)
+        return logits
 
     def encode(
         self,
@@ -239,6 +249,11 @@ class Model:
     def forget(self) -> None:
         """Frees the memory of the last conversation, which a prompt with the same beginning would have continued."""
         self._prefixes.clear()
+
+    @property
+    def streaming(self) -> StreamingOptions:
+        """What decoding does about experts that are not in memory."""
+        return self._decoder.streaming
 
     @property
     def expert_store(self) -> ExpertStore:

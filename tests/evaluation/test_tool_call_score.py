@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flash_moe import ArgumentError, Model, PromptError, TokenizerError
-from flash_moe.evaluation import ToolCallCase, greedy, tool_call_score
+from flash_moe import ArgumentError, PromptError, TokenizerError
+from flash_moe.evaluation import ToolCallCase, tool_call_score
 
 TOOLS = [
     {
@@ -107,11 +106,3 @@ def test_a_case_that_cannot_be_asked_is_named(error: type[Exception]) -> None:
 
     with pytest.raises(error, match="tool-call case 1: too long"):
         tool_call_score([case()], generate)
-
-
-def test_greedy_replies_of_a_model(packed_checkpoint: Path) -> None:
-    with Model.load(packed_checkpoint) as model:
-        model._defaults = {"temperature": 1.0, "repetition_penalty": 1.5}  # a checkpoint may recommend sampling
-        found = greedy(model, 12)(case())
-        assert found.text == model.generate("?", max_tokens=12, temperature=0, repetition_penalty=1).text
-        assert tool_call_score([case()], greedy(model, 12)).parsed.value == 1

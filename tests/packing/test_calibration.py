@@ -241,3 +241,4 @@ def test_command_line_errors(small_float: Path, tmp_path: Path) -> None:
     assert "not one of 2, 3" in failed(flash_moe_command(*convert_to, "--down-bits", 7), code=2)
     assert "--rounding" in failed(flash_moe_command(*convert_to, "--rounding", "up"), code=2)
     assert "--calibrate" in failed(flash_moe_command(*convert_to, "--calibrate", tmp_path / "none"), code=2)
+    assert "pass --calibrate too" in failed(flash_moe_command(*convert_to, "--calibrate-tokens", 100), code=2)

@@ -17,6 +17,7 @@ from .arguments import MODEL_HELP, one_of
 from .console import say, warn
 from .progress import Bar
 
+_CALIBRATION_TOKENS = 16384
 _BITS = "|".join(map(str, QUANTIZED_BITS))
 EXAMPLES = """\b
 Examples:
@@ -75,8 +76,9 @@ def command(
         ),
     ] = None,
     calibrate_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens of the text to use, from its beginning.")
-    ] = 16384,
+        int | None,
+        typer.Option(metavar="N", min=1, help="Tokens of the text to use, from its beginning.  [default: 16384]"),
+    ] = None,
     revision: Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Pack a checkpoint, so that experts are read fastest.
@@ -89,6 +91,10 @@ def command(
         if value is not None:
             one_of(value, QUANTIZED_BITS, option)
     one_of(group_size, GROUP_SIZES, "--group-size")
+    if calibrate is None and calibrate_tokens is not None:
+        raise typer.BadParameter(
+            "it says how much of a text is used; pass --calibrate too.", param_hint="'--calibrate-tokens'"
+        )
 
     from ..checkpoint.hub import resolve
     from ..generation.result import format_bytes
@@ -96,7 +102,9 @@ def command(
     from ..packing.info import describe
 
     source = resolve(src, revision=revision)
-    calibration = None if calibrate is None else _calibration(source, calibrate, calibrate_tokens)
+    calibration = (
+        None if calibrate is None else _calibration(source, calibrate, calibrate_tokens or _CALIBRATION_TOKENS)
+    )
     destination = Path(os.path.abspath(dst.expanduser()))  # noqa: PTH100 (links stay as they were typed)
     partial = destination.with_name(destination.name + ".partial")
     resumed, start = partial.exists(), time.monotonic()

@@ -12,9 +12,10 @@ from .decoded import DecodedModel
 from .estimates import Estimate
 from .layerwise import LayerwiseModel
 from .quality import Divergence, Perplexity, divergence, perplexity
+from .replies import greedy
 from .sequences import TokenSequence, calibration_tokens, conversation, read_sequences, windows
 from .token_scores import Comparison, TokenScores, token_scores
-from .tool_calls import ToolCallCase, ToolCallScore, greedy, read_tool_call_cases, tool_call_score
+from .tool_calls import ToolCallCase, ToolCallScore, read_tool_call_cases, tool_call_score
 
 __all__ = [
     "Comparison",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ArgumentError, PromptError, TokenizerError, ToolCallError
-from ..model import Model
 from ..text.tool_calls import parse_tool_calls
 from .estimates import Estimate, proportion
 from .json_lines import Line, read_lines
@@ -88,23 +87,6 @@ def _calls(line: Line) -> list[dict[str, Any]]:
     return calls
 
 
-def greedy(model: Model, max_tokens: int, enable_thinking: bool | None = None) -> Callable[[ToolCallCase], Reply]:
-    """Replies of a model without any randomness.
-
-    Args:
-        enable_thinking: for the chat template where a case does not say.
-    """
-
-    def reply(case: ToolCallCase) -> Reply:
-        thinking = enable_thinking if case.enable_thinking is None else case.enable_thinking
-        return model.generate(
-            case.messages, tools=case.tools, enable_thinking=thinking, max_tokens=max_tokens,
-            temperature=0, repetition_penalty=1,
-        )  # fmt: skip
-
-    return reply
-
-
 def tool_call_score(
     cases: Sequence[ToolCallCase],
     generate: Callable[[ToolCallCase], Reply],
@@ -113,7 +95,7 @@ def tool_call_score(
     """Generates a reply to every case and compares its calls with the expected ones.
 
     Args:
-        generate: gives the reply to a case, e.g. :func:`greedy` of a model.
+        generate: gives the reply to a case, e.g. :func:`~flash_moe.evaluation.greedy` of a model.
         progress: called as ``progress(done, total)`` with cases.
 
     Raises:

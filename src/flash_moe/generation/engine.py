@@ -61,11 +61,16 @@ class Engine:
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
         """Logits of every position of a teacher-forced pass, [T, V] float32."""
-        cache = self._decoder.new_cache()
-        parts = []
-        for start in range(0, len(tokens), self._chunk):
-            parts.append(self._logits(self._forward(tokens[start : start + self._chunk], cache)))
-            mx.eval(parts)
+        return self.last_logits(tokens, len(tokens), self._decoder.new_cache())
+
+    def last_logits(self, tokens: Sequence[int], count: int, cache: SequenceCache) -> mx.array:
+        """Logits of the last ``count`` positions, [count, V] float32; the cache holds at most what lies before them."""
+        parts, first = [], len(tokens) - count
+        for start in range(len(cache.tokens), len(tokens), self._chunk):
+            hidden = self._forward(tokens[start : start + self._chunk], cache)
+            if start + hidden.shape[0] > first:
+                parts.append(self._logits(hidden[max(0, first - start) :]))
+                mx.eval(parts)
         return mx.concatenate(parts)
 
     def _forward(self, tokens: Sequence[int], cache: SequenceCache) -> mx.array:

@@ -1,0 +1,78 @@
+"""Greedy replies, of which the expected ones are recognised in a single pass instead of being decoded.
+
+Greedy decoding gives a certain text if, and only if, each of its tokens is the likeliest after those before it, and so
+is the end after all of them. A teacher-forced pass over prompt and text tells, many times faster than decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import TokenizerError
+from ..model import Model
+from ..text import Tokenizer
+from .tool_calls import Reply, ToolCallCase
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A reply that was found to be the expected one."""
+
+    text: str
+    finish_reason: str = "stop"
+
+
+def greedy(model: Model, max_tokens: int, enable_thinking: bool | None = None) -> Callable[[ToolCallCase], Reply]:
+    """Replies of a model without any randomness.
+
+    A reply that differs from the calls of its case as the chat template writes them, even if only in the order of
+    arguments, is decoded; so are all where streaming options act on single tokens. Two tokens that are equally likely
+    but for rounding may change places between a pass and decoding.
+
+    Args:
+        enable_thinking: for the chat template where a case does not say.
+    """
+
+    def reply(case: ToolCallCase) -> Reply:
+        thinking = enable_thinking if case.enable_thinking is None else case.enable_thinking
+        template: dict[str, Any] = {"tools": case.tools, "enable_thinking": thinking}
+        prompt = model.encode(case.messages, **template)
+        expected = [] if model.streaming.changes_experts else expected_reply(model.tokenizer, case, template)
+        room = min(max_tokens, model.config.max_position_embeddings - len(prompt))
+        if 0 < len(expected) <= room and _is_likeliest(model, prompt, expected):
+            return Recognized(model.tokenizer.decode(expected[:-1], skip_special_tokens=True))
+        return model.generate(prompt, max_tokens=max_tokens, temperature=0, repetition_penalty=1)
+
+    return reply
+
+
+def expected_reply(tokenizer: Tokenizer, case: ToolCallCase, template: dict[str, Any]) -> list[int]:
+    """The tokens of a reply that holds the calls of a case and nothing else, up to and with the one that ends it.
+
+    Args:
+        template: what the chat template is given beside the messages.
+
+    Returns:
+        No tokens where the case has no calls, or the template does not write them right behind the prompt.
+    """
+    if not case.calls:
+        return []
+    calls = [{"type": "function", "function": call} for call in case.calls]
+    messages = [*case.messages, {"role": "assistant", "content": "", "tool_calls": calls}]
+    prompt = tokenizer.apply_chat_template(case.messages, **template)
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=False, **template)
+    except TokenizerError:  # a template need not know calls
+        return []
+    tokens = tokenizer.encode(text[len(prompt) :]) if text.startswith(prompt) else []
+    ends = [i for i, token in enumerate(tokens, start=1) if token in tokenizer.eos_token_ids]
+    return tokens[: ends[0]] if ends else []
+
+
+def _is_likeliest(model: Model, prompt: list[int], reply: list[int]) -> bool:
+    logits = model.logits([*prompt, *reply[:-1]], last=len(reply))
+    return mx.argmax(logits, axis=-1).tolist() == reply
