@@ -30,6 +30,7 @@ EVERYTHING = {
     "planning",
     "record",
     "selftest",
+    "shipped",
     "text",
     "version",
 }
@@ -48,11 +49,12 @@ MAY_IMPORT = {
     "generation": {"nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "record"},
     "experts": {"checkpoint", "record"},
-    "ops": {"record"},
-    "checkpoint": {"config", "record"},
+    "ops": {"record", "shipped"},
+    "checkpoint": {"config", "record", "shipped"},
     "text": set(),
     "config": set(),
     "record": set(),
+    "shipped": set(),
     "errors": set(),
 }
 

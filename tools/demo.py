@@ -1,7 +1,6 @@
-"""`make demo`: the main job from end to end on a small model with random weights.
+"""`make demo`: the main job from end to end, on the small model that comes with the library.
 
-Writes a checkpoint in Hugging Face's format, converts it to the packed form, and generates with the experts streamed
-from the packed files.
+Inspects and verifies its packed files, asks it two questions and has it call a tool; experts are streamed.
 """
 
 from __future__ import annotations
@@ -9,37 +8,23 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from random_checkpoint import text_config, write_checkpoint
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUESTIONS = ("Why can a laptop run a model that is larger than its memory?", "What does K mean?")
 
-PROMPT = "Why can a laptop run a model that is larger than its memory?"
 
-
-def run(folder: str, *arguments: str) -> None:
-    """Runs a flash-moe command in ``folder``, after showing it."""
-    print(f"\n$ flash-moe {shlex.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, "-m", "flash_moe", *arguments], check=True, cwd=folder)
+def run(shown: str, *arguments: str) -> None:
+    """Runs Python with these arguments, after showing what a user would type."""
+    print(f"\n$ {shown}", flush=True)
+    subprocess.run([sys.executable, *arguments], check=True)
 
 
 def main() -> None:
-    print(
-        "flash_moe demo. The model is small and its weights are RANDOM, so its answer is noise;\n"
-        "everything else (formats, conversion, streamed experts, statistics) is the real thing.",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory(prefix="flash-moe-demo-") as folder:
-        text = text_config(
-            hidden_size=256, num_hidden_layers=8, num_experts=64, num_experts_per_tok=10,
-            moe_intermediate_size=128, shared_expert_intermediate_size=128,
-        )  # fmt: skip
-        write_checkpoint(Path(folder) / "random-moe", text)
-        run(folder, "convert", "random-moe", "random-moe-4bit", "--bits", "4")
-        run(folder, "info", "random-moe-4bit")
-        run(folder, "verify", "random-moe-4bit")
-        run(folder, "generate", "random-moe-4bit", PROMPT, "--max-tokens", "64")
-    print("\nThe same with a real model: flash-moe generate ORG/NAME, see README.md")
+    for command in (["info", "demo"], ["verify", "demo"], *(["generate", "demo", text] for text in QUESTIONS)):
+        run(f"flash-moe {shlex.join(command)}", "-m", "flash_moe", *command)
+    run("python examples/tool_calls.py", str(EXAMPLES / "tool_calls.py"))
+    print("\nThe same with a large model: flash-moe generate ORG/NAME, see README.md")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ class Model:
         """Opens a checkpoint: reads the always-needed weights, and finds where every expert lies.
 
         Args:
-            path: a folder, or the name of a repository on the Hugging Face hub ("org/name"), which is downloaded.
+            path: a folder; the name of a repository on the Hugging Face hub ("org/name"), which is downloaded; or
+                ``"demo"``, a small model that comes with the library.
             experts_per_token: experts used per token and layer (K). The default of 4 is capped at the model's own
                 top-k; None means the model's own.
             expert_io: how experts are read: ``"mapped"`` (pages used in place), ``"slots"`` (read into a bank),

@@ -1,4 +1,5 @@
-"""From what the user typed to a directory of files: a local path as it is, or a hub repository, downloaded.
+"""From what the user typed to a directory of files: a local path as it is, the demo model that comes with the library, or
+a hub repository, downloaded.
 
 It knows names and sizes of files, nothing of what is in them. The environment of `huggingface_hub` (`HF_ENDPOINT`,
 `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`) works as usual; that package is imported only for a repository.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, DiskSpaceError, FlashMoEError, HubError
+from ..shipped import shipped
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ NEEDED += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 NEEDED += ["merges.txt", "chat_template.jinja", "chat_template.json"]
 SUBFOLDERS = "*/*"  # excluded: to fnmatch, original/a.safetensors is a *.safetensors
 
+DEMO = "demo"
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -53,8 +56,9 @@ def resolve(
     to continue. If the hub cannot be asked, a complete cached copy is used with a warning.
 
     Args:
-        path_or_repo: a local directory, or `org/name` on the hub. A local directory wins.
-        revision: branch, tag or commit of the repository; its default branch if None. Ignored for a directory.
+        path_or_repo: a local directory, `"demo"`, or `org/name` on the hub. A local directory wins; one that is called
+            demo has to hold a config.json for that.
+        revision: branch, tag or commit of the repository; its default branch if None. Ignored for anything else.
         token: hub access token; None or True uses the one stored by `hf auth login`, False sends none.
         cache_dir: the hub's cache; None means the standard place.
         local_files_only: use the cache and no network, as does `HF_HUB_OFFLINE=1`.
@@ -66,12 +70,14 @@ def resolve(
     """
     name = os.fspath(path_or_repo)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    if name == DEMO and not (path / "config.json").exists():
+        return shipped("models") / DEMO
     if name and path.is_dir():
         return path
     if not isinstance(path_or_repo, str) or not REPO.fullmatch(name) or path.exists():
         raise CheckpointError(
             f"{name!r} {'is a file' if path.is_file() else 'does not exist'}; expected a directory that holds "
-            "config.json and *.safetensors, or org/name on the hub. Check the spelling and the current directory."
+            "config.json and *.safetensors, org/name on the hub, or demo. Check the spelling and the current directory."
         )
     with hub_errors(name, revision):
         from huggingface_hub import HfApi, constants

@@ -14,8 +14,8 @@ import typer
 from ..errors import HubError
 
 OWN = "own"
-MODEL_HELP = "A folder, or a repository on the Hugging Face hub (org/name)."
-LOCAL_HELP = "A folder, or a hub repository (org/name) that was downloaded before."
+MODEL_HELP = "A folder, a repository on the Hugging Face hub (org/name), or demo."
+LOCAL_HELP = "A folder, a hub repository (org/name) that was downloaded before, or demo."
 ExpertsPerToken = Annotated[
     str,
     typer.Option(

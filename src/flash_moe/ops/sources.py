@@ -1,16 +1,16 @@
-"""Where the kernels' sources are."""
+"""The texts of the kernels' sources."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
 
+from ..shipped import shipped
 
-@cache
+
 def folder() -> Path:
-    """The folder of the Metal sources: inside the installed package, or at the top of a clone."""
-    installed = Path(__file__).parent.parent / "kernels"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "kernels"
+    """The folder of the Metal sources."""
+    return shipped("kernels")
 
 
 @cache
