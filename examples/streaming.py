@@ -1,14 +1,14 @@
 """Show a reply while it is written, with the model's own number of experts per token.
 
-python examples/streaming.py MODEL ["a question"]
+python examples/streaming.py [MODEL] ["a question"]
 """
 
 import sys
 
 from flash_moe import Model
 
-path = sys.argv[1]
-question = sys.argv[2] if len(sys.argv) > 2 else "Explain a page cache to a cook."
+path = sys.argv[1] if len(sys.argv) > 1 else "demo"
+question = sys.argv[2] if len(sys.argv) > 2 else "What is the page cache?"
 messages = [
     {"role": "system", "content": "Answer in two sentences."},
     {"role": "user", "content": question},

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUESTIONS = ("Why can a laptop run a model that is larger than its memory?", "What does K mean?")
+ASKED = (
+    ["How much memory do I need for Qwen3.5-397B?"],
+    ["Why can a laptop run a model that is larger than its memory?", "--experts-per-token", "own"],
+)
 
 
 def run(shown: str, *arguments: str) -> None:
@@ -21,7 +24,7 @@ def run(shown: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    for command in (["info", "demo"], ["verify", "demo"], *(["generate", "demo", text] for text in QUESTIONS)):
+    for command in (["info", "demo"], ["verify", "demo"], *(["generate", "demo", *asked] for asked in ASKED)):
         run(f"flash-moe {shlex.join(command)}", "-m", "flash_moe", *command)
     run("python examples/tool_calls.py", str(EXAMPLES / "tool_calls.py"))
     print("\nThe same with a large model: flash-moe generate ORG/NAME, see README.md")

@@ -95,7 +95,7 @@ def test_directory_needs_no_hub_client(tmp_path: Path) -> None:
 )
 def test_path_typo(path: str) -> None:
     with pytest.raises(
-        CheckpointError, match=r"does not exist; expected a directory .* or org/name .* Check the spell"
+        CheckpointError, match=r"does not exist; expected a directory .* org/name .* or demo. Check the spell"
     ):
         resolve(path)
 

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
-from flash_moe.generation.result import Generation, format_bytes, summary
+from flash_moe.generation.result import Generation
 from flash_moe.generation.stats import Stats
 from flash_moe.generation.streaming_stats import ChoiceStats, PrefetchStats
+from flash_moe.generation.summary import format_bytes
 from flash_moe.nn.expert_choice import ChoiceCounters
 from flash_moe.nn.prefetch_switch import Comparison
 
@@ -48,42 +49,40 @@ def test_nothing_measured_is_no_division_by_zero() -> None:
 def test_reused_tokens_are_named_and_are_no_speed() -> None:
     continued = dataclasses.replace(STATS, reused_tokens=80)
     assert continued.prompt_tokens_per_second == 10
-    assert summary(continued).startswith("100 prompt tokens (80 reused) at 10.0 tok/s")
-    assert "reused" not in summary(STATS)
+    assert str(continued).startswith("100 prompt tokens (80 reused) at 10.0 tok/s")
+    assert "reused" not in str(STATS)
 
 
 def test_summary_names_a_reduced_k() -> None:
-    assert "K=4 of the model's 10" in summary(STATS)
-    assert "K=10 ·" in summary(dataclasses.replace(STATS, experts_per_token=10))
-    assert "75% in memory" in summary(STATS)
+    assert "K=4 of the model's 10" in str(STATS)
+    assert "K=10 ·" in str(dataclasses.replace(STATS, experts_per_token=10))
+    assert "75% in memory" in str(STATS)
 
 
 def test_summary_says_what_prefetching_did() -> None:
     trial = Comparison(seconds=0.8, seconds_without=1.0, missing=5, missing_without=5)
     stats = PrefetchStats("on", 20, 0.854, 4096, trial, trial.saved)
     on = dataclasses.replace(STATS, prefetch=stats)
-    assert summary(on).endswith("in memory · prefetch on (85% of experts predicted, 20% less time per token)")
+    assert str(on).endswith("in memory · prefetch on (85% of experts predicted, 20% less time per token)")
     worse = dataclasses.replace(stats, decision="off", time_saved=-0.07)
-    assert summary(dataclasses.replace(STATS, prefetch=worse)).endswith(
-        "85% of experts predicted, 7% more time per token)"
-    )
+    assert str(dataclasses.replace(STATS, prefetch=worse)).endswith("85% of experts predicted, 7% more time per token)")
     idle = PrefetchStats("nothing missing", 0, None, 0, None, None)
-    assert summary(dataclasses.replace(STATS, prefetch=idle)).endswith(" · prefetch nothing missing")
+    assert str(dataclasses.replace(STATS, prefetch=idle)).endswith(" · prefetch nothing missing")
     found = on.to_dict()
     assert found["choice"] is None
     assert (found["prefetch"]["recall"], found["prefetch"]["trial"]["seconds_without"]) == (0.854, 1.0)
-    assert "prefetch" not in summary(STATS)
+    assert "prefetch" not in str(STATS)
 
 
 def test_summary_says_what_was_dropped_and_swapped() -> None:
     found = ChoiceStats.of(ChoiceCounters(1000, 25, 0, 4.0, 0.1, 0.0))
     assert found.router_mass_dropped == 0.025
     choice = dataclasses.replace(STATS, choice=found)
-    assert summary(choice).endswith("in memory · 2.5% of experts dropped (-2.50% of router mass)")
+    assert str(choice).endswith("in memory · 2.5% of experts dropped (-2.50% of router mass)")
     both = dataclasses.replace(STATS, choice=dataclasses.replace(found, swapped=10, router_mass_swapped=0.001))
-    assert summary(both).endswith("router mass), 1.0% of experts swapped (-0.10% of router mass)")
+    assert str(both).endswith("router mass), 1.0% of experts swapped (-0.10% of router mass)")
     none = dataclasses.replace(STATS, choice=ChoiceStats.of(ChoiceCounters()))
-    assert summary(none).endswith(" · no expert dropped or swapped")
+    assert str(none).endswith(" · no expert dropped or swapped")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Makes the demo model: data, training, export and score, by one command.
 
-    PYTHONPATH=tools python -m demo_model OUT --minutes 12
+    PYTHONPATH=tools python -m demo_model OUT
 
 What OUT holds already is not made again, so the same command continues what was interrupted:
 

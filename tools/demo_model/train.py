@@ -55,7 +55,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--export", type=Path, help="folder for a Hugging Face checkpoint, renewed with every checkpoint.pt")
     add("--tokenizer", type=Path, help="folder of the tokenizer; --export needs it")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, default=12, help="length of the run")
+    length.add_argument("--minutes", type=float, default=18, help="length of the run")
     length.add_argument("--steps", type=int, help="length of the run in steps: exactly repeatable")
     add("--tokens", type=int, default=107520, help="places of a batch, a multiple of 1,024 with many divisors")
     add("--lr", type=float, default=4e-3, help="of Muon, for the large matrices")

@@ -70,7 +70,7 @@ def resolve(
     """
     name = os.fspath(path_or_repo)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
-    if name == DEMO and not (path / "config.json").exists():
+    if path_or_repo == DEMO and not (path / "config.json").exists():
         return shipped("models") / DEMO
     if name and path.is_dir():
         return path

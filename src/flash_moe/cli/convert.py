@@ -97,7 +97,7 @@ def command(
         )
 
     from ..checkpoint.hub import resolve
-    from ..generation.result import format_bytes
+    from ..generation.summary import format_bytes
     from ..packing.convert import convert
     from ..packing.info import describe
 

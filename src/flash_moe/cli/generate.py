@@ -153,8 +153,6 @@ def _ends_line(chunks: list[Chunk]) -> bool:
 
 
 def _finish(model: Model, chunks: list[Chunk], interrupted: bool, max_tokens: int, as_json: bool) -> None:
-    from ..generation.result import summary
-
     if not chunks:
         say("interrupted before the first token", style=DIM)
         return
@@ -172,4 +170,4 @@ def _finish(model: Model, chunks: list[Chunk], interrupted: bool, max_tokens: in
         return
     limit = "cut by --max-tokens" if len(chunks) == max_tokens else "the context is full"
     note = {"interrupted": "interrupted", "length": limit}.get(reason or "")
-    say(" · ".join(filter(None, (summary(last.stats), note))), style=DIM)
+    say(" · ".join(filter(None, (str(last.stats), note))), style=DIM)

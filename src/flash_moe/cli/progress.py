@@ -66,7 +66,7 @@ class Bar:
 
     def bytes(self, done: int, total: int) -> None:
         """``done`` of ``total`` bytes are done; shows the speed and the time left too."""
-        from ..generation.result import format_bytes
+        from ..generation.summary import format_bytes
 
         now = time.monotonic()
         if self._base is None or (self._resumed and now - self._start < _SKIPPING):

@@ -20,7 +20,7 @@ def command(path: Annotated[str, typer.Argument(metavar="PATH", help=LOCAL_HELP,
     Ends with exit code 1 and the name of the first damaged file, or of the layer and expert. Only what `flash-moe
     convert` wrote has checksums; of other checkpoints it says whether all experts can be read.
     """
-    from ..generation.result import format_bytes
+    from ..generation.summary import format_bytes
     from ..packing.verify import verify
 
     with Bar("verifying", lines=True) as bar:

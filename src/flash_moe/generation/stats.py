@@ -12,11 +12,12 @@ import mlx.core as mx
 from ..experts.store import StoreStats
 from ..nn.decoder import Decoder
 from .streaming_stats import ChoiceStats, PrefetchStats, StreamingRecorder
+from .summary import summary
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Statistics of one generation so far.
+    """Statistics of one generation so far; ``str()`` of it is one line for people.
 
     Attributes:
         prompt_tokens, generated_tokens: counts; a final end-of-sequence token counts as generated.
@@ -74,6 +75,9 @@ class Stats:
         """Expert bytes requested per decoded token."""
         tokens = self.generated_tokens - 1
         return self.decode_bytes_requested / tokens if tokens > 0 else 0.0
+
+    def __str__(self) -> str:
+        return summary(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON."""

@@ -36,6 +36,14 @@ class PrefetchStats:
     trial: Comparison | None
     time_saved: float | None
 
+    def __str__(self) -> str:
+        details = []
+        if self.recall is not None:
+            details.append(f"{self.recall:.0%} of experts predicted")
+        if self.time_saved is not None:
+            details.append(f"{abs(self.time_saved):.0%} {'less' if self.time_saved >= 0 else 'more'} time per token")
+        return f"prefetch {self.decision}" + (f" ({', '.join(details)})" if details else "")
+
 
 @dataclass(frozen=True)
 class ChoiceStats:

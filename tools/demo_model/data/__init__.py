@@ -26,8 +26,8 @@ from .tool_calls import (
     two_calls,
 )
 
-# How often each kind is drawn. In tokens, which is what counts in training, tool calls make up 55%, questions 22%,
-# extraction 12%, arithmetic 8% and chat 3%.
+# How often each kind is drawn. In tokens, which is what counts in training, tool calls make up 83%, questions 9%,
+# extraction and arithmetic 3% each: copying from an unseen schema is what takes longest to learn.
 KINDS = {
     one_call: 36,
     several_requests: 34,

@@ -1,0 +1,39 @@
+"""Statistics for people: one line of text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .stats import Stats
+
+
+def summary(stats: Stats) -> str:
+    """One line for people: speed, K, expert bytes per token, hit rate."""
+    k, own = stats.experts_per_token, stats.model_experts_per_token
+    parts = [
+        f"{stats.prompt_tokens} prompt tokens"
+        + (f" ({stats.reused_tokens} reused)" if stats.reused_tokens else "")
+        + f" at {stats.prompt_tokens_per_second:.1f} tok/s",
+        f"{stats.generated_tokens} generated"
+        + (f" at {speed:.1f} tok/s" if (speed := stats.generated_tokens_per_second) else ""),
+        f"K={k}" if k == own else f"K={k} of the model's {own}",
+    ]
+    if stats.expert_bytes_requested:
+        if stats.expert_bytes_per_token:
+            parts.append(f"{format_bytes(stats.expert_bytes_per_token)} of experts per token")
+        parts.append(f"{stats.hit_rate:.0%} in memory")
+    if stats.prefetch is not None:
+        parts.append(str(stats.prefetch))
+    if stats.choice is not None:
+        parts.append(str(stats.choice))
+    return " · ".join(parts)
+
+
+def format_bytes(count: float) -> str:
+    """A size for people: 7,077,888 is "7.1 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
