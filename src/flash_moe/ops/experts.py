@@ -147,7 +147,7 @@ def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: m
         w = views.matrix(projection, dtype).swapaxes(-1, -2)
         # MLX 0.32.4 on CUDA is wrong with sorted_indices
         return mx.gather_mm(x.astype(dtype), w, rhs_indices=index).astype(x.dtype)
-    # MLX on CUDA takes no strided matrices
+    # MLX on CUDA takes no strided matrices; and rows that share a record would each read it over the bus
     w, scales, biases = (mx.contiguous(part) for part in views.quantized(projection, x.dtype))
     return mx.gather_qmm(
         x, w, scales, biases, rhs_indices=index, transpose=True,
