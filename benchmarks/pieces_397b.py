@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -74,28 +73,6 @@ def device_read(array: mx.array) -> float:
     mx.eval(array + 1)
     mx.synchronize()
     return array.nbytes / (time.perf_counter() - start)
-
-
-def keep_on_host(memory: np.ndarray) -> None:
-    """Has CUDA leave managed memory on the host's side, where the GPU reads it over the bus without moving its pages.
-
-    Raises:
-        OSError: there is no CUDA driver.
-        RuntimeError: the driver refuses.
-    """
-    cuda = ctypes.CDLL("libcuda.so.1")
-    context, host, device = ctypes.c_void_p(), -1, 0
-    preferred_location, accessed_by = 3, 5
-    pointer, size = ctypes.c_uint64(memory.ctypes.data), ctypes.c_size_t(memory.nbytes)
-    for name, *arguments in (
-        ("cuInit", 0),
-        ("cuDevicePrimaryCtxRetain", ctypes.byref(context), device),
-        ("cuCtxSetCurrent", context),
-        ("cuMemAdvise", pointer, size, preferred_location, host),
-        ("cuMemAdvise", pointer, size, accessed_by, device),
-    ):
-        if code := getattr(cuda, name)(*arguments):
-            raise RuntimeError(f"{name} returned {code}, expected 0 (success)")
 
 
 def layers_alone(model: Model, kind: str) -> tuple[float, int]:

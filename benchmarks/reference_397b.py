@@ -16,7 +16,7 @@ from sparse_checkpoint import QUANTIZATION
 from flash_moe.record import PROJECTIONS, ProjectionFormat, RecordLayout
 
 CHUNK = 2048  # tokens of a prompt that mlx-lm runs together
-REPEATS = 3
+REPEATS = 3  # of tokens
 
 
 def reference(text: dict[str, Any], ks: list[int], prompt: int, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -50,12 +50,11 @@ def _row(of: str, k: int, seconds: float, layers: int) -> dict[str, Any]:
 
 
 def _prompt_seconds(model: Any, prompt: int) -> float:
-    """Median seconds of a prompt through all layers, without the head, in mlx-lm's chunks."""
+    """Seconds of a prompt through all layers, without the head, in mlx-lm's chunks: of a second run."""
     from mlx_lm.models.cache import make_prompt_cache
 
     tokens = mx.random.randint(0, model.language_model.args.vocab_size, (1, prompt))
-    times = []
-    for _ in range(REPEATS):
+    for _ in range(2):
         cache = make_prompt_cache(model)
         mx.eval(tokens)
         mx.synchronize()
@@ -64,8 +63,7 @@ def _prompt_seconds(model: Any, prompt: int) -> float:
             hidden = model.language_model.model(tokens[:, first : first + CHUNK], cache=cache)
             mx.eval(hidden, [layer.state for layer in cache])
         mx.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return time.perf_counter() - start
 
 
 @contextmanager

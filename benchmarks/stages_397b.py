@@ -7,8 +7,7 @@ import dataclasses
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from pieces_397b import (
     device_read,
     experts_alone,
     head_alone,
-    keep_on_host,
     layers_alone,
     page_cache_read,
     reads_alone,
@@ -41,6 +39,7 @@ from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
 from flash_moe.config import FULL_ATTENTION, LINEAR_ATTENTION
 from flash_moe.experts.files import MappedFile
+from flash_moe.experts.host_memory import keep_on_host
 from flash_moe.planning.plan import plan
 
 TINY: dict[str, Any] = text_config(
@@ -104,7 +103,7 @@ class Benchmark:
                     delattr(store, attribute)
 
     def make(self) -> None:
-        for name in ("whole", "few", "short", "plan"):
+        for name in ("whole", "short", "plan"):
             self.model_folder(name)
 
     # ---- stages
@@ -128,8 +127,9 @@ class Benchmark:
             mx.eval(bank)
             memory, where = np.array(bank, copy=False).view(np.uint8), "managed memory"
             if advised:
-                keep_on_host(memory)
                 where += " advised to stay on the host"
+                if not keep_on_host(memory):
+                    raise RuntimeError("CUDA did not take the advice, see the warning above")
             for number in range(2):
                 speed = page_cache_read(file, memory, 8)
                 again = "after the device has read it" if number else "for the first time"
@@ -140,35 +140,10 @@ class Benchmark:
         file.close()
 
     def reference(self) -> None:
-        own = self.text["num_experts_per_tok"]
         text = self._text(self.a.reference_layers, self.a.few_experts)
-        for row in reference(text, sorted({self.k, own}), self.a.prompt, self.report.say):
+        for row in reference(text, self.a.reference_k or [self.k], self.a.prompt, self.report.say):
             self.found[f"{row['of']} {row['K']}"] = row["ms_per_layer"]
             self.report.row("mlx-lm, resident", **row)
-
-    def bank(self) -> None:
-        stride = RecordTable.of(Checkpoint.open(self.model_folder("whole"))).max_stride
-        for name in ("few", "whole"):
-            count = self.a.few_experts if name == "few" else len(self.tokens) * self.k
-            nbytes = stride * self.a.layers * count
-            warm_contents(self.model_folder(name))
-            with self._loaded(name, expert_cache=nbytes) as model:
-                if name == "few":
-                    self._fill(model)
-                self._row("bank", f"first pass, {model.config.num_experts} experts", model)
-                for number in range(2):  # the device moves pages of the bank at their first use
-                    seconds, brought = self._row("bank", f"pass {number + 2}, all in slots", model)
-                if brought:
-                    raise RuntimeError(f"{brought} bytes were read in a pass whose experts should all be in slots")
-                self.found[f"bank {name}"] = seconds
-            del model
-
-    def _fill(self, model: Model) -> None:
-        """Reads every record, after which each layer is whole."""
-        store = model.expert_store
-        for layer in store.layouts:
-            for first in range(0, model.config.num_experts, store.capacity):
-                store.fetch(layer, range(first, min(first + store.capacity, model.config.num_experts)))
 
     def cache(self) -> None:
         warm_contents(self.model_folder("whole"))
@@ -185,15 +160,7 @@ class Benchmark:
         del model
         with self._loaded("whole", expert_io="mapped") as model:
             for _ in range(2):
-                self._row("page cache", "mapped", model)
-        del model
-        if mx.cuda.is_available():
-            with self._loaded("whole") as model:
-                keep_on_host(model.expert_store._bytes)
-                for threads in (8, 16):
-                    model.expert_store._reader._pool = ThreadPoolExecutor(threads)
-                    for _ in range(2):
-                        self._row("page cache", f"slots, bank advised to stay on the host, {threads} threads", model)
+                self._row("page cache", "mapped", model, self.tokens[: len(self.tokens) // 3])
 
     def _pieces(self, model: Model, total: float, waiting: float, fetched: float) -> None:
         layers, copy = self.a.layers, self.found.get("copy") or device_copy(self.a.copy_mb << 20)
@@ -203,21 +170,24 @@ class Benchmark:
         experts = layers * experts_alone(model, 16)
         head = head_alone(model._decoder.logits, model.config.hidden_size, model._decoder.dtype, 16)
         self.found["head"] = head
+        floor = self.found["floor of a token"] = sum(floors.values())
         rows = {
-            "a token": (total, sum(floors.values())),
+            "a token": (total, floor),
             "waiting for reads": (waiting, fetched / self.found["page cache"] if "page cache" in self.found else None),
-            "the rest": (total - waiting, sum(floors.values())),
-            "a token whose experts are in slots": (self.found.get("bank whole"), sum(floors.values())),
+            "the rest": (total - waiting, floor),
             "delta-net layers alone": (delta, floors["delta-net layers"]),
             "attention layers alone": (attention, floors["attention layers"]),
             "experts alone": (experts, floors["experts"]),
             "head alone": (head, floors["head"]),
         }
-        for name, (seconds, floor) in rows.items():
-            self.report.row(
-                "where a token's time goes", piece=name, ms=_ms(seconds), ms_per_layer=_ms(seconds, layers),
-                floor_ms=_ms(floor), times_the_floor=None if None in (seconds, floor) else seconds / floor,
-            )  # fmt: skip
+        for name, (seconds, its_floor) in rows.items():
+            self._piece(name, seconds, its_floor)
+
+    def _piece(self, name: str, seconds: float, floor: float | None) -> None:
+        self.report.row(
+            "where a token's time goes", piece=name, ms=_ms(seconds), ms_per_layer=_ms(seconds, self.a.layers),
+            floor_ms=_ms(floor), times_the_floor=_ratio(seconds, floor),
+        )  # fmt: skip
 
     def prefill(self) -> None:
         warm_contents(self.model_folder("short"))
@@ -225,14 +195,7 @@ class Benchmark:
         with self._loaded("short") as model:
             self.report.say("compiling")
             model.generate(prompt[: self.a.prompt // 8], max_tokens=1, temperature=0)
-            names = [
-                "slots",
-                "slots",
-                *(["slots, bank advised to stay on the host"] * 2 if mx.cuda.is_available() else []),
-            ]
-            for number, name in enumerate(names):
-                if number == 2:
-                    keep_on_host(model.expert_store._bytes)
+            for _ in range(2):
                 before = dataclasses.replace(model.expert_store.stats)
                 model.forget()
                 stats = model.generate(prompt, max_tokens=1, temperature=0).stats
@@ -241,7 +204,7 @@ class Benchmark:
                 theirs = [self.found.get(f"{kind} {self.k}") for kind in ("prompt", "prompt, fused delta rule")]
                 mine = 1e3 * stats.prompt_seconds / layers
                 self.report.row(
-                    "prefill", store=name, tokens=len(prompt), layers=layers, s=stats.prompt_seconds,
+                    "prefill", store="slots", tokens=len(prompt), layers=layers, s=stats.prompt_seconds,
                     tok_per_s_of_all_layers=len(prompt) / (stats.prompt_seconds * self.a.layers / layers),
                     ms_per_layer=mine, GB_read=spent.bytes_brought / 1e9, waiting_for_reads_s=spent.fetch_seconds,
                     reads_alone_s=reads, reads_alone_GB_per_s=spent.bytes_brought / reads / 1e9,
@@ -268,11 +231,35 @@ class Benchmark:
                     in_memory_beforehand_MB=None if phase.leftover_bytes is None else phase.leftover_bytes / 1e6,
                 )  # fmt: skip
 
-    def _row(self, table: str, name: str, model: Model) -> tuple[float, int]:
-        """Decodes the tokens and reports: median seconds of a token, and bytes that were not in the store."""
-        before = dataclasses.replace(model.expert_store.stats)
-        seconds = float(np.median(replay(model, self.tokens)))
-        spent, count = model.expert_store.stats.since(before), len(self.tokens)
+    def bank(self) -> None:
+        stride = RecordTable.of(Checkpoint.open(self.model_folder("whole"))).max_stride
+        for name in ("few", "whole"):
+            count = self.a.few_experts if name == "few" else len(self.tokens) * self.k
+            nbytes = stride * self.a.layers * count
+            warm_contents(self.model_folder(name))
+            with self._loaded(name, expert_cache=nbytes) as model:
+                if name == "few":
+                    self._fill(model)
+                self._row("bank", f"first pass, {model.config.num_experts} experts", model)
+                for number in range(2):  # the device moves pages of the bank at their first use
+                    seconds, brought = self._row("bank", f"pass {number + 2}, all in slots", model)
+                if brought:
+                    raise RuntimeError(f"{brought} bytes were read in a pass whose experts should all be in slots")
+            del model
+        self._piece("a token whose experts are in slots", seconds, self.found.get("floor of a token"))
+
+    def _fill(self, model: Model) -> None:
+        """Reads every record, after which each layer is whole."""
+        store = model.expert_store
+        for layer in store.layouts:
+            for first in range(0, model.config.num_experts, store.capacity):
+                store.fetch(layer, range(first, min(first + store.capacity, model.config.num_experts)))
+
+    def _row(self, table: str, name: str, model: Model, tokens: Sequence[int] = ()) -> tuple[float, int]:
+        """Decodes tokens (all, unless given) and reports: median seconds of one, and bytes that were not in the store."""
+        tokens, before = tokens or self.tokens, dataclasses.replace(model.expert_store.stats)
+        seconds = float(np.median(replay(model, tokens)))
+        spent, count = model.expert_store.stats.since(before), len(tokens)
         if "head" not in self.found:
             dtype = model._decoder.dtype
             self.found["head"] = head_alone(model._decoder.logits, model.config.hidden_size, dtype, 16)
@@ -296,5 +283,5 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 
 STAGES: dict[str, Callable[[Benchmark], None]] = {
-    name: getattr(Benchmark, name) for name in ("make", "speeds", "reference", "bank", "cache", "prefill", "plan")
+    name: getattr(Benchmark, name) for name in ("make", "speeds", "reference", "cache", "prefill", "plan", "bank")
 }

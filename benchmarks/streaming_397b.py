@@ -1,20 +1,20 @@
 """Streaming on a GPU with the layer sizes of Qwen3.5-397B-A17B: how fast experts come out of the page cache.
 
-    python benchmarks/streaming_397b.py FOLDER --json FILE [--stages make speeds reference bank cache prefill plan]
+    python benchmarks/streaming_397b.py FOLDER --json FILE [--stages make speeds reference cache prefill plan bank]
     python benchmarks/streaming_397b.py FOLDER --json FILE --tiny          # the same with a small model, on any machine
 
 FOLDER is a scratch folder on one file system; models are made there, with random weights (`made_397b.py`), and stay. At
 full size it takes 30 GB of disk, as much page cache, and up to 90 GB of the GPU's memory. Every stage prints its
 rows as soon as they are known; one that fails is reported and the next begins.
 
-    make       the models
+    make       the models; that with few experts is left to `bank`
     speeds     copies and reads by themselves: on the device, out of the page cache, from the host to the device
     reference  mlx-lm with fewer layers and experts, resident: tokens, and a prompt. MLX's fused delta rule is a second
                row, for mlx-lm has a kernel of its own only for Metal and loops over the tokens elsewhere
-    bank       tokens whose experts are all in the slots, and those of a model with so few that layers are whole
     cache      tokens whose experts are all in the page cache, and what the parts of a token take
     prefill    a prompt, through the page cache
     plan       `flash-moe plan` beside `flash-moe bench`
+    bank       tokens whose experts are all in the slots, and those of a model with so few that layers are whole
 
 Times are wall times. "Waiting for reads" is the time inside a store's fetch, with all that CUDA does there to move pages of
 managed memory; "the rest" is a token without it. Pieces are timed alone, in one launch; together they take less than
@@ -70,6 +70,7 @@ def main() -> None:
         ("copy-mb", 1024, "of a device copy"),
     ):
         parser.add_argument(f"--{name}", type=int, default=size, help=f"{meaning} (%(default)s)")
+    parser.add_argument("--reference-k", type=int, nargs="+", help="of mlx-lm's runs (that of --k)")
     if "--tiny" in sys.argv:
         parser.set_defaults(**TINY_SIZES)
     arguments = parser.parse_args()

@@ -41,9 +41,10 @@ def test_every_store_gives_the_same_tokens_and_logits(
 
 
 @pytest.mark.parametrize("k", [1, 4, 10])
-def test_float_checkpoints_stream_too(k: int, float_checkpoint: Path) -> None:
-    expected, logits = run(float_checkpoint, k, expert_io="resident")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float_checkpoints_stream_too(k: int, dtype: str, float_checkpoint: Path) -> None:
+    expected, logits = run(float_checkpoint, k, dtype=dtype, expert_io="resident")
     for name in ("mapped", "slots"):
-        tokens, streamed = run(float_checkpoint, k, **STORES[name])
+        tokens, streamed = run(float_checkpoint, k, dtype=dtype, **STORES[name])
         assert tokens == expected, name
         np.testing.assert_array_equal(streamed, logits, err_msg=name)

@@ -77,3 +77,17 @@ def test_rows_sorted_by_expert(counts: list[int], fmt: str, dtype: str) -> None:
     blocks = np.split(x, np.cumsum(counts)[:-1])
     expected = np.concatenate([oracles.swiglu_expert(b, *m) for b, m in zip(blocks, dense, strict=True)])
     np.testing.assert_allclose(np.array(y), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("counts", [[1], [40, 1, 7, 16]], ids=str)
+def test_plain_records_with_activations_of_16_bits(counts: list[int], dtype: mx.Dtype) -> None:
+    rng = np.random.RandomState(sum(counts))
+    records, layout, dense = make_records(len(counts), FORMATS["plain"], "BF16", rng)
+    x = mx.array(rng.randn(sum(counts), HIDDEN)).astype(dtype)
+    y = experts_for_rows(x, records, counts, layout)
+    assert y.dtype == dtype
+    blocks = np.split(np.array(x.astype(mx.float32), dtype=np.float64), np.cumsum(counts)[:-1])
+    expected = np.concatenate([oracles.swiglu_expert(b, *m) for b, m in zip(blocks, dense, strict=True)])
+    tolerance = 2e-2 if dtype == mx.bfloat16 else 3e-3
+    np.testing.assert_allclose(np.array(y.astype(mx.float32)), expected, rtol=tolerance, atol=tolerance)

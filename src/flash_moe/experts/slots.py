@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ExpertReadError
+from .host_memory import keep_on_host
 from .lru import SlotTable
 from .reader import RecordReader, finish
 from .store import ExpertStore, Records
@@ -23,6 +24,9 @@ class SlotStore(ExpertStore):
     Two fetches of ``capacity`` records fit side by side, so that one can be read while the other is computed with. Where
     there is room for every record, each has a slot of its own, and a layer that has been read stays whole.
 
+    On CUDA a bank that only passes records on stays on the host, where they are written once and read once; one that keeps
+    records for later is left to move to the device.
+
     Args:
         cache_bytes: room for further records, kept beyond those of the current fetches.
     """
@@ -31,12 +35,15 @@ class SlotStore(ExpertStore):
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
         stride = reader.table.max_stride
-        count = min(2 * capacity + cache_bytes // max(stride, 1), len(self.layouts) * reader.table.num_experts)
+        everything = len(self.layouts) * reader.table.num_experts
+        count = min(2 * capacity + cache_bytes // max(stride, 1), everything)
         self._bank = mx.zeros((count, stride // 4), dtype=mx.uint32)
         mx.eval(self._bank)
         self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
+        if not cache_bytes and count < everything:
+            keep_on_host(self._bytes)
         self._slots: SlotTable[_Key] = SlotTable(count)
-        self._experts, everything = reader.table.num_experts, len(self.layouts) * reader.table.num_experts
+        self._experts = reader.table.num_experts
         self._first_slots = (
             {layer: i * self._experts for i, layer in enumerate(self.layouts)} if count == everything else {}
         )

@@ -143,9 +143,11 @@ def _batched(x: mx.array, views: _Views, projection: ProjectionLayout) -> mx.arr
 def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: mx.array) -> mx.array:
     """[R, 1, in] times the record that ``index`` names for each row: [R, 1, out]."""
     if (q := projection.quantization) is None:
-        w = views.matrix(projection, x.dtype).swapaxes(-1, -2)
-        return mx.gather_mm(x, w, rhs_indices=index)  # MLX 0.32.4 on CUDA is wrong with sorted_indices
-    # MLX on CUDA takes no strided matrices
+        dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # MLX on the CPU takes nothing else
+        w = views.matrix(projection, dtype).swapaxes(-1, -2)
+        # MLX 0.32.4 on CUDA is wrong with sorted_indices
+        return mx.gather_mm(x.astype(dtype), w, rhs_indices=index).astype(x.dtype)
+    # MLX on CUDA takes no strided matrices; and rows that share a record would each read it over the bus
     w, scales, biases = (mx.contiguous(part) for part in views.quantized(projection, x.dtype))
     return mx.gather_qmm(
         x, w, scales, biases, rhs_indices=index, transpose=True,

@@ -1,0 +1,64 @@
+"""Managed memory that stays on the host's side, where a CUDA device reads it over the bus instead of moving its pages."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+
+import mlx.core as mx
+import numpy as np
+
+from .files import PAGE
+
+logger = logging.getLogger(__name__)
+
+_PREFERRED_LOCATION, _ACCESSED_BY = 3, 5  # what may be set by cuMemAdvise, <cuda.h>
+_HOST = -1  # as a device, <cuda.h>
+
+
+def keep_on_host(memory: np.ndarray) -> bool:
+    """Advises CUDA to leave the pages of an MLX array on the host and to map them for the device.
+
+    MLX on CUDA has managed memory behind every array that the host has looked at. Its pages move to whoever touches
+    them, which is right for what one side uses often and slow for what the host writes and the device reads once.
+
+    Only speed depends on the advice, so a driver that refuses it is an event for the log and no error: memory that is
+    not managed, as on some integrated devices, does not move in the first place.
+
+    Args:
+        memory: NumPy's view of an array that has been evaluated in this thread; whole pages inside it are advised.
+            The advice lasts until MLX gives the memory back, so the next array of that size may inherit it.
+
+    Returns:
+        Whether the advice was given; False also where MLX does not compute on a CUDA device.
+    """
+    if not mx.cuda.is_available() or mx.default_device() == mx.cpu:
+        return False
+    address = memory.ctypes.data
+    first, end = -(-address // PAGE) * PAGE, (address + memory.nbytes) // PAGE * PAGE
+    if first >= end:
+        return False
+    try:
+        _advise(first, end - first)
+    except OSError as error:
+        logger.warning("CUDA may move %.1f MB of experts to and fro, which is slower: %s", memory.nbytes / 1e6, error)
+        return False
+    return True
+
+
+def _advise(address: int, nbytes: int) -> None:
+    """Gives the advice for a range of whole pages and the device whose context this thread has.
+
+    Raises:
+        OSError: there is no driver, or it refuses.
+    """
+    cuda = ctypes.CDLL("libcuda.so.1")
+    device, pointer, size = ctypes.c_int(), ctypes.c_uint64(address), ctypes.c_size_t(nbytes)
+    for name, *arguments in (
+        ("cuInit", 0),
+        ("cuCtxGetDevice", ctypes.byref(device)),
+        ("cuMemAdvise", pointer, size, _PREFERRED_LOCATION, _HOST),
+        ("cuMemAdvise", pointer, size, _ACCESSED_BY, device),
+    ):
+        if code := getattr(cuda, name)(*arguments):
+            raise OSError(f"{name} returned {code}, expected 0")
