@@ -72,6 +72,8 @@ def fill(path: Path, rng: np.random.Generator, expert_bits: int) -> None:
 
 def values(name: str, nbytes: int, rng: np.random.Generator, bits: int) -> np.ndarray:
     """Bytes of a stored tensor: random weights of mean zero, the largest 0.03, embeddings 3; ones for norms."""
+    if bits == 32:
+        return rng.uniform(-0.03, 0.03, nbytes // 4).astype(np.float32).view(np.uint8)
     if name.endswith(".weight") and "norm" not in name and "conv1d" not in name:
         return np.frombuffer(rng.bytes(nbytes), np.uint8)
     largest = 3.0 if "embed_tokens" in name else 0.03  # so that the residual stream says which token it is
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--limit-mb", type=int, default=640)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--experts", type=int, default=64)
-    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--bits", type=int, default=8, help="of experts; 32 for plain float32, which costs least to compute")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -32,7 +32,11 @@ QUANTIZATION, GATES = Quantization(4, 64), Quantization(8, 64)
 
 
 def write_sparse(folder: Path, text: dict[str, Any], expert_bits: int = 4) -> Path:
-    """Writes the checkpoint: groups of 64, bfloat16 scales, 8-bit gates, everything else but the experts 4 bits."""
+    """Writes the checkpoint: groups of 64, bfloat16 scales, 8-bit gates, everything else but the experts 4 bits.
+
+    Args:
+        expert_bits: of the experts; 32 for plain float32.
+    """
     folder.mkdir(parents=True)
     section: dict[str, Any] = {"group_size": 64, "bits": 4, "mode": "affine"}
     weight_map = {}
@@ -46,7 +50,7 @@ def write_sparse(folder: Path, text: dict[str, Any], expert_bits: int = 4) -> Pa
             weight_map[stored] = file
     for file, tensors in resident.items():
         _write_holes(folder / file, build_header(tensors, metadata={"format": "mlx"}), _nbytes(tensors))
-    fmt = ProjectionFormat("BF16", Quantization(expert_bits, 64))
+    fmt = ProjectionFormat("F32", None) if expert_bits == 32 else ProjectionFormat("BF16", Quantization(expert_bits, 64))
     layout = RecordLayout.build(text["hidden_size"], text["moe_intermediate_size"], dict.fromkeys(PROJECTIONS, fmt))
     checksums = (checksum(bytes(layout.stride)),) * text["num_experts"]
     layers = {}
