@@ -1,4 +1,4 @@
-"""Runs `flash-moe` for tests: in this process, or as one of its own."""
+"""Runs `flash-moe` for tests, in this process or as one of its own, and recognises what it says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from typer.testing import CliRunner, Result
 from flash_moe.cli import app
 
 SOURCE = Path(__file__).parents[1] / "src"
+SUMMARY = re.compile(  # groups: tokens generated, K, that K was reduced, remarks
+    r"\d+ prompt tokens at [\d.]+ tok/s · (\d+) generated at [\d.]+ tok/s · K=(\d+)( of the model's 4)?"
+    r" · [\d.]+ [kM]B of experts per token · \d+% in memory(?: · (.+))?\n"
+)
 
 
 def flash_moe_command(*arguments: object, stdin: bytes | str | None = None) -> Result:

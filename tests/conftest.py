@@ -1,17 +1,18 @@
-"""Small random checkpoints that many tests share; each is written once per session."""
+"""Small random checkpoints that many tests share, each written once per session; one of them as a model."""
 
 from __future__ import annotations
 
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from random_checkpoint import next_config, text_config, write_checkpoint
 
+from flash_moe import Model
 from flash_moe.packing.convert import convert
 
 # Machines that run the tests may be slow and busy: time is no property of the code.
@@ -64,6 +65,14 @@ def packed_checkpoint(quantized_checkpoint: Path, tmp_path_factory: pytest.TempP
     destination = tmp_path_factory.mktemp("checkpoints") / "packed"
     assert convert(quantized_checkpoint, destination) == []
     return destination
+
+
+@pytest.fixture(scope="module")
+def model(packed_checkpoint: Path) -> Iterator[Model]:
+    """``packed_checkpoint`` with its own K; generates until ``max_tokens``."""
+    with Model.load(packed_checkpoint, experts_per_token=None) as model:
+        model.tokenizer.eos_token_ids = frozenset()  # random weights stop at random otherwise
+        yield model
 
 
 @pytest.fixture

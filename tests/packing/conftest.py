@@ -1,11 +1,15 @@
-"""A tiny float checkpoint, the same one quantised by mlx_lm, and its undisturbed conversion."""
+"""A tiny float checkpoint, the same one quantised by mlx_lm, its undisturbed conversion; a way to interrupt others."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conversions import Interrupted
 from random_checkpoint import text_config, write_checkpoint
 
 from flash_moe.packing.convert import convert
@@ -31,3 +35,40 @@ def small_packed(small_quantized: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("small") / "packed"
     convert(small_quantized, folder)
     return folder
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Callable[..., None]]:
+    """``interrupt(n)`` makes the n-th step from now fail; returns what to pass as ``progress``, itself a step."""
+    left = 0
+
+    def step(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Interrupted
+
+    def stepping(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            step()
+            return real(*arguments, **keywords)
+
+        return call
+
+    for owner, name in (
+        (Path, "mkdir"),
+        (Path, "replace"),
+        (Path, "rename"),
+        (Path, "unlink"),
+        (os, "fsync"),
+        (shutil, "copyfile"),
+        (shutil, "rmtree"),
+    ):
+        monkeypatch.setattr(owner, name, stepping(getattr(owner, name)))
+
+    def begin(number: int) -> Callable[..., None]:
+        nonlocal left
+        left = number
+        return step
+
+    return begin

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import failed, flash_moe_command
+from conversions import contents
 from random_checkpoint import next_config, text_config, write_checkpoint
 from safetensors.numpy import load_file, save_file
 
@@ -26,10 +27,6 @@ from flash_moe.text import Tokenizer
 SRC = Path(__file__).parents[2] / "src"
 TEXT = [np.random.default_rng(0).integers(0, 256, length).tolist() for length in (120, 40, 1, 90)]
 OPTIONS: dict[str, Any] = {"bits": 8, "expert_bits": 2, "calibration": TEXT}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from demo_model import model, train
+from torch import Tensor
 
 TOKENS = 3072
 
@@ -22,6 +24,11 @@ def tiny(**changes: Any) -> Any:
         "shared_expert_intermediate_size": 32,
     }
     return model.config(**sizes | changes)
+
+
+def random_ids(rows: int, length: int) -> Tensor:
+    """Token ids of :func:`tiny`'s vocabulary, int64 [rows, length], always the same."""
+    return torch.randint(0, 288, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
 def write_shard(folder: Path, number: int, conversations: int = 40, longest: int = 120) -> Path:

@@ -1,0 +1,70 @@
+"""A read that fails is an error of the fetch that needs it, and of no other."""
+
+from __future__ import annotations
+
+import pytest
+from store_cases import K, every_packed_stream, every_streaming_case, opened
+from streaming import Disk, Source, record_bytes
+
+from flash_moe import ExpertReadError
+from flash_moe.experts.files import PAGE
+from flash_moe.experts.opening import ExpertIO
+
+pytestmark = pytest.mark.usefixtures("small_groups")
+
+
+@every_streaming_case
+@pytest.mark.usefixtures("cold_cache")
+def test_fetch_after_a_failed_read(
+    sources: dict[str, Source], form: str, io: ExpertIO, cache: int, reading: str, disk: Disk
+) -> None:
+    source = sources[form]
+    store = opened(source, io, cache)
+    extent = source.table.extents(1, 7)[-1]
+    first = extent.offset // PAGE * PAGE  # the mapped store reads whole pages
+    disk.fail(extent.file, first, extent.offset + extent.nbytes - first)
+    for _ in range(3):
+        with pytest.raises(ExpertReadError) as caught:
+            store.fetch(1, [2, 7, 11])
+        assert (caught.value.file, caught.value.layer) == (str(extent.file), 1)
+    disk.heal()
+    for ids in ([2, 7, 11], [7], [7, 0, 1, 2], [11, 2]):
+        assert record_bytes(store.fetch(1, ids)) == [source.records[1, expert] for expert in ids]
+    store.close()
+
+
+@every_packed_stream
+@pytest.mark.usefixtures("cold_cache")
+class TestFailedPrefetch:
+    """Packed records begin at pages, so that the failure of one touches no other."""
+
+    @pytest.fixture
+    def failing(self, sources: dict[str, Source], disk: Disk) -> Source:
+        (extent,) = sources["packed"].table.extents(1, 7)
+        disk.fail(extent.file, extent.offset, extent.nbytes)
+        return sources["packed"]
+
+    def test_shows_in_the_fetch_that_needs_it(
+        self, failing: Source, io: ExpertIO, cache: int, reading: str, disk: Disk
+    ) -> None:
+        store = opened(failing, io, cache)
+        store.prefetch(1, [6, 7, 8])
+        for ids in ([6, 8], [5, 6], [8]):
+            assert record_bytes(store.fetch(1, ids)) == [failing.records[1, expert] for expert in ids]
+        with pytest.raises(ExpertReadError, match="Input/output error") as caught:
+            store.fetch(1, [6, 7])
+        assert (caught.value.layer, caught.value.expert) == (1, 7)
+        disk.heal()
+        assert record_bytes(store.fetch(1, [6, 7])) == [failing.records[1, 6], failing.records[1, 7]]
+        store.close()
+
+    def test_shows_nowhere_when_the_record_is_not_needed(
+        self, failing: Source, io: ExpertIO, cache: int, reading: str, disk: Disk
+    ) -> None:
+        store = opened(failing, io, cache)
+        store.prefetch(1, [7])
+        for layer in (0, 2, 3):
+            for first in range(0, 16, K):
+                ids = range(first, first + K)
+                assert record_bytes(store.fetch(layer, ids)) == [failing.records[layer, expert] for expert in ids]
+        store.close()

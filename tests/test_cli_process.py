@@ -1,0 +1,88 @@
+"""The command line as a process of its own: exit codes, signals, pipes, terminals."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from command_line import SUMMARY, process
+
+
+@pytest.fixture
+def endless_checkpoint(packed_checkpoint: Path, tmp_path: Path) -> Path:
+    """``packed_checkpoint`` without end-of-sequence tokens."""
+    folder = shutil.copytree(packed_checkpoint, tmp_path / "endless")
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+def test_process_failure() -> None:
+    started = process("generate", "/does/not/exist", "hello")
+    stdout, stderr = started.communicate(timeout=20)
+    assert (started.returncode, stdout) == (1, b"")
+    assert stderr.startswith(b"error: '/does/not/exist' does not exist") and stderr.count(b"\n") == 1
+
+
+def test_ctrl_c_ends_a_stream(endless_checkpoint: Path) -> None:
+    started = process("generate", endless_checkpoint, "hello", "--max-tokens", 4000)
+    assert started.stdout is not None
+    assert started.stdout.read(3)  # the stream has begun
+    started.send_signal(signal.SIGINT)
+    stdout, stderr = started.communicate(timeout=20)
+    assert started.returncode == 130
+    assert stdout.endswith(b"\n")
+    assert (summary := SUMMARY.fullmatch(stderr.decode()))
+    assert summary[4] == "interrupted"
+
+
+def test_closed_pipe_ends_quietly(endless_checkpoint: Path) -> None:
+    started = process("generate", endless_checkpoint, "hello", "--max-tokens", 4000)
+    assert started.stdout is not None and started.stderr is not None
+    assert started.stdout.read(3)
+    started.stdout.close()
+    assert started.stderr.read() == b""
+    started.stderr.close()
+    assert started.wait(timeout=20) == 141
+
+
+def test_text_that_stdout_cannot_encode(endless_checkpoint: Path) -> None:
+    started = process(
+        "generate",
+        endless_checkpoint,
+        "hello",
+        "--max-tokens",
+        20,
+        env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    stdout, stderr = started.communicate(timeout=20)
+    assert started.returncode == 0
+    assert b"?" in stdout and b"Traceback" not in stderr
+
+
+def test_on_a_terminal(endless_checkpoint: Path) -> None:
+    parent, child = pty.openpty()
+    try:
+        started = process(
+            "generate", endless_checkpoint, "hello", "--max-tokens", 40, stdin=child, stdout=child, stderr=child
+        )
+        assert started.wait(timeout=20) == 0
+        missing = process("generate", endless_checkpoint, stdin=child, stdout=child, stderr=subprocess.PIPE)
+        stderr = missing.communicate(timeout=20)[1]
+        time.sleep(0.05)
+        output = os.read(parent, 1 << 16).decode()
+    finally:
+        os.close(child)
+        os.close(parent)
+    text, _, summary = output.rpartition("\x1b[2m")
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)  # a model cannot drive the terminal
+    assert SUMMARY.fullmatch(re.sub(r"\s+", " ", summary.replace("\x1b[0m", "")).strip() + "\n")
+    assert missing.returncode == 2
+    assert b"pipe it in" in stderr
