@@ -111,7 +111,9 @@ def main() -> None:
     parser.add_argument("--limit-mb", type=int, default=640)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--experts", type=int, default=64)
-    parser.add_argument("--bits", type=int, default=8, help="of experts; 32 for plain float32, which costs least to compute")
+    parser.add_argument(
+        "--bits", type=int, default=8, help="of experts; 32 for plain float32, which costs least to compute"
+    )
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

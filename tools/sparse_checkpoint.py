@@ -50,7 +50,9 @@ def write_sparse(folder: Path, text: dict[str, Any], expert_bits: int = 4) -> Pa
             weight_map[stored] = file
     for file, tensors in resident.items():
         _write_holes(folder / file, build_header(tensors, metadata={"format": "mlx"}), _nbytes(tensors))
-    fmt = ProjectionFormat("F32", None) if expert_bits == 32 else ProjectionFormat("BF16", Quantization(expert_bits, 64))
+    fmt = (
+        ProjectionFormat("F32", None) if expert_bits == 32 else ProjectionFormat("BF16", Quantization(expert_bits, 64))
+    )
     layout = RecordLayout.build(text["hidden_size"], text["moe_intermediate_size"], dict.fromkeys(PROJECTIONS, fmt))
     checksums = (checksum(bytes(layout.stride)),) * text["num_experts"]
     layers = {}
