@@ -3,9 +3,9 @@
     python benchmarks/quality.py MASTER FOLDER [--cases 500] [--fewer-cases 250] [--processes 2]
 
 Every recipe is made from the float checkpoint MASTER and measured at every K: perplexity and divergence (from the
-master at its own K) on held-out conversations, tool calls by greedy decoding. FOLDER keeps the recipes, the text they
-are calibrated on, which is drawn from what the demo model is trained on, and the results: the same command continues
-what was interrupted, and prints the table of what is there.
+master at its own K) on the replies in held-out conversations, tool calls by greedy decoding. FOLDER keeps the recipes,
+the text they are calibrated on, which is drawn from what the demo model is trained on, and the results: the same
+command continues what was interrupted, and prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -161,14 +161,16 @@ def measure(task: Task) -> dict[str, Any]:
     scored = time.monotonic()
     with Model.load(task.checkpoint, experts_per_token=task.k, expert_io="resident") as loaded:
         calls = tool_call_score(read_tool_call_cases(CALLS, task.cases), greedy(loaded, MAX_TOKENS, False))
-    info = describe(task.checkpoint, task.k)
+    info, replies = describe(task.checkpoint, task.k), scores.of_assistant()
+    assert replies is not None, f"no reply in {CHATS}"
     return {
         "recipe": task.recipe,
         "k": task.k,
         "bits_per_weight": info.bits_per_weight,
         "bytes_per_token": info.bytes_per_token,
-        "perplexity": dataclasses.asdict(perplexity(scores)),
-        "divergence": dataclasses.asdict(divergence(scores)),
+        "perplexity": dataclasses.asdict(perplexity(replies)),
+        "divergence": dataclasses.asdict(divergence(replies)),
+        "divergence_everywhere": dataclasses.asdict(divergence(scores)),
         "tool_calls": dataclasses.asdict(calls),
         "seconds": {"texts": scored - start, "tool_calls": time.monotonic() - scored},
     }

@@ -12,11 +12,12 @@ Result = dict[str, Any]  # a cell, as quality.py writes it
 BUDGET = 2.6  # bits per weight of the experts, scales and biases included
 COLUMNS = (
     "experts", "bits per weight", "K", "kB per token", "perplexity", "KL, 10⁻³ nats", "KL 99.9%, nats",
-    "same top token, %", "calls parse, %", "calls right, %", "cases",
+    "same top token, %", "KL everywhere", "calls parse, %", "calls right, %", "cases",
 )  # fmt: skip
 NOTES = (
-    "± is one standard error; that of means over tokens takes the tokens of a conversation together. KL and same top "
-    "token compare with the float checkpoint at its own K. Bits per weight are those of the routed experts as stored, "
+    "± is one standard error; that of means over tokens takes the tokens of a conversation together. Perplexity, KL and "
+    "same top token are those of the assistant's tokens; KL and same top token compare with the float checkpoint at its "
+    "own K. KL everywhere, in 10⁻³ nats, is over all tokens. Bits per weight are those of the routed experts as stored, "
     'scales and biases included; kB per token are those of their bytes. "Naive" rounds as MLX does; what else is not '
     '"calibrated" is convert\'s default, a search for scales. "Rest" are the bits of what is always in memory; where '
     "nothing is said, it has the experts' bits, but never fewer than 4."
@@ -27,12 +28,12 @@ def table(results: Sequence[Result], recipes: Sequence[str]) -> str:
     """The results as Markdown, in the order of ``recipes`` and of falling K, with notes."""
     lines = [_row(COLUMNS), _row("---" for _ in COLUMNS)]
     for r in sorted(results, key=lambda r: (recipes.index(r["recipe"]), -r["k"])):
-        differs, calls = r["divergence"], r["tool_calls"]
+        differs, everywhere, calls = r["divergence"], r["divergence_everywhere"], r["tool_calls"]
         lines.append(_row((
             r["recipe"], f"{r['bits_per_weight']:.2f}", r["k"], f"{r['bytes_per_token'] / 1000:.0f}",
             _shown(r["perplexity"]["perplexity"], 1, 3), _shown(differs["kl"], 1000, 1), f"{differs['kl_999']:.3f}",
-            _shown(differs["same_top"], 100, 1), _shown(calls["parsed"], 100, 1), _shown(calls["right"], 100, 1),
-            calls["cases"],
+            _shown(differs["same_top"], 100, 1), _shown(everywhere["kl"], 1000, 1), _shown(calls["parsed"], 100, 1),
+            _shown(calls["right"], 100, 1), calls["cases"],
         )))  # fmt: skip
     return "\n".join([*lines, "", f"{datetime.date.today()}, {platform.machine()}. {NOTES}"])
 
