@@ -154,9 +154,7 @@ def measure(task: Task) -> dict[str, Any]:
     """One cell."""
     start = time.monotonic()
     model = LayerwiseModel.open(task.checkpoint, experts_per_token=task.k)
-    master = LayerwiseModel.open(task.master, experts_per_token=None)
-    fields = {field.name: getattr(master, field.name) for field in dataclasses.fields(master)}
-    reference = Remembered(**fields, states=task.states)
+    reference = Remembered.open(task.master, experts_per_token=None, states=task.states)
     scores = token_scores(model, read_sequences(CHATS, model.tokenizer), reference)
     scored = time.monotonic()
     with Model.load(task.checkpoint, experts_per_token=task.k, expert_io="resident") as loaded:

@@ -2,8 +2,8 @@
 
 from flash_moe import Model
 
-model = Model.load("path-or-hub-repo")
-print(model.generate("Why is the sky blue?"))
+model = Model.load("demo")
+print(model.generate("What is flash_moe?"))
 """
 
 from .errors import (

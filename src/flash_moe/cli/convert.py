@@ -77,7 +77,9 @@ def command(
     ] = None,
     calibrate_tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Tokens of the text to use, from its beginning.  [default: 16384]"),
+        typer.Option(
+            metavar="N", min=1, help=f"Tokens of the text to use, from its beginning.  [default: {_CALIBRATION_TOKENS}]"
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")] = None,
 ) -> None:

@@ -6,8 +6,6 @@ tokens: dropping cold experts and preferring cached ones.
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,10 +13,10 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ..checkpoint.records import RecordTable
-from ..experts.opening import ExpertIO, open_store
+from ..experts.opening import open_store
 from ..generation.engine import CLEAR_INTERVAL
 from ..generation.streaming_stats import ChoiceStats
-from ..loading import DEFAULT_EXPERTS_PER_TOKEN, load_decoder
+from ..loading import load_decoder
 from ..nn.streaming import PLAIN, StreamingOptions
 from .layerwise import LayerwiseModel, Progress
 
@@ -37,24 +35,6 @@ class DecodedModel(LayerwiseModel):
     streaming: StreamingOptions = PLAIN
     choices: list[ChoiceStats] = field(default_factory=list, compare=False)
     unit = "decoded tokens"
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        experts_per_token: int | None = DEFAULT_EXPERTS_PER_TOKEN,
-        expert_io: ExpertIO = "auto",
-        dtype: str | None = None,
-        revision: str | None = None,
-        streaming: StreamingOptions = PLAIN,
-    ) -> DecodedModel:
-        """As :meth:`LayerwiseModel.open`."""
-        plain = LayerwiseModel.open(
-            path, experts_per_token=experts_per_token, expert_io=expert_io, dtype=dtype, revision=revision
-        )
-        fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
-        return cls(**fields, streaming=streaming)
 
     def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[mx.array]:
         """As :meth:`LayerwiseModel.final_states`; ``progress`` is called with tokens."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -29,6 +30,7 @@ from ..text.prompt import check_sequences
 from .expert_sum import expert_sum
 
 Progress = Callable[[int, int], None]
+Opened = TypeVar("Opened", bound="LayerwiseModel")
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,24 @@ class LayerwiseModel:
 
     @classmethod
     def open(
-        cls,
+        cls: type[Opened],
         path: str | os.PathLike[str],
         *,
         experts_per_token: int | None = DEFAULT_EXPERTS_PER_TOKEN,
         expert_io: ExpertIO = "auto",
         dtype: str | None = None,
         revision: str | None = None,
-    ) -> LayerwiseModel:
-        """Opens a folder or a repository on the hub; arguments and errors are those of :meth:`flash_moe.Model.load`."""
+        **own: Any,
+    ) -> Opened:
+        """Opens a folder or a repository on the hub; arguments and errors are those of :meth:`flash_moe.Model.load`.
+
+        Args:
+            own: the attributes that a subclass adds.
+        """
         checkpoint = Checkpoint.open(resolve(path, revision=revision))
         k = resolve_experts_per_token(experts_per_token, checkpoint.config)
-        return cls(checkpoint, Tokenizer.load(checkpoint.folder), k, resolve_dtype(dtype, checkpoint), expert_io)
+        tokenizer, activations = Tokenizer.load(checkpoint.folder), resolve_dtype(dtype, checkpoint)
+        return cls(checkpoint, tokenizer, k, activations, expert_io, **own)
 
     @property
     def config(self) -> ModelConfig:
