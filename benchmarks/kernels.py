@@ -2,8 +2,9 @@
 
     python benchmarks/kernels.py [--quick]
 
-Operands rotate among copies that together exceed the GPU's caches. A time is the wall time of many launches that are
-evaluated together, divided by their number; results are checked against MLX's before anything is timed.
+Operands rotate among copies that together exceed the GPU's caches. A time is the wall time of so many launches, evaluated
+together, that starting and draining the GPU do not count, divided by their number; results are checked against MLX's
+before anything is timed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from flash_moe.ops import expert_kernels, kernel, router_kernel
 from flash_moe.ops.attention import attention
 from flash_moe.ops.causal_conv import causal_conv
 from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
+from flash_moe.ops.delta_chunks import gated_delta_chunks
 from flash_moe.ops.delta_net_step import delta_net_step_kernel
 from flash_moe.ops.norm import l2_norm
 from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
@@ -33,7 +35,7 @@ from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, Record
 H, INTER, EXPERTS, K = 4096, 1024, 512, 4  # Qwen3.5-397B-A17B
 Q4 = Quantization(4, 64)
 DTYPE = mx.bfloat16
-LAUNCHES, REPEATS = 192, 7
+SECONDS, REPEATS = 0.03, 7  # of launches that are evaluated together, and how often they are
 
 
 class Op:
@@ -54,16 +56,18 @@ class Op:
             sets = [flat[k : k + width] for k in range(0, len(flat), width)]
             return [self._function(*operands) for operands in sets]
 
-        traced, rounds = mx.compile(many), -(-LAUNCHES // len(self._operands))
-        times = []
-        for number in range(REPEATS + 2):
+        traced = mx.compile(many)
+
+        def run(rounds: int) -> float:
             mx.synchronize()
             start = time.perf_counter()
             mx.eval([traced(*flat) for _ in range(rounds)])
             mx.synchronize()
-            if number > 1:
-                times.append((time.perf_counter() - start) / rounds / len(self._operands))
-        return statistics.median(times)
+            return (time.perf_counter() - start) / rounds
+
+        rounds = max(1, round(SECONDS / min(run(1) for _ in range(3))))
+        run(rounds)
+        return statistics.median(run(rounds) for _ in range(REPEATS)) / len(self._operands)
 
 
 def close(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -193,6 +197,24 @@ def delta_net(copy: float) -> None:
     row("delta-net step", ours.seconds(), theirs.seconds(), 2 * states[0].nbytes, copy)
 
 
+def prompt_delta_rule(copy: float) -> None:
+    key_heads, heads, dim, tokens = 16, 64, 128, 2048
+    q, k = (l2_norm(random(tokens, key_heads, dim), 1e-6) for _ in "qk")
+    decay = mx.exp(-mx.exp(random(tokens, heads, dtype=mx.float32) - 2))
+    operands = q * dim**-0.5, k, random(tokens, heads, dim), decay, mx.sigmoid(random(tokens, heads))
+    mx.eval(operands)
+    states = [random(heads, dim, dim, dtype=mx.float32) for _ in range(2)]
+
+    def chain(state: mx.array) -> Any:
+        y, state = mx.fast.gated_delta_update(*(a[None] for a in operands), state[None])
+        return y[0], state[0]
+
+    ours, theirs = (Op(f, [(s,) for s in states]) for f in (lambda state: gated_delta_chunks(*operands, state), chain))
+    close(ours(1), theirs(1), 0.02)
+    nbytes = sum(a.nbytes for a in operands) + operands[2].nbytes + 2 * states[0].nbytes
+    row(f"delta rule, {tokens} tokens", ours.seconds(), theirs.seconds(), nbytes, copy)
+
+
 def attentions(copy: float) -> None:
     heads, kv_heads, dim = 32, 2, 256
     q, gate = random(heads, 1, dim), random(1, heads * dim)
@@ -265,7 +287,7 @@ def main() -> None:
     name = info.get("device_name", platform.machine())
     print(f"{datetime.date.today()}, {name}, mlx {mx.__version__}; a device copy moves {copy / 1e9:.0f} GB/s")
     print("\n| op (bfloat16) | ours µs | MLX µs | times faster | ours GB/s | floor µs |\n|---|---|---|---|---|---|")
-    parts = [matvecs, moe_block] + ([] if quick else [delta_net, attentions, small])
+    parts = [matvecs, moe_block] + ([] if quick else [delta_net, prompt_delta_rule, attentions, small])
     for part in parts:
         try:
             part(copy)

@@ -7,10 +7,12 @@ import numpy as np
 import oracles
 import pytest
 
+from flash_moe.ops import delta_chunks
 from flash_moe.ops import gated_delta as gated_delta_module
 from flash_moe.ops.attention import attention
 from flash_moe.ops.blas import MIN_ROWS, matmul
 from flash_moe.ops.causal_conv import causal_conv
+from flash_moe.ops.delta_chunks import gated_delta_chunks
 from flash_moe.ops.gated_delta import gated_delta, gated_delta_reference
 from flash_moe.ops.linear import linear
 from flash_moe.ops.norm import l2_norm, rms_norm
@@ -71,7 +73,9 @@ def test_attention(tokens: int, heads: tuple[int, int], past: int, rng: np.rando
     close(attention(f32(q), f32(k), f32(v), 0.25), oracles.attention(q, k, v, 0.25))
 
 
-@pytest.mark.parametrize("path", [gated_delta, gated_delta_reference], ids=["chosen", "reference"])
+@pytest.mark.parametrize(
+    "path", [gated_delta, gated_delta_chunks, gated_delta_reference], ids=["chosen", "chunks", "reference"]
+)
 @pytest.mark.parametrize("tokens", [*TOKENS, 200])
 @pytest.mark.parametrize("sizes", [(2, 4, 32, 32), (1, 3, 16, 8), (2, 2, 8, 24)], ids=str)
 def test_gated_delta(path, tokens: int, sizes: tuple[int, int, int, int], rng: np.random.RandomState) -> None:
@@ -106,8 +110,11 @@ def test_steps_of_large_states(
         close(found, exact)  # earlier states stay as they were
 
 
+@pytest.mark.parametrize("path", [gated_delta, gated_delta_chunks], ids=["chosen", "chunks"])
 @pytest.mark.parametrize("decay", [0.0, 1e-30, 1e-4, 1.0], ids=str)
-def test_chunked_delta_rule_survives_extreme_decay_and_repeated_keys(decay: float, rng: np.random.RandomState) -> None:
+def test_chunked_delta_rule_survives_extreme_decay_and_repeated_keys(
+    path, decay: float, rng: np.random.RandomState
+) -> None:
     """Equal keys with full writing strength make the triangular system as hard as it gets."""
     tokens = 3 * gated_delta_module.CHUNK + 5
     k = np.repeat(rng.randn(1, 1, 16), tokens, axis=0)
@@ -115,10 +122,22 @@ def test_chunked_delta_rule_survives_extreme_decay_and_repeated_keys(decay: floa
     q, v, state = rng.randn(tokens, 1, 16), rng.randn(tokens, 2, 8), rng.randn(2, 8, 16)
     decays = np.where(rng.uniform(size=(tokens, 2)) < 0.5, decay, 0.999)
     beta = np.full((tokens, 2), 0.9999)
-    y, new_state = gated_delta(*map(f32, (q, k, v, decays, beta, state)))
+    y, new_state = path(*map(f32, (q, k, v, decays, beta, state)))
     expected, expected_state = oracles.gated_delta(q, k, v, decays, beta, state)
     close(y, expected, 1e-3)
     close(new_state, expected_state, 1e-3)
+
+
+def test_chunks_are_run_in_parts_that_bound_memory(rng: np.random.RandomState, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = *(rng.randn(150, 1, 8) / 8 for _ in "qk"), rng.randn(150, 2, 8)
+    operands = *arrays, *(rng.uniform(0.5, 1, (150, 2)) for _ in range(2)), rng.randn(2, 8, 8)
+    expected = gated_delta_chunks(*map(f32, operands))
+    monkeypatch.setattr(delta_chunks, "_TOGETHER", 1)
+    for found, one_part in zip(gated_delta_chunks(*map(f32, operands)), expected, strict=True):
+        close(found, np.array(one_part))
+    narrow = [f32(a).astype(mx.bfloat16) for a in operands[:3]]
+    y, state = gated_delta_chunks(*narrow, *map(f32, operands[3:]))
+    assert (y.dtype, state.dtype) == (mx.bfloat16, mx.float32)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])

@@ -16,11 +16,12 @@ from ..experts.slots import SlotStore
 from ..experts.store import ExpertStore, StoreStats
 from ..generation.result import Chunk
 from ..model import Model
+from ..ops.dispatch import on_gpu
 from .system import available_memory, disk_bytes_read
 from .warm import warm
 
 _IO: dict[type[ExpertStore], str] = {MappedStore: "mapped", SlotStore: "slots", ResidentStore: "resident"}
-_WARM_UP = 32  # tokens of a prompt, and after it, that nobody counts: kernels are compiled, threads started
+_WARM_UP = 32  # tokens of a prompt, and after it, that nobody counts: threads are started, kernels compiled
 _SPARE = 0.8  # of the available memory may be filled by reading experts ahead
 
 Progress = Callable[[str, int, int], None]
@@ -149,7 +150,8 @@ class _Bench:
         self.can_be_cold = self._store.can_evict
 
     def warm_up(self) -> None:
-        for _ in self._stream(self._prompt[:_WARM_UP], _WARM_UP // 4):
+        prompt = self._prompt if on_gpu() else self._prompt[:_WARM_UP]  # kernels are compiled for each shape
+        for _ in self._stream(prompt, _WARM_UP // 4):
             pass
 
     def prefill(self, *, cold: bool) -> Phase:

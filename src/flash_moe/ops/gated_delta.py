@@ -10,8 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from .blas import on_cpu, to_numpy, use_blas
+from .delta_chunks import gated_delta_chunks
+from .dispatch import use_kernel
 
 CHUNK = 64  # tokens solved together on the CPU
+_CHUNKS_FROM = 16  # tokens; fewer are faster one after the other
 _STEP_STATE = 1 << 18  # elements of a state above which one token, too, is worth leaving MLX's graph for on the CPU
 
 
@@ -34,6 +37,8 @@ def gated_delta(
         return _blas_chunked(q, k, v, decay, beta, state)
     if q.shape[0] == 1 and state.size >= _STEP_STATE and on_cpu(q.dtype):
         return _blas_step(q, k, v, decay, beta, state)
+    if q.shape[0] >= _CHUNKS_FROM and use_kernel("delta_chunks"):
+        return gated_delta_chunks(q, k, v, decay, beta, state)
     y, new_state = mx.fast.gated_delta_update(q[None], k[None], v[None], decay[None], beta[None], state[None])
     return y[0], new_state[0]
 

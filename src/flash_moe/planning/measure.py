@@ -37,7 +37,7 @@ def measure(
     Raises:
         ExpertReadError: a record cannot be read.
     """
-    probe = Probe(checkpoint, table, needs.experts_per_token, dtype, mapped=expert_io == "mapped")
+    probe = Probe(checkpoint, table, needs.experts_per_token, dtype, expert_io)
     record, row = probe.expert_costs()
     reads = _reads(table, needs, expert_io) if here and table.layouts and expert_io != "resident" else None
     return Costs(_bandwidth(checkpoint, dtype), _flops(checkpoint, dtype), probe.layer_costs(), record, row, reads)

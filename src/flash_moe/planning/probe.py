@@ -14,6 +14,7 @@ from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import in_one_convention
 from ..config import FULL_ATTENTION
+from ..experts.host_memory import keep_on_host
 from ..experts.opening import fetch_capacity
 from ..experts.store import ExpertStore, Records
 from ..nn.cache import DeltaCache, KVCache, layer_cache
@@ -28,23 +29,24 @@ from .needs import Kind, layer_kind
 _COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
 _MOST_BYTES = 128 << 20  # of their weights, or one layer
 _BANK_BYTES = 128 << 20  # as many as a group of records of a prompt has
-_ROUNDS = 5
 _CONTEXT = 1024  # tokens whose attention is timed
 _TOKENS = 64  # of a chunk in which experts are timed
-_ENOUGH = 0.5  # seconds, after which nothing is run more than twice
+_MOST_RUNS, _ENOUGH = 12, 0.3  # of anything that is timed, and seconds after which none is begun
+_FIRST_RUNS = 3  # that are not counted where they are quick: traces and graphs are made in them
 _LONG = 0.2  # seconds; what takes longer is not tried with more
 
 
 class _BankStore(ExpertStore):
     """Hands out rows of a bank in turn, whichever expert is asked for, at once.
 
-    As in a store of slots a prompt's records lie side by side and a token's do not; as in one of mapped records each is
-    an array of its own.
+    As in a store of slots a prompt's records lie side by side and a token's do not, and the bank is where that of slots
+    would be; as in one of mapped records each is an array of its own.
     """
 
-    def __init__(self, table: RecordTable, k: int, mapped: bool) -> None:
+    def __init__(self, table: RecordTable, k: int, expert_io: str) -> None:
         super().__init__(table.layouts, fetch_capacity(table, k))
-        self._k, self._mapped = k, mapped
+        self._k, self._mapped = k, expert_io == "mapped"
+        self._passes_on = expert_io == "slots" and 2 * self.capacity < len(table.layouts) * table.num_experts
         self._rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
         self._banks: list[tuple[RecordLayout, mx.array]] = []  # one for each layout that a fetch has met
         self._next = 0
@@ -61,8 +63,11 @@ class _BankStore(ExpertStore):
         for known, bank in self._banks:
             if known == layout:
                 return bank
-        self._banks.append((layout, made_up_records(layout, self._rows)))
-        return self._banks[-1][1]
+        bank = made_up_records(layout, self._rows)
+        if self._passes_on:
+            keep_on_host(np.array(bank, copy=False).view(np.uint8))
+        self._banks.append((layout, bank))
+        return bank
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""
@@ -79,14 +84,14 @@ class Probe:
 
     Args:
         dtype: of activations.
-        mapped: records are handed out as mapped ones are.
+        expert_io: the store in whose way records are handed out.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, table: RecordTable, experts_per_token: int, dtype: mx.Dtype, *, mapped: bool
+        self, checkpoint: Checkpoint, table: RecordTable, experts_per_token: int, dtype: mx.Dtype, expert_io: str
     ) -> None:
         self._checkpoint, self._config, self._dtype = checkpoint, checkpoint.config, dtype
-        self._k, self._store = experts_per_token, _BankStore(table, experts_per_token, mapped)
+        self._k, self._store = experts_per_token, _BankStore(table, experts_per_token, expert_io)
         self._layers: dict[Kind, list[tuple[int, DecoderLayer]]] = {}
         for i in range(self._config.num_hidden_layers):
             members = self._layers.setdefault(layer_kind(self._config, i), [])
@@ -109,7 +114,7 @@ class Probe:
             x = self._input(tokens)
             ids = mx.array((np.arange(tokens * k) % touched).reshape(tokens, k).astype(np.uint32))
             weights = mx.full((tokens, k), 1 / k)
-            return _timed(lambda: moe.experts(x, ids, weights, x), 2)
+            return _timed(lambda: moe.experts(x, ids, weights, x))
 
         with kernels(None):
             few = min(k, self._config.num_experts)
@@ -125,7 +130,7 @@ class Probe:
         key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if _attends(kind) else 0.0
 
         def chunk(tokens: int, context: int = 0) -> float:
-            return median(_timed(partial(self._chunk, m, tokens, context), 2) for m in members[:2])
+            return median(_timed(partial(self._chunk, m, tokens, context)) for m in members[:2])
 
         tokens = self._affordable(members[0])
         short, long = chunk(tokens), chunk(4 * tokens)
@@ -144,7 +149,7 @@ class Probe:
                 y = layer(y, cache)
             return y
 
-        return _timed(chain, _ROUNDS) / len(members)
+        return _timed(chain) / len(members)
 
     def _chunk(self, member: tuple[int, DecoderLayer], tokens: int, context: int) -> Sequence[mx.array]:
         """A chunk of a prompt through a layer, without its routed experts."""
@@ -155,7 +160,7 @@ class Probe:
     def _affordable(self, member: tuple[int, DecoderLayer]) -> int:
         """Tokens of a chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
-            if _timed(partial(self._chunk, member, tokens, 0), 1) > _LONG:
+            if _timed(partial(self._chunk, member, tokens, 0)) > _LONG:
                 return tokens
         return 64
 
@@ -193,11 +198,11 @@ def _attends(kind: Kind) -> bool:
     return kind.mixer == FULL_ATTENTION
 
 
-def _timed(run: Callable[[], object], times: int) -> float:
-    """Median seconds of a run and its evaluation, after one that is not counted; fewer runs where they take long."""
+def _timed(run: Callable[[], object]) -> float:
+    """Median seconds of a run and its evaluation, after some that are not counted; fewer runs where they take long."""
     seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) <= times and sum(seconds) < _ENOUGH):
+    while len(seconds) < 2 or (len(seconds) < _FIRST_RUNS + _MOST_RUNS and sum(seconds[1:]) < _ENOUGH):
         start = time.perf_counter()
         mx.eval(run())
         seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
+    return median(seconds[min(_FIRST_RUNS, len(seconds) - 1) :])
