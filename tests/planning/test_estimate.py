@@ -32,7 +32,8 @@ def need(packed_checkpoint: Path) -> Needs:
 
 def costs(**changes: object) -> Costs:
     return Costs(
-        **{"bandwidth": 1e12, "flops": 1e15, "layers": LAYERS, "record": 1e-3, "row": 1e-5, "reads": READS} | changes
+        **{"bandwidth": 1e12, "flops": 1e15, "layers": LAYERS, "record": 1e-3, "row": 1e-5, "draw": 0.0, "reads": READS}
+        | changes
     )
 
 
@@ -55,6 +56,19 @@ def test_weights_explain_no_more_than_there_is(need: Needs) -> None:
     found = decode_seconds(need, costs(bandwidth=1.0), context=0, hits=1, held=1)
     assert found.overhead == 0
     assert found.memory == pytest.approx(need.head + 7e-3)
+
+
+def test_drawing_a_token_takes_the_host(need: Needs) -> None:
+    def seconds(draw: float) -> tuple[Seconds, Seconds]:
+        found = costs(draw=draw)
+        return (
+            decode_seconds(need, found, context=0, hits=1, held=1),
+            prefill_seconds(need, found, 100, 1.0, EVEN, keeps=True, memory=MEMORY),
+        )
+
+    for with_it, without in zip(seconds(0.25), seconds(0.0), strict=True):
+        assert with_it.overhead - without.overhead == pytest.approx(0.25)
+        assert with_it.total - without.total == pytest.approx(0.25)
 
 
 def test_a_prompt(need: Needs) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ArgumentError, NumericalError
 
-_CANDIDATES = 1024  # most probable tokens looked at first; nearly always they hold all of top_p
+_CANDIDATES = 1024  # most probable tokens that top_p looks at first; nearly always they are enough
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,16 @@ def _check(largest: float) -> None:
 
 
 def kept_tokens(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that top_k, top_p and min_p leave, most probable first, and their renormalised probabilities."""
+    """Token ids that top_k, top_p and min_p leave, and their renormalised probabilities.
+
+    Most probable first, or by id where all are kept: sorting a whole vocabulary takes longer than all the rest.
+    """
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
-    ids = _most_probable(probabilities, sampling)
+    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+        return np.arange(probabilities.size), probabilities
+    ids = _candidates(probabilities, sampling)
+    ids = ids[np.argsort(-probabilities[ids], kind="stable")]
     kept = probabilities[ids]
     if sampling.top_k:
         ids, kept = ids[: sampling.top_k], kept[: sampling.top_k] / kept[: sampling.top_k].sum()
@@ -115,13 +121,21 @@ def kept_tokens(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.
     return ids, kept / kept.sum()
 
 
-def _most_probable(probabilities: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Ids sorted by probability; only as many as the filters can keep, since sorting a whole vocabulary is slow."""
-    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-        return np.argsort(-probabilities, kind="stable")
-    count = sampling.top_k or _CANDIDATES
-    if count < probabilities.size:
-        top = np.sort(np.argpartition(-probabilities, count - 1)[:count])
-        if sampling.top_k or (sampling.top_p < 1 and probabilities[top].sum() >= sampling.top_p):
-            return top[np.argsort(-probabilities[top], kind="stable")]
-    return np.argsort(-probabilities, kind="stable")
+def _candidates(probabilities: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Ids, in order, of all tokens that the filters can keep: few of a vocabulary, as a rule."""
+    if sampling.top_k:
+        return _largest(probabilities, sampling.top_k)
+    if sampling.top_p == 1:
+        return np.flatnonzero(probabilities >= sampling.min_p * probabilities.max())
+    count, ids = _CANDIDATES, _largest(probabilities, _CANDIDATES)
+    while ids.size < probabilities.size and probabilities[ids].sum() < sampling.top_p:
+        count *= 8
+        ids = _largest(probabilities, count)
+    return ids
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the ``count`` largest values, or of all, in order."""
+    if count >= values.size:
+        return np.arange(values.size)
+    return np.sort(np.argpartition(-values, count - 1)[:count])

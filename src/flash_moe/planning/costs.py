@@ -51,6 +51,7 @@ class Costs:
         bandwidth: bytes of weights per second that are multiplied with one vector.
         flops: floating point operations per second in products with many rows.
         record, row: seconds of a prompt's chunk per touched expert, and per token and expert.
+        draw: seconds in which the host draws a token from logits.
         reads: None where the checkpoint is not here and nothing is known of the disk.
     """
 
@@ -59,6 +60,7 @@ class Costs:
     layers: Mapping[Kind, LayerCost]
     record: float
     row: float
+    draw: float
     reads: ReadCost | None
 
 

@@ -24,7 +24,8 @@ class Seconds:
         page_cache: waiting for records to be copied out of the page cache.
         memory: reading weights, at the speed at which they are multiplied with one vector. For prompts 0.
         compute: arithmetic at the speed of large products. For tokens 0.
-        overhead: the rest: launching work, waiting for indices, small operations, unpacking quantised weights.
+        overhead: the rest: launching work, waiting for indices, small operations, unpacking quantised weights, drawing
+            the token.
     """
 
     ssd: float
@@ -55,7 +56,7 @@ def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: 
     reads = costs.reads or ReadCost(math.nan, math.nan, math.inf, math.inf)
     missing, copied = (1 - hits) * asked, max(0.0, hits - held) * asked
     ssd = missing / reads.ssd if missing else 0.0
-    return Seconds(ssd, copied / reads.memory, memory, 0.0, layers + head - memory)
+    return Seconds(ssd, copied / reads.memory, memory, 0.0, layers + head - memory + costs.draw)
 
 
 def held_share(needs: Needs, probabilities: np.ndarray) -> float:
@@ -94,7 +95,7 @@ def prefill_seconds(
                 ssd += waited * _ssd_share(costs.reads, found)
             layers += count * seconds
             compute += count * operations / costs.flops
-    layers += needs.head / costs.bandwidth
+    layers += needs.head / costs.bandwidth + costs.draw
     compute = min(compute, layers)
     return Seconds(ssd, wait - ssd, 0.0, compute, layers - compute)
 

@@ -24,9 +24,10 @@ _CHIPS = {
     "M5": (153, 4.2, 6.0), "M5 Pro": (307, 8.3, 14.5), "M5 Max": (614, 16.6, 14.5),
 }  # fmt: skip
 
-# Shares of those figures that work reaches, and what a layer costs the host. Assumptions: nobody has measured them yet.
+# Shares of those figures that work reaches, and what a layer and a token of the vocabulary to draw from cost the host.
+# Assumptions: nobody has measured them yet.
 _OF_BANDWIDTH, _OF_FLOPS, _OF_SSD, _COPY = 0.7, 0.5, 0.8, 0.2  # _COPY of the bandwidth is left for copies
-_LAYER_SECONDS = 150e-6
+_LAYER_SECONDS, _DRAW_SECONDS = 150e-6, 15e-9
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Machine:
             layers={kind: layer(kind) for kind in needs.layers},
             record=needs.record / bandwidth,
             row=expert_flops(needs) / flops,
+            draw=_DRAW_SECONDS * needs.config.vocab_size,
             reads=ReadCost(ssd, ssd, copy, copy),
         )
 

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..bench.fetches import Streaming, fetch_speed
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
+from ..generation.sampling import Sampler, Sampling
 from ..ops.blas import matmul
 from ..ops.dispatch import kernels
 from ..ops.linear import linear
@@ -40,7 +41,8 @@ def measure(
     probe = Probe(checkpoint, table, needs.experts_per_token, dtype, expert_io)
     record, row = probe.expert_costs()
     reads = _reads(table, needs, expert_io) if here and table.layouts and expert_io != "resident" else None
-    return Costs(_bandwidth(checkpoint, dtype), _flops(checkpoint, dtype), probe.layer_costs(), record, row, reads)
+    bandwidth, flops = _bandwidth(checkpoint, dtype), _flops(checkpoint, dtype)
+    return Costs(bandwidth, flops, probe.layer_costs(), record, row, _draw(checkpoint), reads)
 
 
 def _reads(table: RecordTable, needs: Needs, expert_io: str) -> ReadCost | None:
@@ -80,7 +82,13 @@ def _flops(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
     return 2.0 * _ROWS * hidden * _COLUMNS / _seconds(lambda: matmul(a, b))
 
 
-def _seconds(run: Callable[[], mx.array]) -> float:
+def _draw(checkpoint: Checkpoint) -> float:
+    """Seconds of drawing a token by its probability."""
+    logits, draw = made_up_array("F32", (checkpoint.config.vocab_size,)), Sampler(Sampling(temperature=1.0))
+    return _seconds(lambda: draw(logits))
+
+
+def _seconds(run: Callable[[], object]) -> float:
     times = []
     for _ in range(_TIMES + 1):
         start = time.perf_counter()
