@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
+
 from ..errors import ArgumentError
 from ..experts.mapped import MappedStore
 from ..experts.resident import ResidentStore
@@ -16,7 +18,6 @@ from ..experts.slots import SlotStore
 from ..experts.store import ExpertStore, StoreStats
 from ..generation.result import Chunk
 from ..model import Model
-from ..ops.dispatch import on_gpu
 from .system import available_memory, disk_bytes_read
 from .warm import warm
 
@@ -150,7 +151,8 @@ class _Bench:
         self.can_be_cold = self._store.can_evict
 
     def warm_up(self) -> None:
-        prompt = self._prompt if on_gpu() else self._prompt[:_WARM_UP]  # kernels are compiled for each shape
+        on_gpu = mx.default_device() == mx.gpu  # where kernels are compiled for each shape
+        prompt = self._prompt if on_gpu else self._prompt[:_WARM_UP]
         for _ in self._stream(prompt, _WARM_UP // 4):
             pass
 
