@@ -43,8 +43,9 @@ def command(
     """Say whether a model will fit, and how fast it will be.
 
     Of a repository on the hub only the headers are read: a few megabytes. What a layer costs is measured on this
-    machine with made-up weights, in a few seconds; how fast experts are read, only if the checkpoint is here. Times are
-    given if no expert is in memory (cold), if all are (warm), and for the share that is expected to be.
+    machine with made-up weights, in a few seconds (a minute or two on CUDA, where MLX compiles kernels at first use);
+    how fast experts are read, only if the checkpoint is here. Times are given if no expert is in memory (cold), if all
+    are (warm), and for the share that is expected to be.
     """
     wanted = experts_per_token(k)
 
