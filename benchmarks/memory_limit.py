@@ -1,6 +1,6 @@
 """Decoding a model several times larger than the memory it may use, in a control group (Linux, cgroup v1, as root).
 
-    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--bits 8]
+    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--bits 8] [--prefetch]
 
 A child process in a group of its own measures how fast the disk gives cold records to plain parallel reads, then decodes
 from a cold page cache. Beside it stand the system's own counters: bytes that the process caused to be read
@@ -30,10 +30,12 @@ from flash_moe import Model
 from flash_moe.bench.raw_reads import open_files, raw_speed
 from flash_moe.bench.system import disk_bytes_read
 from flash_moe.experts.reader import REQUEST, THREADS
+from flash_moe.nn.prefetch_switch import ORDER, PHASE
 from flash_moe.record import RecordLayout
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 RAW_SECONDS = 2.0  # half of it for cold reads
+TRIAL = PHASE * len(ORDER)  # tokens after which it is decided whether to prefetch
 
 
 def make(folder: Path, arguments: argparse.Namespace) -> Path:
@@ -81,28 +83,29 @@ def values(name: str, nbytes: int, rng: np.random.Generator, bits: int) -> np.nd
     return np.full(nbytes // 2, np.float32(value).view(np.uint32) >> 16, np.uint16).view(np.uint8)  # bfloat16
 
 
-def child(folder: Path, tokens: int, expert_io: str) -> dict[str, Any]:
-    """Runs inside the group."""
+def child(folder: Path, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
+    """Runs inside the group. What comes before the tokens that count is one token, or the trial of prefetching."""
     files = open_files(sorted(folder.glob("experts-*.safetensors")))
     raw = raw_speed(files, THREADS, REQUEST, RAW_SECONDS).cold
     for file in files:
         file.close()
-    with Model.load(folder, experts_per_token=4, expert_io=expert_io) as model:
+    before = TRIAL + 1 if prefetch else 1
+    with Model.load(folder, experts_per_token=4, expert_io=expert_io, prefetch=prefetch) as model:
         model.tokenizer.eos_token_ids = frozenset()
         model.expert_store.evict(flush=True)
-        first = None
-        for chunk in model.stream([1], max_tokens=tokens + 1, temperature=1.0, seed=0):
-            if first is None:
+        for number, chunk in enumerate(model.stream([1], max_tokens=before + tokens, temperature=1.0, seed=0), start=1):
+            if number == before:
                 first, system = chunk.stats, disk_bytes_read()
         last, system = chunk.stats, disk_bytes_read() - system
     return {
         "raw_bytes_per_second": raw,
-        "tokens": last.generated_tokens - 1,
-        "seconds": last.decode_seconds,
+        "tokens": tokens,
+        "seconds": last.decode_seconds - first.decode_seconds,
         "waiting_for_reads": last.fetch_seconds - first.fetch_seconds,
         "bytes_missing": last.expert_bytes_missing - first.expert_bytes_missing,
-        "bytes_requested": last.decode_bytes_requested,
+        "bytes_requested": last.decode_bytes_requested - first.decode_bytes_requested,
         "system_read_bytes": system,
+        "prefetch": str(last.prefetch),
     }
 
 
@@ -115,11 +118,14 @@ def main() -> None:
         "--bits", type=int, default=8, help="of experts; 32 for plain float32, which costs least to compute"
     )
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument(
+        "--prefetch", action="store_true", help="for the next layer; its trial of the first tokens is not counted"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         folder, expert_io = arguments.child
-        print(json.dumps(child(Path(folder), arguments.tokens, expert_io)))
+        print(json.dumps(child(Path(folder), arguments.tokens, expert_io, arguments.prefetch)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = make(Path(scratch) / "model", arguments)
@@ -138,6 +144,7 @@ def main() -> None:
                 (group / "memory.limit_in_bytes").write_text(str(limit))
                 (group / "memory.swappiness").write_text("0")
                 command = [sys.executable, __file__, "--tokens", str(arguments.tokens)]
+                command += ["--prefetch"] if arguments.prefetch else []
                 command += ["--child", str(folder), expert_io]
                 done = subprocess.run(
                     ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command],
@@ -159,6 +166,8 @@ def main() -> None:
                 f"{found['system_read_bytes'] / missing:.3f}", f"{highest / 1e6:.0f}",
             )  # fmt: skip
             print(f"| {expert_io} | {' | '.join(values)} |", flush=True)
+            if arguments.prefetch:
+                print(f"    {found['prefetch']}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
