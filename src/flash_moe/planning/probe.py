@@ -36,6 +36,9 @@ _FIRST_RUNS = 3  # that are not counted where they are quick: traces and graphs 
 _LONG = 0.2  # seconds; what takes longer is not tried with more
 
 
+Bank = mx.array | list[mx.array]  # rows of one array, or arrays
+
+
 class _BankStore(ExpertStore):
     """Hands out rows of a bank in turn, whichever expert is asked for, at once.
 
@@ -48,7 +51,7 @@ class _BankStore(ExpertStore):
         self._k, self._mapped = k, expert_io == "mapped"
         self._passes_on = expert_io == "slots" and 2 * self.capacity < len(table.layouts) * table.num_experts
         self._rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
-        self._banks: list[tuple[RecordLayout, mx.array]] = []  # one for each layout that a fetch has met
+        self._banks: list[tuple[RecordLayout, Bank]] = []  # one for each layout that a fetch has met
         self._next = 0
 
     def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
@@ -57,17 +60,21 @@ class _BankStore(ExpertStore):
         first = self._next if self._next + count * step <= self._rows else 0
         self._next = first + count * step
         rows = tuple((first + step * i) % self._rows for i in range(count))
-        return Records(tuple(bank[row] for row in rows), None) if self._mapped else Records((bank,), rows)
+        if isinstance(bank, mx.array):
+            return Records((bank,), rows)
+        return Records(tuple(bank[row] for row in rows), None)
 
-    def _bank(self, layout: RecordLayout) -> mx.array:
+    def _bank(self, layout: RecordLayout) -> Bank:
         for known, bank in self._banks:
             if known == layout:
                 return bank
-        bank = made_up_records(layout, self._rows)
+        made = made_up_records(layout, self._rows)
         if self._passes_on:
-            keep_on_host(np.array(bank, copy=False).view(np.uint8))
-        self._banks.append((layout, bank))
-        return bank
+            keep_on_host(np.array(made, copy=False).view(np.uint8))
+        each = list(made) if self._mapped else []
+        mx.eval(each)
+        self._banks.append((layout, each or made))
+        return self._banks[-1][1]
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""
