@@ -30,12 +30,11 @@ from flash_moe import Model
 from flash_moe.bench.raw_reads import open_files, raw_speed
 from flash_moe.bench.system import disk_bytes_read
 from flash_moe.experts.reader import REQUEST, THREADS
-from flash_moe.nn.prefetch_switch import ORDER, PHASE
+from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 RAW_SECONDS = 2.0  # half of it for cold reads
-TRIAL = PHASE * len(ORDER)  # tokens after which it is decided whether to prefetch
 
 
 def make(folder: Path, arguments: argparse.Namespace) -> Path:

@@ -148,12 +148,18 @@ def resident_bytes(model: Model) -> dict[str, int]:
 
 def reads_alone(model: Model) -> float:
     """Seconds per byte of fetching all records of all layers as a prompt does, with nothing computed."""
-    store, experts = model.expert_store, model.config.num_experts
+    store = model.expert_store
     start, before = time.perf_counter(), store.stats.bytes_brought
+    fetch_everything(model)
+    return (time.perf_counter() - start) / (store.stats.bytes_brought - before)
+
+
+def fetch_everything(model: Model) -> None:
+    """Fetches every record, as many at once as the store takes."""
+    store, experts = model.expert_store, model.config.num_experts
     for layer in store.layouts:
         for first in range(0, experts, store.capacity):
             store.fetch(layer, range(first, min(first + store.capacity, experts)))
-    return (time.perf_counter() - start) / (store.stats.bytes_brought - before)
 
 
 def replay(model: Model, tokens: Sequence[int]) -> list[float]:

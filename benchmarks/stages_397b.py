@@ -19,6 +19,7 @@ from pieces_397b import (
     device_copy,
     device_read,
     experts_alone,
+    fetch_everything,
     head_alone,
     layers_alone,
     page_cache_read,
@@ -239,7 +240,7 @@ class Benchmark:
             warm_contents(self.model_folder(name))
             with self._loaded(name, expert_cache=nbytes) as model:
                 if name == "few":
-                    self._fill(model)
+                    fetch_everything(model)  # after which each layer is whole
                 self._row("bank", f"first pass, {model.config.num_experts} experts", model)
                 for number in range(2):  # the device moves pages of the bank at their first use
                     seconds, brought = self._row("bank", f"pass {number + 2}, all in slots", model)
@@ -247,13 +248,6 @@ class Benchmark:
                     raise RuntimeError(f"{brought} bytes were read in a pass whose experts should all be in slots")
             del model
         self._piece("a token whose experts are in slots", seconds, self.found.get("floor of a token"))
-
-    def _fill(self, model: Model) -> None:
-        """Reads every record, after which each layer is whole."""
-        store = model.expert_store
-        for layer in store.layouts:
-            for first in range(0, model.config.num_experts, store.capacity):
-                store.fetch(layer, range(first, min(first + store.capacity, model.config.num_experts)))
 
     def _row(self, table: str, name: str, model: Model, tokens: Sequence[int] = ()) -> tuple[float, int]:
         """Decodes tokens (all, unless given) and reports: median seconds of one, and bytes that were not in the store."""

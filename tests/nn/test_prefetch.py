@@ -10,9 +10,7 @@ import pytest
 
 from flash_moe.experts.store import ExpertStore, Records
 from flash_moe.nn.prefetch import LayerPrefetch, Prefetcher
-from flash_moe.nn.prefetch_switch import ORDER, PHASE, QUIET, RECHECK, PrefetchSwitch
-
-TRIAL = PHASE * len(ORDER)
+from flash_moe.nn.prefetch_switch import ORDER, PHASE, QUIET, RECHECK, TRIAL, PrefetchSwitch
 
 
 class Log(ExpertStore):

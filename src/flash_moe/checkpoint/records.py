@@ -75,6 +75,11 @@ class RecordTable:
         return sorted({file for runs in self._runs.values() for run in runs for file in run.files})
 
     @property
+    def count(self) -> int:
+        """Records of all layers."""
+        return len(self.layouts) * self.num_experts
+
+    @property
     def max_stride(self) -> int:
         """Bytes of the largest record."""
         return max((layout.stride for layout in self.layouts.values()), default=0)

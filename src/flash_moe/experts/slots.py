@@ -9,6 +9,7 @@ from contextlib import suppress
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint.records import RecordTable
 from ..errors import ExpertReadError
 from .host_memory import keep_on_host
 from .lru import SlotTable
@@ -16,6 +17,11 @@ from .reader import RecordReader, finish
 from .store import ExpertStore, Records
 
 _Key = tuple[int, int]  # layer, expert
+
+
+def slot_count(table: RecordTable, capacity: int, cache_bytes: int = 0) -> int:
+    """How many slots a :class:`SlotStore` of these has."""
+    return min(2 * capacity + cache_bytes // max(table.max_stride, 1), table.count)
 
 
 class SlotStore(ExpertStore):
@@ -34,10 +40,8 @@ class SlotStore(ExpertStore):
     def __init__(self, reader: RecordReader, capacity: int, cache_bytes: int = 0) -> None:
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
-        stride = reader.table.max_stride
-        everything = len(self.layouts) * reader.table.num_experts
-        count = min(2 * capacity + cache_bytes // max(stride, 1), everything)
-        self._bank = mx.zeros((count, stride // 4), dtype=mx.uint32)
+        everything, count = reader.table.count, slot_count(reader.table, capacity, cache_bytes)
+        self._bank = mx.zeros((count, reader.table.max_stride // 4), dtype=mx.uint32)
         mx.eval(self._bank)
         self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
         if not cache_bytes and count < everything:

@@ -9,6 +9,7 @@ Decision = Literal["nothing missing", "measuring", "on", "off"]
 
 PHASE = 8  # tokens
 ORDER = (False, True, True, False)  # so that neither side gains from caches that fill up meanwhile
+TRIAL = PHASE * len(ORDER)  # tokens
 QUIET = 8  # tokens in a row without a missing byte after which there is nothing to predict for
 RECHECK = 1000  # tokens after which a decision is measured again
 GAIN = 0.02  # share of the time that prefetching has to save
@@ -78,7 +79,7 @@ class PrefetchSwitch:
                 self._trial, self._age = [], 0
             return
         self._trial.append((seconds, missing))
-        if len(self._trial) == PHASE * len(ORDER):
+        if len(self._trial) == TRIAL:
             self.compared = _compare(self._trial)
             self._pays, self._trial = self.compared.saved >= GAIN, None
 

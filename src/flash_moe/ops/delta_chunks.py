@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import mlx.core as mx
 
 CHUNK = 64  # tokens of a triangular system; a power of two
@@ -25,7 +23,7 @@ def gated_delta_chunks(
         part = slice(start, start + _TOGETHER * CHUNK)
         y, state = _run(q[part], k[part], v[part], decay[part], beta[part], state)
         outputs.append(y)
-    return mx.concatenate(outputs).astype(q.dtype) if len(outputs) > 1 else outputs[0].astype(q.dtype), state
+    return mx.concatenate(outputs).astype(q.dtype), state
 
 
 def _run(
@@ -84,14 +82,13 @@ def _inverse(lower: mx.array) -> mx.array:
     As stable as forward substitution, unlike the series of L's powers, which grow before they vanish.
     """
     *batch, size, _ = lower.shape
-    inverse = mx.ones((*batch, size, 1, 1))  # of the blocks on the diagonal
-    for exponent in range(int(math.log2(size))):
-        width = 1 << exponent
+    inverse, width = mx.ones((*batch, size, 1, 1)), 1  # of the blocks of this width on the diagonal
+    while width < size:
         count = size // (2 * width)
         blocks = lower.reshape(*batch, count, 2, width, count, 2, width)[..., :, 1, :, :, 0, :]
         b = mx.diagonal(blocks, axis1=-4, axis2=-2)  # [..., width, width, count]
         b = mx.moveaxis(b, -1, -3)
         a, d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
         upper = mx.concatenate([a, mx.zeros_like(a)], axis=-1)
-        inverse = mx.concatenate([upper, mx.concatenate([-(d @ b @ a), d], axis=-1)], axis=-2)
+        inverse, width = mx.concatenate([upper, mx.concatenate([-(d @ b @ a), d], axis=-1)], axis=-2), 2 * width
     return inverse.reshape(lower.shape)

@@ -72,4 +72,4 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
                     progress(done, total)
     finally:
         reader.close()
-    return Verification(len(table.layouts) * table.num_experts, len(sizes), total, manifest is not None)
+    return Verification(table.count, len(sizes), total, manifest is not None)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from statistics import median
-
 import mlx.core as mx
 
 from ..bench.fetches import Streaming, fetch_speed
@@ -19,11 +15,11 @@ from .costs import Costs, ReadCost
 from .made_up import made_up_array
 from .needs import Needs
 from .probe import Probe
+from .timing import run_seconds
 
 _READ_SECONDS = 0.3  # for each kind of fetch
 _HEAD_BYTES = 64 << 20  # of a matrix; more than processors cache
 _ROWS, _COLUMNS = 256, 4096  # of a large product
-_TIMES = 3
 
 
 def measure(
@@ -71,7 +67,7 @@ def _bandwidth(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
     x = made_up_array("F32", (1, checkpoint.config.hidden_size)).astype(dtype)
     matrix = held["weight"], held["scales"], held["biases"], quantization
     with kernels(None):
-        seconds = _seconds(lambda: linear(x, *matrix))  # type: ignore[arg-type]
+        seconds = run_seconds(lambda: linear(x, *matrix))  # type: ignore[arg-type]
     return sum(array.nbytes for array in held.values() if array is not None) / seconds
 
 
@@ -79,19 +75,10 @@ def _flops(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
     """Operations per second of a product with many rows."""
     hidden = checkpoint.config.hidden_size
     a, b = (made_up_array("F32", shape).astype(dtype) for shape in ((_ROWS, hidden), (hidden, _COLUMNS)))
-    return 2.0 * _ROWS * hidden * _COLUMNS / _seconds(lambda: matmul(a, b))
+    return 2.0 * _ROWS * hidden * _COLUMNS / run_seconds(lambda: matmul(a, b))
 
 
 def _draw(checkpoint: Checkpoint) -> float:
     """Seconds of drawing a token by its probability."""
     logits, draw = made_up_array("F32", (checkpoint.config.vocab_size,)), Sampler(Sampling(temperature=1.0))
-    return _seconds(lambda: draw(logits))
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(_TIMES + 1):
-        start = time.perf_counter()
-        mx.eval(run())
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+    return run_seconds(lambda: draw(logits))

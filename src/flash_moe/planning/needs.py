@@ -11,6 +11,7 @@ from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.opening import ExpertIO, fetch_capacity
+from ..experts.slots import slot_count
 
 _FLOAT32 = ("A_log", "dt_bias")  # kept in float32 whatever the activations have
 
@@ -90,8 +91,7 @@ def needs(
     delta = 4 * config.value_dim * config.linear_key_head_dim
     delta += (config.linear_conv_kernel_dim - 1) * channels * float_bytes
     capacity = fetch_capacity(table, experts_per_token)
-    expert_layers, experts = len(table.layouts), table.nbytes
-    slots = min(2 * capacity, expert_layers * table.num_experts) * table.max_stride
+    experts, slots = table.nbytes, slot_count(table, capacity) * table.max_stride
     return Needs(
         config=config,
         experts_per_token=experts_per_token,
@@ -99,8 +99,8 @@ def needs(
         head=held["embed_tokens" if config.tie_word_embeddings else "lm_head"],
         layer={kind: layer_bytes[kind] / count for kind, count in layers.items()},
         layers=dict(layers),
-        record=experts / max(1, expert_layers * table.num_experts),
-        expert_layers=expert_layers,
+        record=experts / max(1, table.count),
+        expert_layers=len(table.layouts),
         experts=experts,
         slots={"slots": slots, "mapped": 0, "resident": experts}[expert_io],
         capacity=capacity,

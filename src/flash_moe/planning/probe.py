@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
 
@@ -16,6 +15,7 @@ from ..checkpoint.resident import in_one_convention
 from ..config import FULL_ATTENTION
 from ..experts.host_memory import keep_on_host
 from ..experts.opening import fetch_capacity
+from ..experts.slots import slot_count
 from ..experts.store import ExpertStore, Records
 from ..nn.cache import DeltaCache, KVCache, layer_cache
 from ..nn.decoder import DecoderLayer
@@ -25,16 +25,14 @@ from ..record import RecordLayout
 from .costs import LayerCost
 from .made_up import made_up_array, made_up_records
 from .needs import Kind, layer_kind
+from .timing import run_seconds
 
 _COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
 _MOST_BYTES = 128 << 20  # of their weights, or one layer
 _BANK_BYTES = 128 << 20  # as many as a group of records of a prompt has
 _CONTEXT = 1024  # tokens whose attention is timed
 _TOKENS = 64  # of a chunk in which experts are timed
-_MOST_RUNS, _ENOUGH = 12, 0.3  # of anything that is timed, and seconds after which none is begun
-_FIRST_RUNS = 3  # that are not counted where they are quick: traces and graphs are made in them
 _LONG = 0.2  # seconds; what takes longer is not tried with more
-
 
 Bank = mx.array | list[mx.array]  # rows of one array, or arrays
 
@@ -49,7 +47,7 @@ class _BankStore(ExpertStore):
     def __init__(self, table: RecordTable, k: int, expert_io: str) -> None:
         super().__init__(table.layouts, fetch_capacity(table, k))
         self._k, self._mapped = k, expert_io == "mapped"
-        self._passes_on = expert_io == "slots" and 2 * self.capacity < len(table.layouts) * table.num_experts
+        self._passes_on = expert_io == "slots" and slot_count(table, self.capacity) < table.count
         self._rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
         self._banks: list[tuple[RecordLayout, Bank]] = []  # one for each layout that a fetch has met
         self._next = 0
@@ -68,13 +66,14 @@ class _BankStore(ExpertStore):
         for known, bank in self._banks:
             if known == layout:
                 return bank
-        made = made_up_records(layout, self._rows)
-        if self._passes_on:
+        bank = made = made_up_records(layout, self._rows)
+        if self._mapped:
+            bank = list(made)
+            mx.eval(bank)
+        elif self._passes_on:
             keep_on_host(np.array(made, copy=False).view(np.uint8))
-        each = list(made) if self._mapped else []
-        mx.eval(each)
-        self._banks.append((layout, each or made))
-        return self._banks[-1][1]
+        self._banks.append((layout, bank))
+        return bank
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Everything is here already."""
@@ -121,7 +120,7 @@ class Probe:
             x = self._input(tokens)
             ids = mx.array((np.arange(tokens * k) % touched).reshape(tokens, k).astype(np.uint32))
             weights = mx.full((tokens, k), 1 / k)
-            return _timed(lambda: moe.experts(x, ids, weights, x))
+            return run_seconds(lambda: moe.experts(x, ids, weights, x))
 
         with kernels(None):
             few = min(k, self._config.num_experts)
@@ -137,7 +136,7 @@ class Probe:
         key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if _attends(kind) else 0.0
 
         def chunk(tokens: int, context: int = 0) -> float:
-            return median(_timed(partial(self._chunk, m, tokens, context)) for m in members[:2])
+            return median(run_seconds(partial(self._chunk, m, tokens, context)) for m in members[:2])
 
         tokens = self._affordable(members[0])
         short, long = chunk(tokens), chunk(4 * tokens)
@@ -156,7 +155,7 @@ class Probe:
                 y = layer(y, cache)
             return y
 
-        return _timed(chain) / len(members)
+        return run_seconds(chain) / len(members)
 
     def _chunk(self, member: tuple[int, DecoderLayer], tokens: int, context: int) -> Sequence[mx.array]:
         """A chunk of a prompt through a layer, without its routed experts."""
@@ -167,7 +166,7 @@ class Probe:
     def _affordable(self, member: tuple[int, DecoderLayer]) -> int:
         """Tokens of a chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
-            if _timed(partial(self._chunk, member, tokens, 0)) > _LONG:
+            if run_seconds(partial(self._chunk, member, tokens, 0)) > _LONG:
                 return tokens
         return 64
 
@@ -203,13 +202,3 @@ class Probe:
 
 def _attends(kind: Kind) -> bool:
     return kind.mixer == FULL_ATTENTION
-
-
-def _timed(run: Callable[[], object]) -> float:
-    """Median seconds of a run and its evaluation, after some that are not counted; fewer runs where they take long."""
-    seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) < _FIRST_RUNS + _MOST_RUNS and sum(seconds[1:]) < _ENOUGH):
-        start = time.perf_counter()
-        mx.eval(run())
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[min(_FIRST_RUNS, len(seconds) - 1) :])
