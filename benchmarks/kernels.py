@@ -2,9 +2,8 @@
 
     python benchmarks/kernels.py [--quick]
 
-Operands rotate among copies that together exceed the GPU's caches. A time is the wall time of so many launches, evaluated
-together, that starting and draining the GPU do not count, divided by their number; results are checked against MLX's
-before anything is timed.
+Operands rotate among copies that together exceed the GPU's caches. Every op is timed with the host that launches it and on
+the GPU alone (see gpu_timing.py); results are checked against MLX's before anything is timed.
 """
 
 from __future__ import annotations
@@ -12,20 +11,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from gpu_timing import Op, copy_bandwidth
 
 from flash_moe.ops import expert_kernels, kernel, router_kernel
 from flash_moe.ops.attention import attention
 from flash_moe.ops.causal_conv import causal_conv
 from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
 from flash_moe.ops.delta_chunks import gated_delta_chunks
-from flash_moe.ops.delta_net_step import delta_net_step_kernel
+from flash_moe.ops.delta_net_step import delta_net_step_kernel, pack_constants
 from flash_moe.ops.norm import l2_norm
 from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
@@ -35,39 +32,6 @@ from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, Record
 H, INTER, EXPERTS, K = 4096, 1024, 512, 4  # Qwen3.5-397B-A17B
 Q4 = Quantization(4, 64)
 DTYPE = mx.bfloat16
-SECONDS, REPEATS = 0.03, 7  # of launches that are evaluated together, and how often they are
-
-
-class Op:
-    """A function and the sets of operands that it is timed with, one after the other."""
-
-    def __init__(self, function: Callable[..., Any], operands: list[tuple[Any, ...]]) -> None:
-        self._function, self._operands = function, operands
-
-    def __call__(self, i: int) -> Any:
-        return self._function(*self._operands[i % len(self._operands)])
-
-    def seconds(self) -> float:
-        """Median seconds of one call; all sets go into one trace, as the decoder is traced, too."""
-        flat = [array for operands in self._operands for array in operands]
-        width = len(self._operands[0])
-
-        def many(*flat: mx.array) -> list[Any]:
-            sets = [flat[k : k + width] for k in range(0, len(flat), width)]
-            return [self._function(*operands) for operands in sets]
-
-        traced = mx.compile(many)
-
-        def run(rounds: int) -> float:
-            mx.synchronize()
-            start = time.perf_counter()
-            mx.eval([traced(*flat) for _ in range(rounds)])
-            mx.synchronize()
-            return (time.perf_counter() - start) / rounds
-
-        rounds = max(1, round(SECONDS / min(run(1) for _ in range(3))))
-        run(rounds)
-        return statistics.median(run(rounds) for _ in range(REPEATS)) / len(self._operands)
 
 
 def close(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -78,26 +42,17 @@ def close(ours: Any, theirs: Any, tolerance: float) -> None:
         assert error < tolerance, f"results differ by {error:.2e} of the largest value"
 
 
-def row(name: str, ours: float, theirs: float, nbytes: float, copy: float) -> None:
-    print(
-        f"| {name} | {ours * 1e6:.1f} | {theirs * 1e6:.1f} | {theirs / ours:.2f} | {nbytes / ours / 1e9:.0f} | "
-        f"{nbytes / copy * 1e6:.1f} |",
-        flush=True,
-    )
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a large device copy."""
-    a = mx.random.normal((1 << 28,))
-    mx.eval(a)
-    mx.eval([a + float(i) for i in range(4)])
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        mx.eval([a + float(i) for i in range(16)])
-        mx.synchronize()
-        times.append((time.perf_counter() - start) / 16)
-    return 2 * a.nbytes / statistics.median(times)
+def row(name: str, ours: Op, theirs: Op, nbytes: float, copy: float) -> None:
+    """Prints µs of both ops, their ratio and the bandwidth of ours, first with launching, then on the GPU alone."""
+    cells = [name]
+    for ours_s, theirs_s in ((ours.seconds, theirs.seconds), (ours.gpu_seconds, theirs.gpu_seconds)):
+        cells += [
+            f"{ours_s * 1e6:.1f}",
+            f"{theirs_s * 1e6:.1f}",
+            f"{theirs_s / ours_s:.2f}",
+            f"{nbytes / ours_s / 1e9:.0f}",
+        ]
+    print("|", " | ".join([*cells, f"{nbytes / copy * 1e6:.1f}"]), "|", flush=True)
 
 
 def random(*shape: int, dtype: mx.Dtype = DTYPE, scale: float = 1.0) -> mx.array:
@@ -116,12 +71,11 @@ def matvecs(copy: float, bits: int = 4) -> None:
         nbytes = sum(p.nbytes for p in weights[0])
         operands = [(random(1, columns), *parts) for parts in weights]
         theirs = Op(lambda x, *w, bits=bits: mx.quantized_matmul(x, *w, group_size=64, bits=bits), operands)
-        base = theirs.seconds()
         for form, name in ((NAIVE, "naive"), (FUSED, "fma"), (HOISTED, "hoisted")):
             q = Quantization(bits, 64)
             ours = Op(lambda x, *w, q=q, form=form: quantized_matvec(x, *w, q, form=form), operands)
             close([ours(0)], [theirs(0)], 0.02)
-            row(f"{bits}-bit matvec {out}×{columns}, {name}", ours.seconds(), base, nbytes, copy)
+            row(f"{bits}-bit matvec {out}×{columns}, {name}", ours, theirs, nbytes, copy)
 
 
 def moe_block(copy: float) -> None:
@@ -157,28 +111,26 @@ def moe_block(copy: float) -> None:
 
     ours, theirs = (Op(f, [(rows,) for rows in choices]) for f in (kernels, chain))
     close([ours(3)], [theirs(3)], 0.02)
-    row("MoE block, K=4 + shared, bank", ours.seconds(), theirs.seconds(), (K + 1) * layout.stride, copy)
+    row("MoE block, K=4 + shared, bank", ours, theirs, (K + 1) * layout.stride, copy)
 
 
 def delta_net(copy: float) -> None:
     key_heads, heads, dim, taps = 16, 64, 128, 4
     key_dim, value_dim = key_heads * dim, heads * dim
     channels = 2 * key_dim + value_dim
-    z, b, a = random(1, value_dim), random(1, heads), random(1, heads)
     conv_weight, norm_weight = random(taps, channels, scale=0.5), random(dim)
     log_decay, dt_bias = -mx.exp(random(heads, dtype=mx.float32)), random(heads, dtype=mx.float32)
     states = [random(heads, dim, dim, dtype=mx.float32) for _ in range(24)]
     conv_state = random(taps - 1, channels)
-    mx.eval(log_decay)
-    sizes = {"key_heads": key_heads, "l2_eps": 1e-6, "eps": 1e-6}
+    constants = pack_constants(log_decay, dt_bias, norm_weight, l2_eps=1e-6, eps=1e-6)
+    mx.eval(constants)
 
-    def step(qkv: mx.array, state: mx.array) -> Any:
+    def step(projected: mx.array, state: mx.array) -> Any:
         return delta_net_step_kernel(
-            qkv, z, b, a, conv_state, state,
-            conv_weight=conv_weight, log_decay=log_decay, dt_bias=dt_bias, norm_weight=norm_weight, **sizes,
-        )  # fmt: skip
+            projected, conv_state, state, conv_weight=conv_weight, constants=constants, key_heads=key_heads
+        )
 
-    def chain(qkv: mx.array, state: mx.array) -> Any:
+    def chain(qkv: mx.array, z: mx.array, b: mx.array, a: mx.array, state: mx.array) -> Any:
         mixed, conv = causal_conv(qkv, conv_weight, conv_state)
         qk, v = mx.split(mixed, [2 * key_dim], axis=-1)
         qk = l2_norm(qk.reshape(1, 2, key_heads, dim), 1e-6)
@@ -191,10 +143,11 @@ def delta_net(copy: float) -> None:
         y = mx.fast.rms_norm(y, norm_weight, 1e-6).reshape(1, value_dim)
         return (y * (gate * mx.sigmoid(gate))).astype(DTYPE), conv, state[0]
 
-    operands = [(random(1, channels), state) for state in states]
-    ours, theirs = (Op(f, operands) for f in (step, chain))
+    parts = [[random(1, width) for width in (channels, value_dim, heads, heads)] for _ in states]
+    theirs = Op(chain, [(*four, state) for four, state in zip(parts, states, strict=True)])
+    ours = Op(step, [(mx.concatenate(four, axis=-1), state) for four, state in zip(parts, states, strict=True)])
     close(ours(1), theirs(1), 0.05)
-    row("delta-net step", ours.seconds(), theirs.seconds(), 2 * states[0].nbytes, copy)
+    row("delta-net step", ours, theirs, 2 * states[0].nbytes, copy)
 
 
 def prompt_delta_rule(copy: float) -> None:
@@ -212,7 +165,7 @@ def prompt_delta_rule(copy: float) -> None:
     ours, theirs = (Op(f, [(s,) for s in states]) for f in (lambda state: gated_delta_chunks(*operands, state), chain))
     close(ours(1), theirs(1), 0.02)
     nbytes = sum(a.nbytes for a in operands) + operands[2].nbytes + 2 * states[0].nbytes
-    row(f"delta rule, {tokens} tokens", ours.seconds(), theirs.seconds(), nbytes, copy)
+    row(f"delta rule, {tokens} tokens", ours, theirs, nbytes, copy)
 
 
 def attentions(copy: float) -> None:
@@ -232,14 +185,14 @@ def attentions(copy: float) -> None:
 
         ours, theirs = (Op(f, caches) for f in (kernels, chain))
         close([ours(0)], [theirs(0)], 0.03)
-        row(f"decode attention, {context} keys", ours.seconds(), theirs.seconds(), 4 * kv_heads * context * dim, copy)
+        row(f"decode attention, {context} keys", ours, theirs, 4 * kv_heads * context * dim, copy)
 
 
 def small(copy: float) -> None:
     heads, kv_heads, dim = 32, 2, 256
     rows, w = [(random(1, H),) for _ in range(8)], random(H)
     ours = Op(lambda x: rms_norm_kernel(x, w, 1e-6), rows)
-    row("RMSNorm 4096", ours.seconds(), Op(lambda x: mx.fast.rms_norm(x, w, 1e-6), rows).seconds(), 6 * H, copy)
+    row("RMSNorm 4096", ours, Op(lambda x: mx.fast.rms_norm(x, w, 1e-6), rows), 6 * H, copy)
     residual = random(1, H)
 
     def add_norm(x: mx.array) -> Any:
@@ -247,10 +200,10 @@ def small(copy: float) -> None:
         return mx.fast.rms_norm(total, w, 1e-6), total
 
     ours = Op(lambda x: add_rms_norm_kernel(x, residual, w, 1e-6), rows)
-    row("residual + RMSNorm 4096", ours.seconds(), Op(add_norm, rows).seconds(), 10 * H, copy)
+    row("residual + RMSNorm 4096", ours, Op(add_norm, rows), 10 * H, copy)
     logits = [(random(1, EXPERTS, scale=3.0),) for _ in range(8)]
     ours = Op(lambda x: router_kernel.route(x, 10, True), logits)
-    row("router, 10 of 512", ours.seconds(), Op(lambda x: mlx_route(x, 10), logits).seconds(), 2 * EXPERTS, copy)
+    row("router, 10 of 512", ours, Op(lambda x: mlx_route(x, 10), logits), 2 * EXPERTS, copy)
     weight = random(dim)
     operands = [(random(1, 2 * heads * dim), random(1, kv_heads * dim)) for _ in range(8)]
 
@@ -265,7 +218,7 @@ def small(copy: float) -> None:
 
     ours, theirs = Op(fused, operands), Op(chain, operands)
     close(ours(0), theirs(0), 0.03)
-    row("q/k norm + RoPE + split", ours.seconds(), theirs.seconds(), 4 * operands[0][0].nbytes, copy)
+    row("q/k norm + RoPE + split", ours, theirs, 4 * operands[0][0].nbytes, copy)
 
 
 def mlx_route(logits: mx.array, k: int) -> Any:
@@ -286,14 +239,15 @@ def main() -> None:
     info = mx.device_info()
     name = info.get("device_name", platform.machine())
     print(f"{datetime.date.today()}, {name}, mlx {mx.__version__}; a device copy moves {copy / 1e9:.0f} GB/s")
-    print("\n| op (bfloat16) | ours µs | MLX µs | times faster | ours GB/s | floor µs |\n|---|---|---|---|---|---|")
+    timed = "ours µs | MLX µs | times faster | ours GB/s"
+    print(f"\n| op (bfloat16) | {timed} | GPU alone: {timed} | floor µs |\n{'|---' * 10}|")
     parts = [matvecs, moe_block] + ([] if quick else [delta_net, prompt_delta_rule, attentions, small])
     for part in parts:
         try:
             part(copy)
         except Exception as error:  # one op that fails must not hide the others
             print(
-                f"| {part.__name__}: {type(error).__name__}: {str(error).splitlines()[0][:160]} | | | | | |", flush=True
+                f"| {part.__name__}: {type(error).__name__}: {str(error).splitlines()[0][:160]} |{' |' * 9}", flush=True
             )
     if not quick:
         matvecs(copy, bits=2)

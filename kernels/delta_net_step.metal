@@ -1,13 +1,15 @@
 // The Gated DeltaNet step of one token after its input projections; a threadgroup per value head. Every element of the
 // state is in one thread's registers, from its one read to its one write.
 //
-// qkv: T [CHANNELS], with CHANNELS = 2 · HK · DK + HV · DV; z: T [HV, DV]; b, a: T [HV]
-// conv_weight: [TAPS, CHANNELS]; conv_state: T [TAPS - 1, CHANNELS]; log_decay, dt_bias: [HV]; norm_weight: [DV]
-// eps: float [2], of the L2 norms and of the gated norm; state: float [HV, DV, DK]
+// projected: T, one after the other: qkv [CHANNELS] with CHANNELS = 2 · HK · DK + HV · DV, z [HV, DV], b [HV], a [HV]
+// constants: float, one after the other: log_decay [HV], dt_bias [HV], norm_weight [DV], eps of the L2 norms, eps of the
+// gated norm; conv_weight: [TAPS, CHANNELS]; conv_state: T [TAPS - 1, CHANNELS]; state: float [HV, DV, DK]
 // y: T [HV, DV]; new_conv: T [TAPS - 1, CHANNELS]; new_state: float [HV, DV, DK]
 constexpr uint SIMDGROUPS = THREADS / 32;
 constexpr uint KEYS = HK * DK;
 constexpr uint CHANNELS = 2 * KEYS + HV * DV;
+constexpr uint Z = CHANNELS, B = Z + HV * DV, A = B + HV;   // places in projected
+constexpr uint DT_BIAS = HV, NORM = 2 * HV, EPS = NORM + DV;  // and in constants
 constexpr uint QUADS = DK / 4;                              // float4 in a row of the state
 constexpr uint COUNT = (QUADS + 31) / 32;                   // of these a lane has COUNT
 constexpr uint ROWS = (DV + SIMDGROUPS - 1) / SIMDGROUPS;   // rows of a simdgroup
@@ -53,7 +55,7 @@ for (uint i = thread_id; i < uint(2 * DK + DV); i += THREADS) {
   const bool writes = i >= uint(2 * DK) || head % (HV / HK) == 0;
   float sum = 0.0f;
   for (uint tap = 0; tap < uint(TAPS); tap++) {
-    const T x = tap + 1 < uint(TAPS) ? conv_state[tap * CHANNELS + channel] : qkv[channel];
+    const T x = tap + 1 < uint(TAPS) ? conv_state[tap * CHANNELS + channel] : projected[channel];
     sum = metal::fma(float(conv_weight[tap * CHANNELS + channel]), float(x), sum);
     if (writes && tap > 0) {
       new_conv[(tap - 1) * CHANNELS + channel] = x;
@@ -77,8 +79,8 @@ for (uint i = 0; i < COUNT; i++) {
     k_squares = metal::fma(k[i][c], k[i][c], k_squares);
   }
 }
-const float q_factor = metal::rsqrt(simd_sum(q_squares) + eps[0]) * metal::rsqrt(float(DK));
-const float k_factor = metal::rsqrt(simd_sum(k_squares) + eps[0]);
+const float q_factor = metal::rsqrt(simd_sum(q_squares) + constants[EPS]) * metal::rsqrt(float(DK));
+const float k_factor = metal::rsqrt(simd_sum(k_squares) + constants[EPS]);
 for (uint i = 0; i < COUNT; i++) {
   for (uint c = 0; c < 4; c++) {
     q[i][c] *= q_factor;
@@ -87,12 +89,12 @@ for (uint i = 0; i < COUNT; i++) {
 }
 
 // softplus(t) = max(t, 0) + log(1 + e), e = exp(-|t|); the quotient corrects the rounding of 1 + e
-const float t = float(a[head]) + float(dt_bias[head]);
+const float t = float(projected[A + head]) + constants[DT_BIAS + head];
 const float e = metal::exp(-metal::abs(t));
 const float u = 1.0f + e;
 const float dt = metal::max(t, 0.0f) + (u == 1.0f ? e : metal::log(u) * (e / (u - 1.0f)));
-const float decay = metal::exp(dt * float(log_decay[head]));
-const float beta = 1.0f / (1.0f + metal::exp(-float(b[head])));
+const float decay = metal::exp(dt * constants[head]);
+const float beta = 1.0f / (1.0f + metal::exp(-float(projected[B + head])));
 
 for (uint r = 0; r < ROWS; r++) {
   const uint row = r * SIMDGROUPS + sg;
@@ -129,9 +131,9 @@ float squares = 0.0f;
 for (uint i = lane; i < uint(DV); i += 32) {
   squares = metal::fma(reads[i], reads[i], squares);
 }
-const float factor = metal::rsqrt(simd_sum(squares) / float(DV) + eps[1]);
+const float factor = metal::rsqrt(simd_sum(squares) / float(DV) + constants[EPS + 1]);
 for (uint i = thread_id; i < uint(DV); i += THREADS) {
-  const float gate = float(z[head * DV + i]);
+  const float gate = float(projected[Z + head * DV + i]);
   const float silu = gate / (1.0f + metal::exp(-gate));
-  y[head * DV + i] = static_cast<T>(reads[i] * factor * float(norm_weight[i]) * silu);
+  y[head * DV + i] = static_cast<T>(reads[i] * factor * constants[NORM + i] * silu);
 }

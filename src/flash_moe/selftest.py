@@ -184,14 +184,15 @@ def _attention(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], An
 def _delta_net(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
     value_dim = s.value_heads * s.delta_dim
     channels = 2 * s.key_heads * s.delta_dim + value_dim
-    qkv, z, b, a = (_random(1, n, dtype=dtype) for n in (channels, value_dim, s.value_heads, s.value_heads))
+    projected = _random(1, channels + value_dim + 2 * s.value_heads, dtype=dtype)
     conv_state, state = _random(3, channels, dtype=dtype), _random(s.value_heads, s.delta_dim, s.delta_dim)
+    constants = delta_net_step.pack_constants(
+        -mx.exp(_random(s.value_heads)), _random(s.value_heads), _random(s.delta_dim), l2_eps=1e-6, eps=1e-6
+    )
     options: dict[str, Any] = {
-        "conv_weight": _random(4, channels, dtype=dtype, scale=0.5), "log_decay": -mx.exp(_random(s.value_heads)),
-        "dt_bias": _random(s.value_heads), "norm_weight": _random(s.delta_dim, dtype=dtype),
-        "key_heads": s.key_heads, "l2_eps": 1e-6, "eps": 1e-6,
+        "conv_weight": _random(4, channels, dtype=dtype, scale=0.5), "constants": constants, "key_heads": s.key_heads,
     }  # fmt: skip
     yield (
-        "delta-net step", lambda: delta_net_step.delta_net_step_kernel(qkv, z, b, a, conv_state, state, **options),
-        lambda: delta_net_step.delta_net_step_reference(qkv, z, b, a, conv_state, state, **options),
+        "delta-net step", lambda: delta_net_step.delta_net_step_kernel(projected, conv_state, state, **options),
+        lambda: delta_net_step.delta_net_step_reference(projected, conv_state, state, **options),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from test_experts import FORMATS, make_records
 from flash_moe.ops import kernel, sources
 from flash_moe.ops.cuda import check, cuda_source
 from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
-from flash_moe.ops.delta_net_step import delta_net_step_kernel
+from flash_moe.ops.delta_net_step import delta_net_step_kernel, pack_constants
 from flash_moe.ops.expert_kernels import experts_for_token
 from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
@@ -128,10 +128,10 @@ def launch_sequence_kernels(dtype: mx.Dtype) -> None:
     decode_attention_kernel(zeros(8, 1, 64), keys, keys, cache_sizes(200, keys), zeros(1, 8 * 64), 0.125)
     heads, key_heads, dim = 4, 2, 64
     channels = (2 * key_heads + heads) * dim
+    constants = pack_constants(zeros(heads), zeros(heads), zeros(dim), l2_eps=1e-6, eps=1e-6)
     delta_net_step_kernel(
-        zeros(1, channels), zeros(1, heads * dim), zeros(1, heads), zeros(1, heads), zeros(3, channels),
-        mx.zeros((heads, dim, dim)), conv_weight=zeros(4, channels), log_decay=mx.zeros(heads), dt_bias=zeros(heads),
-        norm_weight=zeros(dim), key_heads=key_heads, l2_eps=1e-6, eps=1e-6,
+        zeros(1, channels + heads * dim + 2 * heads), zeros(3, channels), mx.zeros((heads, dim, dim)),
+        conv_weight=zeros(4, channels), constants=constants, key_heads=key_heads,
     )  # fmt: skip
 
 

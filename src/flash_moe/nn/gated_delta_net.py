@@ -7,7 +7,7 @@ from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.causal_conv import causal_conv
-from ..ops.delta_net_step import delta_net_step_kernel, supports
+from ..ops.delta_net_step import delta_net_step_kernel, pack_constants, supports
 from ..ops.dispatch import use_kernel
 from ..ops.gated_delta import gated_delta
 from ..ops.norm import l2_norm, rms_norm
@@ -39,6 +39,8 @@ class GatedDeltaNet(nn.Module):
         self.log_decay = -mx.exp(weights.array("A_log", heads))
         self.norm = weights.array("norm.weight", config.linear_value_head_dim)
         self.qk_scale = mx.array([config.linear_key_head_dim**-0.5, 1.0], dtype=self.conv1d.dtype)[:, None, None]
+        epsilons = {"l2_eps": _L2_EPS, "eps": config.rms_norm_eps}
+        self.constants = pack_constants(self.log_decay, self.dt_bias, self.norm, **epsilons)
         self._config = config
 
     def __call__(self, x: mx.array, cache: DeltaCache) -> mx.array:
@@ -52,13 +54,13 @@ class GatedDeltaNet(nn.Module):
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The layer as a function of its states: output, new conv state, new recurrent state."""
         c, tokens = self._config, x.shape[0]
-        qkv, z, b, a = self.in_proj(x)
         if tokens == 1 and use_kernel("delta_net") and supports(c.linear_key_head_dim):
             y, conv, state = delta_net_step_kernel(
-                qkv, z, b, a, conv, state, conv_weight=self.conv1d, log_decay=self.log_decay, dt_bias=self.dt_bias,
-                norm_weight=self.norm, key_heads=c.linear_num_key_heads, l2_eps=_L2_EPS, eps=c.rms_norm_eps,
+                self.in_proj.together(x), conv, state, conv_weight=self.conv1d, constants=self.constants,
+                key_heads=c.linear_num_key_heads,
             )  # fmt: skip
             return self.out_proj(y), conv, state
+        qkv, z, b, a = self.in_proj(x)
         qkv, conv = causal_conv(qkv, self.conv1d, conv)
         qk, v = mx.split(qkv, [2 * c.key_dim], axis=-1)
         v = v.reshape(tokens, c.linear_num_value_heads, c.linear_value_head_dim)

@@ -65,6 +65,11 @@ class Linears(nn.Module):
             outputs += [y] if len(ends) == 1 else mx.split(y, ends[:-1], axis=-1)
         return outputs
 
+    def together(self, x: mx.array) -> mx.array:
+        """All outputs one after the other, [T, Σ out_i]."""
+        outputs = [layer(x) for layer in self.groups]
+        return mx.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
+
 
 def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
     """Neighbours to join: stored alike, and not so large that copying them costs more than it saves."""

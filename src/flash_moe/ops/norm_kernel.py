@@ -19,7 +19,7 @@ _NORM = Kernel("rms_norm", ["x", "weight", "eps"], ["y"])
 _ADD_NORM = Kernel("add_rms_norm", ["x", "residual", "weight", "eps"], ["y", "total"])
 
 
-def rms_norm_reference(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+def rms_norm_reference(x: mx.array, weight: mx.array, eps: float | mx.array) -> mx.array:
     """x / sqrt(mean(x²) + eps) · weight over the last axis, in float32.
 
     Args:

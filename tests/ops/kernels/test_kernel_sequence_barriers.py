@@ -29,11 +29,11 @@ def launch(name: str) -> None:
         q, cache, gate = mx.ones((6, 1, 64)), mx.ones((2, 80, 64)), mx.ones((1, 6 * 64))
         decode_attention.decode_attention_kernel(q, cache, cache, decode_attention.cache_sizes(70, cache), gate, 0.125)
     else:
-        qkv, z, b, conv, state = (mx.ones(s) for s in [(1, 96), (1, 32), (1, 2), (3, 96), (2, 16, 32)])
+        projected, conv, state = (mx.ones(shape) for shape in [(1, 132), (3, 96), (2, 16, 32)])
+        constants = delta_net_step.pack_constants(-mx.ones(2), mx.ones(2), mx.ones(16), l2_eps=1e-6, eps=1e-6)
         delta_net_step.delta_net_step_kernel(
-            qkv, z, b, b, conv, state, conv_weight=mx.ones((4, 96)), log_decay=-mx.ones(2), dt_bias=mx.ones(2),
-            norm_weight=mx.ones(16), key_heads=1, l2_eps=1e-6, eps=1e-6,
-        )  # fmt: skip
+            projected, conv, state, conv_weight=mx.ones((4, 96)), constants=constants, key_heads=1
+        )
 
 
 def without_barrier(body: str, index: int) -> str:
