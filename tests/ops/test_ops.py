@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import oracles
@@ -148,6 +150,25 @@ def test_quantized_linear(bits: int, group_size: int, tokens: int, rng: np.rando
     w, scales, biases = mx.quantize(f32(rng.randn(48, 256)), group_size=group_size, bits=bits)
     dense = oracles.dequantize(*(np.array(a) for a in (w, scales, biases)), bits, group_size)
     close(linear(f32(x), w, scales, biases, q), x @ dense.T, 1e-4)
+
+
+def test_on_cuda_wide_groups_are_multiplied_as_two_halves(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.RandomState
+) -> None:
+    monkeypatch.setattr("flash_moe.ops.kernel.back_end", lambda: "cuda")
+    monkeypatch.setattr("flash_moe.ops.linear.use_blas", lambda rows, dtype: False)
+    asked, multiply = [], mx.quantized_matmul
+
+    def quantized_matmul(*args: mx.array, group_size: int, **options: Any) -> mx.array:
+        asked.append(group_size)
+        return multiply(*args, group_size=group_size, **options)
+
+    monkeypatch.setattr(mx, "quantized_matmul", quantized_matmul)
+    x = rng.randn(40, 256)
+    w, scales, biases = mx.quantize(f32(rng.randn(48, 256)), group_size=128, bits=4)
+    dense = oracles.dequantize(*(np.array(a) for a in (w, scales, biases)), 4, 128)
+    close(linear(f32(x), w, scales, biases, Quantization(4, 128)), x @ dense.T, 1e-4)
+    assert asked == [64]
 
 
 @pytest.mark.parametrize("tokens", [1, 40])

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..record import Quantization
+from . import kernel
 from .blas import matmul, to_numpy, use_blas
 from .dispatch import use_kernel
 from .quantized_matvec import MAX_TOKENS, quantized_matvec, supports
@@ -36,9 +37,11 @@ def linear(
         return _blas_quantized(x, weight, scales, biases, quantization)
     if x.shape[0] <= MAX_TOKENS and use_kernel("quantized_matvec") and supports(x, weight, quantization):
         return quantized_matvec(x, weight, scales, biases, quantization)
-    return mx.quantized_matmul(
-        x, weight, scales, biases, transpose=True, group_size=quantization.group_size, bits=quantization.bits
-    )
+    group_size = quantization.group_size
+    if group_size == 128 and x.dtype == mx.float32 and kernel.back_end() == "cuda":
+        # MLX 0.32.4 asks for more shared memory than a block may have; half a group has the same scale and bias
+        group_size, scales, biases = 64, mx.repeat(scales, 2, axis=-1), mx.repeat(biases, 2, axis=-1)
+    return mx.quantized_matmul(x, weight, scales, biases, transpose=True, group_size=group_size, bits=quantization.bits)
 
 
 def _blas_quantized(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, q: Quantization) -> mx.array:
