@@ -18,10 +18,11 @@ from typing import Any
 import mlx.core as mx
 
 SECONDS, REPEATS = 0.03, 7  # of launches that are evaluated together, and how often they are
-WAIT_ELEMENTS = 1 << 30  # float32 of the operation that occupies the GPU, 4 GB read and 4 GB written
-WAIT_STEPS = 2
+OCCUPIED = 0.016  # seconds, at least, of the operation that occupies the GPU
 SPARE = 0.8  # of the occupied time, in which all must have been launched
-ENOUGH = 0.003  # seconds of calls behind it
+ENOUGH = 0.008  # seconds of calls behind it; fewer where they cannot be launched in time
+LEAST = 0.0003  # fewer seconds of calls than this are lost in the noise
+COPY_ELEMENTS, COPIES = 1 << 30, 2  # float32: 4 GB read and 4 GB written
 
 
 class Op:
@@ -60,58 +61,70 @@ class Op:
 
     @cached_property
     def gpu_seconds(self) -> float:
-        """Median seconds of a call on the GPU alone; NaN where the host cannot launch even one round in time."""
-        occupied = _occupied_seconds()
-        found, rounds = float("nan"), 1
+        """Median seconds of a call on the GPU alone; NaN where too few can be launched while it is occupied.
+
+        The calls do not depend on each other, so a GPU may begin one before the last is done.
+        """
+        rounds = max(1, round(ENOUGH / (self.seconds * len(self._operands))))
         while True:
+            self._behind(rounds)  # builds what MLX keeps for the next time
             runs = [self._behind(rounds) for _ in range(REPEATS)]
-            if max(launched for launched, _ in runs) > SPARE * occupied:
-                return found
-            calls = statistics.median(total for _, total in runs) - occupied
-            found = calls / (rounds * len(self._operands))
-            if calls > ENOUGH:
-                return found
-            rounds *= 2
+            in_time = statistics.median(launched for launched, _ in runs) < SPARE * OCCUPIED
+            if in_time or rounds == 1:
+                break
+            rounds //= 2
+        calls = statistics.median(took for _, took in runs)
+        return calls / (rounds * len(self._operands)) if in_time and calls > LEAST else float("nan")
 
     def _behind(self, rounds: int) -> tuple[float, float]:
-        """Seconds until ``rounds`` of all sets were launched behind the long operation, and until they were done."""
+        """Seconds until ``rounds`` of all sets were launched behind the long operation, and what they add to its."""
         calls = [self._traced(*self._flat) for _ in range(rounds)]
-        mx.synchronize()
-        start = time.perf_counter()
-        mx.async_eval(_long_operation())
-        mx.async_eval(calls)
-        launched = time.perf_counter() - start
-        mx.synchronize()
-        return launched, time.perf_counter() - start
+        alone = _occupy([])[1]
+        launched, total = _occupy(calls)
+        return launched, total - alone
+
+
+def _occupy(calls: list[Any]) -> tuple[float, float]:
+    """Seconds until ``calls`` were launched behind an operation of ``OCCUPIED`` seconds, and until all was done."""
+    occupy = mx.logsumexp(_long_row())
+    mx.synchronize()
+    start = time.perf_counter()
+    mx.async_eval(occupy)
+    mx.async_eval(calls)
+    launched = time.perf_counter() - start
+    mx.synchronize()
+    return launched, time.perf_counter() - start
 
 
 @cache
-def _ballast() -> mx.array:
-    array = mx.zeros(WAIT_ELEMENTS)
-    mx.eval(array)
-    return array
-
-
-def _long_operation() -> mx.array:
-    result = _ballast()
-    for _ in range(WAIT_STEPS):
-        result = result + 1.0
-    return result
-
-
-@cache
-def _occupied_seconds() -> float:
-    def run() -> float:
-        mx.synchronize()
-        start = time.perf_counter()
-        mx.async_eval(_long_operation())
-        mx.synchronize()
-        return time.perf_counter() - start
-
-    run()
-    return statistics.median(run() for _ in range(2 * REPEATS))
+def _long_row() -> mx.array:
+    """A row whose logsumexp, one launch of a single block of threads, takes ``OCCUPIED`` seconds or more."""
+    size = 1 << 22
+    while True:
+        row, times = mx.zeros(size), []
+        mx.eval(row)
+        for _ in range(3):
+            start = time.perf_counter()
+            mx.eval(mx.logsumexp(row))
+            times.append(time.perf_counter() - start)
+        if min(times) > OCCUPIED:
+            return row
+        size *= 2
 
 
 def copy_bandwidth() -> float:
     """Bytes read and written per second by a large device copy."""
-    return WAIT_STEPS * 2 * _ballast().nbytes / _occupied_seconds()
+    source = mx.zeros(COPY_ELEMENTS)
+    mx.eval(source)
+
+    def run() -> float:
+        mx.synchronize()
+        start = time.perf_counter()
+        copied = source
+        for _ in range(COPIES):
+            copied = copied + 1.0
+        mx.eval(copied)
+        return time.perf_counter() - start
+
+    run()
+    return COPIES * 2 * source.nbytes / statistics.median(run() for _ in range(REPEATS))

@@ -52,6 +52,7 @@ def row(name: str, ours: Op, theirs: Op, nbytes: float, copy: float) -> None:
             f"{theirs_s / ours_s:.2f}",
             f"{nbytes / ours_s / 1e9:.0f}",
         ]
+    cells = ["–" if cell == "nan" else cell for cell in cells]
     print("|", " | ".join([*cells, f"{nbytes / copy * 1e6:.1f}"]), "|", flush=True)
 
 

@@ -132,11 +132,14 @@ def _bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def _cut(block: np.ndarray, nbytes: int, rng: np.random.Generator) -> np.ndarray:
-    """So many bytes of the block from a random place; the block over and over where it is shorter."""
-    if nbytes > block.size:
-        return np.resize(block, nbytes)
-    start = 4 * int(rng.integers((block.size - nbytes) // 4 + 1))
-    return block[start : start + nbytes]
+    """So many bytes of the block from a random place, which goes on at its beginning.
+
+    Two matrices may not begin at the same place: an output head that equals the embedding draws each token again.
+    """
+    start = 4 * int(rng.integers(block.size // 4))
+    if start + nbytes <= block.size:
+        return block[start : start + nbytes]
+    return np.resize(np.roll(block, -start), nbytes)
 
 
 def _write(file: Any, offset: int, data: np.ndarray) -> None:
