@@ -13,7 +13,7 @@ import datetime
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sparse_checkpoint import FULL_SIZE, GATES, QUANTIZATION  # noqa: E402
 
 from flash_moe.checkpoint.names import mlx_name, module_path  # noqa: E402
 from flash_moe.config import ModelConfig  # noqa: E402
-from flash_moe.experts.store import ExpertStore, Records  # noqa: E402
+from flash_moe.experts.store import ExpertStore  # noqa: E402
 from flash_moe.nn.decoder import Decoder  # noqa: E402
 from flash_moe.nn.weights import Weights  # noqa: E402
 from flash_moe.record import PROJECTIONS, ProjectionFormat, RecordLayout  # noqa: E402
@@ -42,8 +42,11 @@ class Banks(ExpertStore):
         super().__init__(dict.fromkeys(banks, layout), len(banks[0]))
         self._banks, self.no_wait = banks, no_wait
 
-    def _fetch(self, layer: int, experts: Any) -> Records:
-        return Records((self._banks[layer],), tuple(experts))
+    def _arrive(self, layer: int, experts: Any) -> Iterator[int]:
+        return iter(experts)
+
+    def _bank_of(self, layer: int) -> mx.array:
+        return self._banks[layer]
 
     def _whole(self, layer: int) -> mx.array | None:
         return self._banks[layer] if self.no_wait else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from flash_moe import ArgumentError, Model, NumericalError
 from flash_moe.generation.engine import Engine
+from flash_moe.nn.sparse_moe import SparseMoE
 
 PROMPT = list(b"Memory is small and disks are large, so")
 
@@ -98,11 +100,24 @@ def test_statistics(packed_checkpoint: Path, expert_io: str) -> None:
     assert json.dumps(stats.to_dict())
 
 
+def test_reads_begin_before_the_shared_expert_is_computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    moe = next(layer.mlp for layer in model._decoder.layers if isinstance(layer.mlp, SparseMoE))
+    x, ids, weights = mx.ones((1, model.config.hidden_size)), mx.array([[0, 1]], dtype=mx.uint32), mx.full((1, 2), 0.5)
+    a = mx.full((1200, 1200), 1e-3)
+    mx.eval(x, ids, weights, a)
+    rest = x + (a @ a).sum()  # stands in for a shared expert that takes long
+    began, arrive = [], model._store._arrive
+    monkeypatch.setattr(model._store, "_arrive", lambda *of: began.append(time.perf_counter()) or arrive(*of))
+    start = time.perf_counter()
+    mx.eval(moe.experts(x, ids + 0, weights + 0, rest))
+    assert began[0] - start < 0.5 * (time.perf_counter() - start)
+
+
 def test_prefill_reads_each_touched_expert_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
-    fetch = model._store._fetch
+    fetch = model._store._arrive
     monkeypatch.setattr(
-        model._store, "_fetch", lambda layer, ids: asked.extend((layer, e) for e in ids) or fetch(layer, ids)
+        model._store, "_arrive", lambda layer, ids: asked.extend((layer, e) for e in ids) or fetch(layer, ids)
     )
     monkeypatch.setattr(model._store, "capacity", 3)
     expected = np.array(model.logits(PROMPT))

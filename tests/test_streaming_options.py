@@ -59,7 +59,7 @@ class Calls:
 
     def __init__(self, store: ExpertStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, int, set[int]]] = []
-        for name in ("_fetch", "prefetch"):
+        for name in ("_arrive", "prefetch"):
             monkeypatch.setattr(store, name, self._logged(name, getattr(store, name)))
 
     def _logged(self, name: str, call):
@@ -166,7 +166,7 @@ class TestChoice:
                 x, residual = (mx.array(rng.standard_normal((1, 64)).astype(np.float32)) for _ in range(2))
                 y = moe(x, residual)
                 ids, weights = chosen[-1]
-                assert log.calls[-1] == ("_fetch", 1, set(ids.tolist()))
+                assert log.calls[-1] == ("_arrive", 1, set(ids.tolist()))
                 records = model._store.fetch(1, ids.tolist()).stacked()
                 routed = experts_for_token(x, records, mx.array(weights), model._store.layouts[1])
                 shared = mx.sigmoid(moe.gates(x)[1]) * moe.shared_expert(x)

@@ -181,13 +181,13 @@ def test_the_measurement_times_both_stores(table: RecordTable) -> None:
 
 @pytest.mark.parametrize("delay", [0.02, 0.2])
 def test_the_measurement_ends_in_time(table: RecordTable, monkeypatch: pytest.MonkeyPatch, delay: float) -> None:
-    real = MappedStore._fetch
+    real = MappedStore._arrive
 
     def slow(self: MappedStore, layer: int, experts: list[int]) -> object:
         time.sleep(delay)
         return real(self, layer, experts)
 
-    monkeypatch.setattr(MappedStore, "_fetch", slow)
+    monkeypatch.setattr(MappedStore, "_arrive", slow)
     monkeypatch.setattr(choosing, "SECONDS", 0.1)
     start = time.perf_counter()
     timing = measure_stores(table, 4)

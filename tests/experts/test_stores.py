@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Literal
 
+import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("small_groups")
 
 experts = st.lists(st.integers(0, 15), min_size=1, max_size=K, unique=True)
 steps = st.lists(
-    st.tuples(st.sampled_from(["fetch", "use", "prefetch"]), st.integers(0, 3), experts), min_size=1, max_size=25
+    st.tuples(st.sampled_from(["fetch", "each", "use", "prefetch"]), st.integers(0, 3), experts),
+    min_size=1,
+    max_size=25,
 )
 examples = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -32,7 +35,7 @@ def test_any_sequence_gives_the_bytes_of_the_files(
     io: ExpertIO,
     cache: int,
     reading: str,
-    steps: list[tuple[Literal["fetch", "use", "prefetch"], int, list[int]]],
+    steps: list[tuple[Literal["fetch", "each", "use", "prefetch"], int, list[int]]],
 ) -> None:
     """Outputs stay unevaluated until the end: a slot overwritten under one of them would show."""
     source = sources[form]
@@ -42,9 +45,15 @@ def test_any_sequence_gives_the_bytes_of_the_files(
         if kind == "prefetch":
             store.prefetch(layer, ids)
             continue
-        records = store.fetch(layer, ids)
         expected = [source.records[layer, expert] for expert in ids]
         fetched += len(ids)
+        if kind == "each":
+            arriving = store.fetch_each(layer, ids)
+            output = mx.stack(list(arriving)) ^ 0
+            arriving.used_by(output)
+            outputs.append((output, expected))
+            continue
+        records = store.fetch(layer, ids)
         if kind == "fetch":
             assert record_bytes(records) == expected
         else:

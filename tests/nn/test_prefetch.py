@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_moe.experts.store import ExpertStore, Records
+from flash_moe.experts.store import ExpertStore
 from flash_moe.nn.prefetch import LayerPrefetch, Prefetcher
 from flash_moe.nn.prefetch_switch import ORDER, PHASE, QUIET, RECHECK, TRIAL, PrefetchSwitch
 
@@ -20,7 +21,7 @@ class Log(ExpertStore):
         super().__init__({}, 4)
         self.prefetched: list[tuple[int, set[int]]] = []
 
-    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
         raise NotImplementedError
 
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ExpertReadError
 from .files import PAGE, MappedFile
 from .reader import INLINE, REQUEST, Location, RecordReader, finish
-from .store import ExpertStore, Records
+from .store import ExpertStore
 
 
 class MappedStore(ExpertStore):
@@ -29,17 +29,17 @@ class MappedStore(ExpertStore):
         self._scratch = threading.local()
         self._warming: dict[int, dict[int, list[Future[None]]]] = {}  # by layer and expert
 
-    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[mx.array]:
         locations = [self._reader.locate(layer, expert) for expert in experts]
         warming = self._warming.pop(layer, {})  # what nobody asks for now is not waited for, either
         ready = []
         for location in locations:
             started = warming.get(location.expert)
             ready.append(self._warm(location) if started is None else started)
-        for futures in ready:
-            finish(futures)
         words = self.layouts[layer].stride // 4
-        return Records(tuple(_array(location, words) for location in locations), None)
+        for location, futures in zip(locations, ready, strict=True):
+            finish(futures)
+            yield _array(location, words)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         warming = self._warming.setdefault(layer, {})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from .reader import RecordReader
-from .store import ExpertStore, Records
+from .store import ExpertStore
 
 
 class ResidentStore(ExpertStore):
@@ -23,7 +23,7 @@ class ResidentStore(ExpertStore):
     def __init__(self, reader: RecordReader, progress: Callable[[int], None] | None = None) -> None:
         table = reader.table
         super().__init__(table.layouts, table.num_experts)
-        self._banks: dict[int, tuple[mx.array]] = {}
+        self._banks: dict[int, mx.array] = {}
         try:
             self._read_all(reader, progress)
         finally:
@@ -40,16 +40,19 @@ class ResidentStore(ExpertStore):
                 stats.bytes_brought += layout.stride * table.num_experts
                 stats.bytes_missing += missing
             reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))
-            self._banks[layer] = (bank,)
+            self._banks[layer] = bank
             done += layout.stride * table.num_experts
             if progress is not None:
                 progress(done)
 
-    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
-        return Records(self._banks[layer], tuple(experts))
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
+        return iter(experts)
 
-    def _whole(self, layer: int) -> mx.array | None:
-        return self._banks[layer][0]
+    def _bank_of(self, layer: int) -> mx.array:
+        return self._banks[layer]
+
+    def _whole(self, layer: int) -> mx.array:
+        return self._banks[layer]
 
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
         return [True] * len(experts)

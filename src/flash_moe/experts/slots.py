@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 
@@ -14,7 +14,7 @@ from ..errors import ExpertReadError
 from .host_memory import keep_on_host
 from .lru import SlotTable
 from .reader import RecordReader, finish
-from .store import ExpertStore, Records
+from .store import ExpertStore
 
 _Key = tuple[int, int]  # layer, expert
 
@@ -56,20 +56,21 @@ class SlotStore(ExpertStore):
         self._reading: dict[int, list[Future[None]]] = {}  # slot to the reads that fill it
         self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
 
-    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
         keys = [(layer, expert) for expert in experts]
         self._start(keys)
         for key in keys:
             self._finish(key)
-        rows = tuple(self._slots[key] for key in keys)
+            yield self._slots[key]
         if layer in self._held:
             self._hold(layer, experts)
 
-        def used_by(output: mx.array) -> None:
-            mx.eval(*(self._readers.pop(row) for row in rows if row in self._readers))  # only the last is remembered
-            self._readers.update(dict.fromkeys(rows, output))
+    def _bank_of(self, layer: int) -> mx.array:
+        return self._bank
 
-        return Records((self._bank,), rows, used_by)
+    def _used(self, found: Sequence[int], output: mx.array) -> None:
+        mx.eval(*(self._readers.pop(row) for row in found if row in self._readers))  # only the last is remembered
+        self._readers.update(dict.fromkeys(found, output))
 
     def _whole(self, layer: int) -> mx.array | None:
         return self._whole_layers.get(layer)

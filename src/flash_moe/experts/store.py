@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
 
 import mlx.core as mx
 
@@ -18,13 +20,13 @@ class StoreStats:
     """Counters since a store was opened, of all layers or of one.
 
     Attributes:
-        fetches: calls of :meth:`ExpertStore.fetch`.
+        fetches: calls of :meth:`ExpertStore.fetch` and :meth:`ExpertStore.fetch_each`.
         bytes_requested: bytes of all records asked for.
         bytes_brought: those of them that were not in the store's own memory, but in the page cache or only in files.
         bytes_missing: those of them that were not in the page cache either, when they were asked for or when a prefetch
             began to read them.
         bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
-        fetch_seconds: time spent inside fetch.
+        fetch_seconds: time spent waiting in them.
         seconds: time from the end of the fetch before, of whatever layer, to the end of each fetch.
     """
 
@@ -64,17 +66,29 @@ class Records:
             return bank[first : first + count]
         return bank[mx.array(self.rows)]
 
-    def each(self) -> list[mx.array]:
-        """The records as [words] arrays, without a copy."""
-        if self.rows is None:
-            return list(self.arrays)
-        (bank,) = self.arrays
-        return [bank[row] for row in self.rows]
-
     def used_by(self, output: mx.array) -> None:
         """Tells the store that ``output`` reads these records: they stay as they are until it has been evaluated."""
         if self._on_use is not None:
             self._on_use(output)
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Records on their way: [words] uint32 arrays in the order they were asked for, each as soon as its bytes are there.
+
+    Iterating waits, and raises :class:`ExpertReadError` where a record could not be read whole. It is iterated once, to its
+    end: what the store counts is counted there.
+    """
+
+    _found: Iterator[mx.array]
+    _on_use: Callable[[mx.array], None]
+
+    def __iter__(self) -> Iterator[mx.array]:
+        return self._found
+
+    def used_by(self, output: mx.array) -> None:
+        """As :meth:`Records.used_by`, after the last record has arrived."""
+        self._on_use(output)
 
 
 class ExpertStore(ABC):
@@ -108,12 +122,36 @@ class ExpertStore(ABC):
             ExpertReadError: a record could not be read whole; no record is handed out then.
             ArgumentError: more than ``capacity`` records.
         """
+        found = list(self._arrivals(layer, experts))
+        bank = self._bank_of(layer)
+        if bank is None:
+            return Records(tuple(found), None)
+        return Records((bank,), tuple(found), partial(self._used, found))
+
+    def fetch_each(self, layer: int, experts: Sequence[int]) -> Arrivals:
+        """As :meth:`fetch`, but hands out each record when it is there, while those behind it are read."""
+        found: list[Any] = []
+
+        def arrays() -> Iterator[mx.array]:
+            bank = self._bank_of(layer)
+            for record in self._arrivals(layer, experts):
+                found.append(record)
+                # a slice is a view, where an index would copy
+                yield record if bank is None else bank[record : record + 1].reshape(-1)
+
+        return Arrivals(arrays(), lambda output: self._used(found, output))
+
+    def _arrivals(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
+        """What :meth:`_arrive` finds, and all counters; seconds in which the caller works do not count as waiting."""
         if len(experts) > self.capacity:
             raise ArgumentError(
                 f"{len(experts)} records of layer {layer} at once, but this store holds {self.capacity}; ask for fewer"
             )
-        start = time.perf_counter()
-        records = self._fetch(layer, experts)
+        waited, start = 0.0, time.perf_counter()
+        for record in self._arrive(layer, experts):
+            waited += time.perf_counter() - start
+            yield record
+            start = time.perf_counter()
         end = time.perf_counter()
         missing = self._missing.pop(layer, {})
         used = sum(nbytes for expert, nbytes in missing.items() if expert in experts)
@@ -122,13 +160,20 @@ class ExpertStore(ABC):
             stats.bytes_requested += self.layouts[layer].stride * len(experts)
             stats.bytes_missing += used
             stats.bytes_unused += sum(missing.values()) - used
-            stats.fetch_seconds += end - start
+            stats.fetch_seconds += waited + end - start
             stats.seconds += end - self._last
         self._last = end
-        return records
 
     @abstractmethod
-    def _fetch(self, layer: int, experts: Sequence[int]) -> Records: ...
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
+        """Starts bringing all records, then finds one after the other: its row of :meth:`_bank_of`, or its array."""
+
+    def _bank_of(self, layer: int) -> mx.array | None:
+        """The array that :meth:`_arrive` finds rows of; None where records are arrays of their own."""
+        return None
+
+    def _used(self, found: Sequence[Any], output: mx.array) -> None:  # noqa: B027 (only slots are ever overwritten)
+        """Output reads these, as :meth:`_arrive` found them."""
 
     def _counters(self, layer: int) -> tuple[StoreStats, StoreStats]:
         """Where something of a layer is counted."""

@@ -10,7 +10,7 @@ from mlx import nn
 
 from ..config import ModelConfig
 from ..errors import NumericalError
-from ..experts.store import ExpertStore
+from ..experts.store import Arrivals, ExpertStore, Records
 from ..ops import expert_kernels
 from ..ops.dispatch import use_kernel
 from ..ops.experts import experts_for_rows, experts_for_token, takes_each
@@ -93,8 +93,9 @@ class SparseMoE(nn.Module):
         """Fetches the routed experts and adds their part to the rest."""
         one = x.shape[0] == 1
         ahead = self.prefetch.logits(rest) if one and self.prefetch is not None else None
-        # the device goes on with the shared expert while the host fetches
-        mx.async_eval(ids, weights, rest, *([] if ahead is None else [ahead]))
+        mx.async_eval(ids, weights)
+        # in an evaluation of its own, for which the host does not wait: it computes the shared expert during the fetch
+        mx.async_eval(rest, *([] if ahead is None else [ahead]))
         chosen = chosen_experts(ids, weights, self._layer)
         if one:
             if self._choice is not None:
@@ -119,20 +120,34 @@ class SparseMoE(nn.Module):
     def _for_token(
         self, x: mx.array, chosen: list[int], weights: mx.array, rest: mx.array, ahead: mx.array | None
     ) -> mx.array:
-        records = self._store.fetch(self._layer, chosen)
-        if self.prefetch is not None:
-            self.prefetch.fetched(chosen, ahead)
-        if not self.uses_kernel(1):
-            found = records.each() if takes_each(self._layout, x.dtype) else records.stacked()
-            y = rest + experts_for_token(x, found, weights[0], self._layout)
-        elif records.rows is None:
-            y = expert_kernels.experts_for_token(
-                x, records.arrays, weights, self._layout, shared=self._shared(weights, len(chosen)), residual=rest
-            )
+        records: Records | Arrivals
+        if not self.uses_kernel(1) and takes_each(self._layout, x.dtype):
+            records = self._store.fetch_each(self._layer, chosen)
+            routed = experts_for_token(x, records, weights[0], self._layout)  # all have arrived when it returns
+            self._prefetch_next(chosen, ahead)
+            y = rest + routed
         else:
-            y = self._traced_bank(x, mx.array(records.rows, dtype=mx.uint32), weights, rest, records.arrays[0])
+            records = self._store.fetch(self._layer, chosen)
+            self._prefetch_next(chosen, ahead)
+            y = self._of_records(x, records, weights, rest)
         records.used_by(y)
         return y
+
+    def _of_records(self, x: mx.array, records: Records, weights: mx.array, rest: mx.array) -> mx.array:
+        """Experts that have all arrived, added to the rest."""
+        if not self.uses_kernel(1):
+            return rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
+        if records.rows is None:
+            shared = self._shared(weights, len(records.arrays))
+            return expert_kernels.experts_for_token(
+                x, records.arrays, weights, self._layout, shared=shared, residual=rest
+            )
+        y: mx.array = self._traced_bank(x, mx.array(records.rows, dtype=mx.uint32), weights, rest, records.arrays[0])
+        return y
+
+    def _prefetch_next(self, chosen: list[int], ahead: mx.array | None) -> None:
+        if self.prefetch is not None:
+            self.prefetch.fetched(chosen, ahead)
 
     def _shared(self, weights: mx.array, routed: int) -> mx.array | None:
         return self._record if weights.shape[1] > routed else None

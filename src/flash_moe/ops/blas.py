@@ -1,7 +1,8 @@
 """What is different on the CPU: matrix products go through NumPy's BLAS.
 
-MLX's CPU build for Linux has no BLAS: a float32 1024³ product takes 0.6 s there and 0.012 s in NumPy (2 cores). Where
-many rows are multiplied on the CPU, ops leave MLX for the product; NumPy sees MLX's memory without a copy.
+MLX's CPU build for Linux has no BLAS: a float32 1024³ product takes 0.6 s there and 0.012 s in NumPy (2 cores), one row
+times 1024² 1.7 ms and 0.11. Where much is multiplied on the CPU, ops leave MLX for the product; NumPy sees MLX's memory
+without a copy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-MIN_ROWS = 8  # below this, leaving MLX's graph costs more than it saves
+MIN_ROWS = 8  # of a product with a quantised matrix, and of attention; with fewer, leaving MLX's graph does not pay
+MIN_PRODUCTS = 1 << 17  # multiplications of two float matrices, from which on it pays
 
 
 def on_cpu(dtype: mx.Dtype) -> bool:
@@ -18,7 +20,7 @@ def on_cpu(dtype: mx.Dtype) -> bool:
 
 
 def use_blas(rows: int, dtype: mx.Dtype) -> bool:
-    """Whether a product with this many rows should leave MLX."""
+    """Whether work on this many rows should leave MLX."""
     return rows >= MIN_ROWS and on_cpu(dtype)
 
 
@@ -29,7 +31,7 @@ def to_numpy(array: mx.array) -> np.ndarray:
 
 
 def matmul(a: mx.array, b: mx.array) -> mx.array:
-    """``a @ b`` with broadcasting over leading dimensions, through BLAS where :func:`use_blas` says so."""
-    if not use_blas(a.shape[-2], a.dtype):
+    """``a @ b`` with broadcasting over leading dimensions, through BLAS where it is large and on the CPU."""
+    if a.size * b.shape[-1] < MIN_PRODUCTS or not on_cpu(a.dtype):
         return a @ b
     return mx.array(np.matmul(to_numpy(a), to_numpy(b)))

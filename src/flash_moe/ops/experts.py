@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -17,13 +17,14 @@ DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.fl
 
 
 def experts_for_token(
-    x: mx.array, records: mx.array | Sequence[mx.array], weights: mx.array, layout: RecordLayout
+    x: mx.array, records: mx.array | Iterable[mx.array], weights: mx.array, layout: RecordLayout
 ) -> mx.array:
     """Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
 
     Args:
         x: [1, H], float.
-        records: [K, words] uint32, one record a row; or K arrays of [words], which :func:`takes_each` says is better.
+        records: [K, words] uint32, one record a row; or K arrays of [words], which :func:`takes_each` says is better: each
+            is computed with while those behind it are waited for.
         weights: [K] float32, the routing weights.
 
     Returns:
@@ -44,12 +45,17 @@ def takes_each(layout: RecordLayout, dtype: mx.Dtype) -> bool:
     return layout.stride >= _LARGE and on_cpu(dtype)
 
 
-def _side_by_side(x: mx.array, records: Sequence[mx.array], layout: RecordLayout) -> mx.array:
-    """[K, H]: each record on one of the cores' streams, from where it lies."""
+def _side_by_side(x: mx.array, records: Iterable[mx.array], layout: RecordLayout) -> mx.array:
+    """[K, H]: each record as soon as it is there, from where it lies, on a stream per core and none of the others."""
     streams, outputs = cpu_streams(), []
+    plain = all(projection.quantization is None for _, projection in layout.projections)
     for i, record in enumerate(records):
         with mx.stream(streams[i % len(streams)]):
-            outputs.append(_all_at_once(x, record[None], layout))
+            if plain:
+                outputs.append(_blas_rows(x, record[None], [1], layout))
+            else:
+                outputs.append(_all_at_once(x, record[None], layout))
+                mx.async_eval(outputs[-1])
     return mx.concatenate(outputs)
 
 

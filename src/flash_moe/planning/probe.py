@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,7 @@ from ..config import FULL_ATTENTION
 from ..experts.host_memory import keep_on_host
 from ..experts.opening import fetch_capacity
 from ..experts.slots import slot_count
-from ..experts.store import ExpertStore, Records
+from ..experts.store import ExpertStore
 from ..nn.cache import DeltaCache, KVCache, layer_cache
 from ..nn.decoder import DecoderLayer
 from ..nn.weights import Weights
@@ -52,15 +53,17 @@ class _BankStore(ExpertStore):
         self._banks: list[tuple[RecordLayout, Bank]] = []  # one for each layout that a fetch has met
         self._next = 0
 
-    def _fetch(self, layer: int, experts: Sequence[int]) -> Records:
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
         count, bank = len(experts), self._bank(self.layouts[layer])
         step = 2 if count <= self._k else 1
         first = self._next if self._next + count * step <= self._rows else 0
         self._next = first + count * step
-        rows = tuple((first + step * i) % self._rows for i in range(count))
-        if isinstance(bank, mx.array):
-            return Records((bank,), rows)
-        return Records(tuple(bank[row] for row in rows), None)
+        rows = ((first + step * i) % self._rows for i in range(count))
+        return rows if isinstance(bank, mx.array) else (bank[row] for row in rows)
+
+    def _bank_of(self, layer: int) -> mx.array | None:
+        bank = self._bank(self.layouts[layer])
+        return bank if isinstance(bank, mx.array) else None
 
     def _bank(self, layout: RecordLayout) -> Bank:
         for known, bank in self._banks:

@@ -1,0 +1,88 @@
+"""Records that are handed out one by one, each as soon as it is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import numpy as np
+import pytest
+from store_cases import every_packed_stream, opened
+from streaming import Disk, Source
+
+from flash_moe.errors import ArgumentError, ExpertReadError
+from flash_moe.experts.opening import ExpertIO
+from flash_moe.experts.slots import SlotStore
+
+
+@every_packed_stream
+@pytest.mark.usefixtures("cold_cache")
+def test_the_first_is_there_while_the_second_is_read(
+    sources: dict[str, Source], io: ExpertIO, cache: int, reading: str, disk: Disk
+) -> None:
+    if reading == "inline":
+        pytest.skip("small records are there before the fetch returns")
+    source, go = sources["packed"], threading.Event()
+    (held,) = source.table.extents(1, 9)
+
+    def fault(path: str, offset: int) -> None:
+        if path == str(held.file) and held.offset <= offset < held.offset + held.nbytes:
+            assert go.wait(10)
+
+    disk.fault = fault
+    store = opened(source, io, cache)
+    arriving = iter(store.fetch_each(1, [3, 9]))
+    assert np.array(next(arriving)).tobytes() == source.records[1, 3]
+    assert store.stats.fetches == 0, "it is counted when the last is there"
+    go.set()
+    assert np.array(next(arriving)).tobytes() == source.records[1, 9]
+    assert next(arriving, None) is None
+    assert (store.stats.fetches, store.stats.bytes_requested) == (1, 2 * store.layouts[1].stride)
+    store.close()
+
+
+@every_packed_stream
+@pytest.mark.usefixtures("cold_cache")
+def test_a_failed_read_shows_at_its_record(
+    sources: dict[str, Source], io: ExpertIO, cache: int, reading: str, disk: Disk
+) -> None:
+    if reading == "inline":
+        pytest.skip("small records are read before the first is handed out")
+    source = sources["packed"]
+    (extent,) = source.table.extents(1, 9)
+    disk.fault = _fail_between(str(extent.file), extent.offset, extent.offset + extent.nbytes)
+    store = opened(source, io, cache)
+    arriving = iter(store.fetch_each(1, [3, 9]))
+    assert np.array(next(arriving)).tobytes() == source.records[1, 3]
+    with pytest.raises(ExpertReadError, match="Input/output error"):
+        next(arriving)
+    disk.heal()
+    found = [np.array(record).tobytes() for record in store.fetch_each(1, [9, 3])]
+    assert found == [source.records[1, 9], source.records[1, 3]]
+    store.close()
+
+
+def _fail_between(file: str, first: int, end: int):
+    def fault(path: str, offset: int) -> None:
+        if path == file and first <= offset < end:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    return fault
+
+
+def test_slots_hand_out_their_own_memory(sources: dict[str, Source]) -> None:
+    store = opened(sources["packed"], "slots", 0)
+    assert isinstance(store, SlotStore)
+    bank = store._bytes
+    for record in store.fetch_each(2, [5, 1, 7]):
+        inside = np.array(record, copy=False).ctypes.data - bank.ctypes.data
+        assert 0 <= inside < bank.nbytes, "it was copied"
+    store.close()
+
+
+def test_more_than_the_store_holds_is_refused(sources: dict[str, Source]) -> None:
+    store = opened(sources["packed"], "slots", 0)
+    with pytest.raises(ArgumentError, match="ask for fewer"):
+        list(store.fetch_each(0, range(store.capacity + 1)))
+    store.close()
