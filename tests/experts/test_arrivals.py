@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 
 import numpy as np
@@ -51,7 +49,7 @@ def test_a_failed_read_shows_at_its_record(
         pytest.skip("small records are read before the first is handed out")
     source = sources["packed"]
     (extent,) = source.table.extents(1, 9)
-    disk.fault = _fail_between(str(extent.file), extent.offset, extent.offset + extent.nbytes)
+    disk.fail(extent.file, extent.offset, extent.nbytes)
     store = opened(source, io, cache)
     arriving = iter(store.fetch_each(1, [3, 9]))
     assert np.array(next(arriving)).tobytes() == source.records[1, 3]
@@ -61,14 +59,6 @@ def test_a_failed_read_shows_at_its_record(
     found = [np.array(record).tobytes() for record in store.fetch_each(1, [9, 3])]
     assert found == [source.records[1, 9], source.records[1, 3]]
     store.close()
-
-
-def _fail_between(file: str, first: int, end: int):
-    def fault(path: str, offset: int) -> None:
-        if path == file and first <= offset < end:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    return fault
 
 
 def test_slots_hand_out_their_own_memory(sources: dict[str, Source]) -> None:
