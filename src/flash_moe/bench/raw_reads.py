@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..experts.files import MappedFile
+from ..experts.read_memory import read_buffer
 
 THREADS = (1, 2, 4, 8, 16)
 _ALIGNMENT = 16384  # of requests, as records have it
@@ -90,7 +91,9 @@ def _read(
     pool: ThreadPoolExecutor, shares: list[list[Request]], nbytes: int, limit: float
 ) -> tuple[float, list[list[Request]]]:
     """Bytes per second of one thread for each share, and what they had read when time ran out."""
-    buffers = [np.ones(nbytes, np.uint8) for _ in shares]  # ones: memory that was touched already
+    buffers = [read_buffer(nbytes) for _ in shares]
+    for buffer in buffers:
+        buffer.fill(1)  # memory that was touched already
     start = time.perf_counter()
     deadline = start + limit
 

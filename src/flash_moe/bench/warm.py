@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..experts.files import MappedFile
+from ..experts.read_memory import read_buffer
 
 _REQUEST = 8 << 20  # bytes
 
@@ -20,7 +19,7 @@ def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> No
     Args:
         progress: called as ``progress(done, total)`` in files.
     """
-    paths, buffer = RecordTable.of(Checkpoint.open(folder)).files, np.empty(_REQUEST, np.uint8)
+    paths, buffer = RecordTable.of(Checkpoint.open(folder)).files, read_buffer(_REQUEST)
     for number, path in enumerate(paths, start=1):
         file = MappedFile(path)
         try:

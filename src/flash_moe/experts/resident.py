@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
+from .read_memory import new_bank
 from .reader import RecordReader
 from .store import ExpertStore
 
@@ -32,8 +33,7 @@ class ResidentStore(ExpertStore):
     def _read_all(self, reader: RecordReader, progress: Callable[[int], None] | None) -> None:
         table, done = reader.table, 0
         for layer, layout in table.layouts.items():
-            bank = mx.zeros((table.num_experts, layout.stride // 4), dtype=mx.uint32)
-            mx.eval(bank)
+            bank = new_bank(table.num_experts, layout.stride // 4)
             experts = range(table.num_experts)
             missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
             for stats in self._counters(layer):

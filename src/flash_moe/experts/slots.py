@@ -13,6 +13,7 @@ from ..checkpoint.records import RecordTable
 from ..errors import ExpertReadError
 from .host_memory import keep_on_host
 from .lru import SlotTable
+from .read_memory import new_bank
 from .reader import RecordReader, finish
 from .store import ExpertStore
 
@@ -41,8 +42,7 @@ class SlotStore(ExpertStore):
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
         everything, count = reader.table.count, slot_count(reader.table, capacity, cache_bytes)
-        self._bank = mx.zeros((count, reader.table.max_stride // 4), dtype=mx.uint32)
-        mx.eval(self._bank)
+        self._bank = new_bank(count, reader.table.max_stride // 4)
         self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
         if not cache_bytes and count < everything:
             keep_on_host(self._bytes)

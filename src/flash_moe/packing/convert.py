@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.files import INDEX, Checkpoint
@@ -18,6 +17,7 @@ from ..checkpoint.packed import MANIFEST, Manifest, PackedLayer, checksum, layer
 from ..checkpoint.records import RecordTable
 from ..config import ModelConfig
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError
+from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
 from ..record import Quantization, RecordLayout
 from .calibration import Calibration
@@ -202,8 +202,7 @@ class _Conversion:
         source, target = self.table.layouts[layer], self.target[layer]
         experts, checksums = self.config.num_experts, []
         step = max(1, _GROUP_BYTES // source.stride)
-        bank = mx.zeros((min(step, experts), source.stride // 4), dtype=mx.uint32)
-        mx.eval(bank)
+        bank = new_bank(min(step, experts), source.stride // 4)
         buffers = np.array(bank, copy=False).view(np.uint8)
         with path.open("wb") as stream:
             stream.write(layer_header(experts, target))

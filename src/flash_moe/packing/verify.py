@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..checkpoint.files import INDEX, Checkpoint
 from ..checkpoint.packed import Manifest, checksum
 from ..checkpoint.records import RecordTable
 from ..errors import CheckpointError, ExpertReadError
+from ..experts.read_memory import read_buffer
 from ..experts.reader import RecordReader
 from .convert import file_checksum
 
@@ -58,7 +57,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     reader = RecordReader(table)
     try:
         for layer, layout in table.layouts.items():
-            record = np.zeros(layout.stride, np.uint8)
+            record = read_buffer(layout.stride)
             for expert in range(table.num_experts):
                 reader.read_all(layer, (expert,), (record,))
                 if manifest and checksum(record.data) != manifest.layers[layer].checksums[expert]:
