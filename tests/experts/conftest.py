@@ -64,7 +64,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
     monkeypatch.setattr(os, "preadv", preadv)
     monkeypatch.setattr(os, "open", remembering_open)
-    monkeypatch.setattr(MappedFile, "populate", lambda self, offset, nbytes: False)  # reads are all there is
     return state
 
 

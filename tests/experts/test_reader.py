@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,42 +129,6 @@ def test_absent_pages_of_a_file_in_the_cache(tmp_path: Path) -> None:
     file = MappedFile(path)
     assert file.absent(0, 10 * PAGE + 1).tolist() == [False] * 11
     assert len(file.absent(PAGE - 1, 2)) == 2
-    file.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a call that only Linux has")
-def test_populate_brings_exactly_the_range_into_memory(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(16 * PAGE + 1))
-    file = MappedFile(path)
-    file.evict(flush=True)
-    if not file.absent(0, 16 * PAGE + 1).all():
-        pytest.skip("this file system keeps its pages")
-    assert file.populate(4 * PAGE, 3 * PAGE - 5)
-    assert np.flatnonzero(~file.absent(0, 16 * PAGE + 1)).tolist() == [4, 5, 6]
-    assert file.populate(16 * PAGE, 1)
-    assert not file.absent(16 * PAGE, 1).any()
-    file.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a call that only Linux has")
-def test_populate_behind_the_end_of_a_file_is_refused_and_reading_says_why(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(4 * PAGE))
-    file = MappedFile(path)
-    os.truncate(path, PAGE)
-    assert not file.populate(2 * PAGE, PAGE)
-    with pytest.raises(EOFError, match=f"ends at byte {2 * PAGE}"):
-        file.read_into(np.zeros(PAGE, np.uint8), 2 * PAGE)
-    file.close()
-
-
-def test_populate_elsewhere_than_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(PAGE))
-    file = MappedFile(path)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert not file.populate(0, PAGE)
     file.close()
 
 

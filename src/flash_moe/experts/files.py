@@ -14,10 +14,9 @@ import numpy as np
 PAGE = mmap.PAGESIZE
 _F_RDAHEAD = 45  # of macOS, <sys/fcntl.h>
 _MS_INVALIDATE = 2  # of msync, in Linux and macOS alike
-_MADV_POPULATE_READ = 22  # of Linux since 5.14, <linux/mman.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-_libc.msync.argtypes = _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class MappedFile:
@@ -66,21 +65,6 @@ class MappedFile:
             if count == 0:
                 raise EOFError(f"it ends at byte {offset + done}, bytes up to {offset + buffer.nbytes} were expected")
             done += count
-
-    def populate(self, offset: int, nbytes: int) -> bool:
-        """Brings a range into the page cache and maps its pages, without a copy; other threads run meanwhile.
-
-        Args:
-            offset: a multiple of the page size.
-
-        Returns:
-            Whether it did. False where the system has no such call, as macOS, and where the range cannot be read:
-            :meth:`read_into` then says why.
-        """
-        if sys.platform != "linux":
-            return False
-        os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)  # one large read; faults would be small ones
-        return not _libc.madvise(self._address + offset, nbytes, _MADV_POPULATE_READ)
 
     def absent(self, offset: int, nbytes: int) -> np.ndarray:
         """Which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""

@@ -20,8 +20,8 @@ from .store import ExpertStore
 class MappedStore(ExpertStore):
     """Hands out mapped pages: without a copy on Metal, copied elsewhere.
 
-    Pages that the page cache lacks are first brought in with large parallel requests, since single page faults are several
-    times slower, and since a request that fails is an exception where a fault that fails ends the process.
+    Pages that the page cache lacks are first read with large parallel requests, since single page faults are several
+    times slower, and since a read that fails is an exception where a fault that fails ends the process.
     """
 
     def __init__(self, reader: RecordReader, capacity: int) -> None:
@@ -83,8 +83,6 @@ class MappedStore(ExpertStore):
 
     def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], None]:
         def task() -> None:
-            if file.populate(start, stop - start):
-                return
             if not hasattr(self._scratch, "buffer"):
                 self._scratch.buffer = read_buffer(REQUEST)
             try:
