@@ -13,8 +13,10 @@ import numpy as np
 from ..errors import ExpertReadError
 from .files import PAGE, MappedFile
 from .read_memory import read_buffer
-from .reader import INLINE, REQUEST, Location, RecordReader, finish
+from .reader import INLINE, Location, RecordReader, finish
 from .store import ExpertStore
+
+_REQUEST = 1 << 20  # bytes of one request; what it reads is for the page cache, and the buffer stays in the processor's
 
 
 class MappedStore(ExpertStore):
@@ -84,7 +86,7 @@ class MappedStore(ExpertStore):
     def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], None]:
         def task() -> None:
             if not hasattr(self._scratch, "buffer"):
-                self._scratch.buffer = read_buffer(REQUEST)
+                self._scratch.buffer = read_buffer(_REQUEST)
             try:
                 file.read_into(self._scratch.buffer[: stop - start], start)
             except (OSError, EOFError) as error:
@@ -94,12 +96,12 @@ class MappedStore(ExpertStore):
 
 
 def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
-    """Page ranges, of at most REQUEST bytes each, that cover all absent pages."""
+    """Page ranges, of at most _REQUEST bytes each, that cover all absent pages."""
     pages = np.flatnonzero(absent)
     ranges = []
     while pages.size:
         first = int(pages[0])
-        inside = pages < first + REQUEST // PAGE
+        inside = pages < first + _REQUEST // PAGE
         ranges.append((first, int(pages[inside][-1]) + 1))
         pages = pages[~inside]
     return ranges
