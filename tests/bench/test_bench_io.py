@@ -7,8 +7,10 @@ import os
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
+from flash_moe.bench import fetches
 from flash_moe.bench.fetches import fetch_speed
 from flash_moe.bench.io import SIZES, bench_io
 from flash_moe.bench.raw_reads import THREADS, open_files, raw_speed
@@ -17,6 +19,7 @@ from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
 from flash_moe.errors import ArgumentError, CheckpointError, ConfigError
 from flash_moe.experts.files import MappedFile
+from flash_moe.experts.store import Records
 from flash_moe.generation.chunks import memory_limit
 
 
@@ -99,6 +102,25 @@ def test_fetches_are_served_from_outside_the_store(packed_checkpoint: Path, kind
         assert (found.store, found.records) == (kind, records)
         assert found.warm > 0
         assert found.cold is None or found.cold > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "copies"), [("mapped", "cuda", True), ("mapped", "metal", False), ("slots", "cuda", False)]
+)
+def test_the_copy_to_a_cuda_device_belongs_to_a_fetch_of_mapped_records(
+    packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kind: str, device: str, copies: bool
+) -> None:
+    stacked: list[int] = []
+
+    def stack(records: Records) -> mx.array:
+        stacked.append(len(records.arrays))
+        return mx.zeros(1)
+
+    monkeypatch.setattr(fetches, "back_end", lambda: device)
+    monkeypatch.setattr(Records, "stacked", stack)
+    found = fetch_speed(RecordTable.of(Checkpoint.open(packed_checkpoint)), kind, 4, 0.05)
+    assert found.warm > 0
+    assert set(stacked) == ({4} if copies else set())
 
 
 def test_errors(tmp_path: Path, packed_checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""How fast a store brings records into view: from storage, and from the page cache."""
+"""How fast a store brings records into the device's view: from storage, and from the page cache."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
+import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.records import RecordTable
 from ..experts.mapped import MappedStore
 from ..experts.reader import RecordReader
 from ..experts.slots import SlotStore
-from ..experts.store import ExpertStore
+from ..experts.store import ExpertStore, Records
+from ..ops.kernel import back_end
 
 Streaming = Literal["mapped", "slots"]
 _FEWEST = 3  # fetches before time may run out; the first is not counted where there are more
@@ -83,9 +85,15 @@ def _timed(
     for done, (layer, experts) in enumerate(sets, start=1):
         prepare(layer, experts)
         before, start = store.stats.bytes_brought, time.perf_counter()
-        store.fetch(layer, experts)
+        _bring(store.fetch(layer, experts))
         speeds.append((store.stats.bytes_brought - before, time.perf_counter() - start))
         if done >= _FEWEST and time.perf_counter() > deadline:
             break
     counted = speeds[1:] if len(speeds) > 1 else speeds
     return sum(n for n, _ in counted) / sum(s for _, s in counted), sets[: len(speeds)]
+
+
+def _bring(records: Records) -> None:
+    """Where the device copies mapped records into its own memory before it computes with them, waits for that, too."""
+    if back_end() == "cuda" and records.rows is None:
+        mx.eval(records.stacked())
