@@ -3,6 +3,8 @@
     python benchmarks/small_model.py [--runs 5] [--tokens 150]
 
 Decode, prefill, import and start-up. Every figure is a median over runs that take turns with what they are compared to.
+The overhead of a token is its time without what MLX's own thread computed and without waiting for experts (Linux, on the
+CPU: from the processor time of threads).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import datetime
 import io
 import logging
+import math
 import os
 import platform
 import statistics
@@ -20,9 +23,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 warnings.simplefilter("ignore")
@@ -59,8 +62,42 @@ def make(folder: Path, text: dict[str, Any]) -> tuple[Path, Path]:
     return folder / "mlx", folder / "packed"
 
 
-def mlx_lm_decoder(folder: Path, float32: bool) -> Callable[[int], float]:
-    """Seconds per token of mlx-lm, as loaded (bfloat16) or in float32."""
+class Token(NamedTuple):
+    """Seconds per token."""
+
+    all: float
+    overhead: float
+
+
+def thread_seconds() -> dict[str, float]:
+    """Processor time of every other thread of this process; nothing where the system does not say."""
+    tasks = Path("/proc/self/task")
+    found = {}
+    for task in tasks.iterdir() if tasks.exists() else ():
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            found[task.name] = int((task / "schedstat").read_text().split()[0]) * 1e-9
+    found.pop(str(os.getpid()), None)
+    return found
+
+
+def timed(stream: Iterator[Any], tokens: int, waited: Callable[[Any], float]) -> Token:
+    """Times what a stream of tokens does after :data:`WARM_UP` of them.
+
+    Args:
+        waited: seconds up to a token in which its maker waited for experts.
+    """
+    for _ in range(WARM_UP - 1):
+        next(stream)
+    before, threads, start = waited(next(stream)), thread_seconds(), time.perf_counter()
+    for _ in range(tokens):
+        last = next(stream)
+    seconds = time.perf_counter() - start
+    computing = max((busy - threads.get(name, 0.0) for name, busy in thread_seconds().items()), default=math.nan)
+    return Token(seconds / tokens, (seconds - computing - waited(last) + before) / tokens)
+
+
+def mlx_lm_decoder(folder: Path, float32: bool) -> Callable[[int], Token]:
+    """Times mlx-lm, as loaded (bfloat16) or in float32."""
     from mlx_lm.generate import generate_step
     from mlx_lm.utils import load_model
 
@@ -68,42 +105,50 @@ def mlx_lm_decoder(folder: Path, float32: bool) -> Callable[[int], float]:
     if float32:
         model.set_dtype(mx.float32)
 
-    def run(tokens: int) -> float:
-        for number, _ in enumerate(generate_step(mx.array(PROMPT), model, max_tokens=tokens + WARM_UP)):
-            if number == WARM_UP - 1:
-                start = time.perf_counter()
-        return (time.perf_counter() - start) / tokens
+    def run(tokens: int) -> Token:
+        stream = generate_step(mx.array(PROMPT), model, max_tokens=tokens + WARM_UP)
+        return timed(stream, tokens, lambda found: 0.0)
 
     return run
 
 
-def our_decoder(folder: Path, expert_io: Any) -> Callable[[int], float]:
-    """Seconds per token of flash_moe."""
+def our_decoder(folder: Path, expert_io: Any) -> Callable[[int], Token]:
+    """Times flash_moe."""
     model = Model.load(folder, experts_per_token=None, expert_io=expert_io)
     model.tokenizer.eos_token_ids = frozenset()
 
-    def run(tokens: int) -> float:
-        for number, _ in enumerate(model.stream(PROMPT, max_tokens=tokens + WARM_UP, temperature=0)):
-            if number == WARM_UP - 1:
-                start = time.perf_counter()
-        return (time.perf_counter() - start) / tokens
+    def run(tokens: int) -> Token:
+        stream = model.stream(PROMPT, max_tokens=tokens + WARM_UP, temperature=0)
+        return timed(stream, tokens, lambda chunk: chunk.stats.fetch_seconds)
 
     return run
 
 
-def in_turns(runs: int, tasks: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Medians of tasks that take turns, after one round that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
+def in_turns(runs: int, tasks: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+    """What tasks return that take turns, after one round that is not counted."""
+    found: dict[str, list[Any]] = {name: [] for name in tasks}
     for number in range(runs + 1):
         for name, task in tasks.items():
-            seconds = task()
+            result = task()
             if number:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+                found[name].append(result)
+    return found
+
+
+def medians(runs: int, tasks: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Of what :func:`in_turns` finds."""
+    return {name: statistics.median(values) for name, values in in_turns(runs, tasks).items()}
 
 
 def decode(folder: Path, runs: int, tokens: int) -> None:
-    print("\n| decode | ms per token | of mlx-lm as loaded | of mlx-lm in float32 |\n|---|---|---|---|")
+    columns = (
+        "ms per token",
+        "of mlx-lm as loaded",
+        "of mlx-lm in float32",
+        "overhead, ms",
+        "of mlx-lm's token as loaded",
+    )
+    print(f"\n| decode | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for size, changes in SIZES.items():
         mlx, packed = make(folder / size.split()[0], text_config(num_hidden_layers=8, **changes))
         decoders = {
@@ -114,9 +159,15 @@ def decode(folder: Path, runs: int, tokens: int) -> None:
             "flash_moe, resident": our_decoder(packed, "resident"),
         }
         found = in_turns(runs, {name: (lambda run=run: run(tokens)) for name, run in decoders.items()})
-        loaded, float32 = list(found.values())[:2]
-        for name, seconds in found.items():
-            print(f"| {size}: {name} | {seconds * 1e3:.2f} | {seconds / loaded:.2f} | {seconds / float32:.2f} |")
+        tokens_of = {
+            name: Token(*map(statistics.median, zip(*runs_of, strict=True))) for name, runs_of in found.items()
+        }
+        loaded, float32 = (token.all for token in list(tokens_of.values())[:2])
+        for name, (seconds, overhead) in tokens_of.items():
+            print(
+                f"| {size}: {name} | {seconds * 1e3:.2f} | {seconds / loaded:.2f} | {seconds / float32:.2f} "
+                f"| {overhead * 1e3:.2f} | {overhead / loaded:.2f} |"
+            )
 
 
 def prefill(folder: Path, runs: int) -> None:
@@ -149,7 +200,7 @@ def prefill(folder: Path, runs: int) -> None:
                 model._engine.prefill(prompt[:length], cache)
             return time.perf_counter() - start
 
-        found = in_turns(max(2, runs // 2), {"together": together, "one by one": one_by_one})
+        found = medians(max(2, runs // 2), {"together": together, "one by one": one_by_one})
         fast, slow = found["together"], found["one by one"]
         print(f"| {size} | {fast * 1e3:.0f} | {slow * 1e3:.0f} | {slow / fast:.1f} | {each:.2f} |")
 
@@ -166,7 +217,7 @@ def start_up(folder: Path, runs: int) -> None:
 
         return run
 
-    found = in_turns(
+    found = medians(
         runs,
         {
             "python starts": spawn([sys.executable, "-c", "pass"]),
