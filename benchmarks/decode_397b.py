@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import mlx.core as mx  # noqa: E402
 from random_checkpoint import tensor_shapes  # noqa: E402
-from small_model import in_turns  # noqa: E402
 from sparse_checkpoint import FULL_SIZE, GATES, QUANTIZATION  # noqa: E402
+from turns import medians  # noqa: E402
 
 from flash_moe.checkpoint.names import mlx_name, module_path  # noqa: E402
 from flash_moe.config import ModelConfig  # noqa: E402
@@ -190,7 +190,7 @@ def main() -> None:
             store = Banks(banks, layout, no_wait)
             decoder = Decoder(config, Weights(arrays, modules), store, k, mx.bfloat16, use_kernels=kernels)
             runs[f"flash_moe, {name}"] = our_run(decoder)
-        times = in_turns(REPEATS, runs)
+        times = medians(REPEATS, runs)
         for name, found in times.items():
             print(
                 f"| K={k}: {name} | {found * 1e3:.2f} | {found / arguments.layers * 1e3:.3f} | {found / times['mlx-lm']:.2f} |",

@@ -1,6 +1,6 @@
-"""Decoding a model several times larger than the memory it may use, in a control group (Linux, cgroup v1, as root).
+"""Decoding a model several times larger than the memory it may use, in a control group (Linux, as root).
 
-    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--bits 8] [--prefetch]
+    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8]
 
 A child process in a group of its own measures how fast the disk gives cold records to plain parallel reads, then decodes
 from a cold page cache. Beside it stand the system's own counters: bytes that the process caused to be read
@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
+from memory_group import memory_group
 from random_checkpoint import text_config
 from sparse_checkpoint import GATES, QUANTIZATION, write_sparse
 
@@ -33,14 +34,13 @@ from flash_moe.experts.reader import REQUEST, THREADS
 from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout
 
-GROUPS = Path("/sys/fs/cgroup/memory")
 RAW_SECONDS = 2.0  # half of it for cold reads
 
 
 def make(folder: Path, arguments: argparse.Namespace) -> Path:
     """A packed checkpoint with random weights, every byte of which is on the disk."""
     text = text_config(
-        hidden_size=1024, num_hidden_layers=arguments.layers, num_experts=arguments.experts, num_experts_per_tok=8,
+        hidden_size=arguments.hidden, num_hidden_layers=arguments.layers, num_experts=arguments.experts, num_experts_per_tok=8,
         moe_intermediate_size=1024, shared_expert_intermediate_size=1024, vocab_size=2048,
     )  # fmt: skip
     write_sparse(folder, text, arguments.bits)
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--limit-mb", type=int, default=640)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--experts", type=int, default=64)
+    parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument(
         "--bits", type=int, default=8, help="of experts; 32 for plain float32, which costs least to compute"
     )
@@ -131,33 +132,23 @@ def main() -> None:
         size = sum(file.stat().st_size for file in folder.glob("experts-*.safetensors"))
         limit = arguments.limit_mb << 20
         print(
-            f"{datetime.date.today()}, {size / 1e9:.2f} GB of {arguments.bits}-bit experts, {limit / 1e9:.2f} GB of memory"
+            f"{datetime.date.today()}, mlx {mx.__version__} on {mx.default_device()}, {size / 1e9:.2f} GB of "
+            f"{arguments.bits}-bit experts, {limit / 1e9:.2f} GB of memory"
         )
         columns = ("store", "tok/s", "MB missing per token", "raw cold GB/s", "of raw", "reads alone, of raw",
                    "system's bytes, of missing", "highest MB")  # fmt: skip
         print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for expert_io in ("slots", "mapped"):
-            group = GROUPS / f"flash_moe_{os.getpid()}"
-            group.mkdir()
-            try:
-                (group / "memory.limit_in_bytes").write_text(str(limit))
-                (group / "memory.swappiness").write_text("0")
+            with memory_group(limit) as group:
                 command = [sys.executable, __file__, "--tokens", str(arguments.tokens)]
                 command += ["--prefetch"] if arguments.prefetch else []
                 command += ["--child", str(folder), expert_io]
-                done = subprocess.run(
-                    ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command],
-                    capture_output=True, text=True,
-                )  # fmt: skip
+                done = subprocess.run([*group.command, *command], capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f"the child ended with {done.returncode}:\n{done.stderr[-2000:]}")
-                found = json.loads(done.stdout.splitlines()[-1])
-                highest = int((group / "memory.max_usage_in_bytes").read_text())
-                counters = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                swap = int(counters.get("total_swap", 0))
-                assert swap == 0, f"{swap} bytes were swapped"
-            finally:
-                group.rmdir()
+                highest, swap = group.highest_bytes(), group.swapped_bytes()
+            assert swap == 0, f"{swap} bytes were swapped"
+            found = json.loads(done.stdout.splitlines()[-1])
             missing, raw = found["bytes_missing"], found["raw_bytes_per_second"]
             values = (
                 f"{found['tokens'] / found['seconds']:.2f}", f"{missing / found['tokens'] / 1e6:.0f}", f"{raw / 1e9:.2f}",

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import mlx.core as mx  # noqa: E402
 from random_checkpoint import text_config, write_checkpoint  # noqa: E402
+from turns import in_turns, medians  # noqa: E402
 
 from flash_moe import Model  # noqa: E402
 from flash_moe.packing.convert import convert  # noqa: E402
@@ -122,22 +123,6 @@ def our_decoder(folder: Path, expert_io: Any) -> Callable[[int], Token]:
         return timed(stream, tokens, lambda chunk: chunk.stats.fetch_seconds)
 
     return run
-
-
-def in_turns(runs: int, tasks: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
-    """What tasks return that take turns, after one round that is not counted."""
-    found: dict[str, list[Any]] = {name: [] for name in tasks}
-    for number in range(runs + 1):
-        for name, task in tasks.items():
-            result = task()
-            if number:
-                found[name].append(result)
-    return found
-
-
-def medians(runs: int, tasks: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Of what :func:`in_turns` finds."""
-    return {name: statistics.median(values) for name, values in in_turns(runs, tasks).items()}
 
 
 def decode(folder: Path, runs: int, tokens: int) -> None:
