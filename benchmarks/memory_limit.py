@@ -35,6 +35,7 @@ from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout
 
 RAW_SECONDS = 2.0  # half of it for cold reads
+LARGEST = 0.03  # of the weights of a model 1024 wide; a wider one has smaller ones
 
 
 def make(folder: Path, arguments: argparse.Namespace) -> Path:
@@ -46,11 +47,11 @@ def make(folder: Path, arguments: argparse.Namespace) -> Path:
     write_sparse(folder, text, arguments.bits)
     rng = np.random.default_rng(0)
     for file in folder.glob("*.safetensors"):
-        fill(file, rng, arguments.bits)
+        fill(file, rng, arguments.bits, LARGEST * 1024 / arguments.hidden)
     return folder
 
 
-def fill(path: Path, rng: np.random.Generator, expert_bits: int) -> None:
+def fill(path: Path, rng: np.random.Generator, expert_bits: int, largest: float) -> None:
     """Gives every tensor of a file values that keep activations near one, and routers busy with all experts."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -63,21 +64,24 @@ def fill(path: Path, rng: np.random.Generator, expert_bits: int) -> None:
                 layout = RecordLayout.from_json(json.loads(metadata["layout"]))
                 record = np.zeros(layout.stride, np.uint8)
                 for kind, part in layout.parts():
-                    record[part.offset : part.offset + part.nbytes] = values(kind, part.nbytes, rng, expert_bits)
+                    record[part.offset : part.offset + part.nbytes] = values(
+                        kind, part.nbytes, rng, expert_bits, largest
+                    )
                 for _ in range(entry["shape"][0]):
                     file.write(record.tobytes())
             else:
                 bits = GATES.bits if "gate." in name and "proj" not in name else QUANTIZATION.bits
-                file.write(values(name, stop - start, rng, bits).tobytes())
+                file.write(values(name, stop - start, rng, bits, largest).tobytes())
 
 
-def values(name: str, nbytes: int, rng: np.random.Generator, bits: int) -> np.ndarray:
-    """Bytes of a stored tensor: random weights of mean zero, the largest 0.03, embeddings 3; ones for norms."""
+def values(name: str, nbytes: int, rng: np.random.Generator, bits: int, largest: float) -> np.ndarray:
+    """Bytes of a stored tensor: random weights of mean zero up to ``largest``, embeddings up to 3; ones for norms."""
     if bits == 32:
-        return rng.uniform(-0.03, 0.03, nbytes // 4).astype(np.float32).view(np.uint8)
+        return rng.uniform(-largest, largest, nbytes // 4).astype(np.float32).view(np.uint8)
     if name.endswith(".weight") and "norm" not in name and "conv1d" not in name:
         return np.frombuffer(rng.bytes(nbytes), np.uint8)
-    largest = 3.0 if "embed_tokens" in name else 0.03  # so that the residual stream says which token it is
+    if "embed_tokens" in name:
+        largest = 3.0  # so that the residual stream says which token it is
     value = largest / (1 << (bits - 1)) if name.endswith("scales") else -largest if name.endswith("biases") else 1.0
     return np.full(nbytes // 2, np.float32(value).view(np.uint32) >> 16, np.uint16).view(np.uint8)  # bfloat16
 
