@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checkpoint.records import Extent, RecordTable
 from ..errors import ExpertReadError
-from .files import PAGE, MappedFile
+from .files import MappedFile
 
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD at this request size
 REQUEST = 4 << 20  # bytes of one request; smaller ones cost more handing over than a page cache takes to answer
@@ -38,14 +38,42 @@ class Location:
 
     def missing_bytes(self) -> int:
         """Bytes of the record that are not in the page cache."""
-        return sum(
-            min(int(np.count_nonzero(file.absent(extent.offset, extent.nbytes))) * PAGE, extent.nbytes)
-            for file, extent in self.parts
-        )
+        return sum(file.missing_bytes(extent.offset, extent.nbytes) for file, extent in self.parts)
 
     def error(self, file: MappedFile, reason: Exception) -> ExpertReadError:
         """The error that says that this record could not be read from ``file``."""
         return ExpertReadError(str(file.path), self.layer, self.expert, str(reason))
+
+
+class Reading:
+    """A record on its way into a buffer, which nobody may free or reuse before its reads have ended.
+
+    Args:
+        location: of the record.
+        futures: of the reads under way, each with the bytes that it found missing from the page cache.
+        missing: those of reads that have ended.
+    """
+
+    __slots__ = ("futures", "location", "missing")
+
+    def __init__(self, location: Location, futures: Sequence[Future[int]], missing: int) -> None:
+        self.location, self.futures, self.missing = location, futures, missing
+
+    def wait(self) -> None:
+        """Waits until every read has ended, well or not."""
+        wait(self.futures)
+
+    def finish(self) -> int:
+        """Waits for the record; gives the bytes of it that were not in the page cache.
+
+        Raises:
+            ExpertReadError: the first failure, once no read is under way any more.
+        """
+        return self.missing + finish(self.futures)
+
+    def arrived(self) -> bool:
+        """Whether the record is there."""
+        return all(future.done() and future.exception() is None for future in self.futures)
 
 
 class RecordReader:
@@ -100,13 +128,13 @@ class RecordReader:
             parts.append((file, extent))
         return Location(layer, expert, tuple(parts))
 
-    def read(self, location: Location, buffer: np.ndarray) -> list[Future[None]]:
+    def read(self, location: Location, buffer: np.ndarray) -> Reading:
         """Starts filling ``buffer`` ([>= stride] uint8) with a record; a small one is there on return.
 
-        Returns:
-            What :func:`finish` waits for. Nobody may free or reuse the buffer before.
+        Raises:
+            ExpertReadError: a small one could not be read.
         """
-        tasks: list[Callable[[], None]] = []
+        tasks: list[_Read] = []
         total = 0
         for file, extent in location.parts:
             total += extent.nbytes
@@ -114,49 +142,49 @@ class RecordReader:
                 stop = min(start + REQUEST, extent.nbytes)
                 target = buffer[extent.at + start : extent.at + stop]
                 tasks.append(_Read(file, extent.offset + start, target, location))
-        return self.run(tasks, inline=total <= INLINE)
+        if total <= INLINE:
+            return Reading(location, (), sum(task() for task in tasks))
+        return Reading(location, self.submit(tasks), 0)
 
-    def read_all(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> None:
-        """Fills each buffer with the record of an expert, and waits for it.
+    def read_all(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> int:
+        """Fills each buffer with the record of an expert, and waits for it; bytes that were not in the page cache.
 
         Raises:
             ExpertReadError: the first failure, once no read is under way any more.
         """
-        futures: list[Future[None]] = []
+        readings: list[Reading] = []
         try:
             for expert, buffer in zip(experts, buffers, strict=True):
-                futures += self.read(self.locate(layer, expert), buffer)
+                readings.append(self.read(self.locate(layer, expert), buffer))
         finally:
-            wait(futures)
-        finish(futures)
+            for reading in readings:
+                reading.wait()
+        return sum(reading.finish() for reading in readings)
 
-    def run(self, tasks: Sequence[Callable[[], None]], *, inline: bool = False) -> list[Future[None]]:
-        """Runs the tasks on the reading threads, or at once in this one."""
-        if not inline:
-            return [self._pool.submit(task) for task in tasks]
-        for task in tasks:
-            task()
-        return []
+    def submit(self, tasks: Sequence[Callable[[], int]]) -> list[Future[int]]:
+        """Hands tasks to the reading threads."""
+        return [self._pool.submit(task) for task in tasks]
 
 
-def finish(futures: Sequence[Future[None]]) -> None:
-    """Waits until every read has ended, then raises the first failure, if any."""
+def finish(futures: Sequence[Future[int]]) -> int:
+    """Waits until every read has ended, then raises the first failure, if any; bytes that were not in the page cache."""
     if futures:
         wait(futures)
-    for future in futures:
-        future.result()
+    return sum(future.result() for future in futures)
 
 
 class _Read:
-    """One request; its failure names file, layer and expert."""
+    """One request, which says how many of its bytes were not in the page cache; its failure names file, layer and expert."""
 
     __slots__ = ("file", "location", "offset", "target")
 
     def __init__(self, file: MappedFile, offset: int, target: np.ndarray, location: Location) -> None:
         self.file, self.offset, self.target, self.location = file, offset, target, location
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
         try:
+            missing = self.file.missing_bytes(self.offset, self.target.nbytes)
             self.file.read_into(self.target, self.offset)
         except (OSError, EOFError) as error:
             raise self.location.error(self.file, error) from error
+        return missing
