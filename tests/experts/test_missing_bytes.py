@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from streaming import Source, record_bytes, use
 
 from flash_moe.experts.files import PAGE, MappedFile
 from flash_moe.experts.opening import ExpertIO, open_store
-from flash_moe.experts.slots import SlotStore
 
 pytestmark = pytest.mark.usefixtures("small_groups")
 
@@ -78,17 +76,14 @@ def test_what_is_in_memory_and_what_was_read_in_vain(
     sources: dict[str, Source], io: ExpertIO, cache: int, reading: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = sources["packed"]
-    (first,), cold = source.table.extents(1, 0), set(range(16))
+    cold = {source.table.extents(1, expert)[0].offset: expert for expert in range(16)}
 
     def absent(self: MappedFile, offset: int, nbytes: int) -> np.ndarray:
-        assert self.path == first.file
-        return np.full(-(-nbytes // PAGE), (offset - first.offset) // STRIDE in cold)
+        return np.full(-(-nbytes // PAGE), offset in cold)
 
     def warm(*ids: int) -> None:
-        if isinstance(store, SlotStore):
-            for reading in store._reading.values():
-                reading.wait()  # what is read is warm at its end
-        cold.difference_update(ids)
+        for offset in [offset for offset, expert in cold.items() if expert in ids]:
+            del cold[offset]
 
     monkeypatch.setattr(MappedFile, "absent", absent)
     store = opened(source, io, cache)
@@ -98,9 +93,9 @@ def test_what_is_in_memory_and_what_was_read_in_vain(
     store.prefetch(1, [9, 12])
     assert store.in_memory(1, [12, 3, 5, 9, 3]) == [True, True, False, True, True]  # there or on their way
     assert (store.stats.bytes_missing, store.stats.bytes_unused) == (STRIDE, 0)
-    warm(9, 12)
     assert record_bytes(store.fetch(1, [3, 9])) == [source.records[1, 3], source.records[1, 9]]
     assert (store.stats.bytes_missing, store.stats.bytes_unused) == (2 * STRIDE, STRIDE)
+    warm(9, 12)
     assert store.in_memory(1, [12, 9, 8]) == [True, True, False]
     assert record_bytes(store.fetch(1, [12])) == [source.records[1, 12]]
     assert (store.stats.bytes_missing, store.stats.bytes_unused) == (2 * STRIDE, STRIDE)
@@ -125,32 +120,3 @@ def test_predictions_that_never_come_true_are_forgotten(sources: dict[str, Sourc
         assert not store._missing
         assert store.stats.bytes_missing + store.stats.bytes_unused > 0
         store.close()
-
-
-@pytest.mark.usefixtures("cold_cache")
-@pytest.mark.parametrize("reading", ["threads"], indirect=True)
-def test_reads_in_vain_are_counted_when_they_have_ended(
-    sources: dict[str, Source], reading: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table, go_on, read_into = sources["packed"].table, threading.Event(), MappedFile.read_into
-    (slow,) = table.extents(1, 12)
-
-    def waiting(self: MappedFile, buffer: np.ndarray, offset: int) -> None:
-        if slow.offset <= offset < slow.offset + slow.nbytes:
-            assert go_on.wait(60)
-        read_into(self, buffer, offset)
-
-    monkeypatch.setattr(MappedFile, "read_into", waiting)
-    store = opened(sources["packed"], "slots")
-    assert isinstance(store, SlotStore)
-    store.prefetch(1, [12])
-    store.fetch(1, [3])
-    assert (store.stats.bytes_missing, store.stats.bytes_unused) == (STRIDE, 0)
-    go_on.set()
-    for under_way in store._reading.values():
-        under_way.wait()
-    store.fetch(1, [4])
-    assert (store.stats.bytes_missing, store.stats.bytes_unused) == (2 * STRIDE, STRIDE)
-    store.fetch(1, [12])
-    assert (store.stats.bytes_missing, store.stats.bytes_unused) == (2 * STRIDE, STRIDE)  # it is there
-    store.close()

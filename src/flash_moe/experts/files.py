@@ -75,10 +75,6 @@ class MappedFile:
             raise OSError(code, os.strerror(code), str(self.path))
         return (vector & 1) == 0
 
-    def missing_bytes(self, offset: int, nbytes: int) -> int:
-        """Bytes of a range that are not in the page cache."""
-        return min(int(np.count_nonzero(self.absent(offset, nbytes))) * PAGE, nbytes)
-
     def evict(self, offset: int = 0, nbytes: int | None = None, *, flush: bool = False) -> None:
         """Asks the system to drop a range of the file from the page cache; :meth:`absent` says whether it did.
 

@@ -30,7 +30,7 @@ class MappedStore(ExpertStore):
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
         self._scratch = threading.local()
-        self._warming: dict[int, dict[int, list[Future[int]]]] = {}  # by layer and expert
+        self._warming: dict[int, dict[int, list[Future[None]]]] = {}  # by layer and expert
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[mx.array]:
         locations = [self._reader.locate(layer, expert) for expert in experts]
@@ -68,9 +68,9 @@ class MappedStore(ExpertStore):
     def close(self) -> None:
         self._reader.close()
 
-    def _warm(self, location: Location) -> list[Future[int]]:
+    def _warm(self, location: Location) -> list[Future[None]]:
         """Starts reading the absent pages of a record into the page cache."""
-        tasks: list[Callable[[], int]] = []
+        tasks: list[Callable[[], None]] = []
         missing = 0
         for file, extent in location.parts:
             absent = file.absent(extent.offset, extent.nbytes)
@@ -80,23 +80,17 @@ class MappedStore(ExpertStore):
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
             for start, stop in _requests(absent):
                 tasks.append(self._touch(file, first + start * PAGE, min(first + stop * PAGE, end), location))
-        self._count_brought(location.layer)
-        self._count_missing(location.layer, location.expert, missing)
-        if missing > INLINE:
-            return self._reader.submit(tasks)
-        for task in tasks:
-            task()
-        return []
+        self._count_brought(location.layer, location.expert, missing)
+        return self._reader.run(tasks, inline=missing <= INLINE)
 
-    def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], int]:
-        def task() -> int:
+    def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], None]:
+        def task() -> None:
             if not hasattr(self._scratch, "buffer"):
                 self._scratch.buffer = read_buffer(_REQUEST)
             try:
                 file.read_into(self._scratch.buffer[: stop - start], start)
             except (OSError, EOFError) as error:
                 raise location.error(file, error) from error
-            return stop - start
 
         return task
 

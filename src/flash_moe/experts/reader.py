@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checkpoint.records import Extent, RecordTable
 from ..errors import ExpertReadError
-from .files import MappedFile
+from .files import PAGE, MappedFile
 
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD at this request size
 REQUEST = 4 << 20  # bytes of one request; smaller ones cost more handing over than a page cache takes to answer
@@ -38,42 +38,14 @@ class Location:
 
     def missing_bytes(self) -> int:
         """Bytes of the record that are not in the page cache."""
-        return sum(file.missing_bytes(extent.offset, extent.nbytes) for file, extent in self.parts)
+        return sum(
+            min(int(np.count_nonzero(file.absent(extent.offset, extent.nbytes))) * PAGE, extent.nbytes)
+            for file, extent in self.parts
+        )
 
     def error(self, file: MappedFile, reason: Exception) -> ExpertReadError:
         """The error that says that this record could not be read from ``file``."""
         return ExpertReadError(str(file.path), self.layer, self.expert, str(reason))
-
-
-class Reading:
-    """A record on its way into a buffer, which nobody may free or reuse before its reads have ended.
-
-    Args:
-        location: of the record.
-        futures: of the reads under way, each with the bytes that it found missing from the page cache.
-        missing: those of reads that have ended.
-    """
-
-    __slots__ = ("futures", "location", "missing")
-
-    def __init__(self, location: Location, futures: Sequence[Future[int]], missing: int) -> None:
-        self.location, self.futures, self.missing = location, futures, missing
-
-    def wait(self) -> None:
-        """Waits until every read has ended, well or not."""
-        wait(self.futures)
-
-    def finish(self) -> int:
-        """Waits for the record; gives the bytes of it that were not in the page cache.
-
-        Raises:
-            ExpertReadError: the first failure, once no read is under way any more.
-        """
-        return self.missing + finish(self.futures)
-
-    def arrived(self) -> bool:
-        """Whether the record is there."""
-        return all(future.done() and future.exception() is None for future in self.futures)
 
 
 class RecordReader:
@@ -128,13 +100,13 @@ class RecordReader:
             parts.append((file, extent))
         return Location(layer, expert, tuple(parts))
 
-    def read(self, location: Location, buffer: np.ndarray) -> Reading:
+    def read(self, location: Location, buffer: np.ndarray) -> list[Future[None]]:
         """Starts filling ``buffer`` ([>= stride] uint8) with a record; a small one is there on return.
 
-        Raises:
-            ExpertReadError: a small one could not be read.
+        Returns:
+            What :func:`finish` waits for. Nobody may free or reuse the buffer before.
         """
-        tasks: list[_Read] = []
+        tasks: list[Callable[[], None]] = []
         total = 0
         for file, extent in location.parts:
             total += extent.nbytes
@@ -142,49 +114,49 @@ class RecordReader:
                 stop = min(start + REQUEST, extent.nbytes)
                 target = buffer[extent.at + start : extent.at + stop]
                 tasks.append(_Read(file, extent.offset + start, target, location))
-        if total <= INLINE:
-            return Reading(location, (), sum(task() for task in tasks))
-        return Reading(location, self.submit(tasks), 0)
+        return self.run(tasks, inline=total <= INLINE)
 
-    def read_all(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> int:
-        """Fills each buffer with the record of an expert, and waits for it; bytes that were not in the page cache.
+    def read_all(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> None:
+        """Fills each buffer with the record of an expert, and waits for it.
 
         Raises:
             ExpertReadError: the first failure, once no read is under way any more.
         """
-        readings: list[Reading] = []
+        futures: list[Future[None]] = []
         try:
             for expert, buffer in zip(experts, buffers, strict=True):
-                readings.append(self.read(self.locate(layer, expert), buffer))
+                futures += self.read(self.locate(layer, expert), buffer)
         finally:
-            for reading in readings:
-                reading.wait()
-        return sum(reading.finish() for reading in readings)
+            wait(futures)
+        finish(futures)
 
-    def submit(self, tasks: Sequence[Callable[[], int]]) -> list[Future[int]]:
-        """Hands tasks to the reading threads."""
-        return [self._pool.submit(task) for task in tasks]
+    def run(self, tasks: Sequence[Callable[[], None]], *, inline: bool = False) -> list[Future[None]]:
+        """Runs the tasks on the reading threads, or at once in this one."""
+        if not inline:
+            return [self._pool.submit(task) for task in tasks]
+        for task in tasks:
+            task()
+        return []
 
 
-def finish(futures: Sequence[Future[int]]) -> int:
-    """Waits until every read has ended, then raises the first failure, if any; bytes that were not in the page cache."""
+def finish(futures: Sequence[Future[None]]) -> None:
+    """Waits until every read has ended, then raises the first failure, if any."""
     if futures:
         wait(futures)
-    return sum(future.result() for future in futures)
+    for future in futures:
+        future.result()
 
 
 class _Read:
-    """One request, which says how many of its bytes were not in the page cache; its failure names file, layer and expert."""
+    """One request; its failure names file, layer and expert."""
 
     __slots__ = ("file", "location", "offset", "target")
 
     def __init__(self, file: MappedFile, offset: int, target: np.ndarray, location: Location) -> None:
         self.file, self.offset, self.target, self.location = file, offset, target, location
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         try:
-            missing = self.file.missing_bytes(self.offset, self.target.nbytes)
             self.file.read_into(self.target, self.offset)
         except (OSError, EOFError) as error:
             raise self.location.error(self.file, error) from error
-        return missing

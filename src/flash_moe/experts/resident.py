@@ -35,10 +35,11 @@ class ResidentStore(ExpertStore):
         for layer, layout in table.layouts.items():
             bank = new_bank(table.num_experts, layout.stride // 4)
             experts = range(table.num_experts)
-            missing = reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))
+            missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
             for stats in self._counters(layer):
                 stats.bytes_brought += layout.stride * table.num_experts
                 stats.bytes_missing += missing
+            reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))
             self._banks[layer] = bank
             done += layout.stride * table.num_experts
             if progress is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ from ..errors import ExpertReadError
 from .host_memory import keep_on_host
 from .lru import SlotTable
 from .read_memory import new_bank
-from .reader import Reading, RecordReader
+from .reader import RecordReader, finish
 from .store import ExpertStore
 
 _Key = tuple[int, int]  # layer, expert
@@ -52,7 +53,7 @@ class SlotStore(ExpertStore):
         )
         self._held: dict[int, set[int]] = {layer: set() for layer in self._first_slots}
         self._whole_layers: dict[int, mx.array] = {}
-        self._reading: dict[int, Reading] = {}  # slot to the record that fills it
+        self._reading: dict[int, list[Future[None]]] = {}  # slot to the reads that fill it
         self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
@@ -61,7 +62,6 @@ class SlotStore(ExpertStore):
         for key in keys:
             self._finish(key)
             yield self._slots[key]
-        self._count_arrived(layer)
         if layer in self._held:
             self._hold(layer, experts)
 
@@ -90,8 +90,8 @@ class SlotStore(ExpertStore):
             self._start([(layer, expert) for expert in experts[: self.capacity]])
 
     def _evict(self, flush: bool) -> None:
-        for reading in self._reading.values():
-            reading.wait()
+        for futures in self._reading.values():
+            wait(futures)
         mx.eval(*self._readers.values())
         self._reading.clear()
         self._readers.clear()
@@ -107,53 +107,34 @@ class SlotStore(ExpertStore):
         return [(layer, e) in self._slots or self._reader.locate(layer, e).missing_bytes() == 0 for e in experts]
 
     def close(self) -> None:
-        self._reader.close()  # waits for all that is under way
-        self._reading.clear()
+        self._reader.close()
 
     def _start(self, keys: Sequence[_Key]) -> None:
         """Gives every key a slot and starts reading those that had none."""
         new = [key for key in keys if self._slots.touch(key) is None]
         for key in new:
             location = self._reader.locate(*key)
-            self._count_brought(key[0])
+            self._count_brought(*key, location.missing_bytes())
             place = self._first_slots[key[0]] + key[1] if self._first_slots else None
             slot = self._slots.assign(key, keys, place)
             try:
                 self._reclaim(slot)
-                reading = self._reader.read(location, self._bytes[slot])
+                if futures := self._reader.read(location, self._bytes[slot]):
+                    self._reading[slot] = futures
             except BaseException:
                 self._slots.release(key)
                 raise
-            if reading.futures:
-                self._reading[slot] = reading
-            else:
-                self._count_missing(*key, reading.missing)
 
     def _reclaim(self, slot: int) -> None:
         """Makes a slot safe to overwrite: no read into it is under way, and all that uses it has been evaluated."""
-        if (reading := self._reading.pop(slot, None)) is not None:
-            reading.wait()  # whether it failed matters only to a fetch of the record that was there
-            self._count(reading)
+        wait(self._reading.pop(slot, ()))  # whether it failed matters only to a fetch of the record that was there
         if (output := self._readers.pop(slot, None)) is not None:
             mx.eval(output)
 
     def _finish(self, key: _Key) -> None:
         """Waits for a record; after a failed read its slot holds nothing."""
-        if (reading := self._reading.pop(self._slots[key], None)) is None:
-            return
         try:
-            reading.finish()
+            finish(self._reading.pop(self._slots[key], ()))
         except BaseException:
             self._slots.release(key)
             raise
-        self._count(reading)
-
-    def _count_arrived(self, layer: int) -> None:
-        """Counts records of a layer that have arrived and that nobody asked for."""
-        for slot, reading in list(self._reading.items()):
-            if reading.location.layer == layer and reading.arrived():
-                self._count(self._reading.pop(slot))
-
-    def _count(self, reading: Reading) -> None:
-        if reading.arrived():
-            self._count_missing(reading.location.layer, reading.location.expert, reading.finish())

@@ -25,8 +25,7 @@ class StoreStats:
         bytes_brought: those of them that were not in the store's own memory, but in the page cache or only in files.
         bytes_missing: those of them that were not in the page cache either, when they were asked for or when a prefetch
             began to read them.
-        bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for; where
-            they are still being read at its end, the fetch behind it decides.
+        bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
         fetch_seconds: time spent waiting in them.
         seconds: time from the end of the fetch before, of whatever layer, to the end of each fetch.
     """
@@ -180,13 +179,10 @@ class ExpertStore(ABC):
         """Where something of a layer is counted."""
         return self.stats, self.by_layer[layer]
 
-    def _count_brought(self, layer: int) -> None:
-        """A record is about to be read."""
+    def _count_brought(self, layer: int, expert: int, missing: int) -> None:
+        """A record is about to be read, of which so many bytes are outside the page cache."""
         for stats in self._counters(layer):
             stats.bytes_brought += self.layouts[layer].stride
-
-    def _count_missing(self, layer: int, expert: int, missing: int) -> None:
-        """So many bytes of a record that was read were outside the page cache."""
         if missing:
             of_layer = self._missing.setdefault(layer, {})
             of_layer[expert] = of_layer.get(expert, 0) + missing
