@@ -105,10 +105,10 @@ def test_fetches_are_served_from_outside_the_store(packed_checkpoint: Path, kind
 
 
 @pytest.mark.parametrize(
-    ("kind", "device", "copies"), [("mapped", "cuda", True), ("mapped", "metal", False), ("slots", "cuda", False)]
+    ("kind", "cuda", "copies"), [("mapped", True, True), ("mapped", False, False), ("slots", True, False)]
 )
 def test_the_copy_to_a_cuda_device_belongs_to_a_fetch_of_mapped_records(
-    packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kind: str, device: str, copies: bool
+    packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cuda: bool, copies: bool
 ) -> None:
     stacked: list[int] = []
 
@@ -116,7 +116,7 @@ def test_the_copy_to_a_cuda_device_belongs_to_a_fetch_of_mapped_records(
         stacked.append(len(records.arrays))
         return mx.zeros(1)
 
-    monkeypatch.setattr(fetches, "back_end", lambda: device)
+    monkeypatch.setattr(fetches, "on_cuda", lambda: cuda)
     monkeypatch.setattr(Records, "stacked", stack)
     found = fetch_speed(RecordTable.of(Checkpoint.open(packed_checkpoint)), kind, 4, 0.05)
     assert found.warm > 0

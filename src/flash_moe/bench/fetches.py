@@ -12,11 +12,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.records import RecordTable
+from ..experts.host_memory import on_cuda
 from ..experts.mapped import MappedStore
 from ..experts.reader import RecordReader
 from ..experts.slots import SlotStore
 from ..experts.store import ExpertStore, Records
-from ..ops.kernel import back_end
 
 Streaming = Literal["mapped", "slots"]
 _FEWEST = 3  # fetches before time may run out; the first is not counted where there are more
@@ -95,5 +95,5 @@ def _timed(
 
 def _bring(records: Records) -> None:
     """Where the device copies mapped records into its own memory before it computes with them, waits for that, too."""
-    if back_end() == "cuda" and records.rows is None:
+    if on_cuda() and records.rows is None:
         mx.eval(records.stacked())

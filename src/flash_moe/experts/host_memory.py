@@ -16,6 +16,11 @@ _PREFERRED_LOCATION, _ACCESSED_BY = 3, 5  # what may be set by cuMemAdvise, <cud
 _HOST = -1  # as a device, <cuda.h>
 
 
+def on_cuda() -> bool:
+    """Whether MLX computes on a CUDA device."""
+    return mx.cuda.is_available() and mx.default_device() != mx.cpu
+
+
 def keep_on_host(memory: np.ndarray) -> bool:
     """Advises CUDA to leave the pages of an MLX array on the host and to map them for the device.
 
@@ -32,7 +37,7 @@ def keep_on_host(memory: np.ndarray) -> bool:
     Returns:
         Whether the advice was given; False also where MLX does not compute on a CUDA device.
     """
-    if not mx.cuda.is_available() or mx.default_device() == mx.cpu:
+    if not on_cuda():
         return False
     address = memory.ctypes.data
     first, end = -(-address // PAGE) * PAGE, (address + memory.nbytes) // PAGE * PAGE

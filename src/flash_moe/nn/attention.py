@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mlx.core as mx
-from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.attention import attention
@@ -12,10 +11,11 @@ from ..ops.dispatch import use_kernel
 from ..ops.norm import rms_norm
 from ..ops.qk_norm_rope import place, qk_norm_rope_kernel
 from .cache import KVCache
+from .module import Module
 from .weights import Weights
 
 
-class GatedAttention(nn.Module):
+class GatedAttention(Module):
     """o_proj(attention(rope(norm(q)), rope(norm(k)), v) · sigmoid(gate)); q_proj yields [query, gate] per head.
 
     Shape:

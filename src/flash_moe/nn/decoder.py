@@ -7,7 +7,6 @@ from itertools import zip_longest
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.store import ExpertStore
@@ -19,13 +18,14 @@ from .decode_step import DecodeStep
 from .expert_choice import ExpertChoice
 from .gated_delta_net import GatedDeltaNet
 from .mlp import SwiGLU
+from .module import Module
 from .prefetch import LayerPrefetch, Prefetcher
 from .sparse_moe import SparseMoE
 from .streaming import PLAIN, StreamingOptions
 from .weights import Weights
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)).
 
     Shape:
@@ -85,7 +85,7 @@ class DecoderLayer(nn.Module):
         return logits
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """The whole network, for one sequence.
 
     Args:

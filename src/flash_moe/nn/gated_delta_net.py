@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mlx.core as mx
-from mlx import nn
 
 from ..config import ModelConfig
 from ..ops.causal_conv import causal_conv
@@ -12,12 +11,13 @@ from ..ops.dispatch import use_kernel
 from ..ops.gated_delta import gated_delta
 from ..ops.norm import l2_norm, rms_norm
 from .cache import DeltaCache
+from .module import Module
 from .weights import Weights
 
 _L2_EPS = 1e-6  # added to the sum of squares of q and k, as transformers' l2norm does
 
 
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(Module):
     """out_proj(norm(gated_delta(conv(qkv))) · silu(z)).
 
     Shape:

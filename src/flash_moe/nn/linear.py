@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import mlx.core as mx
-from mlx import nn
 
 from ..ops.dispatch import on_gpu
 from ..ops.linear import linear
 from ..record import Quantization
+from .module import Module
 
 _JOIN_BYTES = 8 << 20  # on the CPU: above this a product takes longer than starting it, and copying takes long, too
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """y = x · Wᵀ + b.
 
     Shape:
@@ -40,7 +40,7 @@ class Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class Linears(nn.Module):
+class Linears(Module):
     """Several linear layers of the same input; neighbours that are stored alike are multiplied as one matrix.
 
     Shape:

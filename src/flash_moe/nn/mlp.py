@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import mlx.core as mx
-from mlx import nn
 
+from .module import Module
 from .weights import Weights
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Module):
     """The expert that all tokens share, or the MLP of a layer without routed experts.
 
     Shape:

@@ -6,7 +6,6 @@ from functools import partial
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
 
 from ..config import ModelConfig
 from ..errors import NumericalError
@@ -17,12 +16,13 @@ from ..ops.experts import experts_for_rows, experts_for_token, takes_each
 from ..ops.router import route
 from .expert_choice import ExpertChoice
 from .mlp import SwiGLU
+from .module import Module
 from .prefetch import LayerPrefetch
 from .shared_record import shared_record
 from .weights import Weights
 
 
-class SparseMoE(nn.Module):
+class SparseMoE(Module):
     """residual + Σ_k weight_k · expert_k(x) + sigmoid(shared_expert_gate · x) · shared_expert(x).
 
     Reading the K indices back is the one point of a layer where the host waits for the device; what follows is

@@ -7,6 +7,7 @@ import mlx.core as mx
 from .blas import on_cpu
 from .dispatch import use_kernel
 from .norm_kernel import add_rms_norm_kernel
+from .scalars import floats
 
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
@@ -20,7 +21,7 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
         [..., D] in the dtype of x.
     """
     if on_cpu(x.dtype):  # MLX's own op falls apart into a dozen there
-        scaled = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + eps)
+        scaled = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + floats(eps))
         return scaled if weight is None else scaled * weight
     return mx.fast.rms_norm(x, weight, eps)
 
@@ -44,6 +45,6 @@ def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) 
 def l2_norm(x: mx.array, eps: float) -> mx.array:
     """x / sqrt(Σx² + eps) over the last axis; shapes and dtypes as :func:`rms_norm`."""
     if on_cpu(x.dtype):
-        return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + eps)
+        return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + floats(eps))
     width = x.shape[-1]
     return mx.fast.rms_norm(x, None, eps / width) * width**-0.5

@@ -1,4 +1,4 @@
-"""Numbers that kernels read at run time, as small arrays. All layers of a token share them, so they are kept."""
+"""Numbers that ops read at run time, as small arrays. All layers of a token share them, so they are kept."""
 
 from __future__ import annotations
 

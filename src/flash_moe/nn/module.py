@@ -1,0 +1,23 @@
+"""The base of all modules: MLX's, with attributes that Python finds at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx import nn
+
+
+class Module(nn.Module):
+    """An MLX module. Arrays and modules in it are found like any other attribute, and not only after all else has failed.
+
+    MLX keeps them as items of a dictionary, which is where ``parameters`` and ``update`` look. A lookup as an attribute
+    ends there last, after 1.5 µs on a slow machine, and a token makes forty in every layer.
+    """
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self.__dict__[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.__dict__.pop(name, None)
