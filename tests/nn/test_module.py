@@ -46,3 +46,11 @@ def test_attributes_change_their_kind_and_go() -> None:
     del module.inner.weight
     assert not hasattr(module.inner, "weight")
     assert "inner.weight" not in dict(tree_flatten(module.parameters()))
+
+
+def test_a_cleared_module_holds_nothing() -> None:
+    module = Outer()
+    module.clear()
+    assert not module
+    assert not hasattr(module, "inner")
+    assert not hasattr(module, "layers")

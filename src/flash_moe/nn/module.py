@@ -21,3 +21,8 @@ class Module(nn.Module):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         self.__dict__.pop(name, None)
+
+    def clear(self) -> None:
+        """Lets go of all arrays and modules in it."""
+        for name in list(self):
+            del self[name]
