@@ -19,10 +19,10 @@ demo: $(VENV)/.installed
 	@OPENBLAS_NUM_THREADS= $(BIN)/python tools/demo.py
 
 test: $(VENV)/.installed-dev clang
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 test-full: $(VENV)/.installed-dev clang
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 bench: $(VENV)/.installed-dev
 	@OPENBLAS_NUM_THREADS= $(BIN)/python benchmarks/small_model.py
