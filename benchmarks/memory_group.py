@@ -36,10 +36,11 @@ class MemoryGroup:
 
     def swapped_bytes(self) -> int:
         """What of it is swapped out."""
-        words = (self.folder / self.swap).read_text().split()
-        return int(
-            words[0] if len(words) == 1 else words[words.index("total_swap") + 1] if "total_swap" in words else 0
-        )
+        text = (self.folder / self.swap).read_text()
+        if self.swap != "memory.stat":
+            return int(text)
+        counters = dict(line.split() for line in text.splitlines())
+        return int(counters.get("total_swap", 0))  # absent where the system has no swap
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Decoding a model several times larger than the memory it may use, in a control group (Linux, as root).
 
-    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8]
+    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8] [--prefetch]
 
 A child process in a group of its own measures how fast the disk gives cold records to plain parallel reads, then decodes
 from a cold page cache. Beside it stand the system's own counters: bytes that the process caused to be read
@@ -41,8 +41,8 @@ LARGEST = 0.03  # of the weights of a model 1024 wide; a wider one has smaller o
 def make(folder: Path, arguments: argparse.Namespace) -> Path:
     """A packed checkpoint with random weights, every byte of which is on the disk."""
     text = text_config(
-        hidden_size=arguments.hidden, num_hidden_layers=arguments.layers, num_experts=arguments.experts, num_experts_per_tok=8,
-        moe_intermediate_size=1024, shared_expert_intermediate_size=1024, vocab_size=2048,
+        hidden_size=arguments.hidden, num_hidden_layers=arguments.layers, num_experts=arguments.experts,
+        num_experts_per_tok=8, moe_intermediate_size=1024, shared_expert_intermediate_size=1024, vocab_size=2048,
     )  # fmt: skip
     write_sparse(folder, text, arguments.bits)
     rng = np.random.default_rng(0)

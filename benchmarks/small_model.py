@@ -71,10 +71,10 @@ class Token(NamedTuple):
 
 
 def thread_seconds() -> dict[str, float]:
-    """Processor time of every other thread of this process; nothing where the system does not say."""
+    """Processor time of every other thread of this process; nothing where it is not known or not theirs that computes."""
     tasks = Path("/proc/self/task")
     found = {}
-    for task in tasks.iterdir() if tasks.exists() else ():
+    for task in tasks.iterdir() if tasks.exists() and mx.default_device() == mx.cpu else ():
         with contextlib.suppress(FileNotFoundError):  # it has just ended
             found[task.name] = int((task / "schedstat").read_text().split()[0]) * 1e-9
     found.pop(str(os.getpid()), None)
