@@ -105,7 +105,7 @@ def test_leaves_no_process_and_no_file():
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
     suffixes = {path.suffix for path in build.cache_folder().iterdir() if path.is_file()}
-    assert suffixes <= {".so", ".o", ".ok", ".error"}
+    assert suffixes <= {".pch", ".so", ".o", ".ok", ".error"}
 
 
 def test_unavailable(monkeypatch):

@@ -28,16 +28,13 @@ class _Node:
     kind: str
     address: str
     text: str
-    file: str  # "" in the shim, in MLX's preamble and in what MLX generated
+    file: str  # "" in what MLX generated
     line: int
 
 
 def _nodes(dump: str, files: dict[str, str]) -> Iterator[_Node]:
-    """The nodes from the first on that lies in the author's `files`."""
-    # everything before the first mention of these files is the shim and MLX's preamble
-    first = min((at for at in (dump.find(name) for name in files) if at >= 0), default=len(dump))
     file, line = "", 0
-    for text in dump[dump.rfind("\n", 0, first) + 1 :].splitlines():
+    for text in dump.splitlines():
         node = _NODE.match(text)
         if not node:
             continue
@@ -93,17 +90,18 @@ def _pointer(node: _Node, line: str) -> str | None:
     return None
 
 
-def lint_ast(unit: Path, files: dict[str, str]) -> list[str]:
+def lint_ast(unit: Path, files: dict[str, str], flags: list[str]) -> list[str]:
     """Compile `unit` for its syntax tree and return its problems, as `file:line: message` lines.
 
     Args:
         unit: The translation unit.
         files: The author's texts, by the names that `#line` gives them in `unit`.
+        flags: For clang, with the prelude.
 
     Raises:
         MetalError: When clang rejects the unit.
     """
-    dump = clang.run([*clang.LANGUAGE, "-fsyntax-only", "-fno-color-diagnostics", "-Xclang", "-ast-dump", str(unit)])
+    dump = clang.run([*flags, "-fsyntax-only", "-fno-color-diagnostics", "-Xclang", "-ast-dump", str(unit)])
     lines = {name: strip_comments(text).splitlines() for name, text in files.items()}
     problems: dict[tuple[str, int, str], None] = {}  # a template's problem appears once per instance
     functions: list[_Node] = []

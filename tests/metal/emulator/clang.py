@@ -92,9 +92,10 @@ def version() -> str:
     return _search()[1]
 
 
-def run(arguments: list[str]) -> str:
-    """Run clang and return what it prints; its complaints about the input become a MetalError."""
-    done = subprocess.run([compiler(), *arguments], capture_output=True, text=True, errors="replace", check=False)
+def run(arguments: list[str], text: str | None = None) -> str:
+    """Run clang, with `text` as its standard input, and return what it prints; its complaints become a MetalError."""
+    command = [compiler(), *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 1 and "error:" in done.stderr and "unable to execute" not in done.stderr:
         raise MetalError(done.stderr.strip())
     if done.returncode:  # no fault of the kernel: out of memory, a crash, ...

@@ -98,17 +98,18 @@ def _parameter(text: str) -> Parameter:
 
 
 @functools.cache
-def preamble() -> str:
-    """The headers that MLX puts in front of every kernel, from its own wheel, rewritten for clang."""
+def prelude() -> str:
+    """What comes before every kernel: the shim, and the headers from MLX's own wheel, rewritten for clang."""
     folder = Path(mx.__file__).parent / "include" / "mlx" / "backend" / "metal" / "kernels"
     parts = [(folder / name).read_text() for name in ("bf16.h", "bf16_math.h")]
     parts.append("#include <emu/complex.h>")
     parts += [(folder / name).read_text() for name in ("defines.h", "utils.h")]
-    return "\n".join(rewrite(re.sub(r'#include "[^"]*"|#pragma once', "", part)) for part in parts)
+    preamble = "\n".join(rewrite(re.sub(r'#include "[^"]*"|#pragma once', "", part)) for part in parts)
+    return f'#include <metal_stdlib>\n#line 1 "mlx_preamble"\n{preamble}\n'
 
 
 def translation_unit(source: Source) -> str:
-    """One C++ file: the shim, MLX's preamble, the kernel, and a plain function that calls it."""
+    """What follows the prelude: the kernel, and a plain function that calls it."""
     arguments = []
     for p in source.parameters:
         if p.attribute != "buffer":
@@ -119,7 +120,6 @@ def translation_unit(source: Source) -> str:
     author = source.header + source.body
     names = (vector_aliases(author), struct_names(author))
     sections = {
-        "mlx_preamble": preamble(),
         f"{source.name}.header": rewrite(source.header, *names),
         f"{source.name}.signature": rewrite(source.signature),
         f"{source.name}.metal": rewrite(source.body, *names),
@@ -127,4 +127,4 @@ def translation_unit(source: Source) -> str:
         "entry": 'extern "C" void emu_kernel(void* const* buffers, const emu_thread* thread_) {\n'
         f"  {source.function}({', '.join(arguments)});\n}}\n",
     }
-    return "#include <metal_stdlib>\n" + "\n".join(f'#line 1 "{name}"\n{text}' for name, text in sections.items())
+    return "\n".join(f'#line 1 "{name}"\n{text}' for name, text in sections.items())
