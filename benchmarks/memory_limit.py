@@ -1,16 +1,18 @@
 """Decoding a model several times larger than the memory it may use, in a control group (Linux, as root).
 
-    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8] [--prefetch]
+    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8]
 
-A child process in a group of its own measures how fast the disk gives cold records to plain parallel reads, then decodes
-from a cold page cache. Beside it stand the system's own counters: bytes that the process caused to be read
-(/proc/self/io), the group's highest memory use, and its swap.
+A child process in a group of its own measures how fast the disk gives cold records to plain parallel reads, long enough
+to fill the group, then decodes from a cold page cache: with each store, without and with prefetching for the next layer.
+Beside it stand the system's own counters: bytes that the process caused to be read (/proc/self/io), the group's highest
+memory use, and its swap.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import subprocess
 import sys
@@ -34,7 +36,7 @@ from flash_moe.experts.reader import REQUEST, THREADS
 from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout
 
-RAW_SECONDS = 2.0  # half of it for cold reads
+RAW_SECONDS = 8.0  # half of it for cold reads
 LARGEST = 0.03  # of the weights of a model 1024 wide; a wider one has smaller ones
 
 
@@ -87,7 +89,7 @@ def values(name: str, nbytes: int, rng: np.random.Generator, bits: int, largest:
 
 
 def child(folder: Path, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
-    """Runs inside the group. What comes before the tokens that count is one token, or the trial of prefetching."""
+    """Runs inside the group. The tokens that count come after the first, or after the trial of prefetching."""
     files = open_files(sorted(folder.glob("experts-*.safetensors")))
     raw = raw_speed(files, THREADS, REQUEST, RAW_SECONDS).cold
     for file in files:
@@ -122,14 +124,11 @@ def main() -> None:
         "--bits", type=int, default=8, help="of experts; 32 for plain float32, which costs least to compute"
     )
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument(
-        "--prefetch", action="store_true", help="for the next layer; its trial of the first tokens is not counted"
-    )
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        folder, expert_io = arguments.child
-        print(json.dumps(child(Path(folder), arguments.tokens, expert_io, arguments.prefetch)))
+        folder, expert_io, prefetch = arguments.child
+        print(json.dumps(child(Path(folder), arguments.tokens, expert_io, prefetch == "prefetch")))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = make(Path(scratch) / "model", arguments)
@@ -142,11 +141,10 @@ def main() -> None:
         columns = ("store", "tok/s", "MB missing per token", "raw cold GB/s", "of raw", "reads alone, of raw",
                    "system's bytes, of missing", "highest MB")  # fmt: skip
         print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-        for expert_io in ("slots", "mapped"):
+        for expert_io, prefetch in itertools.product(("slots", "mapped"), ("", "prefetch")):
             with memory_group(limit) as group:
                 command = [sys.executable, __file__, "--tokens", str(arguments.tokens)]
-                command += ["--prefetch"] if arguments.prefetch else []
-                command += ["--child", str(folder), expert_io]
+                command += ["--child", str(folder), expert_io, prefetch]
                 done = subprocess.run([*group.command, *command], capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f"the child ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -159,8 +157,8 @@ def main() -> None:
                 f"{missing / raw / found['seconds']:.2f}", f"{missing / raw / found['waiting_for_reads']:.2f}",
                 f"{found['system_read_bytes'] / missing:.3f}", f"{highest / 1e6:.0f}",
             )  # fmt: skip
-            print(f"| {expert_io} | {' | '.join(values)} |", flush=True)
-            if arguments.prefetch:
+            print(f"| {', '.join(filter(None, (expert_io, prefetch)))} | {' | '.join(values)} |", flush=True)
+            if prefetch:
                 print(f"    {found['prefetch']}", file=sys.stderr, flush=True)
 
 
