@@ -76,3 +76,29 @@ def test_more_than_the_store_holds_is_refused(sources: dict[str, Source]) -> Non
     with pytest.raises(ArgumentError, match="ask for fewer"):
         list(store.fetch_each(0, range(store.capacity + 1)))
     store.close()
+
+
+@every_packed_stream
+@pytest.mark.usefixtures("cold_cache")
+def test_what_is_begun_meanwhile_is_read_behind(
+    sources: dict[str, Source], io: ExpertIO, cache: int, reading: str, disk: Disk
+) -> None:
+    if reading == "inline":
+        pytest.skip("small records are there before anything can be done meanwhile")
+    source, begun = sources["packed"], threading.Event()
+    (first,) = source.table.extents(1, 9)
+
+    def fault(path: str, offset: int) -> None:
+        if (path, offset) == (str(first.file), first.offset):
+            assert begun.wait(10), "the fetch waited for its own reads first"
+
+    def meanwhile() -> None:
+        store.prefetch(2, [4])
+        begun.set()
+
+    disk.fault = fault
+    store = opened(source, io, cache)
+    assert [np.array(record).tobytes() for record in store.fetch_each(1, [9], meanwhile)] == [source.records[1, 9]]
+    assert [np.array(record).tobytes() for record in store.fetch_each(2, [4])] == [source.records[2, 4]]
+    assert store.stats.bytes_brought == store.stats.bytes_requested, "nothing is read twice"
+    store.close()

@@ -70,7 +70,7 @@ def test_recall_counts_the_experts_that_were_needed(monkeypatch: pytest.MonkeyPa
     for _ in range(3):
         with prefetcher.token():
             for layer, experts in zip(layers, needed, strict=True):
-                layer.fetched(experts, layer.logits(mx.zeros((1, 6))))
+                layer.reading(experts, layer.logits(mx.zeros((1, 6))))
     assert store.prefetched == 3 * [(1, {0, 1, 2}), (4, {2, 4, 5})]
     found = prefetcher.counters
     assert (found.tokens, found.needed, found.found) == (3, 3 * 5, 3 * 3)

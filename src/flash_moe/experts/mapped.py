@@ -39,6 +39,11 @@ class MappedStore(ExpertStore):
         for location in locations:
             started = warming.get(location.expert)
             ready.append(self._warm(location) if started is None else started)
+        return self._find(layer, locations, ready)
+
+    def _find(
+        self, layer: int, locations: Sequence[Location], ready: Sequence[list[Future[None]]]
+    ) -> Iterator[mx.array]:
         words = self.layouts[layer].stride // 4
         for location, futures in zip(locations, ready, strict=True):
             finish(futures)

@@ -57,11 +57,13 @@ class SlotStore(ExpertStore):
         self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
-        keys = [(layer, expert) for expert in experts]
-        self._start(keys)
-        for key in keys:
-            self._finish(key)
-            yield self._slots[key]
+        self._start([(layer, expert) for expert in experts])
+        return self._find(layer, experts)
+
+    def _find(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
+        for expert in experts:
+            self._finish((layer, expert))
+            yield self._slots[layer, expert]
         if layer in self._held:
             self._hold(layer, experts)
 

@@ -115,40 +115,46 @@ class ExpertStore(ABC):
         self._missing: dict[int, dict[int, int]] = {}  # by layer and expert, since the layer's last fetch
         self._last = time.perf_counter()
 
-    def fetch(self, layer: int, experts: Sequence[int]) -> Records:
+    def fetch(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None) -> Records:
         """Returns the records of ``experts`` (distinct, at most ``capacity``) of a layer; waits for their bytes.
+
+        Args:
+            meanwhile: called when their reads have begun. Reads that it starts line up behind them.
 
         Raises:
             ExpertReadError: a record could not be read whole; no record is handed out then.
             ArgumentError: more than ``capacity`` records.
         """
-        found = list(self._arrivals(layer, experts))
+        found = list(self._arrivals(layer, experts, meanwhile))
         bank = self._bank_of(layer)
         if bank is None:
             return Records(tuple(found), None)
         return Records((bank,), tuple(found), partial(self._used, found))
 
-    def fetch_each(self, layer: int, experts: Sequence[int]) -> Arrivals:
+    def fetch_each(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None) -> Arrivals:
         """As :meth:`fetch`, but hands out each record when it is there, while those behind it are read."""
         found: list[Any] = []
 
         def arrays() -> Iterator[mx.array]:
             bank = self._bank_of(layer)
-            for record in self._arrivals(layer, experts):
+            for record in self._arrivals(layer, experts, meanwhile):
                 found.append(record)
                 # a slice is a view, where an index would copy
                 yield record if bank is None else bank[record : record + 1].reshape(-1)
 
         return Arrivals(arrays(), lambda output: self._used(found, output))
 
-    def _arrivals(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
+    def _arrivals(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None) -> Iterator[Any]:
         """What :meth:`_arrive` finds, and all counters; seconds in which the caller works do not count as waiting."""
         if len(experts) > self.capacity:
             raise ArgumentError(
                 f"{len(experts)} records of layer {layer} at once, but this store holds {self.capacity}; ask for fewer"
             )
         waited, start = 0.0, time.perf_counter()
-        for record in self._arrive(layer, experts):
+        arriving = self._arrive(layer, experts)
+        if meanwhile is not None:
+            meanwhile()
+        for record in arriving:
             waited += time.perf_counter() - start
             yield record
             start = time.perf_counter()
@@ -166,7 +172,11 @@ class ExpertStore(ABC):
 
     @abstractmethod
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
-        """Starts bringing all records, then finds one after the other: its row of :meth:`_bank_of`, or its array."""
+        """Starts bringing all records.
+
+        Returns:
+            What waits for one after the other and finds it: its row of :meth:`_bank_of`, or its array.
+        """
 
     def _bank_of(self, layer: int) -> mx.array | None:
         """The array that :meth:`_arrive` finds rows of; None where records are arrays of their own."""

@@ -1,4 +1,4 @@
-"""Reads the experts that the next layer will probably choose while this one computes.
+"""Reads the experts that the next layer will probably choose, right behind those of this one.
 
 What a layer adds to the residual stream is small against what is there, so the next layer's norm and router applied to
 this layer's residual choose mostly the experts that they will choose in earnest (Eliseev and Mazur 2023, "Fast
@@ -90,8 +90,8 @@ class LayerPrefetch:
         """What the next layer's router says of this residual stream, [1, E], not evaluated; None if nobody asks."""
         return self._following[1](residual) if self._following and self._shared.active else None
 
-    def fetched(self, experts: Sequence[int], logits: mx.array | None) -> None:
-        """This layer's experts are there, so the disk is free for those of the next."""
+    def reading(self, experts: Sequence[int], logits: mx.array | None) -> None:
+        """This layer's experts are being read; those of the next line up behind them, so that the disk never rests."""
         self._shared.needed(self._layer, experts)
         if self._following and logits is not None:
             self._shared.predict(self._following[0], logits)

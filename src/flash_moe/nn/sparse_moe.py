@@ -120,15 +120,13 @@ class SparseMoE(Module):
     def _for_token(
         self, x: mx.array, chosen: list[int], weights: mx.array, rest: mx.array, ahead: mx.array | None
     ) -> mx.array:
+        meanwhile = None if self.prefetch is None else partial(self.prefetch.reading, chosen, ahead)
         records: Records | Arrivals
         if not self.uses_kernel(1) and takes_each(self._layout, x.dtype):
-            records = self._store.fetch_each(self._layer, chosen)
-            routed = experts_for_token(x, records, weights[0], self._layout)  # all have arrived when it returns
-            self._prefetch_next(chosen, ahead)
-            y = rest + routed
+            records = self._store.fetch_each(self._layer, chosen, meanwhile)
+            y = rest + experts_for_token(x, records, weights[0], self._layout)  # all have arrived when it returns
         else:
-            records = self._store.fetch(self._layer, chosen)
-            self._prefetch_next(chosen, ahead)
+            records = self._store.fetch(self._layer, chosen, meanwhile)
             y = self._of_records(x, records, weights, rest)
         records.used_by(y)
         return y
@@ -144,10 +142,6 @@ class SparseMoE(Module):
             )
         y: mx.array = self._traced_bank(x, mx.array(records.rows, dtype=mx.uint32), weights, rest, records.arrays[0])
         return y
-
-    def _prefetch_next(self, chosen: list[int], ahead: mx.array | None) -> None:
-        if self.prefetch is not None:
-            self.prefetch.fetched(chosen, ahead)
 
     def _shared(self, weights: mx.array, routed: int) -> mx.array | None:
         return self._record if weights.shape[1] > routed else None
