@@ -2,10 +2,11 @@
 
     python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8]
 
-A child process in a group of its own measures how fast the disk gives cold records to plain parallel reads, long enough
-to fill the group, then decodes from a cold page cache: with each store, without and with prefetching for the next layer.
-Beside it stand the system's own counters: bytes that the process caused to be read (/proc/self/io), the group's highest
-memory use, and its swap.
+A child process in a group of its own fills the group, measures how fast the disk gives cold records to plain parallel
+reads, then decodes from a cold page cache: with each store, without and with prefetching for the next layer. In a full
+group every page that is read takes the place of another; reads into an empty one are faster by up to a half. Beside it
+stand the system's own counters: bytes that the process caused to be read (/proc/self/io), the group's highest memory use,
+and its swap.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from sparse_checkpoint import GATES, QUANTIZATION, write_sparse
 from flash_moe import Model
 from flash_moe.bench.raw_reads import open_files, raw_speed
 from flash_moe.bench.system import disk_bytes_read
+from flash_moe.experts.read_memory import read_buffer
 from flash_moe.experts.reader import REQUEST, THREADS
 from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout
@@ -88,13 +90,24 @@ def values(name: str, nbytes: int, rng: np.random.Generator, bits: int, largest:
     return np.full(nbytes // 2, np.float32(value).view(np.uint32) >> 16, np.uint16).view(np.uint8)  # bfloat16
 
 
-def child(folder: Path, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
-    """Runs inside the group. The tokens that count come after the first, or after the trial of prefetching."""
+def raw_speed_when_full(folder: Path, limit: int) -> float:
+    """Plain cold reads, bytes per second, of a part of the experts, once the others have filled the group."""
     files = open_files(sorted(folder.glob("experts-*.safetensors")))
-    raw = raw_speed(files, THREADS, REQUEST, RAW_SECONDS).cold
+    measured, buffer = list(files), read_buffer(REQUEST)
+    while limit > 0:
+        file = measured.pop()
+        limit -= file.pages.size
+        for offset in range(0, file.pages.size, REQUEST):
+            file.read_into(buffer[: file.pages.size - offset], offset)
+    speed = raw_speed(measured, THREADS, REQUEST, RAW_SECONDS).cold
     for file in files:
         file.close()
-    before = TRIAL + 1 if prefetch else 1
+    return speed
+
+
+def child(folder: Path, limit: int, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
+    """Runs inside the group. The tokens that count come after as many as a trial of prefetching takes: it is full then."""
+    raw, before = raw_speed_when_full(folder, limit), TRIAL + 1
     with Model.load(folder, experts_per_token=4, expert_io=expert_io, prefetch=prefetch) as model:
         model.tokenizer.eos_token_ids = frozenset()
         model.expert_store.evict(flush=True)
@@ -128,7 +141,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         folder, expert_io, prefetch = arguments.child
-        print(json.dumps(child(Path(folder), arguments.tokens, expert_io, prefetch == "prefetch")))
+        limit = arguments.limit_mb << 20
+        print(json.dumps(child(Path(folder), limit, arguments.tokens, expert_io, prefetch == "prefetch")))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = make(Path(scratch) / "model", arguments)
@@ -144,6 +158,7 @@ def main() -> None:
         for expert_io, prefetch in itertools.product(("slots", "mapped"), ("", "prefetch")):
             with memory_group(limit) as group:
                 command = [sys.executable, __file__, "--tokens", str(arguments.tokens)]
+                command += ["--limit-mb", str(arguments.limit_mb)]
                 command += ["--child", str(folder), expert_io, prefetch]
                 done = subprocess.run([*group.command, *command], capture_output=True, text=True)
                 if done.returncode:
