@@ -85,7 +85,7 @@ class Model:
                 ``"resident"`` (everything in memory) or ``"auto"``.
             expert_cache: bytes of experts kept in memory beyond those of the current token; 0 leaves caching to the
                 operating system, which is usually best.
-            prefetch: while a layer computes, read the experts that the next one will probably choose. Changes no
+            prefetch: behind a layer's experts, read those that the next one will probably choose. Changes no
                 token. It measures itself while decoding and stays on only where that is faster; the statistics say so.
             drop_cold_below: while decoding, leave out a chosen expert that is not in memory if its share of the routing
                 weights is below this (0 to 1; at least one expert stays). Faster and less exact; 0 is off.

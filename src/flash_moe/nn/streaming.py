@@ -12,7 +12,7 @@ class StreamingOptions:
     """For tokens that run alone, as in decoding; several tokens of a prompt at a time are run exactly.
 
     Attributes:
-        prefetch: read what the next layer will probably need while this one computes. Changes no output.
+        prefetch: read what the next layer will probably need, behind the reads of this one. Changes no output.
         drop_cold_below: a chosen expert that is not in memory is left out if its share of the routing weights is
             smaller than this; at least one expert stays. 0 drops nothing.
         prefer_cached: a chosen expert that is not in memory gives way to one that is, if that one's router probability
