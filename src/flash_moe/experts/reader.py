@@ -14,7 +14,7 @@ from ..errors import ExpertReadError
 from .files import PAGE, MappedFile
 
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD
-REQUEST = 4 << 20  # bytes of one request; smaller ones cost more handing over than a page cache takes to answer
+REQUEST = 2 << 20  # bytes of one request: smaller ones cost handing over, larger ones end a fetch with fewer under way
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
 
 
