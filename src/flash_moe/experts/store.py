@@ -145,7 +145,10 @@ class ExpertStore(ABC):
         return Arrivals(arrays(), lambda output: self._used(found, output))
 
     def _arrivals(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None) -> Iterator[Any]:
-        """What :meth:`_arrive` finds, and all counters; seconds in which the caller works do not count as waiting."""
+        """What :meth:`_arrive` finds, and all counters.
+
+        Seconds in which the caller works between two records do not count as waiting; those of ``meanwhile`` do.
+        """
         if len(experts) > self.capacity:
             raise ArgumentError(
                 f"{len(experts)} records of layer {layer} at once, but this store holds {self.capacity}; ask for fewer"
