@@ -107,7 +107,8 @@ def raw_speed_when_full(folder: Path, limit: int) -> float:
 
 def child(folder: Path, limit: int, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
     """Runs inside the group. The tokens that count come after as many as a trial of prefetching takes: it is full then."""
-    raw, before = [raw_speed_when_full(folder, limit)], TRIAL + 1
+    raw = [raw_speed_when_full(folder, limit)]
+    before = TRIAL + 1
     with Model.load(folder, experts_per_token=4, expert_io=expert_io, prefetch=prefetch) as model:
         model.tokenizer.eos_token_ids = frozenset()
         model.expert_store.evict(flush=True)
