@@ -13,15 +13,15 @@ BIN := $(VENV)/bin
 # NumPy's threads and the test processes would fight for the cores.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test test-full bench lint clean clang
+.PHONY: demo test test-full bench lint clean prepared clang
 
 demo: $(VENV)/.installed
 	@OPENBLAS_NUM_THREADS= $(BIN)/python tools/demo.py
 
-test: $(VENV)/.installed-dev clang
+test: prepared
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
-test-full: $(VENV)/.installed-dev clang
+test-full: prepared
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 bench: $(VENV)/.installed-dev
@@ -31,6 +31,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Python's packages and clang are installed side by side.
+prepared:
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.installed-dev clang
 
 # The kernels' emulator needs clang 19 or newer; where it cannot be installed its tests are skipped.
 clang:

@@ -32,7 +32,10 @@ def test_process_failure() -> None:
 
 
 def test_ctrl_c_ends_a_stream(endless_checkpoint: Path) -> None:
-    started = process("generate", endless_checkpoint, "hello", "--max-tokens", 4000)
+    def heed_ctrl_c() -> None:  # a shell that runs the tests in the background has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    started = process("generate", endless_checkpoint, "hello", "--max-tokens", 4000, preexec_fn=heed_ctrl_c)
     assert started.stdout is not None
     assert started.stdout.read(3)  # the stream has begun
     started.send_signal(signal.SIGINT)
