@@ -38,9 +38,9 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Reads done in the calling thread, or split into requests of one page on the reading threads."""
     if request.param == "threads":
-        for module, request_bytes in (("reader", "REQUEST"), ("mapped", "_REQUEST")):
-            monkeypatch.setattr(f"flash_moe.experts.{module}.INLINE", -1)
-            monkeypatch.setattr(f"flash_moe.experts.{module}.{request_bytes}", PAGE)
+        monkeypatch.setattr("flash_moe.experts.reader.INLINE", -1)
+        for request_bytes in ("reader.REQUEST", "mapped._REQUEST"):
+            monkeypatch.setattr(f"flash_moe.experts.{request_bytes}", PAGE)
     return request.param
 
 

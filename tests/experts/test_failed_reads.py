@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from store_cases import K, every_packed_stream, every_streaming_case, opened
 from streaming import Disk, Source, record_bytes
@@ -9,6 +12,7 @@ from streaming import Disk, Source, record_bytes
 from flash_moe import ExpertReadError
 from flash_moe.experts.files import PAGE
 from flash_moe.experts.opening import ExpertIO
+from flash_moe.experts.read_queue import Reads
 
 pytestmark = pytest.mark.usefixtures("small_groups")
 
@@ -68,3 +72,36 @@ class TestFailedPrefetch:
                 ids = range(first, first + K)
                 assert record_bytes(store.fetch(layer, ids)) == [failing.records[layer, expert] for expert in ids]
         store.close()
+
+
+@pytest.mark.usefixtures("cold_cache")
+@pytest.mark.parametrize("reading", ["threads"], indirect=True)
+def test_reads_of_an_interrupted_fetch_write_into_no_other_record(
+    sources: dict[str, Source], reading: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, go, interrupts = sources["packed"], threading.Event(), [KeyboardInterrupt]
+    (late,) = source.table.extents(1, 0)
+
+    def fault(path: str, offset: int) -> None:
+        if (path, offset) == (str(late.file), late.offset):
+            assert go.wait(10)
+
+    def wait(self: Reads) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        real_wait(self)
+
+    real_wait = Reads.wait
+    monkeypatch.setattr(Reads, "wait", wait)
+    disk.fault = fault
+    store = opened(source, "slots")
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch(1, [0, 1])
+    timer = threading.Timer(0.1, go.set)
+    timer.start()
+    held = store.fetch(1, [2, 3, 4, 5])
+    timer.join()
+    time.sleep(0.05)
+    assert record_bytes(held) == [source.records[1, expert] for expert in (2, 3, 4, 5)]
+    assert record_bytes(store.fetch(1, [0, 1])) == [source.records[1, 0], source.records[1, 1]]
+    store.close()

@@ -75,6 +75,10 @@ class MappedFile:
             raise OSError(code, os.strerror(code), str(self.path))
         return (vector & 1) == 0
 
+    def missing_bytes(self, offset: int, nbytes: int) -> int:
+        """Bytes of a range that are not in the page cache, by whole pages."""
+        return min(int(np.count_nonzero(self.absent(offset, nbytes))) * PAGE, nbytes)
+
     def evict(self, offset: int = 0, nbytes: int | None = None, *, flush: bool = False) -> None:
         """Asks the system to drop a range of the file from the page cache; :meth:`absent` says whether it did.
 
@@ -96,8 +100,7 @@ class MappedFile:
 
     def cached_bytes(self) -> int:
         """Bytes of the file that are in the page cache."""
-        absent = self.absent(0, self.pages.size)
-        return max(0, self.pages.size - PAGE * int(np.count_nonzero(absent)))
+        return self.pages.size - self.missing_bytes(0, self.pages.size)
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self.fd)

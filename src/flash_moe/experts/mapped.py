@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import mlx.core as mx
@@ -13,7 +12,8 @@ import numpy as np
 from ..errors import ExpertReadError
 from .files import PAGE, MappedFile
 from .read_memory import read_buffer
-from .reader import INLINE, Location, RecordReader, finish
+from .read_queue import Reads, Request
+from .reader import Location, RecordReader
 from .store import ExpertStore
 
 _REQUEST = 1 << 20  # bytes of one request; what it reads is for the page cache, and the buffer stays in the processor's
@@ -29,24 +29,21 @@ class MappedStore(ExpertStore):
     def __init__(self, reader: RecordReader, capacity: int) -> None:
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
-        self._scratch = threading.local()
-        self._warming: dict[int, dict[int, list[Future[None]]]] = {}  # by layer and expert
+        self._scratch = threading.local()  # what is read is for the page cache; one buffer a thread receives it
+        self._warming: dict[int, dict[int, Reads]] = {}  # by layer and expert
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[mx.array]:
         locations = [self._reader.locate(layer, expert) for expert in experts]
-        warming = self._warming.pop(layer, {})  # what nobody asks for now is not waited for, either
-        ready = []
-        for location in locations:
-            started = warming.get(location.expert)
-            ready.append(self._warm(location) if started is None else started)
-        return self._find(layer, locations, ready)
+        warming = self._warming.pop(layer, {})
+        for expert in warming.keys() - set(experts):
+            warming[expert].give_up()  # nor is what has begun waited for
+        begun = [warming.get(location.expert) or self._warm(location) for location in locations]
+        return self._find(layer, locations, begun)
 
-    def _find(
-        self, layer: int, locations: Sequence[Location], ready: Sequence[list[Future[None]]]
-    ) -> Iterator[mx.array]:
+    def _find(self, layer: int, locations: Sequence[Location], begun: Sequence[Reads]) -> Iterator[mx.array]:
         words = self.layouts[layer].stride // 4
-        for location, futures in zip(locations, ready, strict=True):
-            finish(futures)
+        for location, reads in zip(locations, begun, strict=True):
+            reads.finish()
             yield _array(location, words)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
@@ -62,8 +59,9 @@ class MappedStore(ExpertStore):
 
     def _evict(self, flush: bool) -> None:
         for by_expert in self._warming.values():
-            for futures in by_expert.values():
-                wait(futures)
+            for reads in by_expert.values():
+                reads.give_up()
+                reads.wait()
         self._warming.clear()
         self._reader.evict(flush=flush)
 
@@ -73,31 +71,37 @@ class MappedStore(ExpertStore):
     def close(self) -> None:
         self._reader.close()
 
-    def _warm(self, location: Location) -> list[Future[None]]:
+    def _warm(self, location: Location) -> Reads:
         """Starts reading the absent pages of a record into the page cache."""
-        tasks: list[Callable[[], None]] = []
-        missing = 0
+        requests: list[Request] = []
         for file, extent in location.parts:
             absent = file.absent(extent.offset, extent.nbytes)
-            if not (count := int(np.count_nonzero(absent))):
-                continue
-            missing += min(count * PAGE, extent.nbytes)
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
             for start, stop in _requests(absent):
-                tasks.append(self._touch(file, first + start * PAGE, min(first + stop * PAGE, end), location))
-        self._count_brought(location.layer, location.expert, missing)
-        return self._reader.run(tasks, inline=missing <= INLINE)
+                missing = PAGE * int(np.count_nonzero(absent[start:stop]))
+                pages = range(first + start * PAGE, min(first + stop * PAGE, end))
+                requests.append(_Touch(self._scratch, location, file, pages, missing))
+        reads = self._reader.run(requests, sum(request.missing for request in requests))
+        self._begun.setdefault(location.layer, []).append((location.expert, reads))
+        return reads
 
-    def _touch(self, file: MappedFile, start: int, stop: int, location: Location) -> Callable[[], None]:
-        def task() -> None:
-            if not hasattr(self._scratch, "buffer"):
-                self._scratch.buffer = read_buffer(_REQUEST)
-            try:
-                file.read_into(self._scratch.buffer[: stop - start], start)
-            except (OSError, EOFError) as error:
-                raise location.error(file, error) from error
 
-        return task
+class _Touch:
+    """A part of a record on its way into the page cache."""
+
+    def __init__(
+        self, scratch: threading.local, location: Location, file: MappedFile, where: range, missing: int
+    ) -> None:
+        self._scratch, self._location, self._file = scratch, location, file
+        self._where, self.missing = where, missing
+
+    def read(self) -> None:
+        if not hasattr(self._scratch, "buffer"):
+            self._scratch.buffer = read_buffer(_REQUEST)
+        try:
+            self._file.read_into(self._scratch.buffer[: len(self._where)], self._where.start)
+        except (OSError, EOFError) as error:
+            raise self._location.error(self._file, error) from error
 
 
 def _requests(absent: np.ndarray) -> list[tuple[int, int]]:

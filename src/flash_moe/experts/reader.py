@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import os
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import numpy as np
 from ..checkpoint.records import Extent, RecordTable
 from ..errors import ExpertReadError
 from .files import PAGE, MappedFile
+from .read_queue import ReadQueue, Reads, Request
 
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD
 REQUEST = 2 << 20  # bytes of one request: smaller ones cost handing over, larger ones end a fetch with fewer under way
+SAMPLE = 256 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
 
 
@@ -38,10 +41,16 @@ class Location:
 
     def missing_bytes(self) -> int:
         """Bytes of the record that are not in the page cache."""
-        return sum(
-            min(int(np.count_nonzero(file.absent(extent.offset, extent.nbytes))) * PAGE, extent.nbytes)
-            for file, extent in self.parts
-        )
+        return sum(file.missing_bytes(extent.offset, extent.nbytes) for file, extent in self.parts)
+
+    def absent_share(self) -> float:
+        """The share of the record that is not in the page cache, by a sample: its pages come and go together."""
+        if self.nbytes <= SAMPLE:
+            return self.missing_bytes() / self.nbytes
+        file, extent = random.choice(self.parts)
+        nbytes = min(SAMPLE, extent.nbytes)
+        start = PAGE * random.randrange((extent.nbytes - nbytes) // PAGE + 1)
+        return file.missing_bytes(extent.offset + start, nbytes) / nbytes
 
     def error(self, file: MappedFile, reason: Exception) -> ExpertReadError:
         """The error that says that this record could not be read from ``file``."""
@@ -55,12 +64,12 @@ class RecordReader:
         self.table = table
         self._files: dict[Path, MappedFile] = {}
         self._closed = False
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="flash-moe-read")
+        self._queue = ReadQueue(THREADS, os.cpu_count() or THREADS)
 
     def close(self) -> None:
-        """Waits for reads under way and closes all files."""
+        """Gives up reads that have not begun, waits for the others, and closes all files."""
         self._closed = True
-        self._pool.shutdown()
+        self._queue.close()
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -100,21 +109,19 @@ class RecordReader:
             parts.append((file, extent))
         return Location(layer, expert, tuple(parts))
 
-    def read(self, location: Location, buffer: np.ndarray) -> list[Future[None]]:
+    def read(self, location: Location, buffer: np.ndarray) -> Reads:
         """Starts filling ``buffer`` ([>= stride] uint8) with a record; a small one is there on return.
 
-        Returns:
-            What :func:`finish` waits for. Nobody may free or reuse the buffer before.
+        Nobody may free or reuse the buffer before the reads have ended.
         """
-        tasks: list[Callable[[], None]] = []
-        total = 0
+        requests: list[Request] = []
+        absent = location.absent_share()
         for file, extent in location.parts:
-            total += extent.nbytes
             for start in range(0, extent.nbytes, REQUEST):
                 stop = min(start + REQUEST, extent.nbytes)
                 target = buffer[extent.at + start : extent.at + stop]
-                tasks.append(_Read(file, extent.offset + start, target, location))
-        return self.run(tasks, inline=total <= INLINE)
+                requests.append(_Fill(location, file, extent.offset + start, target, absent))
+        return self.run(requests, location.nbytes)
 
     def read_all(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> None:
         """Fills each buffer with the record of an expert, and waits for it.
@@ -122,41 +129,32 @@ class RecordReader:
         Raises:
             ExpertReadError: the first failure, once no read is under way any more.
         """
-        futures: list[Future[None]] = []
+        begun: list[Reads] = []
         try:
             for expert, buffer in zip(experts, buffers, strict=True):
-                futures += self.read(self.locate(layer, expert), buffer)
+                begun.append(self.read(self.locate(layer, expert), buffer))
         finally:
-            wait(futures)
-        finish(futures)
+            for reads in begun:
+                reads.wait()
+        for reads in begun:
+            reads.finish()
 
-    def run(self, tasks: Sequence[Callable[[], None]], *, inline: bool = False) -> list[Future[None]]:
-        """Runs the tasks on the reading threads, or at once in this one."""
-        if not inline:
-            return [self._pool.submit(task) for task in tasks]
-        for task in tasks:
-            task()
-        return []
+    def run(self, requests: Sequence[Request], nbytes: int) -> Reads:
+        """Starts requests of so many bytes on the reading threads; a few are read at once in this one."""
+        return self._queue.add(requests) if nbytes > INLINE else self._queue.do(requests)
 
 
-def finish(futures: Sequence[Future[None]]) -> None:
-    """Waits until every read has ended, then raises the first failure, if any."""
-    if futures:
-        wait(futures)
-    for future in futures:
-        future.result()
+class _Fill:
+    """A part of a record on its way into memory; its failure names file, layer and expert."""
 
+    __slots__ = ("_file", "_location", "_offset", "_target", "missing")
 
-class _Read:
-    """One request; its failure names file, layer and expert."""
+    def __init__(self, location: Location, file: MappedFile, offset: int, target: np.ndarray, absent: float) -> None:
+        self._location, self._file, self._offset, self._target = location, file, offset, target
+        self.missing = round(absent * target.nbytes)
 
-    __slots__ = ("file", "location", "offset", "target")
-
-    def __init__(self, file: MappedFile, offset: int, target: np.ndarray, location: Location) -> None:
-        self.file, self.offset, self.target, self.location = file, offset, target, location
-
-    def __call__(self) -> None:
+    def read(self) -> None:
         try:
-            self.file.read_into(self.target, self.offset)
+            self._file.read_into(self._target, self._offset)
         except (OSError, EOFError) as error:
-            raise self.location.error(self.file, error) from error
+            raise self._location.error(self._file, error) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import suppress
 
 import mlx.core as mx
@@ -14,7 +13,8 @@ from ..errors import ExpertReadError
 from .host_memory import keep_on_host
 from .lru import SlotTable
 from .read_memory import new_bank
-from .reader import RecordReader, finish
+from .read_queue import Reads
+from .reader import RecordReader
 from .store import ExpertStore
 
 _Key = tuple[int, int]  # layer, expert
@@ -53,11 +53,12 @@ class SlotStore(ExpertStore):
         )
         self._held: dict[int, set[int]] = {layer: set() for layer in self._first_slots}
         self._whole_layers: dict[int, mx.array] = {}
-        self._reading: dict[int, list[Future[None]]] = {}  # slot to the reads that fill it
+        self._reading: dict[int, Reads] = {}  # slot to the reads that fill it
         self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
         self._start([(layer, expert) for expert in experts])
+        self._give_up(layer, experts)
         return self._find(layer, experts)
 
     def _find(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
@@ -92,8 +93,9 @@ class SlotStore(ExpertStore):
             self._start([(layer, expert) for expert in experts[: self.capacity]])
 
     def _evict(self, flush: bool) -> None:
-        for futures in self._reading.values():
-            wait(futures)
+        for reads in self._reading.values():
+            reads.give_up()
+            reads.wait()
         mx.eval(*self._readers.values())
         self._reading.clear()
         self._readers.clear()
@@ -116,27 +118,39 @@ class SlotStore(ExpertStore):
         new = [key for key in keys if self._slots.touch(key) is None]
         for key in new:
             location = self._reader.locate(*key)
-            self._count_brought(*key, location.missing_bytes())
             place = self._first_slots[key[0]] + key[1] if self._first_slots else None
             slot = self._slots.assign(key, keys, place)
             try:
                 self._reclaim(slot)
-                if futures := self._reader.read(location, self._bytes[slot]):
-                    self._reading[slot] = futures
+                self._reading[slot] = reads = self._reader.read(location, self._bytes[slot])
             except BaseException:
                 self._slots.release(key)
                 raise
+            self._begun.setdefault(key[0], []).append((key[1], reads))
+
+    def _give_up(self, layer: int, experts: Sequence[int]) -> None:
+        """Begins no further read of what a prefetch expected this fetch to ask for, in vain."""
+        for expert, reads in self._begun.get(layer, ()):
+            key = layer, expert
+            if expert not in experts and reads.give_up() and key in self._slots:
+                self._slots.release(key)
 
     def _reclaim(self, slot: int) -> None:
         """Makes a slot safe to overwrite: no read into it is under way, and all that uses it has been evaluated."""
-        wait(self._reading.pop(slot, ()))  # whether it failed matters only to a fetch of the record that was there
+        if (reads := self._reading.get(slot)) is not None:
+            reads.give_up()
+            reads.wait()  # whether it failed matters only to a fetch of the record that was there
+            del self._reading[slot]
         if (output := self._readers.pop(slot, None)) is not None:
             mx.eval(output)
 
     def _finish(self, key: _Key) -> None:
-        """Waits for a record; after a failed read its slot holds nothing."""
-        try:
-            finish(self._reading.pop(self._slots[key], ()))
-        except BaseException:
-            self._slots.release(key)
-            raise
+        """Waits for a record. After a failure or Ctrl-C its slot holds nothing, but reads into it may be under way."""
+        slot = self._slots[key]
+        if (reads := self._reading.get(slot)) is not None:
+            try:
+                reads.finish()
+            except BaseException:
+                self._slots.release(key)
+                raise
+            del self._reading[slot]

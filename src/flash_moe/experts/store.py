@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..errors import ArgumentError
 from ..record import RecordLayout
+from .read_queue import Reads
 
 
 @dataclass
@@ -23,8 +24,8 @@ class StoreStats:
         fetches: calls of :meth:`ExpertStore.fetch` and :meth:`ExpertStore.fetch_each`.
         bytes_requested: bytes of all records asked for.
         bytes_brought: those of them that were not in the store's own memory, but in the page cache or only in files.
-        bytes_missing: those of them that were not in the page cache either, when they were asked for or when a prefetch
-            began to read them.
+        bytes_missing: those of them that were not in the page cache either, when their reads were asked for; slots ask
+            of a sample of each record.
         bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
         fetch_seconds: time spent waiting in them.
         seconds: time from the end of the fetch before, of whatever layer, to the end of each fetch.
@@ -112,7 +113,7 @@ class ExpertStore(ABC):
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
         self.by_layer = {layer: StoreStats() for layer in layouts}
-        self._missing: dict[int, dict[int, int]] = {}  # by layer and expert, since the layer's last fetch
+        self._begun: dict[int, list[tuple[int, Reads]]] = {}  # by layer, since its last fetch: experts and their reads
         self._last = time.perf_counter()
 
     def fetch(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None) -> Records:
@@ -162,13 +163,13 @@ class ExpertStore(ABC):
             yield record
             start = time.perf_counter()
         end = time.perf_counter()
-        missing = self._missing.pop(layer, {})
-        used = sum(nbytes for expert, nbytes in missing.items() if expert in experts)
+        begun = self._begun.pop(layer, [])
         for stats in self._counters(layer):
             stats.fetches += 1
             stats.bytes_requested += self.layouts[layer].stride * len(experts)
-            stats.bytes_missing += used
-            stats.bytes_unused += sum(missing.values()) - used
+            stats.bytes_brought += self.layouts[layer].stride * len({e for e, _ in begun}.intersection(experts))
+            stats.bytes_missing += sum(reads.missing for expert, reads in begun if expert in experts)
+            stats.bytes_unused += sum(reads.missing for expert, reads in begun if expert not in experts)
             stats.fetch_seconds += waited + end - start
             stats.seconds += end - self._last
         self._last = end
@@ -191,14 +192,6 @@ class ExpertStore(ABC):
     def _counters(self, layer: int) -> tuple[StoreStats, StoreStats]:
         """Where something of a layer is counted."""
         return self.stats, self.by_layer[layer]
-
-    def _count_brought(self, layer: int, expert: int, missing: int) -> None:
-        """A record is about to be read, of which so many bytes are outside the page cache."""
-        for stats in self._counters(layer):
-            stats.bytes_brought += self.layouts[layer].stride
-        if missing:
-            of_layer = self._missing.setdefault(layer, {})
-            of_layer[expert] = of_layer.get(expert, 0) + missing
 
     @abstractmethod
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:

@@ -65,7 +65,7 @@ class Prefetcher:
     def predict(self, layer: int, logits: mx.array) -> None:
         """Starts to read the likeliest experts of a layer. logits: [1, E]."""
         values = np.array(logits.astype(mx.float32))[0]
-        experts = np.argpartition(values, -self._k)[-self._k :].tolist()
+        experts = np.argsort(-values, kind="stable")[: self._k].tolist()  # what is read last can still be given up
         self._predicted[layer] = frozenset(experts)
         self._store.prefetch(layer, experts)
 

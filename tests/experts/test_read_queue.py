@@ -1,0 +1,190 @@
+"""The threads that read: in order, as many as help, nothing lost, and nothing done that was given up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from flash_moe.experts.read_queue import ReadQueue
+
+SOON = 10  # seconds until a test fails instead of waiting for ever
+
+
+class Job:
+    """A request that does something."""
+
+    def __init__(self, what: Callable[[], object] = lambda: None, missing: int = 0) -> None:
+        self.what, self.missing = what, missing
+
+    def read(self) -> None:
+        self.what()
+
+
+class Gate(Job):
+    """A request that begins and does not end before it is let."""
+
+    def __init__(self, missing: int = 0) -> None:
+        self.begun, self.open = threading.Event(), threading.Event()
+        super().__init__(self.wait, missing)
+
+    def wait(self) -> None:
+        self.begun.set()
+        assert self.open.wait(SOON)
+
+
+@pytest.fixture
+def queue() -> Iterator[ReadQueue]:
+    queue = ReadQueue(threads=1, cores=1)
+    yield queue
+    queue.close()
+
+
+def test_what_is_asked_for_first_is_read_first(queue: ReadQueue) -> None:
+    gate, order = Gate(), list[int]()
+    first = queue.add([gate])
+    assert gate.begun.wait(SOON)
+    behind = [queue.add([Job(lambda n=n: order.append(n)), Job(lambda n=n: order.append(n))]) for n in range(4)]
+    assert not first.ended and not any(reads.ended for reads in behind)
+    gate.open.set()
+    for reads in behind:
+        reads.wait()
+    assert order == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_what_is_given_up_is_not_read(queue: ReadQueue) -> None:
+    gate, done = Gate(missing=5), list[int]()
+    half = queue.add([gate, Job(lambda: done.append(0), missing=7)])
+    none = queue.add([Job(lambda: done.append(1), missing=7)])
+    wanted = queue.add([Job(lambda: done.append(2), missing=7)])
+    assert gate.begun.wait(SOON)
+    assert none.give_up()
+    none.wait()  # does not wait for what is before it
+    assert half.give_up()
+    assert not half.ended, "one of its reads is under way"
+    gate.open.set()
+    half.wait()
+    wanted.finish()
+    assert done == [2]
+    assert (half.missing, none.missing, wanted.missing) == (5, 0, 7)
+    assert not wanted.give_up(), "it was read whole"
+    assert not half.give_up(), "once is enough"
+
+
+def test_reads_of_nothing_have_ended(queue: ReadQueue) -> None:
+    for reads in (queue.add([]), queue.do([])):
+        assert reads.ended
+        reads.finish()
+        assert not reads.give_up()
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_first_failure_is_raised_when_all_have_ended(queue: ReadQueue, here: bool) -> None:
+    def fail(words: str) -> None:
+        done.append(words)
+        raise OSError(words)
+
+    done: list[str] = []
+    jobs = [Job(lambda: fail("first")), Job(lambda: fail("second")), Job(lambda: done.append("third"))]
+    reads = (queue.do if here else queue.add)(jobs)
+    reads.wait()
+    with pytest.raises(OSError, match="first"):
+        reads.finish()
+    assert done == ["first", "second", "third"]
+    queue.add([Job()]).finish()  # a failure is that of its reads alone
+
+
+@pytest.mark.parametrize(("missing", "expected"), [(0, 2), (1, 5)])
+def test_threads_at_work_are_as_many_as_cores_or_all_while_the_disk_is_waited_for(missing: int, expected: int) -> None:
+    queue, gates = ReadQueue(threads=5, cores=3), [Gate(missing) for _ in range(8)]
+    reads = [queue.add([gate]) for gate in gates]
+    deadline = time.monotonic() + SOON
+    while sum(gate.begun.is_set() for gate in gates) < expected and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert sum(gate.begun.is_set() for gate in gates) == expected  # one core is that of who waits
+    for gate in gates:
+        gate.open.set()
+    for each in reads:
+        each.finish()
+    queue.close()
+
+
+def test_who_waits_lends_a_hand_where_memory_is_copied(queue: ReadQueue) -> None:
+    gate, threads = Gate(), list[str]()
+    name = threading.current_thread().name
+    held = queue.add([gate])
+    assert gate.begun.wait(SOON)
+    other = queue.add([Job(lambda: threads.append(threading.current_thread().name))])
+    other.finish()  # while the only thread is busy
+    assert threads == [name]
+    gate.open.set()
+    held.finish()
+
+
+def test_who_waits_does_not_wait_for_the_disk_instead(queue: ReadQueue) -> None:
+    gate, threads = Gate(), list[str]()
+    held = queue.add([gate])
+    assert gate.begun.wait(SOON)
+    other = queue.add([Job(lambda: threads.append(threading.current_thread().name), missing=1)])
+    threading.Timer(0.05, gate.open.set).start()
+    other.finish()
+    held.finish()
+    assert threads == ["flash-moe-read_0"]
+
+
+def test_an_interrupted_hand_leaves_its_work_to_others(queue: ReadQueue) -> None:
+    def interrupted() -> None:
+        done.append(threading.current_thread().name)
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    gate, done = Gate(), list[str]()
+    held = queue.add([gate])
+    assert gate.begun.wait(SOON)
+    other = queue.add([Job(interrupted)])
+    with pytest.raises(KeyboardInterrupt):
+        other.finish()
+    assert not other.ended
+    gate.open.set()
+    other.wait()
+    other.finish()
+    held.finish()
+    assert done == [threading.current_thread().name, "flash-moe-read_0"]
+
+
+def test_close_waits_for_what_has_begun_only() -> None:
+    queue, gate, done = ReadQueue(threads=1, cores=1), Gate(), list[int]()
+    held, behind = queue.add([gate]), queue.add([Job(lambda: done.append(1))])
+    assert gate.begun.wait(SOON)
+    threading.Timer(0.05, gate.open.set).start()
+    queue.close()
+    assert held.ended and behind.ended
+    assert done == []
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_nothing_is_lost(cores: int) -> None:
+    """Also where threads run out of work just when more arrives."""
+    queue, lock, done = ReadQueue(threads=4, cores=cores), threading.Lock(), list[int]()
+
+    def note(number: int) -> None:
+        with lock:
+            done.append(number)
+
+    for number in range(3000):
+        reads = queue.add([Job(lambda n=number: note(n), missing=number % 3 == 0) for _ in range(number % 4)])
+        if number % 5 == 0:
+            reads.finish()
+        elif number % 7 == 0:
+            reads.wait()
+    queue.add([Job()]).wait()
+    last = queue.add([Job(missing=1)])
+    last.finish()
+    deadline = time.monotonic() + SOON
+    while len(done) < sum(n % 4 for n in range(3000)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sorted(done) == [n for n in range(3000) for _ in range(n % 4)]
+    queue.close()
