@@ -1,12 +1,12 @@
 """Decoding a model several times larger than the memory it may use, in a control group (Linux, as root).
 
-    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8]
+    python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8] [--stores slots]
 
-A child process in a group of its own fills the group, measures how fast the disk gives cold records to plain parallel
-reads, decodes from a cold page cache, and measures the disk again: with each store, without and with prefetching for the
-next layer. In a full group every page that is read takes the place of another; reads into an empty one are faster by up
-to a half. Beside it stand the system's own counters: bytes that the process caused to be read (/proc/self/io), the
-group's highest memory use, and its swap.
+A child process in a group of its own fills the group, and then measures by turns how fast the disk gives cold records to
+plain parallel reads, and decodes a few tokens: with each store, without and with prefetching for the next layer. In a
+full group every page that is read takes the place of another; reads into an empty one are faster by up to a half. Beside
+it stand the system's own counters: bytes that the process caused to be read (/proc/self/io), the group's highest memory
+use, and its swap.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ from flash_moe.experts.reader import REQUEST, THREADS
 from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout
 
-RAW_SECONDS = 8.0  # half of it for cold reads
+RAW_SECONDS = 4.0  # half of it for cold reads
+TURNS = 4  # of decoding, between measurements of the disk: one that others use changes within minutes
 LARGEST = 0.03  # of the weights of a model 1024 wide; a wider one has smaller ones
 
 
@@ -107,20 +109,23 @@ def raw_speed_when_full(folder: Path, limit: int) -> float:
 
 def child(folder: Path, limit: int, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
     """Runs inside the group. The tokens that count come after as many as a trial of prefetching takes: it is full then."""
-    raw = [raw_speed_when_full(folder, limit)]
-    before = TRIAL + 1
+    raw, seconds, system = [raw_speed_when_full(folder, limit)], 0.0, 0
+    before, each = TRIAL + 1, tokens // TURNS
     with Model.load(folder, experts_per_token=4, expert_io=expert_io, prefetch=prefetch) as model:
         model.tokenizer.eos_token_ids = frozenset()
         model.expert_store.evict(flush=True)
-        for number, chunk in enumerate(model.stream([1], max_tokens=before + tokens, temperature=1.0, seed=0), start=1):
-            if number == before:
-                first, system = chunk.stats, disk_bytes_read()
-        last, system = chunk.stats, disk_bytes_read() - system
-    raw.append(raw_speed_when_full(folder, limit))  # a disk that others use changes within minutes
+        chunks = model.stream([1], max_tokens=before + TURNS * each, temperature=1.0, seed=0)
+        *_, first = (chunk.stats for chunk in itertools.islice(chunks, before))
+        for _ in range(TURNS):
+            start, read = time.perf_counter(), disk_bytes_read()
+            *_, last = (chunk.stats for chunk in itertools.islice(chunks, each))
+            seconds += time.perf_counter() - start
+            system += disk_bytes_read() - read
+            raw.append(raw_speed_when_full(folder, limit))
     return {
         "raw_bytes_per_second": sum(raw) / len(raw),
-        "tokens": tokens,
-        "seconds": last.decode_seconds - first.decode_seconds,
+        "tokens": TURNS * each,
+        "seconds": seconds,
         "waiting_for_reads": last.fetch_seconds - first.fetch_seconds,
         "bytes_missing": last.expert_bytes_missing - first.expert_bytes_missing,
         "bytes_requested": last.decode_bytes_requested - first.decode_bytes_requested,
@@ -139,6 +144,7 @@ def main() -> None:
         "--bits", type=int, default=8, help="of experts; 32 for plain float32, which costs least to compute"
     )
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--stores", nargs="+", choices=("slots", "mapped"), default=("slots", "mapped"))
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -157,7 +163,7 @@ def main() -> None:
         columns = ("store", "tok/s", "MB missing per token", "raw cold GB/s", "of raw", "reads alone, of raw",
                    "system's bytes, of missing", "highest MB")  # fmt: skip
         print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-        for expert_io, prefetch in itertools.product(("slots", "mapped"), ("", "prefetch")):
+        for expert_io, prefetch in itertools.product(arguments.stores, ("", "prefetch")):
             with memory_group(limit) as group:
                 command = [sys.executable, __file__, "--tokens", str(arguments.tokens)]
                 command += ["--limit-mb", str(arguments.limit_mb)]

@@ -1,0 +1,152 @@
+"""Fetches of a few records by the stores, beside plain parallel reads of the same records.
+
+    python benchmarks/fetches.py [--records 4] [--rounds 5] [--folder MODEL]
+
+A plain read gives the ranges of the same records to threads that wait, and ends when the last byte is there, as a fetch
+must; what is asked for is prepared before its time begins. Every contender goes through the same sets of records, cold
+(the page cache emptied before) and warm (read before), in rounds in which they take turns. A last row reads single records
+without ever pausing. Without --folder a packed checkpoint of 397B expert sizes is made, 2.7 GB in 4 files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import mlx.core as mx
+from memory_limit import make
+
+from flash_moe.bench.raw_reads import open_files, raw_speed
+from flash_moe.checkpoint.files import Checkpoint
+from flash_moe.checkpoint.records import RecordTable
+from flash_moe.experts.files import MappedFile
+from flash_moe.experts.mapped import MappedStore
+from flash_moe.experts.read_memory import read_buffer
+from flash_moe.experts.reader import THREADS, RecordReader
+from flash_moe.experts.slots import SlotStore
+from flash_moe.experts.store import ExpertStore
+
+Set = tuple[int, list[int]]  # a layer and experts of it
+Contender = Callable[[Set], float]  # reads a set; seconds
+
+
+def sets_of(table: RecordTable, records: int, limit: int) -> list[Set]:
+    """Every record at most once, ``limit`` bytes at most, neighbouring sets of different layers."""
+    sets = [
+        (layer, list(range(first, first + records)))
+        for first in range(0, table.num_experts - records + 1, records)
+        for layer in table.layouts
+    ]
+    return sets[: max(1, limit // (records * table.max_stride))]
+
+
+def fetching(store: ExpertStore) -> Contender:
+    """A fetch into view; where MLX copies mapped records to a device, with that."""
+    copies = isinstance(store, MappedStore) and mx.default_device() != mx.cpu
+
+    def fetch(wanted: Set) -> float:
+        start = time.perf_counter()
+        records = store.fetch(*wanted)
+        if copies:
+            mx.eval(records.stacked())
+        return time.perf_counter() - start
+
+    return fetch
+
+
+def plain(reader: RecordReader, records: int, threads: int, request: int) -> Contender:
+    """Parallel reads of ``request`` bytes; two sets of buffers take turns, as slots do."""
+    buffers = [read_buffer(reader.table.max_stride) for _ in range(2 * records)]
+    for buffer in buffers:
+        buffer.fill(1)  # memory that was touched already
+    pool = ThreadPoolExecutor(threads)
+
+    def read(wanted: Set) -> float:
+        buffers.reverse()
+        ranges = []
+        for expert, buffer in zip(wanted[1], buffers, strict=False):
+            for file, extent in reader.locate(wanted[0], expert).parts:
+                for start in range(0, extent.nbytes, request):
+                    part = buffer[extent.at + start : extent.at + min(start + request, extent.nbytes)]
+                    ranges.append((file, part, extent.offset + start))
+        shares = [ranges[number::threads] for number in range(threads)]
+
+        def work(share: list[tuple[MappedFile, object, int]]) -> None:
+            for file, part, offset in share:
+                file.read_into(part, offset)
+
+        start = time.perf_counter()
+        list(pool.map(work, shares))
+        return time.perf_counter() - start
+
+    return read
+
+
+def measure(folder: Path, records: int, rounds: int, seconds: float) -> None:
+    table = RecordTable.of(Checkpoint.open(folder))
+    reader = RecordReader(table)
+    sets = sets_of(table, records, 2 << 30)
+    nbytes = len(sets) * records * table.max_stride
+    contenders = {
+        "slots": fetching(SlotStore(reader, records)),
+        "mapped": fetching(MappedStore(reader, records)),
+    }
+    cores = os.cpu_count() or THREADS
+    for threads in sorted({min(cores, THREADS), THREADS, 2 * THREADS}):
+        for request in (1 << 20, 2 << 20, table.max_stride):
+            name = f"plain, {threads} threads, {request / (1 << 20):.3g} MiB"
+            contenders[name] = plain(reader, records, threads, request)
+    speeds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
+    without_end = []
+    files = open_files(table.files)
+    for number in range(rounds):
+        for name in list(contenders)[number % len(contenders) :] + list(contenders)[: number % len(contenders)]:
+            reader.evict(flush=True)
+            times = [sum(map(contenders[name], sets)) for _ in range(3)]
+            speeds[name].append((nbytes / times[0], nbytes / times[1], nbytes / times[2]))
+        raw = raw_speed(files, THREADS, table.max_stride, seconds)
+        without_end.append((raw.cold, raw.warm))
+    best = [
+        max((name for name in speeds if name.startswith("plain")), key=lambda n: middle(n, i, speeds)) for i in range(3)
+    ]
+    print("| | cold GB/s | of the best | warm, first time, GB/s | of the best | warm GB/s | of the best |")
+    print("|---|---|---|---|---|---|---|")
+    for name in speeds:
+        cells = []
+        for i in range(3):
+            ratios = [mine[i] / other[i] for mine, other in zip(speeds[name], speeds[best[i]], strict=True)]
+            cells += [f"{middle(name, i, speeds) / 1e9:.2f}", f"{median(ratios):.2f}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(f"| single records without a pause, {THREADS} threads | {median(c for c, _ in without_end) / 1e9:.2f} | | "
+          f"{median(w for _, w in without_end) / 1e9:.2f} | | | |")  # fmt: skip
+
+
+def middle(name: str, column: int, speeds: dict[str, list[tuple[float, float, float]]]) -> float:
+    return median(speed[column] for speed in speeds[name])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--records", type=int, default=4, help="of a fetch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="a packed checkpoint")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder
+        if folder is None:
+            folder = make(Path(scratch) / "model", argparse.Namespace(hidden=4096, layers=4, experts=96, bits=4))
+        print(f"{datetime.date.today()}, {os.cpu_count()} cores, mlx {mx.__version__} on {mx.default_device()}, "
+              f"{arguments.records} records a fetch, medians of {arguments.rounds} rounds\n")  # fmt: skip
+        measure(folder, arguments.records, arguments.rounds, 2.0)
+
+
+if __name__ == "__main__":
+    main()
