@@ -39,7 +39,7 @@ def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Reads done in the calling thread, or split into requests of one page on the reading threads."""
     if request.param == "threads":
         monkeypatch.setattr("flash_moe.experts.reader.INLINE", -1)
-        for request_bytes in ("reader.REQUEST", "mapped._REQUEST"):
+        for request_bytes in ("reader.REQUEST", "mapped.REQUEST"):
             monkeypatch.setattr(f"flash_moe.experts.{request_bytes}", PAGE)
     return request.param
 

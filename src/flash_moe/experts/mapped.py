@@ -13,10 +13,8 @@ from ..errors import ExpertReadError
 from .files import PAGE, MappedFile
 from .read_memory import read_buffer
 from .read_queue import Reads, Request
-from .reader import Location, RecordReader
+from .reader import REQUEST, Location, RecordReader
 from .store import ExpertStore
-
-_REQUEST = 1 << 20  # bytes of one request; what it reads is for the page cache, and the buffer stays in the processor's
 
 
 class MappedStore(ExpertStore):
@@ -29,7 +27,7 @@ class MappedStore(ExpertStore):
     def __init__(self, reader: RecordReader, capacity: int) -> None:
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
-        self._scratch = threading.local()  # what is read is for the page cache; one buffer a thread receives it
+        self._scratch = threading.local()  # what is read is for the page cache; one buffer a thread receives it, small
         self._warming: dict[int, dict[int, Reads]] = {}  # by layer and expert
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[mx.array]:
@@ -74,14 +72,16 @@ class MappedStore(ExpertStore):
     def _warm(self, location: Location) -> Reads:
         """Starts reading the absent pages of a record into the page cache."""
         requests: list[Request] = []
+        missing = 0
         for file, extent in location.parts:
             absent = file.absent(extent.offset, extent.nbytes)
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
             for start, stop in _requests(absent):
-                missing = PAGE * int(np.count_nonzero(absent[start:stop]))
+                nbytes = PAGE * int(np.count_nonzero(absent[start:stop]))
+                missing += nbytes
                 pages = range(first + start * PAGE, min(first + stop * PAGE, end))
-                requests.append(_Touch(self._scratch, location, file, pages, missing))
-        reads = self._reader.run(requests, sum(request.missing for request in requests))
+                requests.append(_Touch(self._scratch, location, file, pages, nbytes))
+        reads = self._reader.run(requests, missing)
         self._begun.setdefault(location.layer, []).append((location.expert, reads))
         return reads
 
@@ -97,7 +97,7 @@ class _Touch:
 
     def read(self) -> None:
         if not hasattr(self._scratch, "buffer"):
-            self._scratch.buffer = read_buffer(_REQUEST)
+            self._scratch.buffer = read_buffer(REQUEST)
         try:
             self._file.read_into(self._scratch.buffer[: len(self._where)], self._where.start)
         except (OSError, EOFError) as error:
@@ -105,12 +105,12 @@ class _Touch:
 
 
 def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
-    """Page ranges, of at most _REQUEST bytes each, that cover all absent pages."""
+    """Page ranges, of at most REQUEST bytes each, that cover all absent pages."""
     pages = np.flatnonzero(absent)
     ranges = []
     while pages.size:
         first = int(pages[0])
-        inside = pages < first + _REQUEST // PAGE
+        inside = pages < first + REQUEST // PAGE
         ranges.append((first, int(pages[inside][-1]) + 1))
         pages = pages[~inside]
     return ranges

@@ -132,6 +132,8 @@ class Reads:
         missing: bytes outside the page cache that the requests that have begun were to read.
     """
 
+    __slots__ = ("_busy", "_error", "_queue", "_running", "_waiting", "missing")
+
     def __init__(self, queue: ReadQueue, requests: int) -> None:
         self.missing = 0
         self._queue, self._waiting, self._running = queue, requests, 0

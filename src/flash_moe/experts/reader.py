@@ -16,7 +16,7 @@ from .files import PAGE, MappedFile
 from .read_queue import ReadQueue, Reads, Request
 
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD
-REQUEST = 2 << 20  # bytes of one request: smaller ones cost handing over, larger ones end a fetch with fewer under way
+REQUEST = 1 << 20  # bytes of one request: smaller ones cost more to hand over; of larger ones fewer can be given up
 SAMPLE = 256 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
 

@@ -163,13 +163,19 @@ class ExpertStore(ABC):
             yield record
             start = time.perf_counter()
         end = time.perf_counter()
-        begun = self._begun.pop(layer, [])
+        brought, missing, unused = set(), 0, 0
+        for expert, reads in self._begun.pop(layer, ()):
+            if expert in experts:
+                brought.add(expert)
+                missing += reads.missing
+            else:
+                unused += reads.missing
         for stats in self._counters(layer):
             stats.fetches += 1
             stats.bytes_requested += self.layouts[layer].stride * len(experts)
-            stats.bytes_brought += self.layouts[layer].stride * len({e for e, _ in begun}.intersection(experts))
-            stats.bytes_missing += sum(reads.missing for expert, reads in begun if expert in experts)
-            stats.bytes_unused += sum(reads.missing for expert, reads in begun if expert not in experts)
+            stats.bytes_brought += self.layouts[layer].stride * len(brought)
+            stats.bytes_missing += missing
+            stats.bytes_unused += unused
             stats.fetch_seconds += waited + end - start
             stats.seconds += end - self._last
         self._last = end
