@@ -1,11 +1,12 @@
 """Fetches of a few records by the stores, beside plain parallel reads of the same records.
 
-    python benchmarks/fetches.py [--records 4] [--rounds 5] [--folder MODEL]
+    python benchmarks/fetches.py [--records 4] [--rounds 20] [--folder MODEL]
 
 A plain read gives the ranges of the same records to threads that wait, and ends when the last byte is there, as a fetch
-must; what is asked for is prepared before its time begins. Every contender goes through the same sets of records, cold
-(the page cache emptied before) and warm (read before), in rounds in which they take turns. A last row reads single records
-without ever pausing. Without --folder a packed checkpoint of 397B expert sizes is made, 2.7 GB in 4 files.
+must; what is asked for is prepared before its time begins. In each round the page cache is emptied and all records are read
+three times, cold, warm, and once more; the contenders take turns from one set of records to the next, and in another order
+in each round. A last row reads single records without ever pausing. Without --folder a packed checkpoint of 397B expert
+sizes is made, 2.7 GB in 4 files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import mlx.core as mx
 from memory_limit import make
@@ -89,53 +90,48 @@ def plain(reader: RecordReader, records: int, threads: int, request: int) -> Con
     return read
 
 
-def measure(folder: Path, records: int, rounds: int, seconds: float) -> None:
+def measure(folder: Path, records: int, rounds: int) -> None:
     table = RecordTable.of(Checkpoint.open(folder))
     reader = RecordReader(table)
     sets = sets_of(table, records, 2 << 30)
-    nbytes = len(sets) * records * table.max_stride
-    contenders = {
-        "slots": fetching(SlotStore(reader, records)),
-        "mapped": fetching(MappedStore(reader, records)),
-    }
-    cores = os.cpu_count() or THREADS
-    for threads in sorted({min(cores, THREADS), THREADS, 2 * THREADS}):
+    contenders = {"slots": fetching(SlotStore(reader, records)), "mapped": fetching(MappedStore(reader, records))}
+    for threads in sorted({min(os.cpu_count() or THREADS, THREADS), THREADS, 2 * THREADS}):
         for request in (1 << 20, 2 << 20, table.max_stride):
             name = f"plain, {threads} threads, {request / (1 << 20):.3g} MiB"
             contenders[name] = plain(reader, records, threads, request)
-    speeds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
+    names = list(contenders)
+    spent = {name: ([], [], []) for name in names}  # seconds of each set: cold, warm, once more
     without_end = []
     files = open_files(table.files)
     for number in range(rounds):
-        for name in list(contenders)[number % len(contenders) :] + list(contenders)[: number % len(contenders)]:
-            reader.evict(flush=True)
-            times = [sum(map(contenders[name], sets)) for _ in range(3)]
-            speeds[name].append((nbytes / times[0], nbytes / times[1], nbytes / times[2]))
-        raw = raw_speed(files, THREADS, table.max_stride, seconds)
-        without_end.append((raw.cold, raw.warm))
-    best = [
-        max((name for name in speeds if name.startswith("plain")), key=lambda n: middle(n, i, speeds)) for i in range(3)
-    ]
-    print("| | cold GB/s | of the best | warm, first time, GB/s | of the best | warm GB/s | of the best |")
-    print("|---|---|---|---|---|---|---|")
-    for name in speeds:
-        cells = []
-        for i in range(3):
-            ratios = [mine[i] / other[i] for mine, other in zip(speeds[name], speeds[best[i]], strict=True)]
-            cells += [f"{middle(name, i, speeds) / 1e9:.2f}", f"{median(ratios):.2f}"]
-        print(f"| {name} | {' | '.join(cells)} |")
-    print(f"| single records without a pause, {THREADS} threads | {median(c for c, _ in without_end) / 1e9:.2f} | | "
-          f"{median(w for _, w in without_end) / 1e9:.2f} | | | |")  # fmt: skip
-
-
-def middle(name: str, column: int, speeds: dict[str, list[tuple[float, float, float]]]) -> float:
-    return median(speed[column] for speed in speeds[name])
+        reader.evict(flush=True)
+        for times in range(3):
+            for place, wanted in enumerate(sets):
+                name = names[(place + number) % len(names)]
+                spent[name][times].append(contenders[name](wanted))
+        if number % 5 == 0:
+            raw = raw_speed(files, THREADS, table.max_stride, 2.0)
+            without_end.append((raw.cold, raw.warm))
+    nbytes = records * table.max_stride
+    speeds = {name: [nbytes / mean(seconds) / 1e9 for seconds in columns] for name, columns in spent.items()}
+    best = [max(speed[times] for name, speed in speeds.items() if name.startswith("plain")) for times in range(3)]
+    print(
+        "| | cold GB/s | of the best | warm GB/s | of the best | once more GB/s | of the best |\n|---|---|---|---|---|---|---|"
+    )
+    for name, speed in speeds.items():
+        print(
+            f"| {name} | "
+            + " | ".join(f"{mine:.2f} | {mine / other:.2f}" for mine, other in zip(speed, best, strict=True)),
+            "|",
+        )
+    cold, warm = (median(column) / 1e9 for column in zip(*without_end, strict=True))
+    print(f"| single records without a pause, {THREADS} threads | {cold:.2f} | | {warm:.2f} | | | |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=int, default=4, help="of a fetch")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--folder", type=Path, help="a packed checkpoint")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -143,8 +139,8 @@ def main() -> None:
         if folder is None:
             folder = make(Path(scratch) / "model", argparse.Namespace(hidden=4096, layers=4, experts=96, bits=4))
         print(f"{datetime.date.today()}, {os.cpu_count()} cores, mlx {mx.__version__} on {mx.default_device()}, "
-              f"{arguments.records} records a fetch, medians of {arguments.rounds} rounds\n")  # fmt: skip
-        measure(folder, arguments.records, arguments.rounds, 2.0)
+              f"{arguments.records} records a fetch, {arguments.rounds} rounds\n")  # fmt: skip
+        measure(folder, arguments.records, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -150,3 +150,23 @@ def test_changes_of_a_file_are_noticed(tmp_path: Path, change: Callable[[Path], 
     change(path)
     assert file.change() is None if words is None else words in str(file.change())
     file.close()
+
+
+@pytest.mark.parametrize(("absent", "share"), [((), 0), ((0,), 0.25), ((1, 2, 3), 0.75), ((0, 1, 2, 3), 1)])
+def test_a_sample_of_a_record_tells_which_share_is_absent(
+    sources: dict[str, Source], absent: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def every_fourth(self: MappedFile, offset: int, nbytes: int) -> np.ndarray:
+        return np.isin(np.arange(offset // PAGE, -(-(offset + nbytes) // PAGE)) % 4, absent)
+
+    monkeypatch.setattr(MappedFile, "absent", every_fourth)
+    monkeypatch.setattr("flash_moe.experts.reader.SAMPLE", PAGE)
+    users = random.getstate()
+    for form in FORMS if share in (0, 1) else ("packed",):  # parts that begin inside a page share it with others
+        reader = RecordReader(sources[form].table)
+        location = reader.locate(1, 5)
+        found = [location.absent_share() for _ in range(2000)]
+        assert set(found) <= {0, 1}, "more than a page was asked for"
+        assert abs(np.mean(found) - share) < (0.05 if 0 < share < 1 else 1e-9)
+        reader.close()
+    assert random.getstate() == users

@@ -17,8 +17,9 @@ from .read_queue import ReadQueue, Reads, Request
 
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD
 REQUEST = 1 << 20  # bytes of one request: smaller ones cost more to hand over; of larger ones fewer can be given up
-SAMPLE = 256 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
+SAMPLE = 64 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
+_random = random.Random()  # the global one is the user's
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Location:
 
     def absent_share(self) -> float:
         """The share of the record that is not in the page cache, by a sample: its pages come and go together."""
-        if self.nbytes <= SAMPLE:
-            return self.missing_bytes() / self.nbytes
-        file, extent = random.choice(self.parts)
-        nbytes = min(SAMPLE, extent.nbytes)
-        start = PAGE * random.randrange((extent.nbytes - nbytes) // PAGE + 1)
+        start = SAMPLE * int(_random.random() * -(-self.nbytes // SAMPLE))
+        for file, extent in self.parts:
+            if start < extent.nbytes:
+                break
+            start -= extent.nbytes
+        nbytes = min(SAMPLE, extent.nbytes - start)
         return file.missing_bytes(extent.offset + start, nbytes) / nbytes
 
     def error(self, file: MappedFile, reason: Exception) -> ExpertReadError:
