@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoint.records import Extent, RecordTable
 from ..errors import ExpertReadError
-from .files import PAGE, MappedFile
+from .files import MappedFile
 from .read_queue import ReadQueue, Reads, Request
 
 THREADS = 8  # requests in flight; 4 to 9 saturate an SSD
@@ -47,10 +47,11 @@ class Location:
     def absent_share(self) -> float:
         """The share of the record that is not in the page cache, by a sample: its pages come and go together."""
         start = SAMPLE * int(_random.random() * -(-self.nbytes // SAMPLE))
-        for file, extent in self.parts:
-            if start < extent.nbytes:
-                break
+        parts = iter(self.parts)
+        file, extent = next(parts)
+        while start >= extent.nbytes:
             start -= extent.nbytes
+            file, extent = next(parts)
         nbytes = min(SAMPLE, extent.nbytes - start)
         return file.missing_bytes(extent.offset + start, nbytes) / nbytes
 
