@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_cases import STRIDE, K, every_packed_stream, opened
+from store_cases import STRIDE, K, every_packed_stream, every_streaming_case, opened
 from streaming import Source, record_bytes, use
 
 from flash_moe.experts.files import PAGE, MappedFile
@@ -58,6 +58,19 @@ def test_missing_bytes_are_those_outside_the_page_cache(
         warm.fetch(layer, [0, 5, 10, 15])
     assert warm.stats.bytes_missing == 0
     warm.close()
+
+
+@every_streaming_case
+@pytest.mark.usefixtures("cold_cache")
+def test_no_more_is_missing_than_a_record_has(
+    sources: dict[str, Source], form: str, io: ExpertIO, cache: int, reading: str
+) -> None:
+    """Also where its parts begin and end inside a page."""
+    table = sources[form].table
+    store = opened(sources[form], io, cache)
+    store.fetch(1, [3, 9])
+    assert store.stats.bytes_missing == sum(e.nbytes for expert in (3, 9) for e in table.extents(1, expert))
+    store.close()
 
 
 def test_resident_store_counts_what_it_had_to_read(sources: dict[str, Source], tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ class MappedStore(ExpertStore):
             absent = file.absent(extent.offset, extent.nbytes)
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
             for start, stop in _requests(absent):
-                nbytes = PAGE * int(np.count_nonzero(absent[start:stop]))
-                missing += nbytes
                 pages = range(first + start * PAGE, min(first + stop * PAGE, end))
+                of_record = pages.stop - max(pages.start, extent.offset)
+                nbytes = min(PAGE * int(np.count_nonzero(absent[start:stop])), of_record)
+                missing += nbytes
                 requests.append(_Touch(self._scratch, location, file, pages, nbytes))
         reads = self._reader.run(requests, missing)
         self._begun.setdefault(location.layer, []).append((location.expert, reads))
