@@ -24,6 +24,7 @@ from statistics import mean, median
 import mlx.core as mx
 from memory_limit import make
 
+from flash_moe.bench.fetches import bring
 from flash_moe.bench.raw_reads import open_files, raw_speed
 from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
@@ -49,14 +50,11 @@ def sets_of(table: RecordTable, records: int, limit: int) -> list[Set]:
 
 
 def fetching(store: ExpertStore) -> Contender:
-    """A fetch into view; where MLX copies mapped records to a device, with that."""
-    copies = isinstance(store, MappedStore) and mx.default_device() != mx.cpu
+    """A fetch into the device's view."""
 
     def fetch(wanted: Set) -> float:
         start = time.perf_counter()
-        records = store.fetch(*wanted)
-        if copies:
-            mx.eval(records.stacked())
+        bring(store.fetch(*wanted))
         return time.perf_counter() - start
 
     return fetch

@@ -85,7 +85,7 @@ def _timed(
     for done, (layer, experts) in enumerate(sets, start=1):
         prepare(layer, experts)
         before, start = store.stats.bytes_brought, time.perf_counter()
-        _bring(store.fetch(layer, experts))
+        bring(store.fetch(layer, experts))
         speeds.append((store.stats.bytes_brought - before, time.perf_counter() - start))
         if done >= _FEWEST and time.perf_counter() > deadline:
             break
@@ -93,7 +93,7 @@ def _timed(
     return sum(n for n, _ in counted) / sum(s for _, s in counted), sets[: len(speeds)]
 
 
-def _bring(records: Records) -> None:
+def bring(records: Records) -> None:
     """Where the device copies mapped records into its own memory before it computes with them, waits for that, too."""
     if on_cuda() and records.rows is None:
         mx.eval(records.stacked())

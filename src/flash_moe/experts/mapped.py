@@ -58,8 +58,7 @@ class MappedStore(ExpertStore):
     def _evict(self, flush: bool) -> None:
         for by_expert in self._warming.values():
             for reads in by_expert.values():
-                reads.give_up()
-                reads.wait()
+                reads.stop()
         self._warming.clear()
         self._reader.evict(flush=flush)
 
@@ -83,7 +82,7 @@ class MappedStore(ExpertStore):
                 missing += nbytes
                 requests.append(_Touch(self._scratch, location, file, pages, nbytes))
         reads = self._reader.run(requests, missing)
-        self._begun.setdefault(location.layer, []).append((location.expert, reads))
+        self._begun[location.layer].append((location.expert, reads))
         return reads
 
 
@@ -99,10 +98,7 @@ class _Touch:
     def read(self) -> None:
         if not hasattr(self._scratch, "buffer"):
             self._scratch.buffer = read_buffer(REQUEST)
-        try:
-            self._file.read_into(self._scratch.buffer[: len(self._where)], self._where.start)
-        except (OSError, EOFError) as error:
-            raise self._location.error(self._file, error) from error
+        self._location.read_into(self._scratch.buffer[: len(self._where)], self._file, self._where.start)
 
 
 def _requests(absent: np.ndarray) -> list[tuple[int, int]]:

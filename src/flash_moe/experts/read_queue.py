@@ -186,6 +186,11 @@ class Reads:
         with self._busy:
             pass
 
+    def stop(self) -> None:
+        """Gives up what has not begun, and waits for what has."""
+        self.give_up()
+        self.wait()
+
     def finish(self) -> None:
         """Lends a hand until all have ended, and raises the first failure."""
         self._queue.help(self)

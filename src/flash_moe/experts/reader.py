@@ -55,9 +55,12 @@ class Location:
         nbytes = min(SAMPLE, extent.nbytes - start)
         return file.missing_bytes(extent.offset + start, nbytes) / nbytes
 
-    def error(self, file: MappedFile, reason: Exception) -> ExpertReadError:
-        """The error that says that this record could not be read from ``file``."""
-        return ExpertReadError(str(file.path), self.layer, self.expert, str(reason))
+    def read_into(self, buffer: np.ndarray, file: MappedFile, offset: int) -> None:
+        """As :meth:`MappedFile.read_into`, with an :class:`ExpertReadError` that names file, layer and expert."""
+        try:
+            file.read_into(buffer, offset)
+        except (OSError, EOFError) as error:
+            raise ExpertReadError(str(file.path), self.layer, self.expert, str(error)) from error
 
 
 class RecordReader:
@@ -148,7 +151,7 @@ class RecordReader:
 
 
 class _Fill:
-    """A part of a record on its way into memory; its failure names file, layer and expert."""
+    """A part of a record on its way into memory."""
 
     __slots__ = ("_file", "_location", "_offset", "_target", "missing")
 
@@ -157,7 +160,4 @@ class _Fill:
         self.missing = round(absent * target.nbytes)
 
     def read(self) -> None:
-        try:
-            self._file.read_into(self._target, self._offset)
-        except (OSError, EOFError) as error:
-            raise self._location.error(self._file, error) from error
+        self._location.read_into(self._target, self._file, self._offset)

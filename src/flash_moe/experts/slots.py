@@ -94,8 +94,7 @@ class SlotStore(ExpertStore):
 
     def _evict(self, flush: bool) -> None:
         for reads in self._reading.values():
-            reads.give_up()
-            reads.wait()
+            reads.stop()
         mx.eval(*self._readers.values())
         self._reading.clear()
         self._readers.clear()
@@ -126,7 +125,7 @@ class SlotStore(ExpertStore):
             except BaseException:
                 self._slots.release(key)
                 raise
-            self._begun.setdefault(key[0], []).append((key[1], reads))
+            self._begun[key[0]].append((key[1], reads))
 
     def _give_up(self, layer: int, experts: Sequence[int]) -> None:
         """Begins no further read of what a prefetch expected this fetch to ask for, in vain."""
@@ -138,8 +137,7 @@ class SlotStore(ExpertStore):
     def _reclaim(self, slot: int) -> None:
         """Makes a slot safe to overwrite: no read into it is under way, and all that uses it has been evaluated."""
         if (reads := self._reading.get(slot)) is not None:
-            reads.give_up()
-            reads.wait()  # whether it failed matters only to a fetch of the record that was there
+            reads.stop()  # whether it failed matters only to a fetch of the record that was there
             del self._reading[slot]
         if (output := self._readers.pop(slot, None)) is not None:
             mx.eval(output)

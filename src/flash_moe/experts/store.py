@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -113,7 +114,8 @@ class ExpertStore(ABC):
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
         self.by_layer = {layer: StoreStats() for layer in layouts}
-        self._begun: dict[int, list[tuple[int, Reads]]] = {}  # by layer, since its last fetch: experts and their reads
+        # by layer, since its last fetch: experts and their reads
+        self._begun: defaultdict[int, list[tuple[int, Reads]]] = defaultdict(list)
         self._last = time.perf_counter()
 
     def fetch(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None) -> Records:
