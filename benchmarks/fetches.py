@@ -31,7 +31,7 @@ from flash_moe.checkpoint.records import RecordTable
 from flash_moe.experts.files import MappedFile
 from flash_moe.experts.mapped import MappedStore
 from flash_moe.experts.read_memory import read_buffer
-from flash_moe.experts.reader import THREADS, RecordReader
+from flash_moe.experts.reader import IN_FLIGHT, RecordReader
 from flash_moe.experts.slots import SlotStore
 from flash_moe.experts.store import ExpertStore
 
@@ -39,23 +39,24 @@ Set = tuple[int, list[int]]  # a layer and experts of it
 Contender = Callable[[Set], float]  # reads a set; seconds
 
 
-def sets_of(table: RecordTable, records: int, limit: int) -> list[Set]:
-    """Every record at most once, ``limit`` bytes at most, neighbouring sets of different layers."""
-    sets = [
+def sets_of(table: RecordTable, records: int) -> list[Set]:
+    """Every record at most once, neighbouring sets of different layers."""
+    return [
         (layer, list(range(first, first + records)))
         for first in range(0, table.num_experts - records + 1, records)
         for layer in table.layouts
     ]
-    return sets[: max(1, limit // (records * table.max_stride))]
 
 
 def fetching(store: ExpertStore) -> Contender:
-    """A fetch into the device's view."""
+    """A fetch into the device's view, of records that are not in the store's own memory."""
 
     def fetch(wanted: Set) -> float:
         start = time.perf_counter()
         bring(store.fetch(*wanted))
-        return time.perf_counter() - start
+        end = time.perf_counter()
+        assert store.stats.bytes_brought == store.stats.bytes_requested
+        return end - start
 
     return fetch
 
@@ -91,13 +92,15 @@ def plain(reader: RecordReader, records: int, threads: int, request: int) -> Con
 def measure(folder: Path, records: int, rounds: int) -> None:
     table = RecordTable.of(Checkpoint.open(folder))
     reader = RecordReader(table)
-    sets = sets_of(table, records, 2 << 30)
     contenders = {"slots": fetching(SlotStore(reader, records)), "mapped": fetching(MappedStore(reader, records))}
-    for threads in sorted({min(os.cpu_count() or THREADS, THREADS), THREADS, 2 * THREADS}):
+    for threads in sorted({min(os.cpu_count() or IN_FLIGHT, IN_FLIGHT), IN_FLIGHT, 2 * IN_FLIGHT}):
         for request in (1 << 20, 2 << 20, table.max_stride):
             name = f"plain, {threads} threads, {request / (1 << 20):.3g} MiB"
             contenders[name] = plain(reader, records, threads, request)
     names = list(contenders)
+    sets = sets_of(table, records)[: 6 * len(names)]
+    if len(sets) < 3 * len(names):
+        raise SystemExit(f"{folder} has too few records: slots would still hold what they read before")
     spent = {name: ([], [], []) for name in names}  # seconds of each set: cold, warm, once more
     without_end = []
     files = open_files(table.files)
@@ -108,7 +111,7 @@ def measure(folder: Path, records: int, rounds: int) -> None:
                 name = names[(place + number) % len(names)]
                 spent[name][times].append(contenders[name](wanted))
         if number % 5 == 0:
-            raw = raw_speed(files, THREADS, table.max_stride, 2.0)
+            raw = raw_speed(files, IN_FLIGHT, table.max_stride, 2.0)
             without_end.append((raw.cold, raw.warm))
     nbytes = records * table.max_stride
     speeds = {name: [nbytes / mean(seconds) / 1e9 for seconds in columns] for name, columns in spent.items()}
@@ -123,7 +126,7 @@ def measure(folder: Path, records: int, rounds: int) -> None:
             "|",
         )
     cold, warm = (median(column) / 1e9 for column in zip(*without_end, strict=True))
-    print(f"| single records without a pause, {THREADS} threads | {cold:.2f} | | {warm:.2f} | | | |")
+    print(f"| single records without a pause, {IN_FLIGHT} threads | {cold:.2f} | | {warm:.2f} | | | |")
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from flash_moe import Model
 from flash_moe.bench.raw_reads import open_files, raw_speed
 from flash_moe.bench.system import disk_bytes_read
 from flash_moe.experts.read_memory import read_buffer
-from flash_moe.experts.reader import REQUEST, THREADS
+from flash_moe.experts.reader import IN_FLIGHT, REQUEST
 from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout
 
@@ -101,7 +101,7 @@ def raw_speed_when_full(folder: Path, limit: int) -> float:
         limit -= file.pages.size
         for offset in range(0, file.pages.size, REQUEST):
             file.read_into(buffer[: file.pages.size - offset], offset)
-    speed = raw_speed(measured, THREADS, REQUEST, RAW_SECONDS).cold
+    speed = raw_speed(measured, IN_FLIGHT, REQUEST, RAW_SECONDS).cold
     for file in files:
         file.close()
     return speed

@@ -34,10 +34,10 @@ every_store = pytest.mark.parametrize("store", STORES.values(), ids=STORES)
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """No page is ever in the page cache, reads are made by threads, and slots are few."""
 
-    def absent(self: MappedFile, offset: int, nbytes: int) -> np.ndarray:
-        return np.ones(-(-(offset + nbytes) // PAGE) - offset // PAGE, bool)
+    def residency(self: MappedFile, offset: int, nbytes: int) -> bytearray:
+        return bytearray(-(-(offset + nbytes) // PAGE) - offset // PAGE)
 
-    monkeypatch.setattr(MappedFile, "absent", absent)
+    monkeypatch.setattr(MappedFile, "residency", residency)
     monkeypatch.setattr(opening, "_GROUP_BYTES", 0)
     monkeypatch.setattr("flash_moe.experts.reader.INLINE", -1)
 
@@ -237,7 +237,8 @@ class TestChoice:
     def test_nothing_changes_where_everything_is_in_memory(
         self, packed_checkpoint: Path, io: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(MappedFile, "absent", lambda self, offset, nbytes: np.zeros(-(-nbytes // PAGE) + 1, bool))
+        everything = b"\1" * (1 << 20)
+        monkeypatch.setattr(MappedFile, "residency", lambda self, offset, nbytes: everything[: -(-nbytes // PAGE) + 1])
         with load(packed_checkpoint, expert_io=io) as model:
             expected = model.generate(PROMPT, max_tokens=40, temperature=0)
         with load(packed_checkpoint, expert_io=io, drop_cold_below=1.0, prefer_cached=1.0) as model:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from expected_records import expected_records
 from streaming import Disk, Source
@@ -71,7 +70,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def cold_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every page counts as absent, so that the mapped store reads whatever it hands out."""
 
-    def absent(self: MappedFile, offset: int, nbytes: int) -> np.ndarray:
-        return np.ones(-(-(offset + nbytes) // PAGE) - offset // PAGE, bool)
+    def residency(self: MappedFile, offset: int, nbytes: int) -> bytearray:
+        return bytearray(-(-(offset + nbytes) // PAGE) - offset // PAGE)
 
-    monkeypatch.setattr(MappedFile, "absent", absent)
+    monkeypatch.setattr(MappedFile, "residency", residency)

@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from store_cases import STRIDE, K, every_packed_stream, every_streaming_case, opened
 from streaming import Source, record_bytes, use
@@ -91,14 +90,15 @@ def test_what_is_in_memory_and_what_was_read_in_vain(
     source = sources["packed"]
     cold = {source.table.extents(1, expert)[0].offset: expert for expert in range(16)}
 
-    def absent(self: MappedFile, offset: int, nbytes: int) -> np.ndarray:
-        return np.full(-(-nbytes // PAGE), any(record <= offset < record + STRIDE for record in cold))
+    def residency(self: MappedFile, offset: int, nbytes: int) -> bytearray:
+        there = not any(record <= offset < record + STRIDE for record in cold)
+        return bytearray([there] * -(-nbytes // PAGE))
 
     def warm(*ids: int) -> None:
         for offset in [offset for offset, expert in cold.items() if expert in ids]:
             del cold[offset]
 
-    monkeypatch.setattr(MappedFile, "absent", absent)
+    monkeypatch.setattr(MappedFile, "residency", residency)
     store = opened(source, io, cache)
     assert store.in_memory(1, [3, 9, 12]) == [False] * 3
     store.fetch(1, [3])

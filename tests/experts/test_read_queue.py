@@ -37,7 +37,7 @@ class Gate(Job):
 
 @pytest.fixture
 def queue() -> Iterator[ReadQueue]:
-    queue = ReadQueue(threads=1, cores=1)
+    queue = ReadQueue(in_flight=1, cores=1)
     yield queue
     queue.close()
 
@@ -96,15 +96,27 @@ def test_the_first_failure_is_raised_when_all_have_ended(queue: ReadQueue, here:
     queue.add([Job()]).finish()  # a failure is that of its reads alone
 
 
-@pytest.mark.parametrize(("missing", "expected"), [(0, 2), (1, 5)])
-def test_threads_at_work_are_as_many_as_cores_or_all_while_the_disk_is_waited_for(missing: int, expected: int) -> None:
-    queue, gates = ReadQueue(threads=5, cores=3), [Gate(missing) for _ in range(8)]
+@pytest.mark.parametrize("cores", [3, 7])
+@pytest.mark.parametrize("first", ["missing", "copied"])
+def test_as_many_copy_as_there_are_cores_beside_those_that_wait_for_the_disk(cores: int, first: str) -> None:
+    queue = ReadQueue(in_flight=4, cores=cores)
+    copies, missing = [Gate() for _ in range(9)], [Gate(missing=1) for _ in range(9)]
+    gates = missing + copies if first == "missing" else copies + missing
     reads = [queue.add([gate]) for gate in gates]
-    deadline = time.monotonic() + SOON
-    while sum(gate.begun.is_set() for gate in gates) < expected and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(0.05)
-    assert sum(gate.begun.is_set() for gate in gates) == expected  # one core is that of who waits
+
+    def are_under_way(gates: list[Gate], expected: int) -> bool:
+        deadline = time.monotonic() + SOON
+        while sum(gate.begun.is_set() for gate in gates) < expected and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        return sum(gate.begun.is_set() for gate in gates) == expected
+
+    if first == "missing":
+        assert are_under_way(gates, 4)
+        for gate in missing[:6]:
+            gate.open.set()
+        assert are_under_way(missing, 9)
+    assert are_under_way(copies, cores - 1)  # one core is that of who waits
     for gate in gates:
         gate.open.set()
     for each in reads:
@@ -156,7 +168,7 @@ def test_an_interrupted_hand_leaves_its_work_to_others(queue: ReadQueue) -> None
 
 
 def test_close_waits_for_what_has_begun_only() -> None:
-    queue, gate, done = ReadQueue(threads=1, cores=1), Gate(), list[int]()
+    queue, gate, done = ReadQueue(in_flight=1, cores=1), Gate(), list[int]()
     held, behind = queue.add([gate]), queue.add([Job(lambda: done.append(1))])
     assert gate.begun.wait(SOON)
     threading.Timer(0.05, gate.open.set).start()
@@ -168,7 +180,7 @@ def test_close_waits_for_what_has_begun_only() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 8])
 def test_nothing_is_lost(cores: int) -> None:
     """Also where threads run out of work just when more arrives."""
-    queue, lock, done = ReadQueue(threads=4, cores=cores), threading.Lock(), list[int]()
+    queue, lock, done = ReadQueue(in_flight=4, cores=cores), threading.Lock(), list[int]()
 
     def note(number: int) -> None:
         with lock:

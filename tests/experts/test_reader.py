@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from store_cases import STRIDE
 from streaming import Disk, Source
 
 from flash_moe import ExpertReadError
@@ -29,11 +30,23 @@ def read(source: Source, keys: list[tuple[int, int]]) -> None:
         reader.close()
 
 
+@pytest.mark.usefixtures("cold_cache")
 @pytest.mark.parametrize("form", FORMS)
 def test_records_are_read_whole(sources: dict[str, Source], form: str, reading: str, disk: Disk) -> None:
     read(sources[form], list(sources[form].records))
     if reading == "threads":
         assert max(count for _, count in disk.calls) <= PAGE  # every read was split
+
+
+@pytest.mark.parametrize("reading", ["threads"], indirect=True)
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 3), (99, STRIDE // PAGE)])
+def test_what_the_page_cache_has_is_copied_in_as_many_parts_as_there_are_cores(
+    sources: dict[str, Source], reading: str, disk: Disk, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(MappedFile, "missing_bytes", lambda self, offset, nbytes: 0)
+    read(sources["packed"], [(1, 3)])
+    assert len(disk.calls) == expected
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,10 +169,10 @@ def test_changes_of_a_file_are_noticed(tmp_path: Path, change: Callable[[Path], 
 def test_a_sample_of_a_record_tells_which_share_is_absent(
     sources: dict[str, Source], absent: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def every_fourth(self: MappedFile, offset: int, nbytes: int) -> np.ndarray:
-        return np.isin(np.arange(offset // PAGE, -(-(offset + nbytes) // PAGE)) % 4, absent)
+    def every_fourth(self: MappedFile, offset: int, nbytes: int) -> bytearray:
+        return bytearray(page % 4 not in absent for page in range(offset // PAGE, -(-(offset + nbytes) // PAGE)))
 
-    monkeypatch.setattr(MappedFile, "absent", every_fourth)
+    monkeypatch.setattr(MappedFile, "residency", every_fourth)
     monkeypatch.setattr("flash_moe.experts.reader.SAMPLE", PAGE)
     users = random.getstate()
     for form in FORMS if share in (0, 1) else ("packed",):  # parts that begin inside a page share it with others

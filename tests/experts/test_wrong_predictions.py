@@ -32,7 +32,7 @@ def go(disk: Disk) -> threading.Event:
 @pytest.fixture
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """So many requests, of one page each, are under way at once."""
-    monkeypatch.setattr("flash_moe.experts.reader.THREADS", request.param)
+    monkeypatch.setattr("flash_moe.experts.reader.IN_FLIGHT", request.param)
     return int(request.param)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 PAGE = mmap.PAGESIZE
 _F_RDAHEAD = 45  # of macOS, <sys/fcntl.h>
 _MS_INVALIDATE = 2  # of msync, in Linux and macOS alike
+_LOWEST_BIT = bytes(byte & 1 for byte in range(256))
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 _libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -68,16 +69,12 @@ class MappedFile:
 
     def absent(self, offset: int, nbytes: int) -> np.ndarray:
         """Which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
-        first, last = offset // PAGE, -(-(offset + nbytes) // PAGE)
-        vector = np.empty(last - first, np.uint8)
-        if _libc.mincore(self._address + first * PAGE, (last - first) * PAGE, vector.ctypes.data):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(self.path))
-        return (vector & 1) == 0
+        return (np.frombuffer(self.residency(offset, nbytes), np.uint8) & 1) == 0
 
     def missing_bytes(self, offset: int, nbytes: int) -> int:
         """Bytes of a range that are not in the page cache, by whole pages."""
-        return min(int(np.count_nonzero(self.absent(offset, nbytes))) * PAGE, nbytes)
+        absent = self.residency(offset, nbytes).translate(_LOWEST_BIT).count(0)  # of few pages sooner than with NumPy
+        return min(absent * PAGE, nbytes)
 
     def evict(self, offset: int = 0, nbytes: int | None = None, *, flush: bool = False) -> None:
         """Asks the system to drop a range of the file from the page cache; :meth:`absent` says whether it did.
@@ -101,6 +98,16 @@ class MappedFile:
     def cached_bytes(self) -> int:
         """Bytes of the file that are in the page cache."""
         return self.pages.size - self.missing_bytes(0, self.pages.size)
+
+    def residency(self, offset: int, nbytes: int) -> bytearray:
+        """What ``mincore`` says of every page of a range; the lowest bit is set where the page cache has it."""
+        first, last = offset // PAGE, -(-(offset + nbytes) // PAGE)
+        vector = bytearray(last - first)
+        out = ctypes.byref(ctypes.c_char.from_buffer(vector))
+        if _libc.mincore(self._address + first * PAGE, (last - first) * PAGE, out):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(self.path))
+        return vector
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self.fd)

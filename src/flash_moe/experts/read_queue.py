@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -31,13 +30,13 @@ class ReadQueue:
     waits for reads is one of them.
 
     Args:
-        threads: the most.
+        in_flight: the most requests that wait for the disk at a time.
         cores: of the processor.
     """
 
-    def __init__(self, threads: int, cores: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="flash-moe-read")
-        self._idle, self._free_cores = threads, max(1, cores - 1)
+    def __init__(self, in_flight: int, cores: int) -> None:
+        self._free_cores, self._free_disk = max(1, cores - 1), in_flight
+        self._pool = ThreadPoolExecutor(in_flight + self._free_cores, thread_name_prefix="flash-moe-read")
         self._requests: deque[tuple[Reads, Request]] = deque()
         self.lock = threading.Lock()
 
@@ -60,7 +59,7 @@ class ReadQueue:
 
     def help(self, reads: Reads) -> None:
         """Does what waits, as long as it is only copied out of the page cache, until these reads have ended."""
-        while not reads.ended and (taken := self._take(missing=False)) is not None:
+        while not reads.ended and (taken := self._take(helping=True)) is not None:
             other, request = taken
             try:
                 other.do(request)
@@ -79,50 +78,43 @@ class ReadQueue:
             reads.give_up()
         self._pool.shutdown()
 
-    def _take(self, missing: bool = True) -> tuple[Reads, Request] | None:
-        """The next request, unless it would wait for the disk and shall not."""
+    def _take(self, helping: bool = False) -> tuple[Reads, Request] | None:
+        """The next request, unless too many wait for the disk or copy. Who lends a hand waits for no disk."""
         with self.lock:
             while self._requests:
                 reads, request = self._requests[0]
-                if request.missing and not missing:
+                if not (self._free_disk and not helping if request.missing else self._free_cores >= 0 or helping):
                     return None
                 self._requests.popleft()
                 if reads.begin(request):
+                    if request.missing:  # another thread may have this one's core meanwhile
+                        self._free_disk -= 1
+                        self._free_cores += 1
                     return reads, request
         return None
 
     def _start(self) -> None:
+        """Wakes as many threads as can do something."""
         with self.lock:
-            count = max(0, min(len(self._requests), self._idle, self._free_cores))
-            self._idle -= count
+            count = max(0, min(len(self._requests), self._free_cores))
+            if count and self._requests[0][1].missing:
+                count = min(count, self._free_disk)
             self._free_cores -= count
         for _ in range(count):
             self._pool.submit(self._work)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
+            self._start()
             reads, request = taken
+            reads.do(request)
             if request.missing:
-                with self._waiting():
-                    reads.do(request)
-            else:
-                reads.do(request)
+                with self.lock:
+                    self._free_disk += 1
+                    self._free_cores -= 1
         with self.lock:
-            self._idle += 1
             self._free_cores += 1
         self._start()  # what was added since
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        """Another thread may have this one's core meanwhile."""
-        with self.lock:
-            self._free_cores += 1
-        self._start()
-        try:
-            yield
-        finally:
-            with self.lock:
-                self._free_cores -= 1
 
 
 class Reads:

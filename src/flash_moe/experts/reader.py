@@ -15,7 +15,7 @@ from ..errors import ExpertReadError
 from .files import MappedFile
 from .read_queue import ReadQueue, Reads, Request
 
-THREADS = 8  # requests in flight; 4 to 9 saturate an SSD
+IN_FLIGHT = 8  # requests that wait for the disk at a time; 4 to 9 saturate an SSD
 REQUEST = 1 << 20  # bytes of one request: smaller ones cost more to hand over; of larger ones fewer can be given up
 SAMPLE = 64 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
@@ -70,7 +70,8 @@ class RecordReader:
         self.table = table
         self._files: dict[Path, MappedFile] = {}
         self._closed = False
-        self._queue = ReadQueue(THREADS, os.cpu_count() or THREADS)
+        self._cores = os.cpu_count() or 1
+        self._queue = ReadQueue(IN_FLIGHT, self._cores)
 
     def close(self) -> None:
         """Gives up reads that have not begun, waits for the others, and closes all files."""
@@ -122,9 +123,11 @@ class RecordReader:
         """
         requests: list[Request] = []
         absent = location.absent_share()
+        # what is only copied needs no more requests than cores, of which each costs a little
+        request = REQUEST if absent else max(REQUEST, -(-location.nbytes // self._cores))
         for file, extent in location.parts:
-            for start in range(0, extent.nbytes, REQUEST):
-                stop = min(start + REQUEST, extent.nbytes)
+            for start in range(0, extent.nbytes, request):
+                stop = min(start + request, extent.nbytes)
                 target = buffer[extent.at + start : extent.at + stop]
                 requests.append(_Fill(location, file, extent.offset + start, target, absent))
         return self.run(requests, location.nbytes)
