@@ -38,7 +38,7 @@ def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Reads done in the calling thread, or split into requests of one page on the reading threads."""
     if request.param == "threads":
         monkeypatch.setattr("flash_moe.experts.reader.INLINE", -1)
-        for request_bytes in ("reader.REQUEST", "mapped.REQUEST"):
+        for request_bytes in ("reader.REQUEST", "reader.COPY", "mapped.REQUEST"):
             monkeypatch.setattr(f"flash_moe.experts.{request_bytes}", PAGE)
     return request.param
 

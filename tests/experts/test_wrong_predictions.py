@@ -53,7 +53,7 @@ def test_reads_that_have_not_begun_are_given_up(
     source = sources["packed"]
     store = opened(source, io, cache)
     store.prefetch(1, [0, 5])  # four reads each
-    while len(store._reader._queue._requests) > 8 - threads:
+    while len(store._reader._queue._disk.waiting) > 8 - threads:
         time.sleep(0.001)
     assert record_bytes(store.fetch(1, [0, 3], go.set)) == [source.records[1, 0], source.records[1, 3]]
     store.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
+
+from .threads import Threads
 
 
 class Request(Protocol):
@@ -23,11 +25,22 @@ class Request(Protocol):
         ...
 
 
-class ReadQueue:
-    """Threads that last, and what they have to do.
+_Taken = tuple["Reads", Request]
 
-    As many work as there are cores, beside those that wait for the disk: more would only be in each other's way. Whoever
-    waits for reads is one of them.
+
+class _Lane:
+    """Requests in line, and how many more threads there may be to do them."""
+
+    def __init__(self, threads: int) -> None:
+        self.waiting: deque[_Taken] = deque()
+        self.free = threads
+
+
+class ReadQueue:
+    """Two lanes of requests: those that wait for the disk, and those that are only copied out of the page cache.
+
+    So that the disk has enough to do, and no more threads copy than there are cores: more would only be in each other's
+    way. Whoever waits for reads is one of those. In each lane, first come, first served.
 
     Args:
         in_flight: the most requests that wait for the disk at a time.
@@ -35,16 +48,16 @@ class ReadQueue:
     """
 
     def __init__(self, in_flight: int, cores: int) -> None:
-        self._free_cores, self._free_disk = max(1, cores - 1), in_flight
-        self._pool = ThreadPoolExecutor(in_flight + self._free_cores, thread_name_prefix="flash-moe-read")
-        self._requests: deque[tuple[Reads, Request]] = deque()
+        self._disk, self._page_cache = _Lane(in_flight), _Lane(max(1, cores - 1))
+        self._threads = Threads("flash-moe-read")
         self.lock = threading.Lock()
 
     def add(self, requests: Sequence[Request]) -> Reads:
         """Does these after all that were added before."""
         reads = Reads(self, len(requests))
         with self.lock:
-            self._requests.extend((reads, request) for request in requests)
+            for request in requests:
+                self._lane(request).waiting.append((reads, request))
         self._start()
         return reads
 
@@ -58,63 +71,53 @@ class ReadQueue:
         return reads
 
     def help(self, reads: Reads) -> None:
-        """Does what waits, as long as it is only copied out of the page cache, until these reads have ended."""
-        while not reads.ended and (taken := self._take(helping=True)) is not None:
+        """Copies what waits to be copied, until these reads have ended."""
+        while not reads.ended and (taken := self._take(self._page_cache)) is not None:
             other, request = taken
             try:
                 other.do(request)
             except BaseException:  # Ctrl-C: some thread reads it again, whoever wants it
                 with self.lock:
                     other.put_back(request)
-                    self._requests.appendleft(taken)
+                    self._page_cache.waiting.appendleft(taken)
                 self._start()
                 raise
 
     def close(self) -> None:
         """Gives up what has not begun, and waits for what has."""
-        with self.lock:
-            waiting, self._requests = self._requests, deque()
-        for reads, _ in waiting:
-            reads.give_up()
-        self._pool.shutdown()
+        for lane in (self._disk, self._page_cache):
+            with self.lock:
+                waiting, lane.waiting = lane.waiting, deque()
+            for reads, _ in waiting:
+                reads.give_up()
+        self._threads.close()
 
-    def _take(self, helping: bool = False) -> tuple[Reads, Request] | None:
-        """The next request, unless too many wait for the disk or copy. Who lends a hand waits for no disk."""
+    def _lane(self, request: Request) -> _Lane:
+        return self._disk if request.missing else self._page_cache
+
+    def _take(self, lane: _Lane, *, leave: bool = False) -> _Taken | None:
+        """The next request that is still wanted. Where there is none, a thread that is to leave the lane has left it."""
         with self.lock:
-            while self._requests:
-                reads, request = self._requests[0]
-                if not (self._free_disk and not helping if request.missing else self._free_cores >= 0 or helping):
-                    return None
-                self._requests.popleft()
+            while lane.waiting:
+                reads, request = lane.waiting.popleft()
                 if reads.begin(request):
-                    if request.missing:  # another thread may have this one's core meanwhile
-                        self._free_disk -= 1
-                        self._free_cores += 1
                     return reads, request
+            lane.free += leave
         return None
 
     def _start(self) -> None:
         """Wakes as many threads as can do something."""
-        with self.lock:
-            count = max(0, min(len(self._requests), self._free_cores))
-            if count and self._requests[0][1].missing:
-                count = min(count, self._free_disk)
-            self._free_cores -= count
-        for _ in range(count):
-            self._pool.submit(self._work)
+        for lane in (self._disk, self._page_cache):
+            with self.lock:
+                count = min(len(lane.waiting), lane.free)
+                lane.free -= count
+            for _ in range(count):
+                self._threads.run(partial(self._work, lane))
 
-    def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            self._start()
+    def _work(self, lane: _Lane) -> None:
+        while (taken := self._take(lane, leave=True)) is not None:
             reads, request = taken
             reads.do(request)
-            if request.missing:
-                with self.lock:
-                    self._free_disk += 1
-                    self._free_cores -= 1
-        with self.lock:
-            self._free_cores += 1
-        self._start()  # what was added since
 
 
 class Reads:

@@ -17,6 +17,7 @@ from .read_queue import ReadQueue, Reads, Request
 
 IN_FLIGHT = 8  # requests that wait for the disk at a time; 4 to 9 saturate an SSD
 REQUEST = 1 << 20  # bytes of one request: smaller ones cost more to hand over; of larger ones fewer can be given up
+COPY = 2 << 20  # bytes of one out of the page cache, which are more where cores are few: each costs a little
 SAMPLE = 64 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
 _random = random.Random()  # the global one is the user's
@@ -123,8 +124,7 @@ class RecordReader:
         """
         requests: list[Request] = []
         absent = location.absent_share()
-        # what is only copied needs no more requests than cores, of which each costs a little
-        request = REQUEST if absent else max(REQUEST, -(-location.nbytes // self._cores))
+        request = REQUEST if absent else max(COPY, -(-location.nbytes // self._cores))
         for file, extent in location.parts:
             for start in range(0, extent.nbytes, request):
                 stop = min(start + request, extent.nbytes)
