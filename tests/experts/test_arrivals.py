@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
-from store_cases import every_packed_stream, opened
+from store_cases import STRIDE, every_packed_stream, opened
 from streaming import Disk, Source
 
 from flash_moe.errors import ArgumentError, ExpertReadError
@@ -101,4 +102,18 @@ def test_what_is_begun_meanwhile_is_read_behind(
     assert [np.array(record).tobytes() for record in store.fetch_each(1, [9], meanwhile)] == [source.records[1, 9]]
     assert [np.array(record).tobytes() for record in store.fetch_each(2, [4])] == [source.records[2, 4]]
     assert store.stats.bytes_brought == store.stats.bytes_requested, "nothing is read twice"
+    store.close()
+
+
+@pytest.mark.parametrize("reading", ["threads"], indirect=True)
+@pytest.mark.parametrize("cache", [0, 6 * STRIDE])
+def test_what_the_page_cache_has_is_prefetched_while_nobody_waits(
+    sources: dict[str, Source], cache: int, reading: str, disk: Disk
+) -> None:
+    store = opened(sources["packed"], "slots", cache)
+    store.prefetch(2, [4, 7])
+    deadline = time.monotonic() + 10
+    while sum(count for _, count in disk.calls) < 2 * STRIDE and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sum(count for _, count in disk.calls) == 2 * STRIDE
     store.close()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from flash_moe.experts.read_queue import ReadQueue
+from flash_moe.experts.read_queue import ReadQueue, Reads
 
 SOON = 10  # seconds until a test fails instead of waiting for ever
 
@@ -35,6 +35,13 @@ class Gate(Job):
         assert self.open.wait(SOON)
 
 
+def add(queue: ReadQueue, requests: Sequence[Job]) -> Reads:
+    """Adds requests and begins them, also those to copy."""
+    reads = queue.add(requests)
+    queue.copy()
+    return reads
+
+
 @pytest.fixture
 def queue() -> Iterator[ReadQueue]:
     queue = ReadQueue(in_flight=1, cores=1)
@@ -44,9 +51,9 @@ def queue() -> Iterator[ReadQueue]:
 
 def test_what_is_asked_for_first_is_read_first(queue: ReadQueue) -> None:
     gate, order = Gate(), list[int]()
-    first = queue.add([gate])
+    first = add(queue, [gate])
     assert gate.begun.wait(SOON)
-    behind = [queue.add([Job(lambda n=n: order.append(n)), Job(lambda n=n: order.append(n))]) for n in range(4)]
+    behind = [add(queue, [Job(lambda n=n: order.append(n)), Job(lambda n=n: order.append(n))]) for n in range(4)]
     assert not first.ended and not any(reads.ended for reads in behind)
     gate.open.set()
     for reads in behind:
@@ -54,11 +61,23 @@ def test_what_is_asked_for_first_is_read_first(queue: ReadQueue) -> None:
     assert order == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_the_disk_is_asked_at_once_and_copies_begin_together(queue: ReadQueue) -> None:
+    begun = [threading.Event(), threading.Event()]
+    copies = queue.add([Job(begun[0].set)])
+    disk = queue.add([Job(begun[1].set, missing=1)])
+    assert begun[1].wait(SOON)
+    disk.wait()
+    assert not begun[0].wait(0.05)
+    queue.copy()
+    copies.wait()
+    assert begun[0].is_set()
+
+
 def test_what_is_given_up_is_not_read(queue: ReadQueue) -> None:
     gate, done = Gate(missing=5), list[int]()
-    half = queue.add([gate, Job(lambda: done.append(0), missing=7)])
-    none = queue.add([Job(lambda: done.append(1), missing=7)])
-    wanted = queue.add([Job(lambda: done.append(2), missing=7)])
+    half = add(queue, [gate, Job(lambda: done.append(0), missing=7)])
+    none = add(queue, [Job(lambda: done.append(1), missing=7)])
+    wanted = add(queue, [Job(lambda: done.append(2), missing=7)])
     assert gate.begun.wait(SOON)
     assert none.give_up()
     none.wait()  # does not wait for what is before it
@@ -74,7 +93,7 @@ def test_what_is_given_up_is_not_read(queue: ReadQueue) -> None:
 
 
 def test_reads_of_nothing_have_ended(queue: ReadQueue) -> None:
-    for reads in (queue.add([]), queue.do([])):
+    for reads in (add(queue, []), queue.do([])):
         assert reads.ended
         reads.finish()
         assert not reads.give_up()
@@ -88,12 +107,12 @@ def test_the_first_failure_is_raised_when_all_have_ended(queue: ReadQueue, here:
 
     done: list[str] = []
     jobs = [Job(lambda: fail("first")), Job(lambda: fail("second")), Job(lambda: done.append("third"))]
-    reads = (queue.do if here else queue.add)(jobs)
+    reads = queue.do(jobs) if here else add(queue, jobs)
     reads.wait()
     with pytest.raises(OSError, match="first"):
         reads.finish()
     assert done == ["first", "second", "third"]
-    queue.add([Job()]).finish()  # a failure is that of its reads alone
+    add(queue, [Job()]).finish()  # a failure is that of its reads alone
 
 
 @pytest.mark.parametrize("cores", [1, 3, 7])
@@ -102,7 +121,7 @@ def test_neither_the_disk_nor_the_cores_wait_for_the_other(cores: int, first: st
     queue = ReadQueue(in_flight=4, cores=cores)
     copies, missing = [Gate() for _ in range(9)], [Gate(missing=1) for _ in range(9)]
     gates = missing + copies if first == "disk" else copies + missing
-    reads = [queue.add([gate]) for gate in gates]
+    reads = [add(queue, [gate]) for gate in gates]
     copying = max(1, cores - 1)  # one core is that of who waits
     deadline = time.monotonic() + SOON
     while sum(gate.begun.is_set() for gate in gates) < 4 + copying and time.monotonic() < deadline:
@@ -120,9 +139,9 @@ def test_neither_the_disk_nor_the_cores_wait_for_the_other(cores: int, first: st
 def test_who_waits_lends_a_hand_where_memory_is_copied(queue: ReadQueue) -> None:
     gate, threads = Gate(), list[str]()
     name = threading.current_thread().name
-    held = queue.add([gate])
+    held = add(queue, [gate])
     assert gate.begun.wait(SOON)
-    other = queue.add([Job(lambda: threads.append(threading.current_thread().name))])
+    other = add(queue, [Job(lambda: threads.append(threading.current_thread().name))])
     other.finish()  # while the only thread is busy
     assert threads == [name]
     gate.open.set()
@@ -131,9 +150,9 @@ def test_who_waits_lends_a_hand_where_memory_is_copied(queue: ReadQueue) -> None
 
 def test_who_waits_does_not_wait_for_the_disk_instead(queue: ReadQueue) -> None:
     gate, threads = Gate(missing=1), list[str]()
-    held = queue.add([gate])
+    held = add(queue, [gate])
     assert gate.begun.wait(SOON)
-    other = queue.add([Job(lambda: threads.append(threading.current_thread().name), missing=1)])
+    other = add(queue, [Job(lambda: threads.append(threading.current_thread().name), missing=1)])
     threading.Timer(0.05, gate.open.set).start()
     other.finish()
     held.finish()
@@ -147,9 +166,9 @@ def test_an_interrupted_hand_leaves_its_work_to_others(queue: ReadQueue) -> None
             raise KeyboardInterrupt
 
     gate, done = Gate(), list[str]()
-    held = queue.add([gate])
+    held = add(queue, [gate])
     assert gate.begun.wait(SOON)
-    other = queue.add([Job(interrupted)])
+    other = add(queue, [Job(interrupted)])
     with pytest.raises(KeyboardInterrupt):
         other.finish()
     assert not other.ended
@@ -162,7 +181,7 @@ def test_an_interrupted_hand_leaves_its_work_to_others(queue: ReadQueue) -> None
 
 def test_close_waits_for_what_has_begun_only() -> None:
     queue, gate, done = ReadQueue(in_flight=1, cores=1), Gate(), list[int]()
-    held, behind = queue.add([gate]), queue.add([Job(lambda: done.append(1))])
+    held, behind = add(queue, [gate]), add(queue, [Job(lambda: done.append(1))])
     assert gate.begun.wait(SOON)
     threading.Timer(0.05, gate.open.set).start()
     queue.close()
@@ -180,13 +199,13 @@ def test_nothing_is_lost(cores: int) -> None:
             done.append(number)
 
     for number in range(3000):
-        reads = queue.add([Job(lambda n=number: note(n), missing=number % 3 == 0) for _ in range(number % 4)])
+        reads = add(queue, [Job(lambda n=number: note(n), missing=number % 3 == 0) for _ in range(number % 4)])
         if number % 5 == 0:
             reads.finish()
         elif number % 7 == 0:
             reads.wait()
-    queue.add([Job()]).wait()
-    last = queue.add([Job(missing=1)])
+    add(queue, [Job()]).wait()
+    last = add(queue, [Job(missing=1)])
     last.finish()
     deadline = time.monotonic() + SOON
     while len(done) < sum(n % 4 for n in range(3000)) and time.monotonic() < deadline:

@@ -53,13 +53,18 @@ class ReadQueue:
         self.lock = threading.Lock()
 
     def add(self, requests: Sequence[Request]) -> Reads:
-        """Does these after all that were added before."""
+        """Does these after all that were added before; what is only to be copied, once :meth:`copy` is called."""
         reads = Reads(self, len(requests))
         with self.lock:
             for request in requests:
-                self._lane(request).waiting.append((reads, request))
-        self._start()
+                lane = self._disk if request.missing else self._page_cache
+                lane.waiting.append((reads, request))
+        self._wake(self._disk)
         return reads
+
+    def copy(self) -> None:
+        """Begins to copy. Each thread that does takes the interpreter from the one that is still preparing requests."""
+        self._wake(self._page_cache)
 
     def do(self, requests: Sequence[Request]) -> Reads:
         """Does these at once, in this thread."""
@@ -80,7 +85,7 @@ class ReadQueue:
                 with self.lock:
                     other.put_back(request)
                     self._page_cache.waiting.appendleft(taken)
-                self._start()
+                self.copy()
                 raise
 
     def close(self) -> None:
@@ -92,9 +97,6 @@ class ReadQueue:
                 reads.give_up()
         self._threads.close()
 
-    def _lane(self, request: Request) -> _Lane:
-        return self._disk if request.missing else self._page_cache
-
     def _take(self, lane: _Lane, *, leave: bool = False) -> _Taken | None:
         """The next request that is still wanted. Where there is none, a thread that is to leave the lane has left it."""
         with self.lock:
@@ -105,14 +107,13 @@ class ReadQueue:
             lane.free += leave
         return None
 
-    def _start(self) -> None:
-        """Wakes as many threads as can do something."""
-        for lane in (self._disk, self._page_cache):
-            with self.lock:
-                count = min(len(lane.waiting), lane.free)
-                lane.free -= count
-            for _ in range(count):
-                self._threads.run(partial(self._work, lane))
+    def _wake(self, lane: _Lane) -> None:
+        """As many threads as can do something."""
+        with self.lock:
+            count = min(len(lane.waiting), lane.free)
+            lane.free -= count
+        for _ in range(count):
+            self._threads.run(partial(self._work, lane))
 
     def _work(self, lane: _Lane) -> None:
         while (taken := self._take(lane, leave=True)) is not None:

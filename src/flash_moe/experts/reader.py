@@ -118,7 +118,7 @@ class RecordReader:
         return Location(layer, expert, tuple(parts))
 
     def read(self, location: Location, buffer: np.ndarray) -> Reads:
-        """Starts filling ``buffer`` ([>= stride] uint8) with a record; a small one is there on return.
+        """Starts filling ``buffer`` ([>= stride] uint8) with a record, see :meth:`run`.
 
         Nobody may free or reuse the buffer before the reads have ended.
         """
@@ -143,14 +143,22 @@ class RecordReader:
             for expert, buffer in zip(experts, buffers, strict=True):
                 begun.append(self.read(self.locate(layer, expert), buffer))
         finally:
+            self.copy()
             for reads in begun:
                 reads.wait()
         for reads in begun:
             reads.finish()
 
     def run(self, requests: Sequence[Request], nbytes: int) -> Reads:
-        """Starts requests of so many bytes on the reading threads; a few are read at once in this one."""
+        """Starts requests of so many bytes on the reading threads; a few are read before it returns.
+
+        Those that only copy out of the page cache begin with the next :meth:`copy`.
+        """
         return self._queue.add(requests) if nbytes > INLINE else self._queue.do(requests)
+
+    def copy(self) -> None:
+        """Begins what :meth:`run` left, see :meth:`ReadQueue.copy`."""
+        self._queue.copy()
 
 
 class _Fill:

@@ -114,18 +114,24 @@ class SlotStore(ExpertStore):
 
     def _start(self, keys: Sequence[_Key]) -> None:
         """Gives every key a slot and starts reading those that had none."""
-        new = [key for key in keys if self._slots.touch(key) is None]
-        for key in new:
-            location = self._reader.locate(*key)
-            place = self._first_slots[key[0]] + key[1] if self._first_slots else None
-            slot = self._slots.assign(key, keys, place)
-            try:
-                self._reclaim(slot)
-                self._reading[slot] = reads = self._reader.read(location, self._bytes[slot])
-            except BaseException:
-                self._slots.release(key)
-                raise
-            self._begun[key[0]].append((key[1], reads))
+        try:
+            for key in [key for key in keys if self._slots.touch(key) is None]:
+                self._begin(key, keys)
+        finally:
+            self._reader.copy()
+
+    def _begin(self, key: _Key, keep: Sequence[_Key]) -> None:
+        """Gives a key a slot, which is none of those to keep, and starts reading."""
+        location = self._reader.locate(*key)
+        place = self._first_slots[key[0]] + key[1] if self._first_slots else None
+        slot = self._slots.assign(key, keep, place)
+        try:
+            self._reclaim(slot)
+            self._reading[slot] = reads = self._reader.read(location, self._bytes[slot])
+        except BaseException:
+            self._slots.release(key)
+            raise
+        self._begun[key[0]].append((key[1], reads))
 
     def _give_up(self, layer: int, experts: Sequence[int]) -> None:
         """Begins no further read of what a prefetch expected this fetch to ask for, in vain."""
