@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from flash_moe.experts.read_queue import ReadQueue, Reads
+from flash_moe.experts.threads import Threads
 
 SOON = 10  # seconds until a test fails instead of waiting for ever
 
@@ -122,13 +123,12 @@ def test_neither_the_disk_nor_the_cores_wait_for_the_other(cores: int, first: st
     copies, missing = [Gate() for _ in range(9)], [Gate(missing=1) for _ in range(9)]
     gates = missing + copies if first == "disk" else copies + missing
     reads = [add(queue, [gate]) for gate in gates]
-    copying = max(1, cores - 1)  # one core is that of who waits
     deadline = time.monotonic() + SOON
-    while sum(gate.begun.is_set() for gate in gates) < 4 + copying and time.monotonic() < deadline:
+    while sum(gate.begun.is_set() for gate in gates) < 4 + cores and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(0.05)
     assert [gate.begun.is_set() for gate in missing] == 4 * [True] + 5 * [False]
-    assert [gate.begun.is_set() for gate in copies] == copying * [True] + (9 - copying) * [False]
+    assert [gate.begun.is_set() for gate in copies] == cores * [True] + (9 - cores) * [False]
     for gate in gates:
         gate.open.set()
     for each in reads:
@@ -177,6 +177,38 @@ def test_an_interrupted_hand_leaves_its_work_to_others(queue: ReadQueue) -> None
     other.finish()
     held.finish()
     assert done == [threading.current_thread().name, "flash-moe-read_0"]
+
+
+@pytest.mark.parametrize("woken", [0, 1])
+def test_an_interruption_while_threads_are_woken_leaves_no_read_behind(
+    woken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, gates, run, calls = (
+        ReadQueue(in_flight=3, cores=1),
+        [Gate(missing=1) for _ in range(3)],
+        Threads.run,
+        list[int](),
+    )
+
+    def interrupted(threads: Threads, work: Callable[[], object]) -> None:
+        calls.append(1)
+        if len(calls) > woken:
+            threading.Timer(0.05, gates[0].open.set).start()
+            raise KeyboardInterrupt
+        run(threads, work)
+        assert gates[0].begun.wait(SOON)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(Threads, "run", interrupted)
+        queue.add(gates)
+    assert [gate.begun.is_set() for gate in gates] == [woken == 1, False, False]
+    assert gates[0].open.is_set() or not woken, "what had begun was not waited for"
+    more = [Gate(missing=1) for _ in range(3)]
+    queue.add(more)
+    assert all(gate.begun.wait(SOON) for gate in more), "side by side, as ever"
+    for gate in more:
+        gate.open.set()
+    queue.close()
 
 
 def test_close_waits_for_what_has_begun_only() -> None:

@@ -1,4 +1,4 @@
-"""Reads that a few threads do side by side, in the order they were asked for, and that can be given up until they begin."""
+"""Reads that threads do side by side, in the order they were asked for, and that can be given up until they begin."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class _Lane:
 class ReadQueue:
     """Two lanes of requests: those that wait for the disk, and those that are only copied out of the page cache.
 
-    So that the disk has enough to do, and no more threads copy than there are cores: more would only be in each other's
-    way. Whoever waits for reads is one of those. In each lane, first come, first served.
+    So that the disk has enough to do, and no more threads copy than there are cores, beside whoever waits for reads: more
+    would only be in each other's way. In each lane, first come, first served.
 
     Args:
         in_flight: the most requests that wait for the disk at a time.
@@ -48,18 +48,22 @@ class ReadQueue:
     """
 
     def __init__(self, in_flight: int, cores: int) -> None:
-        self._disk, self._page_cache = _Lane(in_flight), _Lane(max(1, cores - 1))
+        self._disk, self._page_cache = _Lane(in_flight), _Lane(cores)
         self._threads = Threads("flash-moe-read")
         self.lock = threading.Lock()
 
     def add(self, requests: Sequence[Request]) -> Reads:
         """Does these after all that were added before; what is only to be copied, once :meth:`copy` is called."""
         reads = Reads(self, len(requests))
-        with self.lock:
-            for request in requests:
-                lane = self._disk if request.missing else self._page_cache
-                lane.waiting.append((reads, request))
-        self._wake(self._disk)
+        try:
+            with self.lock:
+                for request in requests:
+                    lane = self._disk if request.missing else self._page_cache
+                    lane.waiting.append((reads, request))
+            self._wake(self._disk)
+        except BaseException:  # Ctrl-C: nobody will know of these, and their memory may be used for others
+            reads.stop()
+            raise
         return reads
 
     def copy(self) -> None:
@@ -110,10 +114,16 @@ class ReadQueue:
     def _wake(self, lane: _Lane) -> None:
         """As many threads as can do something."""
         with self.lock:
-            count = min(len(lane.waiting), lane.free)
-            lane.free -= count
-        for _ in range(count):
-            self._threads.run(partial(self._work, lane))
+            left = min(len(lane.waiting), lane.free)
+            lane.free -= left
+        try:
+            while left:
+                self._threads.run(partial(self._work, lane))
+                left -= 1
+        except BaseException:  # as many may be woken later
+            with self.lock:
+                lane.free += left
+            raise
 
     def _work(self, lane: _Lane) -> None:
         while (taken := self._take(lane, leave=True)) is not None:

@@ -31,8 +31,8 @@ class Threads:
             thread = self._idle.pop()
         except IndexError:
             thread = _Thread(f"{self._name}_{len(self._all)}", self._idle)
-            self._all.append(thread)
             thread.start()
+            self._all.append(thread)
         thread.work = work
         thread.wake.release()
 

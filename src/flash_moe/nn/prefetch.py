@@ -63,8 +63,8 @@ class Prefetcher:
         self.switch.record(self._clock() - start, self._store.stats.bytes_missing - missing)
 
     def predict(self, layer: int, logits: mx.array) -> None:
-        """Starts to read the likeliest experts of a layer. logits: [1, E]."""
-        values = np.array(logits.astype(mx.float32))[0]
+        """Starts to read the likeliest experts of a layer. logits: [1, E] float32."""
+        values = np.array(logits)[0]
         experts = np.argsort(-values, kind="stable")[: self._k].tolist()  # what is read last can still be given up
         self._predicted[layer] = frozenset(experts)
         self._store.prefetch(layer, experts)
@@ -87,8 +87,8 @@ class LayerPrefetch:
         self._shared, self._layer, self._following = shared, layer, following
 
     def logits(self, residual: mx.array) -> mx.array | None:
-        """What the next layer's router says of this residual stream, [1, E], not evaluated; None if nobody asks."""
-        return self._following[1](residual) if self._following and self._shared.active else None
+        """What the next layer's router says of this residual stream, [1, E] float32, not evaluated; None if nobody asks."""
+        return self._following[1](residual).astype(mx.float32) if self._following and self._shared.active else None
 
     def reading(self, experts: Sequence[int], logits: mx.array | None) -> None:
         """This layer's experts are being read; those of the next line up behind them, so that the disk never rests."""
