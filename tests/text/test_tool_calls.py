@@ -7,19 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flash_moe.errors import FlashMoEError, ToolCallError
 from flash_moe.text.tool_calls import parse_tool_calls
 
 
-def tool(name: str, root: dict[str, Any] | None = None, **properties: Any) -> dict[str, Any]:
+def tool(name: str, root: dict[str, Any] | None = None, /, **properties: Any) -> dict[str, Any]:
     parameters = {"type": "object", "properties": properties, **(root or {})}
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
-def written(name: str, **values: str) -> str:
+def written(name: str, /, **values: str) -> str:
     parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
     return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
 
@@ -206,6 +206,7 @@ def test_a_chat_template_writes_what_is_read(qwen: SimpleNamespace) -> None:
 
 
 @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), max_size=3))
+@example([("f", {"name": None, "root": "x"})])
 def test_calls_come_back_as_they_were_written(calls: list[tuple[str, dict[str, Any]]]) -> None:
     text, tools = "", []
     for number, (name, values) in enumerate(calls):
