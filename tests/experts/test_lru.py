@@ -61,6 +61,15 @@ TestAgainstAList = AgainstAList.TestCase
 TestAgainstAList.settings = settings(max_examples=100, deadline=None, stateful_step_count=30)
 
 
+def test_a_slot_that_ctrl_c_took_from_everyone_is_found_again() -> None:
+    table = SlotTable[int](3)
+    for key in range(3):
+        table.assign(key, [])
+    lost = table._slot_of.pop(1)  # as if interrupted right after
+    assert table.assign(7, [0, 2]) == lost
+    assert [table[key] for key in (0, 7, 2)] == [0, 1, 2]
+
+
 def test_release_of_a_key_without_a_slot() -> None:
     with pytest.raises(KeyError):
         SlotTable[int](2).release(1)

@@ -13,6 +13,7 @@ class SlotTable(Generic[Key]):
     """Assigns keys to a fixed number of slots; the least recently used key gives way."""
 
     def __init__(self, slots: int) -> None:
+        self._slots = slots
         self._free = dict.fromkeys(range(slots - 1, -1, -1))  # the last is given away first
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
 
@@ -43,6 +44,10 @@ class SlotTable(Generic[Key]):
         """
         if key in self._slot_of:
             raise ValueError(f"{key!r} has a slot already")
+        if (
+            len(self._free) + len(self._slot_of) < self._slots
+        ):  # Ctrl-C came between taking a slot and giving it to a key
+            self._free = dict.fromkeys(set(range(self._slots)).difference(self._slot_of.values()))
         if slot is not None:
             del self._free[slot]
         elif self._free:

@@ -29,18 +29,22 @@ _Taken = tuple["Reads", Request]
 
 
 class _Lane:
-    """Requests in line, and how many more threads there may be to do them."""
+    """Requests in line, and how many more threads there may be to do them. The caller holds the lock of the queue."""
 
     def __init__(self, threads: int) -> None:
         self.waiting: deque[_Taken] = deque()
-        self.free = threads
+        self.free = self._most = threads
+
+    def leave(self, threads: int) -> None:
+        """So many do nothing more. Where Ctrl-C left it open whether one was woken, it is counted twice here."""
+        self.free = min(self.free + threads, self._most)
 
 
 class ReadQueue:
     """Two lanes of requests: those that wait for the disk, and those that are only copied out of the page cache.
 
-    So that the disk has enough to do, and no more threads copy than there are cores, beside whoever waits for reads: more
-    would only be in each other's way. In each lane, first come, first served.
+    So that the disk has enough to do, and hardly more threads copy than there are cores: more would only be in each other's
+    way. In each lane, first come, first served.
 
     Args:
         in_flight: the most requests that wait for the disk at a time.
@@ -48,7 +52,7 @@ class ReadQueue:
     """
 
     def __init__(self, in_flight: int, cores: int) -> None:
-        self._disk, self._page_cache = _Lane(in_flight), _Lane(cores)
+        self._disk, self._page_cache = _Lane(in_flight), _Lane(cores + 1)  # one is ready when another is held up
         self._threads = Threads("flash-moe-read")
         self.lock = threading.Lock()
 
@@ -79,19 +83,6 @@ class ReadQueue:
             reads.do(request)
         return reads
 
-    def help(self, reads: Reads) -> None:
-        """Copies what waits to be copied, until these reads have ended."""
-        while not reads.ended and (taken := self._take(self._page_cache)) is not None:
-            other, request = taken
-            try:
-                other.do(request)
-            except BaseException:  # Ctrl-C: some thread reads it again, whoever wants it
-                with self.lock:
-                    other.put_back(request)
-                    self._page_cache.waiting.appendleft(taken)
-                self.copy()
-                raise
-
     def close(self) -> None:
         """Gives up what has not begun, and waits for what has."""
         for lane in (self._disk, self._page_cache):
@@ -101,32 +92,33 @@ class ReadQueue:
                 reads.give_up()
         self._threads.close()
 
-    def _take(self, lane: _Lane, *, leave: bool = False) -> _Taken | None:
-        """The next request that is still wanted. Where there is none, a thread that is to leave the lane has left it."""
+    def _take(self, lane: _Lane) -> _Taken | None:
+        """The next request that is still wanted. Where there is none, the thread that asks has left the lane."""
         with self.lock:
             while lane.waiting:
                 reads, request = lane.waiting.popleft()
                 if reads.begin(request):
                     return reads, request
-            lane.free += leave
+            lane.leave(1)
         return None
 
     def _wake(self, lane: _Lane) -> None:
         """As many threads as can do something."""
-        with self.lock:
-            left = min(len(lane.waiting), lane.free)
-            lane.free -= left
+        left = 0
         try:
+            with self.lock:
+                left = min(len(lane.waiting), lane.free)
+                lane.free -= left
             while left:
                 self._threads.run(partial(self._work, lane))
                 left -= 1
-        except BaseException:  # as many may be woken later
+        except BaseException:  # Ctrl-C, or no more threads are to be had
             with self.lock:
-                lane.free += left
+                lane.leave(left)
             raise
 
     def _work(self, lane: _Lane) -> None:
-        while (taken := self._take(lane, leave=True)) is not None:
+        while (taken := self._take(lane)) is not None:
             reads, request = taken
             reads.do(request)
 
@@ -148,11 +140,6 @@ class Reads:
         if requests:
             self._busy.acquire()
 
-    @property
-    def ended(self) -> bool:
-        """Whether no request is under way or waiting."""
-        return not self._busy.locked()
-
     def begin(self, request: Request) -> bool:
         """Whether it is still wanted. The caller holds the lock of the queue."""
         if not self._waiting:
@@ -161,12 +148,6 @@ class Reads:
         self._running += 1
         self.missing += request.missing
         return True
-
-    def put_back(self, request: Request) -> None:
-        """It has not begun after all. The caller holds the lock of the queue."""
-        self._waiting += 1
-        self._running -= 1
-        self.missing -= request.missing
 
     def do(self, request: Request) -> None:
         """Does a request that has begun; its failure is kept for :meth:`finish`."""
@@ -198,8 +179,7 @@ class Reads:
         self.wait()
 
     def finish(self) -> None:
-        """Lends a hand until all have ended, and raises the first failure."""
-        self._queue.help(self)
+        """Waits until all have ended, and raises the first failure."""
         self.wait()
         if self._error is not None:
             raise self._error

@@ -30,21 +30,21 @@ class Threads:
         try:
             thread = self._idle.pop()
         except IndexError:
-            thread = _Thread(f"{self._name}_{len(self._all)}", self._idle)
-            thread.start()
+            thread = _Thread(f"{self._name}_{len(self._all)}", work, self._idle)
             self._all.append(thread)
-        thread.work = work
-        thread.wake.release()
+            thread.start()
+        else:
+            thread.work = work
+            thread.wake.release()
 
 
 class _Thread(threading.Thread):
     """One of them. It refers to what it works for only while it works."""
 
-    def __init__(self, name: str, idle: list[_Thread]) -> None:
+    def __init__(self, name: str, work: Callable[[], object], idle: list[_Thread]) -> None:
         super().__init__(name=name, daemon=True)
-        self.work: Callable[[], object] | None = None
+        self.work: Callable[[], object] | None = work
         self.wake = threading.Lock()  # held while there is nothing to do
-        self.wake.acquire()
         self._idle, self._ending = idle, False
 
     def run(self) -> None:
@@ -68,5 +68,6 @@ def _end(threads: list[_Thread]) -> None:
     for thread in threads:
         thread.end()
     for thread in threads:
-        if thread is not threading.current_thread():  # the last reference may have been that of a thread's own work
+        # the last reference may have been that of a thread's own work; and Ctrl-C may have come before one was started
+        if thread is not threading.current_thread() and thread.is_alive():
             thread.join()
