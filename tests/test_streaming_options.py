@@ -11,7 +11,7 @@ import pytest
 
 from flash_moe import ArgumentError, Model
 from flash_moe.experts import opening
-from flash_moe.experts.files import PAGE, MappedFile
+from flash_moe.experts.files import MappedFile, pages_of
 from flash_moe.experts.read_queue import Reads
 from flash_moe.experts.store import ExpertStore
 from flash_moe.nn import decoder as decoder_module
@@ -35,7 +35,7 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """No page is ever in the page cache, reads are made by threads, and slots are few."""
 
     def residency(self: MappedFile, offset: int, nbytes: int) -> bytearray:
-        return bytearray(-(-(offset + nbytes) // PAGE) - offset // PAGE)
+        return bytearray(len(pages_of(offset, nbytes)))
 
     monkeypatch.setattr(MappedFile, "residency", residency)
     monkeypatch.setattr(opening, "_GROUP_BYTES", 0)
@@ -237,8 +237,7 @@ class TestChoice:
     def test_nothing_changes_where_everything_is_in_memory(
         self, packed_checkpoint: Path, io: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        everything = b"\1" * (1 << 20)
-        monkeypatch.setattr(MappedFile, "residency", lambda self, offset, nbytes: everything[: -(-nbytes // PAGE) + 1])
+        monkeypatch.setattr(MappedFile, "residency", lambda self, *where: bytearray(b"\1") * len(pages_of(*where)))
         with load(packed_checkpoint, expert_io=io) as model:
             expected = model.generate(PROMPT, max_tokens=40, temperature=0)
         with load(packed_checkpoint, expert_io=io, drop_cold_below=1.0, prefer_cached=1.0) as model:

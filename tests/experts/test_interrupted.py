@@ -12,7 +12,7 @@ import pytest
 from store_cases import every_packed_stream, opened
 from streaming import Source, record_bytes
 
-from flash_moe.experts.files import PAGE, MappedFile
+from flash_moe.experts.files import MappedFile, pages_of
 from flash_moe.experts.opening import ExpertIO
 
 SECONDS = 1.0
@@ -39,8 +39,7 @@ def test_fetches_that_are_interrupted(
     rng, source = random.Random(0), sources["packed"]
 
     def residency(self: MappedFile, offset: int, nbytes: int) -> bytearray:
-        pages = -(-(offset + nbytes) // PAGE) - offset // PAGE
-        return bytearray([rng.random() < 0.5]) * pages
+        return bytearray([rng.random() < 0.5]) * len(pages_of(offset, nbytes))
 
     monkeypatch.setattr(MappedFile, "residency", residency)
     store = opened(source, io, cache)

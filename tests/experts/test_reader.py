@@ -11,7 +11,7 @@ from store_cases import STRIDE
 from streaming import Disk, Source
 
 from flash_moe import ExpertReadError
-from flash_moe.experts.files import PAGE, MappedFile
+from flash_moe.experts.files import PAGE, MappedFile, pages_of
 from flash_moe.experts.reader import RecordReader
 
 FORMS = ("fused", "separate", "stacked", "packed")
@@ -170,7 +170,7 @@ def test_a_sample_of_a_record_tells_which_share_is_absent(
     sources: dict[str, Source], absent: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def every_fourth(self: MappedFile, offset: int, nbytes: int) -> bytearray:
-        return bytearray(page % 4 not in absent for page in range(offset // PAGE, -(-(offset + nbytes) // PAGE)))
+        return bytearray(page % 4 not in absent for page in pages_of(offset, nbytes))
 
     monkeypatch.setattr(MappedFile, "residency", every_fourth)
     monkeypatch.setattr("flash_moe.experts.reader.SAMPLE", PAGE)

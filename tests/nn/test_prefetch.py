@@ -22,10 +22,10 @@ class Log(ExpertStore):
         self.prefetched: list[tuple[int, set[int]]] = []
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
-        raise NotImplementedError
+        raise AssertionError("it has nothing to fetch")
 
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
-        raise NotImplementedError
+        raise AssertionError("it holds nothing")
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         self.prefetched.append((layer, set(experts)))

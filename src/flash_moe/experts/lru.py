@@ -44,9 +44,7 @@ class SlotTable(Generic[Key]):
         """
         if key in self._slot_of:
             raise ValueError(f"{key!r} has a slot already")
-        if (
-            len(self._free) + len(self._slot_of) < self._slots
-        ):  # Ctrl-C came between taking a slot and giving it to a key
+        if len(self._free) + len(self) < self._slots:  # Ctrl-C came after a slot was taken, before a key had it
             self._free = dict.fromkeys(set(range(self._slots)).difference(self._slot_of.values()))
         if slot is not None:
             del self._free[slot]
