@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+_INSTALLED = Path(__file__).parent / "_shipped"  # pyproject.toml puts them there in a wheel
+
 
 @cache
 def shipped(name: str) -> Path:
-    """A folder by its name, e.g. ``"kernels"``: inside the installed package, or at the top of a clone."""
-    installed = Path(__file__).parent / name
-    return installed if installed.is_dir() else Path(__file__).parents[2] / name
+    """Returns a folder by its name, e.g. ``"kernels"``: inside the installed package, or at the top of a clone."""
+    return (_INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2]) / name
