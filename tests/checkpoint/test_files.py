@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from damage import INDEX, edit_json, remove_tensor, replace_tensor
@@ -46,6 +47,21 @@ def test_files_that_the_index_does_not_name_are_left_alone(tiny_copy: Copy) -> N
     folder = tiny_copy("fused")
     (folder / "consolidated.safetensors").write_bytes(b"not even a header")
     Checkpoint.open(folder)
+
+
+def test_files_without_metadata_as_mlx_writes_them(tiny_copy: Copy) -> None:
+    """``mx.save_safetensors`` writes ``"__metadata__": null``."""
+    folder = tiny_copy("quantized")
+    before = Checkpoint.open(folder)
+    with Model.load(folder, experts_per_token=None) as model:
+        expected = np.array(model.logits([1, 2]))
+    for file in sorted(folder.glob("*.safetensors")):
+        mx.save_safetensors(str(file), dict(mx.load(str(file))))
+        assert b'"__metadata__":null' in file.read_bytes()[:100_000]
+    after = Checkpoint.open(folder)
+    assert (after.resident.keys(), after.experts.keys()) == (before.resident.keys(), before.experts.keys())
+    with Model.load(folder, experts_per_token=None) as model:
+        np.testing.assert_array_equal(np.array(model.logits([1, 2])), expected)
 
 
 def test_no_config(tiny_copy: Copy) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from ..config import ModelConfig, read_config
 from ..errors import CheckpointError
 from .names import ExpertTensor, canonical_name, expert_tensor, is_file_name
-from .quantization import QuantizationMap
+from .quantization import QuantizationMap, refuse_foreign_tensors
 from .safetensors import TensorInfo, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -45,6 +45,7 @@ class Checkpoint:
             CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
         """
         raw = read_config(folder)
+        config, quantization = ModelConfig.from_dict(raw), QuantizationMap.from_config(raw)
         resident: dict[str, TensorInfo] = {}
         experts: dict[ExpertTensor, TensorInfo] = {}
         metadata = {}
@@ -69,9 +70,8 @@ class Checkpoint:
                 else:
                     experts[expert] = info
         _check_index(folder, found)
-        return cls(
-            folder, raw, ModelConfig.from_dict(raw), QuantizationMap.from_config(raw), resident, experts, metadata
-        )
+        refuse_foreign_tensors([*resident.values(), *experts.values()])
+        return cls(folder, raw, config, quantization, resident, experts, metadata)
 
     @property
     def zero_centred_norms(self) -> bool:

@@ -49,6 +49,11 @@ def expert_tensor(canonical: str) -> ExpertTensor | None:
     )
 
 
+def expert_module(layer: int, projection: str) -> str:
+    """The canonical path of a projection of a layer's routed experts, whatever name a file gives it."""
+    return f"layers.{layer}.mlp.switch_mlp.{projection}"
+
+
 def is_file_name(value: object) -> bool:
     """Whether a value read from a checkpoint names a file of its own folder, and nothing outside."""
     return isinstance(value, str) and Path(value).name == value and value != ".." and "\0" not in value

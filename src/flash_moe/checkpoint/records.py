@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..record import FLOATS, PROJECTIONS, ProjectionFormat, RecordLayout, part_shapes
 from .files import Checkpoint
-from .names import ExpertTensor
+from .names import ExpertTensor, expert_module
 from .packed import Manifest, open_layer
 from .safetensors import TensorInfo
 
@@ -145,9 +145,8 @@ class _Projection:
         self.fused = ExpertTensor(layer, None, "gate_up_proj", "weight") in self.experts and name != "down_proj"
         weight = self._tensor("weight", 0)
         quantization = None
-        if self._find("scales", 0) is not None:
-            stacked = "gate_up_proj" if self.fused else name
-            quantization = checkpoint.quantization.of(f"layers.{layer}.mlp.switch_mlp.{stacked}")
+        if (scales := self._find("scales", 0)) is not None:
+            quantization = checkpoint.quantization.of(self._modules(), weight, scales)
         floats = self._tensor("scales", 0) if quantization else weight
         if floats.dtype not in FLOATS:
             raise CheckpointError(
@@ -158,6 +157,11 @@ class _Projection:
         rows, columns = config_shape(self.config, name)
         kinds = ("weight", "scales", "biases")
         self.shapes = dict(zip(kinds, part_shapes(rows, columns, self.format), strict=False))
+
+    def _modules(self) -> list[str]:
+        """Paths under which config.json may say how the projection is quantised; it may name the fused one or halves."""
+        names = {"down_proj": ["down_proj"]}.get(self.name, [self.name, "gate_up_proj"])
+        return [expert_module(self.layer, name) for name in (reversed(names) if self.fused else names)]
 
     def _find(self, part: str, expert: int | None) -> TensorInfo | None:
         name = "gate_up_proj" if self.fused else self.name

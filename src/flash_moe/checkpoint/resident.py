@@ -59,7 +59,10 @@ def in_one_convention(checkpoint: Checkpoint, stored: Mapping[str, mx.array], dt
             array = _taps_first(array, checkpoint.resident[name], zero_centred)
         arrays[name] = array if array.dtype == mx.uint32 or name.endswith(_FLOAT32) else array.astype(dtype)
         if name.endswith(".scales"):
-            quantization[module_path(name)] = checkpoint.quantization.of(module_path(name))
+            module = module_path(name)
+            if (weight := checkpoint.resident.get(f"{module}.weight")) is None:
+                raise CheckpointError(f"the checkpoint has {name} but no {module}.weight; download it again")
+            quantization[module] = checkpoint.quantization.of([module], weight, checkpoint.resident[name])
     if checkpoint.config.model_type == "qwen3_next":
         _split_interleaved(arrays, quantization, checkpoint.config)
     return ResidentWeights(arrays, quantization)

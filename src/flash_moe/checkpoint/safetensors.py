@@ -73,7 +73,9 @@ def read_header(file: Path) -> Header:
         raise CheckpointError(f"{file}: the header is not JSON ({error}); download it again") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{file}: the header is {type(entries).__name__}, expected a JSON object")
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:  # mx.save_safetensors writes null where there is none
+        metadata = {}
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{file}: __metadata__ is {type(metadata).__name__}, expected a JSON object")
     start = 8 + length

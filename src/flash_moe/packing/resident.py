@@ -12,6 +12,7 @@ import numpy as np
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.names import is_zero_centred_norm, mlx_name, module_path
+from ..checkpoint.quantization import quantization_section
 from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import build_header
 from ..record import Quantization
@@ -62,8 +63,7 @@ class ResidentFiles:
 
     def config_section(self) -> dict[str, Any] | None:
         """What config.json must say about quantisation."""
-        raw = self._checkpoint.raw_config
-        section: dict[str, Any] = dict(raw.get("quantization") or raw.get("quantization_config") or {})
+        section: dict[str, Any] = dict(quantization_section(self._checkpoint.raw_config) or {})
         for module, q in self._quantization.items():
             section.setdefault("group_size", q.group_size)
             section.setdefault("bits", q.bits)

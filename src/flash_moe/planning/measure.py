@@ -63,7 +63,8 @@ def _bandwidth(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
         part: array if array is None or array.dtype == mx.uint32 else array.astype(dtype)
         for part, array in arrays.items()
     }
-    quantization = checkpoint.quantization.of(module) if stored["scales"] is not None else None
+    scales = stored["scales"]
+    quantization = None if scales is None else checkpoint.quantization.of([module], weight, scales)
     x = made_up_array("F32", (1, checkpoint.config.hidden_size)).astype(dtype)
     matrix = held["weight"], held["scales"], held["biases"], quantization
     with kernels(None):
