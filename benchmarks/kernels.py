@@ -28,6 +28,7 @@ from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+from flash_moe.rope import frequencies
 
 H, INTER, EXPERTS, K = 4096, 1024, 512, 4  # Qwen3.5-397B-A17B
 Q4 = Quantization(4, 64)
@@ -209,7 +210,9 @@ def small(copy: float) -> None:
     operands = [(random(1, 2 * heads * dim), random(1, kv_heads * dim)) for _ in range(8)]
 
     def fused(qg: mx.array, k: mx.array) -> Any:
-        return qk_norm_rope_kernel(qg, k, weight, weight, place=place(1000, 1), rotary=64, theta=1e7, eps=1e-6)
+        return qk_norm_rope_kernel(
+            qg, k, weight, weight, place=place(1000, 1), frequencies=frequencies(64, 1e7), eps=1e-6
+        )
 
     def chain(qg: mx.array, k: mx.array) -> Any:
         q, gate = qg.reshape(1, 1, heads, 2 * dim).split(2, axis=-1)

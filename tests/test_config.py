@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_checkpoint import next_config, text_config
+from record_golden import FREQUENCIES, GOLDEN
 
 from flash_moe.config import SUPPORTED, ModelConfig
 from flash_moe.errors import ConfigError
+from flash_moe.rope import Yarn
 
 REQUIRED = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -155,10 +160,72 @@ def test_rope_variants(rope: dict[str, Any], theta: float, dims: int) -> None:
     assert (config.rope_theta, config.rotary_dims) == (theta, dims)
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope"])
-def test_scaled_rope_is_refused(kind: str) -> None:
-    with pytest.raises(ConfigError, match=f"rope_type is '{kind}'; only 'default'"):
-        parse(rope_parameters={"rope_type": kind, "factor": 4.0})
+SECTIONS, TYPES = ["rope_scaling", "rope_parameters"], ["type", "rope_type"]
+YARN = {"rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 1024, "partial_rotary_factor": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "longrope", "llama3", "proportional", ["yarn"]], ids=str)
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("outside", [False, True], ids=["text config", "beside it"])
+def test_other_scaled_rope_is_refused(kind: Any, section: str, name: str, outside: bool) -> None:
+    raw = {"model_type": "qwen3_5_moe", "text_config": text_config()}  # which has plain rope_parameters
+    (raw if outside else raw["text_config"])[section] = {name: kind, "factor": 4.0}
+    with pytest.raises(ConfigError, match=rf"rope_type is {re.escape(repr(kind))}; only 'default' and 'yarn'"):
+        ModelConfig.from_dict(raw)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("place", ["text config", "beside it", "bare", "per layer type"])
+def test_yarn_is_found_wherever_it_stands(section: str, name: str, place: str) -> None:
+    text = text_config()
+    raw = text if place == "bare" else {"model_type": "qwen3_5_moe", "text_config": text}
+    yarn = YARN | {name: "yarn"}
+    (raw if place == "beside it" else text)[section] = {FULL: yarn} if place == "per layer type" else yarn
+    config = ModelConfig.from_dict(raw)
+    assert config.yarn == Yarn(4.0, 1024, attention_factor=0.1 * math.log(4) + 1)
+    assert (config.rope_theta, config.rotary_dims) == (1e6, 16)
+    assert config.max_position_embeddings == 4096
+
+
+def test_context_under_yarn() -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e7, "factor": 4.0}
+    assert parse(rope_parameters=yarn).max_position_embeddings == 4 * 4096
+    wider = parse(rope_parameters=yarn | {"original_max_position_embeddings": 2048}, max_position_embeddings=10_000)
+    assert wider.max_position_embeddings == 10_000
+
+
+def test_yarn_that_states_no_theta_takes_that_of_transformers_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    config = parse(rope_scaling={"type": "yarn", "factor": 4.0})
+    assert (config.rope_theta, parse().rope_theta) == (1e4, 1e7)
+    assert "Copy rope_theta into the section with yarn" in caplog.text
+    caplog.clear()
+    assert parse(rope_scaling={"type": "yarn", "factor": 4.0}, rope_theta=2e6).rope_theta == 2e6
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factor": 0.5}, {"factor": "4"}, {"original_max_position_embeddings": 0}, {"beta_fast": -1}, {"rope_theta": 1},
+        {"truncate": "no"}, {"attention_factor": float("nan")}, {"mscale": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_malformed_yarn(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"{next(iter(change))}.* expected"):
+        parse(rope_parameters=YARN | {"rope_type": "yarn"} | change)
+
+
+@pytest.mark.parametrize("case", FREQUENCIES)
+def test_frequencies_are_those_of_transformers(case: str) -> None:
+    """Recorded by tools/record_golden.py, which computes in float32."""
+    golden = json.loads((GOLDEN / "frequencies.json").read_text())[case]
+    config = parse(head_dim=256, max_position_embeddings=262144, rope_parameters=FREQUENCIES[case])
+    np.testing.assert_allclose(config.rope_frequencies, golden["frequencies"], rtol=2e-6)
+    assert config.yarn is not None
+    assert config.yarn.attention_factor == pytest.approx(golden["attention_factor"], rel=1e-12)
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.01, 1.5, float("inf"), 10**400], ids=["odd", "none", "all", "inf", "huge"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .rope import Yarn, attention_factor, frequencies
 
 SUPPORTED = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
+_log = logging.getLogger(__name__)
 _PLAIN_ROPE = ("default", "mrope", None)  # for text, interleaved m-RoPE equals plain RoPE
 
 
@@ -23,8 +26,10 @@ class ModelConfig:
         layer_types: per layer, ``"linear_attention"`` (Gated DeltaNet) or ``"full_attention"``.
         sparse_layers: per layer, whether its MLP is a Mixture of Experts (else dense SwiGLU).
         rotary_dims: leading dimensions of each head that RoPE turns.
+        yarn: how RoPE is stretched for long contexts; None if it is not.
         num_experts_per_tok: the model's own top-k.
         norm_topk_prob: whether the K routing weights are renormalised to sum to one.
+        max_position_embeddings: the longest context in tokens, that of YaRN included.
     """
 
     model_type: str
@@ -38,6 +43,7 @@ class ModelConfig:
     head_dim: int
     rotary_dims: int
     rope_theta: float
+    yarn: Yarn | None
     attention_bias: bool
     linear_num_key_heads: int
     linear_num_value_heads: int
@@ -68,6 +74,11 @@ class ModelConfig:
     def value_dim(self) -> int:
         """Width of all DeltaNet values of one token."""
         return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def rope_frequencies(self) -> tuple[float, ...]:
+        """[rotary_dims / 2] radians per position of RoPE."""
+        return frequencies(self.rotary_dims, self.rope_theta, self.yarn)
 
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:
@@ -149,7 +160,8 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
     head_dim = get.integer("head_dim", hidden // heads)
     experts = get.integer("num_experts")
     top_k = get.integer("num_experts_per_tok")
-    theta, rotary_dims = _rope(text, head_dim)
+    positions = get.integer("max_position_embeddings", 32768)
+    theta, rotary_dims, yarn = _rope(raw, text, head_dim, positions)
     for many, few, what in (
         (heads, kv_heads, "num_attention_heads"),
         (value_heads, key_heads, "linear_num_value_heads"),
@@ -170,6 +182,7 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
         head_dim=head_dim,
         rotary_dims=rotary_dims,
         rope_theta=theta,
+        yarn=yarn,
         attention_bias=get.flag("attention_bias", False),
         linear_num_key_heads=key_heads,
         linear_num_value_heads=value_heads,
@@ -184,23 +197,69 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
         norm_topk_prob=get.flag("norm_topk_prob", True) if model_type == "qwen3_next" else True,
         rms_norm_eps=get.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=get.flag("tie_word_embeddings", bool(raw.get("tie_word_embeddings", False))),
-        max_position_embeddings=get.integer("max_position_embeddings", 32768),
+        max_position_embeddings=positions if yarn is None else max(positions, yarn.max_position_embeddings),
     )
 
 
-def _rope(text: Mapping[str, Any], head_dim: int) -> tuple[float, int]:
-    """Base of the rotary frequencies and number of rotated dimensions."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ConfigError(f"config.json: rope_parameters is {type(rope).__name__}, expected an object")
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind not in _PLAIN_ROPE:
-        raise ConfigError(f"config.json: rope_type is {kind!r}; only 'default' is supported")
+def _rope(
+    raw: Mapping[str, Any], text: Mapping[str, Any], head_dim: int, positions: int
+) -> tuple[float, int, Yarn | None]:
+    """Base of the rotary frequencies, number of rotated dimensions, and YaRN, wherever config.json states it."""
+    inner, outer = _rope_sections(text), [] if text is raw else _rope_sections(raw)
+    scaled = next((section for section in (*inner, *outer) if section["rope_type"] == "yarn"), None)
+    plain = {key: value for section in reversed([*inner, *outer]) for key, value in section.items()}
+    if scaled is None:
+        rope = plain
+    elif scaled in inner:
+        rope = scaled  # as in transformers, it replaces the other section
+        if "rope_theta" not in rope and "rope_theta" in plain and text.get("rope_theta") is None:
+            _log.warning(
+                "config.json: the section with yarn states no rope_theta; as transformers does, flash_moe takes 10000 and "
+                "not the %s of the other section. Copy rope_theta into the section with yarn.", plain["rope_theta"],
+            )  # fmt: skip
+    else:
+        rope = {**plain, **scaled}  # beside text_config, where transformers does not look
     get = _Reader({**text, **rope})
     dims = int(head_dim * get.number("partial_rotary_factor", 0.25))
     if dims % 2 or not 0 < dims <= head_dim:
         raise ConfigError(f"config.json: {dims} rotary dimensions of {head_dim}, expected an even number of at least 2")
-    return get.number("rope_theta", 10000.0), dims
+    theta = get.number("rope_theta", 10000.0)
+    return theta, dims, None if scaled is None else _yarn({**rope, **_stated(text)}, theta, positions)
+
+
+def _rope_sections(owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sections about RoPE, what they state under the newer names; that which counts first in transformers is first."""
+    sections = []
+    for key in ("rope_scaling", "rope_parameters"):
+        section = owner.get(key) or {}
+        if isinstance(section, Mapping):
+            section = section.get(FULL_ATTENTION, section)  # transformers also writes a section per type of layer
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"config.json: {key} is {type(section).__name__}, expected an object")
+        kind = section.get("rope_type", section.get("type"))
+        if kind not in (*_PLAIN_ROPE, "yarn"):
+            raise ConfigError(f"config.json: rope_type is {kind!r}; only 'default' and 'yarn' are supported (in {key})")
+        if section:
+            sections.append({**_stated(section), "rope_type": kind})
+    return sections
+
+
+def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _yarn(rope: Mapping[str, Any], theta: float, positions: int) -> Yarn:
+    get = _Reader(rope)
+    original = get.number("original_max_position_embeddings", positions)
+    factor = get.number("factor", positions / original)
+    fast, slow = get.number("beta_fast", 32.0), get.number("beta_slow", 1.0)
+    if factor < 1 or theta <= 1:
+        raise ConfigError(
+            f"config.json: yarn with factor {factor} and rope_theta {theta}, expected at least 1 and more than 1"
+        )
+    mscale = (get.number(key) if rope.get(key) else None for key in ("mscale", "mscale_all_dim"))
+    scale = get.number("attention_factor", attention_factor(factor, *mscale))
+    return Yarn(factor, original, fast, slow, get.flag("truncate", True), scale)
 
 
 def _layer_types(text: Mapping[str, Any], layers: int) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from .ops.experts import experts_for_token
 from .ops.linear import linear
 from .ops.quantized_matvec import quantized_matvec
 from .record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+from .rope import frequencies
 
 TOLERANCE = {mx.float32: 1e-4, mx.float16: 5e-3, mx.bfloat16: 3e-2}  # of the largest value
 _NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
@@ -165,7 +166,7 @@ def _moe(s: Sizes, dtype: mx.Dtype, x: mx.array) -> Iterator[tuple[str, Callable
 def _attention(s: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
     qg, k = _random(1, 2 * s.heads * s.head_dim, dtype=dtype), _random(1, s.kv_heads * s.head_dim, dtype=dtype)
     weight = _random(s.head_dim, dtype=dtype)
-    options: dict[str, Any] = {"rotary": s.head_dim // 4, "theta": 1e7, "eps": 1e-6}
+    options: dict[str, Any] = {"frequencies": frequencies(s.head_dim // 4, 1e7), "eps": 1e-6}
     place = qk_norm_rope.place(1000, 1)
     yield (
         "q/k norm + RoPE", lambda: qk_norm_rope.qk_norm_rope_kernel(qg, k, weight, weight, place=place, **options),

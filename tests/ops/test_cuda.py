@@ -23,6 +23,7 @@ from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.ops.router_kernel import route
 from flash_moe.record import Quantization
+from flash_moe.rope import frequencies
 
 DTYPES = {"bf16": mx.bfloat16, "f16": mx.float16, "f32": mx.float32}
 VARIANT = re.compile(r"(_[0-9a-f]{8})?_\d+$")  # of a kernel: generated text and launch
@@ -122,8 +123,9 @@ def launch_sequence_kernels(dtype: mx.Dtype) -> None:
     rms_norm_kernel(zeros(1, 256), zeros(256), 1e-6)
     add_rms_norm_kernel(zeros(1, 256), zeros(1, 256), zeros(256), 1e-6)
     qk_norm_rope_kernel(
-        zeros(1, 8 * 2 * 64), zeros(1, 2 * 64), zeros(64), zeros(64), place=place(5, 1), rotary=16, theta=1e7, eps=1e-6
-    )
+        zeros(1, 8 * 2 * 64), zeros(1, 2 * 64), zeros(64), zeros(64),
+        place=place(5, 1), frequencies=frequencies(16, 1e7), eps=1e-6,
+    )  # fmt: skip
     keys = zeros(2, 256, 64)
     decode_attention_kernel(zeros(8, 1, 64), keys, keys, cache_sizes(200, keys), zeros(1, 8 * 64), 0.125)
     heads, key_heads, dim = 4, 2, 64

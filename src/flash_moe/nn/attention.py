@@ -36,7 +36,16 @@ class GatedAttention(Module):
         self.q_norm = weights.array("q_norm.weight", dim)
         self.k_norm = weights.array("k_norm.weight", dim)
         self._heads, self._kv_heads, self._dim = heads, kv_heads, dim
-        self._config = config
+        self._config, self._frequencies = config, config.rope_frequencies
+        self._periods: mx.array | None = None  # [rotary_dims / 2] positions per radian, where they are not plain
+        if config.yarn is not None:
+            self._periods = 1.0 / mx.array(self._frequencies)
+            # A rotation commutes with a factor, which the norm before it can therefore apply to what will be rotated.
+            turned = mx.arange(dim) < config.rotary_dims
+            factors = mx.where(turned, mx.array(config.yarn.attention_factor), mx.array(1.0))
+            self.q_norm, self.k_norm = (
+                (norm.astype(mx.float32) * factors).astype(norm.dtype) for norm in (self.q_norm, self.k_norm)
+            )
 
     def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
         tokens = x.shape[0]
@@ -51,8 +60,9 @@ class GatedAttention(Module):
         start = cache.length
         eps = self._config.rms_norm_eps
         qk = mx.concatenate([rms_norm(q, self.q_norm, eps), rms_norm(k, self.k_norm, eps)], axis=2).swapaxes(1, 2)
+        base = self._config.rope_theta if self._periods is None else None
         qk = mx.fast.rope(
-            qk, self._config.rotary_dims, traditional=False, base=self._config.rope_theta, scale=1.0, offset=start
+            qk, self._config.rotary_dims, traditional=False, base=base, scale=1.0, offset=start, freqs=self._periods
         )
         keys, values = cache.append(qk[:, self._heads :], v)
         y = attention(qk[0, : self._heads], keys[0], values[0], self._dim**-0.5)  # [Hq, T, D]
@@ -65,10 +75,9 @@ class GatedAttention(Module):
 
     def heads(self, x: mx.array, place: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """One token, by kernels: query [Hq, 1, D], key and value [1, Hkv, 1, D], and gate [1, Hq · D]."""
-        c = self._config
         q, k, v = self.qkv_proj(x)
         q, k, gate = qk_norm_rope_kernel(
-            q, k, self.q_norm, self.k_norm, place=place, rotary=c.rotary_dims, theta=c.rope_theta, eps=c.rms_norm_eps
+            q, k, self.q_norm, self.k_norm, place=place, frequencies=self._frequencies, eps=self._config.rms_norm_eps
         )
         return q, k[None], v.reshape(1, self._kv_heads, 1, self._dim), gate
 

@@ -28,13 +28,12 @@ def qk_norm_rope_reference(
     k_weight: mx.array,
     *,
     start: int,
-    rotary: int,
-    theta: float,
+    frequencies: tuple[float, ...],
     eps: float,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """q = rope(norm(q)), k = rope(norm(k)) and the gate, in float32.
 
-    Element i < rotary / 2 of a head turns with element i + rotary / 2 by the angle position · theta^(-2i / rotary), as
+    With n frequencies, element i < n of a head turns with element i + n by the angle position · frequencies[i], as
     ``mx.fast.rope(traditional=False)`` pairs them; the rest passes. Angles are exact at any position.
 
     Args:
@@ -42,8 +41,7 @@ def qk_norm_rope_reference(
         k: [T, Hkv · D] output of k_proj, in the dtype of qg.
         q_weight, k_weight: [D] weights of the head norms.
         start: position of the first token.
-        rotary: how many elements of a head turn, even.
-        theta: base of the frequencies.
+        frequencies: radians per position of each pair.
         eps: of the norms.
 
     Returns:
@@ -51,12 +49,13 @@ def qk_norm_rope_reference(
     """
     tokens, dim, dtype = qg.shape[0], q_weight.shape[0], qg.dtype
     q, gate = mx.split(qg.reshape(tokens, -1, 2, dim), 2, axis=2)
-    angles = np.outer(np.arange(start, start + tokens), _turns(rotary, theta)) % 1.0 * (2 * np.pi)
-    cos, sin = (mx.array(f(angles).astype(np.float32)) for f in (np.cos, np.sin))  # [T, rotary / 2]
+    pairs = len(frequencies)
+    angles = np.outer(np.arange(start, start + tokens), _turns(frequencies)) % 1.0 * (2 * np.pi)
+    cos, sin = (mx.array(f(angles).astype(np.float32)) for f in (np.cos, np.sin))  # [T, pairs]
 
     def turned(x: mx.array, weight: mx.array) -> mx.array:
         x = rms_norm_reference(x.astype(mx.float32), weight, eps).swapaxes(0, 1)
-        a, b, rest = mx.split(x, [rotary // 2, rotary], axis=-1)
+        a, b, rest = mx.split(x, [pairs, 2 * pairs], axis=-1)
         return mx.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(dtype)
 
     return turned(q.squeeze(2), q_weight), turned(k.reshape(tokens, -1, dim), k_weight), gate.reshape(tokens, -1)
@@ -74,8 +73,7 @@ def qk_norm_rope_kernel(
     k_weight: mx.array,
     *,
     place: mx.array,
-    rotary: int,
-    theta: float,
+    frequencies: tuple[float, ...],
     eps: float,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """As :func:`qk_norm_rope_reference`, by the kernel; positions below 2^24, where float32 still counts.
@@ -87,9 +85,9 @@ def qk_norm_rope_kernel(
     heads, kv_heads = qg.shape[1] // (2 * dim), k.shape[1] // dim
     groups = -(-tokens * (heads + kv_heads) // _SIMDGROUPS)
     q, keys, gate = _KERNEL(
-        [qg, k, q_weight, k_weight, floats(eps), _frequencies(rotary, theta), place],
+        [qg, k, q_weight, k_weight, floats(eps), _split_turns(frequencies), place],
         template=[
-            ("T", qg.dtype), ("HQ", heads), ("HKV", kv_heads), ("D", dim), ("ROTARY", rotary),
+            ("T", qg.dtype), ("HQ", heads), ("HKV", kv_heads), ("D", dim), ("ROTARY", 2 * len(frequencies)),
             ("SIMDGROUPS", _SIMDGROUPS),
         ],
         grid=(groups * _SIMDGROUPS * SIMD, 1, 1),
@@ -100,14 +98,14 @@ def qk_norm_rope_kernel(
     return q, keys, gate
 
 
-def _turns(rotary: int, theta: float) -> np.ndarray:
-    """[rotary / 2] float64: the part of a full turn that each pair makes per position."""
-    return theta ** (-np.arange(0, rotary, 2) / rotary) / (2 * np.pi)
+def _turns(frequencies: tuple[float, ...]) -> np.ndarray:
+    """[pairs] float64: the part of a full turn that each pair makes per position."""
+    return np.array(frequencies) / (2 * np.pi)
 
 
 @lru_cache(maxsize=8)
-def _frequencies(rotary: int, theta: float) -> mx.array:
-    """[2, rotary / 2] float32 whose sum over the first axis is :func:`_turns` to 48 bits."""
-    turns = _turns(rotary, theta)
+def _split_turns(frequencies: tuple[float, ...]) -> mx.array:
+    """[2, pairs] float32 whose sum over the first axis is :func:`_turns` to 48 bits."""
+    turns = _turns(frequencies)
     high = turns.astype(np.float32)
     return mx.array(np.stack([high, (turns - high).astype(np.float32)]))

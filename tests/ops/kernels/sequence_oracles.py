@@ -34,22 +34,22 @@ def error(found: mx.array, expected: np.ndarray, magnitude: np.ndarray | float) 
     return math.inf if np.isnan(worst) else float(worst)
 
 
-def rope(x: np.ndarray, start: int, rotary: int, theta: float) -> np.ndarray:
-    """x [heads, T, D] turned from position ``start`` on; element i pairs with i + rotary / 2."""
+def rope(x: np.ndarray, start: int, frequencies: tuple[float, ...]) -> np.ndarray:
+    """x [heads, T, D] turned from position ``start`` on; of n frequencies, element i pairs with i + n."""
     positions = np.arange(start, start + x.shape[1])
-    angles = np.outer(positions, theta ** (-np.arange(0, rotary, 2) / rotary))
-    a, b, rest = np.split(x, [rotary // 2, rotary], axis=-1)
+    angles, pairs = np.outer(positions, frequencies), len(frequencies)
+    a, b, rest = np.split(x, [pairs, 2 * pairs], axis=-1)
     return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles), rest], -1)
 
 
 def qk_norm_rope(
-    qg: np.ndarray, k: np.ndarray, q_weight: np.ndarray, k_weight: np.ndarray, *, start: int, rotary: int, theta: float,
-    eps: float,
+    qg: np.ndarray, k: np.ndarray, q_weight: np.ndarray, k_weight: np.ndarray, *, start: int,
+    frequencies: tuple[float, ...], eps: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     tokens, dim = len(qg), len(q_weight)
     q, gate = np.moveaxis(qg.reshape(tokens, -1, 2, dim), 2, 0)
     q, k = oracles.rms_norm(q, q_weight, eps), oracles.rms_norm(k.reshape(tokens, -1, dim), k_weight, eps)
-    q, k = (rope(a.swapaxes(0, 1), start, rotary, theta) for a in (q, k))
+    q, k = (rope(a.swapaxes(0, 1), start, frequencies) for a in (q, k))
     return q, k, gate.reshape(tokens, -1)
 
 

@@ -12,8 +12,10 @@ import sequence_oracles as oracle
 from sequence_oracles import DTYPES, error, float64, random
 
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel, qk_norm_rope_reference
+from flash_moe.rope import Yarn, frequencies
 
 THETA, EPS, LAST = 1e7, 1e-6, 262143  # the longest context of the released models
+YARN = Yarn(factor=4.0, original_max_position_embeddings=LAST + 1)
 ROUNDINGS = 24  # of the largest element: the norm's, and the angle's 2^-24 of a turn
 RAGGED, FULL, REAL = (3, 1, 40, 16), (4, 2, 64, 64), (16, 2, 256, 64)  # Hq, Hkv, D, rotary dims
 CASES = [
@@ -36,12 +38,13 @@ def by_kernel(*arrays: mx.array, start: int, **options: Any) -> tuple[mx.array, 
     return qk_norm_rope_kernel(*arrays, place=place(start, arrays[0].shape[0]), **options)
 
 
+@pytest.mark.parametrize("yarn", [None, YARN], ids=["plain", "yarn"])
 @pytest.mark.parametrize("sizes, tokens, start, dtype, mode, order", CASES, ids=str)
 def test_qk_norm_rope(
-    sizes: tuple[int, int, int, int], tokens: int, start: int, dtype: str, mode: str, order: str
+    sizes: tuple[int, int, int, int], tokens: int, start: int, dtype: str, mode: str, order: str, yarn: Yarn | None
 ) -> None:
     arrays = inputs(sizes, tokens, DTYPES[dtype])
-    options = {"start": start, "rotary": sizes[3], "theta": THETA, "eps": EPS}
+    options = {"start": start, "frequencies": frequencies(sizes[3], THETA, yarn), "eps": EPS}
     expected = oracle.qk_norm_rope(*map(float64, arrays), **options)
     with emulator.options(mode=mode, order=order):
         kernel = by_kernel(*arrays, **options)
@@ -55,7 +58,7 @@ def test_qk_norm_rope(
 def test_pairs_and_angles_are_those_of_mlx_rope(start: int, mlx_error: float) -> None:
     """The same embedding, but MLX's angles are float32 products, which far positions leave few digits."""
     arrays = inputs(REAL, 1, mx.float32)
-    options = {"start": start, "rotary": 64, "theta": THETA, "eps": EPS}
+    options = {"start": start, "frequencies": frequencies(64, THETA), "eps": EPS}
     exact, _, _ = oracle.qk_norm_rope(*map(float64, arrays), **options)
     q, _, _ = by_kernel(*arrays, **options)
     unturned, _, _ = qk_norm_rope_reference(*arrays, **{**options, "start": 0})

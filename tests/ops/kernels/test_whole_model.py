@@ -45,6 +45,25 @@ def test_kernels_equal_no_kernels(
     assert ("decode_attention" in used()) == (head_dim == 32)
 
 
+def test_yarn_by_kernels_equals_yarn_by_mlx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
+) -> None:
+    """The last token of a prompt, by MLX's ops, against the same token alone, by kernels."""
+    monkeypatch.setattr(mx, "compile", lambda function: function)
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "factor": 4.0}
+    rope = yarn | {"original_max_position_embeddings": 8, "beta_fast": 2.0, "attention_factor": 1.5}
+    text = text_config(num_hidden_layers=2, full_attention_interval=1, num_experts=4, rope_parameters=rope)
+    folder = write_checkpoint(tmp_path / "model", text)
+    tokens = list(range(40))
+    with Model.load(folder, experts_per_token=None, dtype="float32", kernels=False) as model:
+        expected = np.array(model.logits(tokens))
+    with Model.load(folder, experts_per_token=None, dtype="float32", kernels=True) as model:
+        cache = model._decoder.new_cache()
+        rows = [model._decoder.logits(model._decoder(mx.array([token]), cache))[0] for token in tokens]
+        np.testing.assert_allclose(np.array(mx.stack(rows)), expected, atol=1e-4)
+    assert "qk_norm_rope" in used()
+
+
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str]]:
     """Names of the kernels that have been launched."""
