@@ -8,27 +8,13 @@ import mlx.core as mx
 
 from .checkpoint.files import Checkpoint
 from .checkpoint.resident import load_resident
-from .config import ModelConfig
 from .errors import ArgumentError
 from .experts.store import ExpertStore
 from .nn.decoder import Decoder
 from .nn.streaming import PLAIN, StreamingOptions
 from .nn.weights import Weights
 
-DEFAULT_EXPERTS_PER_TOKEN = 4
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-def resolve_experts_per_token(wanted: int | None, config: ModelConfig) -> int:
-    """K: the model's own for None; the default is capped at it. ArgumentError where it is not from 1 to E."""
-    own = config.num_experts_per_tok
-    if wanted is None or wanted == DEFAULT_EXPERTS_PER_TOKEN:
-        return min(wanted or own, own)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= config.num_experts:
-        raise ArgumentError(
-            f"experts_per_token is {wanted!r}, expected 1 to {config.num_experts}, or None for the model's own {own}"
-        )
-    return wanted
 
 
 def resolve_dtype(name: str | None, checkpoint: Checkpoint) -> mx.Dtype:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
-from ..errors import ArgumentError, CheckpointError
+from ..checks import resolve_experts_per_token
+from ..errors import CheckpointError
 from ..experts.opening import fetch_capacity
 from .fetches import FetchSpeed, fetch_speed
 from .raw_reads import THREADS, RawSpeed, open_files, raw_speed
@@ -62,6 +63,7 @@ def bench_io(
     Raises:
         ConfigError, CheckpointError: the folder holds no checkpoint, or the file is too short.
         ExpertReadError: a record cannot be read.
+        ArgumentError: K is not from 1 to the model's own.
     """
     table, k = (None, 0) if path.is_file() else _experts(path, experts_per_token)
     paths = [path] if table is None else table.files
@@ -99,10 +101,7 @@ def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
     table = RecordTable.of(checkpoint)
     if not table.layouts:
         raise CheckpointError(f"{folder} has no routed experts; expected a Mixture of Experts")
-    k = checkpoint.config.num_experts_per_tok if wanted is None else wanted
-    if not 1 <= k <= table.num_experts:
-        raise ArgumentError(f"experts_per_token is {k}, expected 1 to {table.num_experts}")
-    return table, k
+    return table, resolve_experts_per_token(wanted, checkpoint.config.num_experts_per_tok)
 
 
 def _fetches(table: RecordTable, k: int) -> list[tuple[Any, int]]:

@@ -11,19 +11,20 @@ from typing import Annotated
 
 import typer
 
+from ..checks import DEFAULT_EXPERTS_PER_TOKEN
 from ..errors import HubError
 
 OWN = "own"
 MODEL_HELP = "A folder, a repository on the Hugging Face hub (org/name), or demo."
 LOCAL_HELP = "A folder, a hub repository (org/name) that was downloaded before, or demo."
 ExpertsPerToken = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--experts-per-token",
         "-k",
         metavar="N|own",
         help="Experts used per token and layer (K). Fewer read less and answer faster, but less well; "
-        "'own' is the number the model was trained with. The default is never more than that.",
+        "'own' is the number the model was trained with.  [default: 4, or 'own' where that is less]",
     ),
 ]
 
@@ -99,8 +100,10 @@ PreferCachedOption = Annotated[
 ]
 
 
-def experts_per_token(text: str, option: str = "'--experts-per-token' / '-k'") -> int | None:
-    """K, or None for the model's own."""
+def experts_per_token(text: str | None, option: str = "'--experts-per-token' / '-k'") -> int | None:
+    """Returns K as ``Model.load`` takes it: None for the model's own, and its default for None."""
+    if text is None:
+        return DEFAULT_EXPERTS_PER_TOKEN
     if text == OWN:
         return None
     if not re.fullmatch(r"\d+", text) or int(text) == 0:

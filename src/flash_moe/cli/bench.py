@@ -53,7 +53,7 @@ def _group() -> None:
 @app.command("model", epilog=_EXAMPLES)
 def model(
     model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
-    k: ExpertsPerToken = "4",
+    k: ExpertsPerToken = None,
     prompt_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt.")] = 256,
     tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens to decode, cold and warm each.")] = 32,
     runs: Annotated[int, Option(metavar="N", min=1, help="Runs of the prompt, cold and warm each.")] = 1,
@@ -111,7 +111,7 @@ def io(
     path: Annotated[
         str, Argument(metavar="PATH", help="A checkpoint's folder, or any large file.", show_default=False)
     ],
-    k: ExpertsPerToken = "4",
+    k: ExpertsPerToken = None,
     seconds: Annotated[float, Option(metavar="S", min=0.1, max=600, help="How long to measure, about.")] = 6.0,
     as_json: Annotated[bool, Option("--json", help="One JSON object; bytes per second.")] = False,
 ) -> None:

@@ -66,7 +66,7 @@ def command(
             '"name" and "arguments"; [] for none.',
         ),
     ] = None,
-    k: ExpertsPerToken = "4",
+    k: ExpertsPerToken = None,
     reference: Annotated[
         str | None,
         Option(metavar="MODEL2", help="Compare with this checkpoint on the text; it needs the same tokenizer."),

@@ -47,7 +47,7 @@ def command(
     prompt: Annotated[
         str | None, Argument(metavar="PROMPT", help="What to answer; '-' or nothing reads stdin.", show_default=False)
     ] = None,
-    k: ExpertsPerToken = "4",
+    k: ExpertsPerToken = None,
     max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens to generate.")] = 512,
     system: Annotated[str | None, Option(metavar="TEXT", help="A system message.")] = None,
     thinking: ThinkingOption = None,

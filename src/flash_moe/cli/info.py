@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ArgumentError
+from ..checks import resolve_experts_per_token
 from .arguments import LOCAL_HELP, ExpertsPerToken, experts_per_token, local_checkpoint
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Examples:
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=LOCAL_HELP, show_default=False)],
-    k: ExpertsPerToken = "4",
+    k: ExpertsPerToken = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
 ) -> None:
     """Show what a checkpoint is, and how many bytes a token reads.
@@ -45,13 +45,8 @@ def command(
 
 
 def _at(info: Info, wanted: int | None) -> Info:
-    """The same at another K, capped as in ``Model.load``."""
-    from ..loading import DEFAULT_EXPERTS_PER_TOKEN
-
-    own = info.model_experts_per_token
-    k = own if wanted is None else min(wanted, own) if wanted == DEFAULT_EXPERTS_PER_TOKEN else wanted
-    if k > info.experts:
-        raise ArgumentError(f"{k} experts per token, expected 1 to {info.experts}, or 'own' for the model's own {own}")
+    """The same at another K."""
+    k = resolve_experts_per_token(wanted, info.model_experts_per_token)
     per_expert = info.bytes_per_token // info.experts_per_token
     return dataclasses.replace(info, experts_per_token=k, bytes_per_token=k * per_expert)
 

@@ -18,9 +18,10 @@ from ..checkpoint.files import Checkpoint
 from ..checkpoint.hub import resolve
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import load_resident
+from ..checks import DEFAULT_EXPERTS_PER_TOKEN, resolve_experts_per_token
 from ..config import ModelConfig
 from ..experts.opening import ExpertIO, open_store
-from ..loading import DEFAULT_EXPERTS_PER_TOKEN, resolve_dtype, resolve_experts_per_token
+from ..loading import resolve_dtype
 from ..nn.layerwise import OnceWeights, add_rows, run_layer
 from ..nn.linear import Linear
 from ..ops.dispatch import kernels
@@ -68,7 +69,7 @@ class LayerwiseModel:
             own: the attributes that a subclass adds.
         """
         checkpoint = Checkpoint.open(resolve(path, revision=revision))
-        k = resolve_experts_per_token(experts_per_token, checkpoint.config)
+        k = resolve_experts_per_token(experts_per_token, checkpoint.config.num_experts_per_tok)
         tokenizer, activations = Tokenizer.load(checkpoint.folder), resolve_dtype(dtype, checkpoint)
         return cls(checkpoint, tokenizer, k, activations, expert_io, **own)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ArgumentError, NumericalError
+from ..checks import integer, real
+from ..errors import NumericalError
 
 _CANDIDATES = 1024  # most probable tokens that top_p looks at first; nearly always they are enough
 
@@ -35,19 +36,16 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "a positive number"
-        )
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
-        _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "an integer of 0 or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and at most 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
-        _require(self.seed is None or self.seed >= 0, "seed", self.seed, "None or an integer of 0 or more")
-
-
-def _require(valid: bool, name: str, value: object, expected: str) -> None:
-    if not valid:
-        raise ArgumentError(f"{name} is {value!r}, expected {expected}")
+        checked = {
+            "repetition_penalty": real("repetition_penalty", self.repetition_penalty, "0.01 to 100", 0.01, 100),
+            "temperature": real("temperature", self.temperature, "a number of 0 or more", 0),
+            "top_k": integer("top_k", self.top_k, 0),
+            "top_p": real("top_p", self.top_p, "a number above 0 and at most 1", 0, 1, above=0),
+            "min_p": real("min_p", self.min_p, "a number from 0 to 1", 0, 1),
+            "seed": None if self.seed is None else integer("seed", self.seed, 0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 class Sampler:
@@ -87,7 +85,9 @@ class Sampler:
             values[seen] *= np.where(values[seen] < 0, s.repetition_penalty, 1 / s.repetition_penalty)
         if s.temperature == 0:
             return int(values.argmax())
-        ids, probabilities = kept_tokens(values / s.temperature, s)
+        with np.errstate(over="ignore"):  # a tiny temperature takes all but the largest to -inf
+            scaled = (values - values.max()) / s.temperature
+        ids, probabilities = kept_tokens(scaled, s)
         return int(self._random.choice(ids, p=probabilities))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from ..errors import ArgumentError
 
@@ -16,18 +16,25 @@ class StopStrings:
     Args:
         stops: the stop strings, possibly none; a single string is one stop string.
 
+    Attributes:
+        stops: as given, as a tuple.
+
     Raises:
         ArgumentError: a stop string is empty or not a string.
     """
 
-    def __init__(self, stops: str | Sequence[str]) -> None:
-        self._stops = (stops,) if isinstance(stops, str) else tuple(stops)
-        for stop in self._stops:
+    def __init__(self, stops: str | Iterable[str] | None) -> None:
+        if stops is None or isinstance(stops, str):
+            stops = () if stops is None else (stops,)
+        if not isinstance(stops, Iterable):
+            raise ArgumentError(f"stop is {stops!r:.200}, expected a string, several strings or None")
+        self.stops = tuple(stops)
+        for stop in self.stops:
             if not isinstance(stop, str) or not stop:
                 raise ArgumentError(
-                    f"found the stop string {stop!r}, expected non-empty strings; remove it from `stop`"
+                    f"found the stop string {stop!r:.200}, expected non-empty strings; remove it from `stop`"
                 )
-        self._longest = max(map(len, self._stops), default=0)
+        self._longest = max(map(len, self.stops), default=0)
         self._held = ""
         self._stopped = False
 
@@ -41,7 +48,7 @@ class StopStrings:
         if self._stopped:
             return "", True
         text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
         if found:
             self._stopped, self._held = True, ""
             return text[: min(found)[1]], True
@@ -58,6 +65,6 @@ class StopStrings:
         """Length of the longest suffix of `text` with which a stop string begins."""
         for length in range(min(len(text), self._longest - 1), 0, -1):
             suffix = text[-length:]
-            if any(stop.startswith(suffix) for stop in self._stops):
+            if any(stop.startswith(suffix) for stop in self.stops):
                 return length
         return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
-from ..errors import ArgumentError
+from ..checks import resolve_experts_per_token
 from ..record import PROJECTIONS, RecordLayout
 
 
@@ -51,15 +51,11 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
 
     Raises:
         ConfigError, CheckpointError: the folder holds no checkpoint that can be run.
-        ArgumentError: K is 0 or more than the experts.
+        ArgumentError: K is not from 1 to the model's own.
     """
     checkpoint = Checkpoint.open(folder)
     table, config = RecordTable.of(checkpoint), checkpoint.config
-    k = config.num_experts_per_tok if experts_per_token is None else experts_per_token
-    if not 1 <= k <= config.num_experts:
-        raise ArgumentError(
-            f"experts_per_token is {k}, expected 1 to {config.num_experts}, or None for the model's own"
-        )
+    k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
     formats: dict[str, int] = {}
     for layout in table.layouts.values():
         text = _format(layout)

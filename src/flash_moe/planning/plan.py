@@ -17,11 +17,12 @@ from ..checkpoint.files import Checkpoint
 from ..checkpoint.hub import resolve
 from ..checkpoint.records import RecordTable
 from ..checkpoint.remote import headers_only
+from ..checks import resolve_experts_per_token
 from ..errors import ArgumentError, HubError
 from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
 from ..generation.chunks import memory_limit
-from ..loading import resolve_dtype, resolve_experts_per_token
+from ..loading import resolve_dtype
 from .costs import Costs
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
 from .hit_rate import SKEW, distinct, popularity
@@ -136,7 +137,7 @@ def plan(
             )
         if not 0 <= skew <= 4:
             raise ArgumentError(f"skew is {skew}, expected 0 (all experts alike) to 4")
-        k = resolve_experts_per_token(experts_per_token, config)
+        k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
         table = RecordTable.of(checkpoint)
         io = _expert_io(expert_io, table, k, machine, here)
         dtype = resolve_dtype(_stored_dtype(checkpoint) if machine else None, checkpoint)

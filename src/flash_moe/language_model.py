@@ -1,0 +1,193 @@
+"""Tokens in, text out: what a model does once its parts are open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from .config import ModelConfig
+from .errors import ArgumentError, PromptError
+from .experts.store import ExpertStore
+from .generation.chunks import prefill_chunk
+from .generation.engine import Engine
+from .generation.options import resolve_options
+from .generation.prefixes import Prefixes
+from .generation.result import Chunk, Generation
+from .generation.run import generate
+from .generation.sampling import Sampler
+from .generation.stats import Recorder
+from .generation.stopping import StopStrings
+from .nn.decoder import Decoder
+from .text import Tokenizer
+from .text.prompt import Prompt, check_tokens, encode_prompt
+
+
+class LanguageModel:
+    """Generates text; base of :class:`flash_moe.Model`, which opens the parts.
+
+    Args:
+        defaults: sampling options of generations that name none.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        decoder: Decoder,
+        store: ExpertStore,
+        experts_per_token: int,
+        defaults: Mapping[str, Any],
+    ) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self._experts_per_token = experts_per_token
+        self._decoder, self._store = decoder, store
+        self._engine = Engine(decoder, prefill_chunk(config, experts_per_token))
+        self._prefixes = Prefixes(decoder.new_cache, tokenizer.eos_token_ids)
+        self._defaults = defaults
+
+    @property
+    def experts_per_token(self) -> int:
+        """Experts used per token and layer (K), chosen when the model was loaded."""
+        return self._experts_per_token
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        raw: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """Generates a reply and returns it whole; arguments are those of :meth:`stream`.
+
+        Raises:
+            PromptError: the prompt is empty, too long, or holds a token id outside the vocabulary.
+            ArgumentError: an option is out of range.
+            TokenizerError: the messages do not fit the chat template.
+            ExpertReadError: the bytes of an expert could not be read; no token was made without them.
+        """
+        stream = self.stream(
+            prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, stop=stop, tools=tools, enable_thinking=enable_thinking,
+            raw=raw, progress=progress,
+        )  # fmt: skip
+        chunks = list(stream)
+        last = chunks[-1]
+        assert last.finish_reason is not None
+        return Generation(
+            "".join(c.text for c in chunks), tuple(c.token for c in chunks), last.finish_reason, last.stats
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        raw: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Chunk]:
+        """Generates a reply token by token; leaving the loop early is fine.
+
+        Args:
+            prompt: a string (a user's message if the model has a chat template, else text to continue), a list of chat
+                messages ``{"role": ..., "content": ...}``, or a list of token ids.
+            max_tokens: the most tokens to generate; the model's context length also ends a generation.
+            temperature, top_p, top_k, min_p, repetition_penalty: see :class:`~flash_moe.generation.sampling.Sampling`.
+                None takes the checkpoint's generation_config.json, and greedy decoding where it says nothing.
+            seed: makes sampling reproducible.
+            stop: strings that end the generation; they are not part of the text.
+            tools: JSON schemas of functions, for the chat template.
+            enable_thinking: passed to the chat template unless None.
+            raw: take a string as text to continue even if the model has a chat template.
+            progress: called as ``progress(done, total)`` with tokens of the prompt.
+
+        Raises:
+            As :meth:`generate`; arguments are checked when the stream is made, before the first token.
+        """
+        options = resolve_options(
+            self._defaults, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, stop=stop,
+        )  # fmt: skip
+        tokens = self.encode(prompt, tools=tools, enable_thinking=enable_thinking, raw=raw)
+        room = self.config.max_position_embeddings - len(tokens)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(tokens)} tokens, but the model's context of {self.config.max_position_embeddings} "
+                "must hold it and at least one more; shorten it"
+            )
+        report = None if progress is None else lambda done: progress(done, len(tokens))
+        k, own = self.experts_per_token, self.config.num_experts_per_tok
+        recorder = Recorder(self._decoder, self._store.stats, len(tokens), k, own)
+        return generate(
+            self._engine, self._prefixes, self.tokenizer, tokens, min(options.max_tokens, room),
+            Sampler(options.sampling, tokens), StopStrings(options.stop), recorder, report,
+        )  # fmt: skip
+
+    def logits(self, token_ids: Sequence[int], last: int | None = None) -> mx.array:
+        """Logits of every position of a teacher-forced pass.
+
+        Args:
+            token_ids: T token ids.
+            last: only those of the last positions are wanted. What lies before them is then treated as a prompt: it
+                may continue the conversation before, and a prompt that begins alike will continue from it.
+
+        Returns:
+            [T, V] float32, or [last, V]; row t predicts token t + 1.
+
+        Raises:
+            PromptError: there are no ids, too many, or one outside the vocabulary.
+            ArgumentError: ``last`` is not from 1 to T.
+        """
+        tokens = check_tokens(token_ids, self.config.vocab_size)
+        if len(tokens) > self.config.max_position_embeddings:
+            raise PromptError(f"{len(tokens)} tokens, the model's context is {self.config.max_position_embeddings}")
+        if last is None:
+            return self._engine.all_logits(tokens)
+        if not 1 <= last <= len(tokens):
+            raise ArgumentError(f"last is {last}, expected 1 to {len(tokens)}, the number of tokens")
+        cache = self._prefixes.take(tokens[: len(tokens) - last + 1])
+        logits = self._engine.last_logits(tokens, last, cache)
+        self._prefixes.put(cache)
+        return logits
+
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        raw: bool = False,
+    ) -> list[int]:
+        """The token ids that :meth:`generate` would run for a prompt.
+
+        Raises:
+            PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.
+            TokenizerError: the messages do not fit the chat template.
+        """
+        return encode_prompt(
+            prompt, self.tokenizer, self.config.vocab_size, tools=tools, enable_thinking=enable_thinking, raw=raw
+        )
+
+    def forget(self) -> None:
+        """Frees the memory of the last conversation, which a prompt with the same beginning would have continued."""
+        self._prefixes.clear()
