@@ -164,7 +164,7 @@ def test_progress(packed_checkpoint: Path, chats: Path, monkeypatch: pytest.Monk
         (["--tool-calls", "FILE", "--token-by-token"], 2, "pass --text too"),
         (["--text", "FILE", "--token-by-token", "--drop-cold-below", "7"], 1, "expected a number from 0 to 1"),
         (["--text", "FILE", "--window", "1"], 2, "--window"),
-        (["--text", "FILE", "-k", "17"], 1, "expected 1 to 16"),
+        (["--text", "FILE", "-k", "17"], 1, "expected an integer from 1 to 4"),
         (["--text", "FILE", "--reference", "/does/not/exist"], 1, "does not exist"),
         (["--tool-calls", "FILE"], 1, "line 1: 'calls' is missing"),
     ],

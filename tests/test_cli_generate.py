@@ -95,7 +95,7 @@ def test_stop_ends_the_text(packed_checkpoint: Path) -> None:
     [
         (["-k", "0"], 2, "neither a number of 1 or more nor 'own'"),
         (["-k", "many"], 2, "neither a number of 1 or more nor 'own'"),
-        (["-k", "99"], 1, "expected 1 to 16"),
+        (["-k", "99"], 1, "expected an integer from 1 to 4"),
         (["--max-tokens", "0"], 2, "--max-tokens"),
         (["--expert-cache", "lots"], 2, "write it as 2GB"),
         (["--expert-io", "magic"], 2, "resident"),

@@ -26,7 +26,7 @@ def run(folder: Path, k: int, **options: object) -> tuple[tuple[int, ...], np.nd
         return result.tokens, np.array(model.logits(PROMPT))
 
 
-@pytest.mark.parametrize("k", [1, 4, 10])
+@pytest.mark.parametrize("k", [1, 3, 4])
 def test_every_store_gives_the_same_tokens_and_logits(
     k: int, quantized_checkpoint: Path, packed_checkpoint: Path
 ) -> None:
@@ -40,7 +40,7 @@ def test_every_store_gives_the_same_tokens_and_logits(
         np.testing.assert_array_equal(streamed, logits, err_msg=f"{folder.name} {name}")
 
 
-@pytest.mark.parametrize("k", [1, 4, 10])
+@pytest.mark.parametrize("k", [1, 3, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_float_checkpoints_stream_too(k: int, dtype: str, float_checkpoint: Path) -> None:
     expected, logits = run(float_checkpoint, k, dtype=dtype, expert_io="resident")

@@ -40,7 +40,7 @@ def check(folder: Path, sequences: Sequence[TokenSequence], **options: object) -
 
 @pytest.mark.parametrize("checkpoint", ["float", "quantized", "packed"])
 @pytest.mark.parametrize("expert_io", ["mapped", "slots", "resident"])
-@pytest.mark.parametrize("k", [1, None, 10], ids=["below", "own", "above"])
+@pytest.mark.parametrize("k", [1, 3, None], ids=["one", "below", "own"])
 def test_equals_the_whole_model(
     checkpoint: str, expert_io: str, k: int | None, sequences: list[TokenSequence], request: pytest.FixtureRequest
 ) -> None:
@@ -122,7 +122,7 @@ def test_bad_sequences(packed_checkpoint: Path) -> None:
 
 
 def test_bad_options(packed_checkpoint: Path) -> None:
-    with pytest.raises(ArgumentError, match="expected 1 to 16"):
+    with pytest.raises(ArgumentError, match="expected an integer from 1 to 4"):
         LayerwiseModel.open(packed_checkpoint, experts_per_token=17)
     with pytest.raises(ArgumentError, match="dtype is 'int8'"):
         LayerwiseModel.open(packed_checkpoint, dtype="int8")
