@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from damage import INDEX, edit_json, remove_tensor, replace_tensor
 from expected_records import rewrite, stored_tensors
+from safetensors.numpy import load_file, save_file
 
 from flash_moe import CheckpointError, ConfigError, Model
 from flash_moe.checkpoint.files import Checkpoint
@@ -60,6 +61,88 @@ def test_files_without_metadata_as_mlx_writes_them(tiny_copy: Copy) -> None:
         assert b'"__metadata__":null' in file.read_bytes()[:100_000]
     after = Checkpoint.open(folder)
     assert (after.resident.keys(), after.experts.keys()) == (before.resident.keys(), before.experts.keys())
+    with Model.load(folder, experts_per_token=None) as model:
+        np.testing.assert_array_equal(np.array(model.logits([1, 2])), expected)
+
+
+def test_notes_of_macos_are_no_shards(tiny_copy: Copy) -> None:
+    """On exFAT and SMB, macOS writes a file ._x beside every file x."""
+    folder = tiny_copy("fused")
+    (folder / INDEX).unlink()
+    before = Checkpoint.open(folder)
+    for file in list(folder.iterdir()):
+        (folder / f"._{file.name}").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    assert Checkpoint.open(folder).resident == before.resident
+
+
+def add_to_index(folder: Path, **files: str) -> None:
+    edit_json(folder / INDEX, lambda index: index["weight_map"].update(files))
+
+
+MTP, VISION = "mtp.layers.0.mlp.gate.weight", "model.visual.patch_embed.proj.weight"
+
+
+def test_what_the_index_names_and_nobody_needs_may_be_missing(tiny_copy: Copy) -> None:
+    folder = tiny_copy("fused")
+    before = Checkpoint.open(folder)
+    add_to_index(folder, **{MTP: "mtp.safetensors", VISION: FIRST})
+    assert Checkpoint.open(folder).resident == before.resident
+    (folder / "mtp.safetensors").write_bytes(b"not even a header")
+    assert Checkpoint.open(folder).resident == before.resident
+
+
+def test_index_of_nothing_that_is_needed(tiny_copy: Copy) -> None:
+    folder = tiny_copy("fused")
+    before = Checkpoint.open(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {MTP: FIRST}}))
+    assert Checkpoint.open(folder).resident == before.resident
+
+
+def merge(folder: Path) -> Path:
+    """Puts all tensors into one file beside the shards."""
+    tensors: dict[str, np.ndarray] = {}
+    for file in (FIRST, SECOND):
+        tensors |= load_file(folder / file)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("left", [[], [FIRST]], ids=["no shard", "a shard"])
+def test_stale_index_beside_one_complete_file(tiny_copy: Copy, left: list[str], caplog: Any) -> None:
+    folder = tiny_copy("fused")
+    with Model.load(folder, experts_per_token=None) as model:
+        expected = np.array(model.logits([1, 2]))
+    merged = merge(folder)
+    for file in {FIRST, SECOND} - set(left):
+        (folder / file).unlink()
+    checkpoint = Checkpoint.open(folder)
+    assert {info.file for info in [*checkpoint.resident.values(), *checkpoint.experts.values()]} == {merged}
+    assert "reading model.safetensors instead" in caplog.text
+    with Model.load(folder, experts_per_token=None) as model:
+        np.testing.assert_array_equal(np.array(model.logits([1, 2])), expected)
+
+
+def test_a_file_that_is_not_complete_does_not_replace_missing_shards(tiny_copy: Copy) -> None:
+    folder = tiny_copy("fused")
+    rewrite(merge(folder), lambda tensors: tensors.pop("lm_head.weight"))
+    (folder / SECOND).unlink()
+    refused(folder, "lacks 1 of the 2 files", SECOND, "finish the download")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "C64", "F8_E4M3FNUZ", "no dtype"])
+def test_tensors_that_nobody_needs_may_have_any_dtype(tiny_copy: Copy, dtype: str) -> None:
+    folder = tiny_copy("fused")
+    with Model.load(folder, experts_per_token=None) as model:
+        expected = np.array(model.logits([1, 2]))
+    for file in (FIRST, SECOND):
+        name = f"{MTP}.{file}"
+        rewrite(folder / file, lambda tensors, name=name: tensors.update({name: np.zeros(6, np.uint8)}))
+        content = (folder / file).read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header[name]["dtype"] = dtype
+        text = json.dumps(header).encode()
+        (folder / file).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     with Model.load(folder, experts_per_token=None) as model:
         np.testing.assert_array_equal(np.array(model.logits([1, 2])), expected)
 
@@ -139,7 +222,9 @@ def test_index_may_only_name_files_of_the_folder(tiny_copy: Copy, file: Any) -> 
     refused(folder, INDEX, "must name a file of this folder", "download it again")
 
 
-@pytest.mark.parametrize("file", ["", "..", ".", "a\0b"], ids=repr)
+@pytest.mark.parametrize(
+    "file", ["", "..", ".", "a\0b", "a" * 5000, "é" * 128, "\ud800"], ids=["empty", "..", ".", "0", "5000", "é", "half"]
+)
 def test_index_naming_no_file(tiny_copy: Copy, file: str) -> None:
     folder = tiny_copy("fused")
     edit_json(folder / INDEX, lambda index: index["weight_map"].update({"lm_head.weight": file}))

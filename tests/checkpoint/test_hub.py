@@ -27,6 +27,7 @@ NEEDED = {
     "tokenizer.json": b'{"version": "1.0"}',
     "chat_template.jinja": b"{{ messages }}",
 }
+INDEX = "model.safetensors.index.json"
 UNWANTED = {
     "README.md": b"# model",
     "modeling.py": b"raise SystemExit",
@@ -229,6 +230,28 @@ def test_offline(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(HubError, match="no complete copy"):
         resolve("org/model", cache_dir=tmp_path / "full", local_files_only=how == "argument")
     assert not hub.log
+
+
+def test_offline_an_incomplete_snapshot_serves_if_all_that_is_needed_is_there(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "mtp.c": "mtp.safetensors"}}'
+    hub.files = {**NEEDED, INDEX: index, "mtp.safetensors": WEIGHTS[:100], "merges.txt": b"", "vocab.json": b"{}"}
+    folder = resolve("org/model", cache_dir=tmp_path)
+    for name in ("mtp.safetensors", "merges.txt", "chat_template.jinja"):
+        (folder / name).unlink()
+    assert resolve("org/model", cache_dir=tmp_path, local_files_only=True) == folder
+    for name in ("model-2.safetensors", "config.json", INDEX):
+        moved = (folder / name).rename(tmp_path / name)
+        if name == INDEX:
+            (folder / INDEX).write_text("{")
+        with pytest.raises(HubError, match="no complete copy"):
+            resolve("org/model", cache_dir=tmp_path, local_files_only=True)
+        moved.rename(folder / name)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").unlink()
+    with pytest.raises(HubError, match="no complete copy"):
+        resolve("org/model", cache_dir=tmp_path, local_files_only=True)
 
 
 def test_standard_environment(hub: HubServer, tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_truncation_and_padding_of_the_file_are_ignored(write_checkpoint, tokeni
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"generation_config": {"eos_token_id": 3}, "config": {"eos_token_id": 4}}, {3}),
-        ({"generation_config": {"eos_token_id": [3, 5]}}, {3, 5}),
+        ({"generation_config": {"eos_token_id": 3}, "config": {"eos_token_id": 4}}, {3, "<|im_end|>"}),
+        ({"generation_config": {"eos_token_id": [3, 5]}}, {3, 5, "<|im_end|>"}),
         ({"generation_config": {"temperature": 1.0}, "config": {"eos_token_id": 4}}, {4, "<|im_end|>"}),
         ({"config": {"text_config": {"eos_token_id": [4, 6]}}}, {4, 6, "<|im_end|>"}),
         ({"config": {"eos_token_id": None, "text_config": {"eos_token_id": 0}}}, {0, "<|im_end|>"}),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,20 @@ from typing import Any
 from ..config import ModelConfig, read_config
 from ..errors import CheckpointError
 from .names import ExpertTensor, canonical_name, expert_tensor, is_file_name
+from .packed import MANIFEST, Manifest
 from .quantization import QuantizationMap, refuse_foreign_tensors
 from .safetensors import TensorInfo, read_header
 
+_log = logging.getLogger(__name__)
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a folder holds; opening one reads headers only.
+
+    Tensors that text decoding does not need (vision, MTP) are left out, whatever they are, and so are files that hold
+    nothing else.
 
     Attributes:
         raw_config: config.json as it stands.
@@ -50,15 +57,16 @@ class Checkpoint:
         experts: dict[ExpertTensor, TensorInfo] = {}
         metadata = {}
         found: dict[str, Path] = {}
-        for file in _shards(folder):
-            header = read_header(file)
+        files, index = _weight_files(folder)
+        for file in files:
+            header = read_header(file, _is_needed)
             metadata[file] = header.metadata
             for name, info in header.tensors.items():
+                if (canonical := canonical_name(name)) is None:
+                    continue
                 if name in found:
                     raise CheckpointError(f"tensor {name!r} is in {found[name]} and in {file}; remove the stale file")
                 found[name] = file
-                if (canonical := canonical_name(name)) is None:
-                    continue
                 expert = expert_tensor(canonical)
                 twin = resident.get(canonical) if expert is None else experts.get(expert)
                 if twin is not None:
@@ -69,7 +77,7 @@ class Checkpoint:
                     resident[canonical] = info
                 else:
                     experts[expert] = info
-        _check_index(folder, found)
+        _check_index(index, found)
         refuse_foreign_tensors([*resident.values(), *experts.values()])
         return cls(folder, raw, config, quantization, resident, experts, metadata)
 
@@ -87,21 +95,57 @@ class Checkpoint:
         return all(metadata.get("format") != "mlx" for metadata in self.metadata.values())
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The files that the index names, or else every *.safetensors file of the folder."""
-    if index := _read_index(folder):
-        files = sorted({folder / file for file in index.values()})
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} lacks {len(missing)} of the {len(files)} files that {INDEX} names, first {missing[0]}; "
-                "finish the download"
-            )
-        return files
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no *.safetensors file; expected the weights of a model there")
-    return files
+def has_all_weights(folder: Path) -> bool:
+    """Whether every file with weights is there that an index or a manifest names, or any where there is neither."""
+    try:
+        _weight_files(folder)
+        manifest = Manifest.load(folder)
+    except CheckpointError:
+        return False
+    packed = [] if manifest is None else [layer.file for layer in manifest.layers.values()]
+    return all(is_file_name(file) and (folder / file).is_file() for file in packed)
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
+    """The files to read, and the part of the index that holds for them (nothing where it is stale).
+
+    Those are the files in which the index finds needed tensors, or without an index all *.safetensors files.
+    """
+    index = _read_index(folder)
+    needed = {name: file for name, file in index.items() if _is_needed(name)}
+    held = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))  # ._x: macOS's notes
+    if not needed:
+        if not held:
+            raise CheckpointError(f"{folder} holds no *.safetensors file; expected the weights of a model there")
+        return held, {}
+    files = sorted(set(needed.values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if not missing:
+        return [folder / file for file in files], needed
+    if others := _instead_of_index(
+        needed, missing == files, [file for file in held if file.name not in index.values()]
+    ):
+        _log.warning("%s names files that are not there; reading %s instead", folder / INDEX, others[0].name)
+        return others, {}
+    raise CheckpointError(
+        f"{folder} lacks {len(missing)} of the {len(files)} files that {INDEX} names, first {missing[0]}; "
+        "finish the download"
+    )
+
+
+def _instead_of_index(needed: Mapping[str, str], all_missing: bool, others: list[Path]) -> list[Path]:
+    """The files that hold what a stale index looks for elsewhere: one with all of it, or all where it is right in nothing."""
+    if all_missing and not any((file.parent / MANIFEST).exists() for file in others):
+        return others
+    for file in others:
+        with suppress(CheckpointError):
+            if needed.keys() <= read_header(file, _is_needed).tensors.keys():
+                return [file]
+    return []
+
+
+def _is_needed(name: str) -> bool:
+    return canonical_name(name) is not None
 
 
 def _read_index(folder: Path) -> dict[str, str]:
@@ -118,7 +162,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(folder: Path, found: Mapping[str, Path]) -> None:
-    for name, file in _read_index(folder).items():
+def _check_index(index: Mapping[str, str], found: Mapping[str, Path]) -> None:
+    for name, file in index.items():
         if name not in found or found[name].name != file:
             raise CheckpointError(f"{INDEX} says that {file} holds {name!r}, but it does not; download {file} again")

@@ -1,19 +1,18 @@
 """From what the user typed to a directory of files: a local path as it is, the demo model that comes with the library, or
 a hub repository, downloaded.
 
-It knows names and sizes of files, nothing of what is in them. The environment of `huggingface_hub` (`HF_ENDPOINT`,
+Of what is in files it knows nothing. The environment of `huggingface_hub` (`HF_ENDPOINT`,
 `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`) works as usual; that package is imported only for a repository.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, DiskSpaceError, FlashMoEError, HubError
 from ..shipped import shipped
+from .files import has_all_weights
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def resolve(
         snapshot = partial(HfApi(token=token).snapshot_download, name, revision=revision, cache_dir=cache)
         snapshot = partial(snapshot, allow_patterns=NEEDED, ignore_patterns=[SUBFOLDERS])
         if local_files_only or constants.HF_HUB_OFFLINE:
-            if cached := _cached(snapshot):
+            if cached := _cached(name, revision, cache):
                 return cached
             raise HubError(
                 f"no complete copy of {name} (revision {revision or 'main'}) in {cache}, and offline mode forbids the "
@@ -100,7 +100,7 @@ def resolve(
         try:
             files = list_files(name, revision=revision, token=token)
         except HubError as error:
-            if not (cached := _cached(snapshot)):
+            if not (cached := _cached(name, revision, cache)):
                 raise
             logger.warning("using the cached copy in %s: %s", cached, error)
             return cached
@@ -147,18 +147,16 @@ def _check_space(repo: str, files: list[HubFile], cache: Path) -> None:
         logger.info("downloading %s: %d files, %s, to %s", repo, len(missing), _human(needed), cache)
 
 
-def _cached(snapshot: Callable[..., str]) -> Path | None:
-    """Return the snapshot in the cache if all of its weights are there."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _cached(repo: str, revision: str | None, cache: Path) -> Path | None:
+    """Return the snapshot in the cache if it holds all that a model is run from, whatever else the repository has."""
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        folder = Path(snapshot(local_files_only=True))
-    except LocalEntryNotFoundError:
+    config = try_to_load_from_cache(repo, "config.json", cache_dir=cache, revision=revision)
+    if not isinstance(config, str):
         return None
-    index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"config.json"}
-    complete = any(folder.glob("*.safetensors")) and all((folder / shard).is_file() for shard in shards)
-    return folder if complete else None
+    folder = Path(config).parent
+    tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return folder if tokenizer and has_all_weights(folder) else None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ _EXPERT = re.compile(
     r"layers\.(?P<layer>\d+)\.mlp\.(?:switch_mlp|experts(?:\.(?P<expert>\d+))?)\."
     r"(?P<projection>gate_proj|up_proj|down_proj|gate_up_proj)(?:\.(?P<part>weight|scales|biases))?$"
 )
+_LONGEST_NAME = 255  # bytes, on all common file systems
 _MODULE_PARTS = (".weight", ".scales", ".biases", ".bias")
 
 
@@ -56,7 +57,9 @@ def expert_module(layer: int, projection: str) -> str:
 
 def is_file_name(value: object) -> bool:
     """Whether a value read from a checkpoint names a file of its own folder, and nothing outside."""
-    return isinstance(value, str) and Path(value).name == value and value != ".." and "\0" not in value
+    if not isinstance(value, str) or Path(value).name != value or value == ".." or "\0" in value:
+        return False
+    return len(value.encode(errors="replace")) <= _LONGEST_NAME and value.isprintable()
 
 
 def module_path(canonical: str) -> str:

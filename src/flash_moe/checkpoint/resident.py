@@ -22,6 +22,7 @@ from .names import is_zero_centred_norm, module_path
 from .safetensors import TensorInfo
 
 _FLOAT32 = ("A_log", "dt_bias")
+_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32}
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,23 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
     for file in sorted({info.file for info in checkpoint.resident.values()}):
         try:
             stored: Any = mx.load(str(file))
-        except RuntimeError as error:
-            raise CheckpointError(f"{file} cannot be loaded: {error}") from error
+        except RuntimeError:  # a tensor that nobody needs has a dtype that MLX does not know
+            stored = {}
         for name, info in checkpoint.resident.items():
             if info.file == file:
-                arrays[name] = stored[info.name]
+                arrays[name] = stored[info.name] if info.name in stored else _read(info)
     return arrays
+
+
+def _read(info: TensorInfo) -> mx.array:
+    """A tensor out of its file, at once."""
+    try:
+        words = np.fromfile(info.file, np.uint8, info.nbytes, offset=info.offset)
+    except OSError as error:
+        raise CheckpointError(f"{info.file} cannot be read: {error}") from error
+    if words.nbytes != info.nbytes:
+        raise CheckpointError(f"{info.file} ends within {info.name!r}; the file is truncated: download it again")
+    return mx.array(words).view(_DTYPES[info.dtype]).reshape(info.shape)
 
 
 def _taps_first(array: mx.array, info: TensorInfo, hugging_face: bool) -> mx.array:

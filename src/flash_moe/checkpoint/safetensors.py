@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,11 @@ class Header:
     data_start: int
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path, needed: Callable[[str], bool] | None = None) -> Header:
     """Reads and checks the header of ``file``; the data is not touched.
+
+    Args:
+        needed: of which names the tensors are used; the others may have any dtype. None means all.
 
     Raises:
         CheckpointError: the file is missing, truncated or malformed, or its tensors overlap or leave the file.
@@ -79,12 +82,14 @@ def read_header(file: Path) -> Header:
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{file}: __metadata__ is {type(metadata).__name__}, expected a JSON object")
     start = 8 + length
-    tensors = {name: _tensor(file, name, entry, start) for name, entry in entries.items()}
+    tensors = {
+        name: _tensor(file, name, entry, start, needed is None or needed(name)) for name, entry in entries.items()
+    }
     _check_ranges(file, list(tensors.values()), start, size)
     return Header(file, tensors, metadata, start)
 
 
-def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
+def _tensor(file: Path, name: str, entry: object, start: int, needed: bool) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
@@ -94,6 +99,8 @@ def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
         raise CheckpointError(
             f"{file}: tensor {name!r} has shape {shape} and offsets [{begin}, {end}], expected integers >= 0"
         )
+    if isinstance(dtype, str) and not needed:
+        return TensorInfo(name, dtype, tuple(shape), file, start + begin, max(end - begin, 0))
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CheckpointError(f"{file}: tensor {name!r} has the unknown dtype {dtype!r}")
     nbytes = math.prod(shape) * DTYPE_BITS[dtype] // 8

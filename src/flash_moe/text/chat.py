@@ -46,7 +46,8 @@ class ChatTemplate:
         Raises:
             TokenizerError: a file is unreadable, or its `chat_template` is of an unknown form.
         """
-        named = {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+        files = sorted((path / "additional_chat_templates").glob("*.jinja"))
+        named = {file.stem: file for file in files if not file.name.startswith(".")}  # ._x.jinja: macOS's notes
         if (main := path / "chat_template.jinja").is_file():
             return cls({name: _read_text(file) for name, file in {**named, "default": main}.items()}, special_tokens)
         for file in (path / "chat_template.json", path / "tokenizer_config.json"):

@@ -55,8 +55,8 @@ class Tokenizer:
         """Load the tokenizer from a checkpoint's folder.
 
         Reads `tokenizer.json`; without it, lets transformers (if installed) build the tokenizer from older files.
-        The ids that end a generation come from `generation_config.json`; without it they are those of `config.json`
-        together with the tokenizer's `eos_token`, since a chat model's config may name only the end of a document.
+        The ids that end a generation are those of `generation_config.json`, or else of `config.json`, together with
+        the tokenizer's `eos_token`: the files of a fine-tuned chat model may name only the end of a document.
 
         Args:
             path: folder that holds the checkpoint.
@@ -201,10 +201,9 @@ def _special_tokens(path: Path) -> dict[str, str]:
 
 
 def _eos_token_ids(path: Path, backend: Backend, eos_token: str | None) -> frozenset[int]:
-    if ids := _named_eos_ids(path / "generation_config.json"):
-        return ids
+    named = _named_eos_ids(path / "generation_config.json") or _named_eos_ids(path / "config.json")
     id = None if eos_token is None else backend.token_to_id(eos_token)
-    return _named_eos_ids(path / "config.json") | (frozenset() if id is None else {id})
+    return named | (frozenset() if id is None else {id})
 
 
 def _named_eos_ids(file: Path) -> frozenset[int]:
