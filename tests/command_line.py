@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from typer.testing import CliRunner, Result
@@ -25,18 +26,20 @@ def flash_moe_command(*arguments: object, stdin: bytes | str | None = None) -> R
     logger = logging.getLogger("flash_moe")
     handlers, level = logger.handlers, logger.level
     try:
-        return CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, [str(a) for a in arguments], input=stdin)
+        return CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(
+            app, [str(a) for a in arguments], input=stdin, prog_name="flash-moe"
+        )
     finally:
         logger.handlers = handlers
         logger.setLevel(level)
 
 
-def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
-    """Starts a command as a process of its own."""
+def process(*arguments: object, command: Sequence[str] = (), **options: object) -> subprocess.Popen[bytes]:
+    """Starts a command as a process of its own; ``command``, if given, runs it."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "COLUMNS": "80", **options.pop("env", {})}
-    command = [sys.executable, "-m", "flash_moe", *map(str, arguments)]
+    started = [*command, sys.executable, "-m", "flash_moe", *map(str, arguments)]
     return subprocess.Popen(
-        command, env=environment, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        started, env=environment, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     )
 
 
@@ -45,6 +48,5 @@ def failed(result: Result, code: int = 1) -> str:
     assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
-    if code == 1:
-        assert re.fullmatch(r"error: [^\n]+\n", result.stderr)
-    return " ".join(result.stderr.split())
+    assert re.fullmatch(r"error: [^\n]+\n", result.stderr), result.stderr
+    return result.stderr.removesuffix("\n")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import failed, flash_moe_command
+from typer.main import get_command
 
 from flash_moe import __version__
+from flash_moe.cli import app
 from flash_moe.cli.arguments import size
+from flash_moe.cli.console import print_json
+from flash_moe.packing.verify import verify
+
+WITHOUT_JSON: set[str] = set()  # commands that report nothing
 
 
 @pytest.mark.parametrize(
@@ -25,7 +34,7 @@ from flash_moe.cli.arguments import size
         (["verify"], ["flash-moe verify ./qwen-packed && echo good"]),
         (["plan"], ['flash-moe plan org/name --machine "M3 Max 48GB"', "--context N"]),
         (["bench"], ["flash-moe bench io MODEL --seconds 10", "is short for"]),
-        (["bench", "model"], ["--plot FILE", "flash-moe bench MODEL --json -"]),
+        (["bench", "model"], ["--plot FILE", "flash-moe bench MODEL --json |"]),
         (["bench", "io"], ["PATH", "--seconds S"]),
     ],
     ids=["app", "generate", "info", "convert", "verify", "plan", "bench", "bench model", "bench io"],
@@ -56,6 +65,62 @@ def test_sizes(text: str, expected: int) -> None:
     assert size(text, "--expert-cache") == expected
 
 
-def test_verbose_shows_the_log(quantized_checkpoint: Path, tmp_path: Path) -> None:
-    result = flash_moe_command("-v", "convert", quantized_checkpoint, tmp_path / "packed")
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+def test_verbose_shows_the_log(behind: bool, quantized_checkpoint: Path, tmp_path: Path) -> None:
+    command = ["convert", quantized_checkpoint, tmp_path / "packed"]
+    result = flash_moe_command(*([*command, "-v"] if behind else ["-v", *command]))
     assert "flash_moe.packing.convert: packing the experts of layer 3" in result.stderr
+
+
+def all_commands() -> dict[str, Any]:
+    """Every command by what is typed after flash-moe."""
+    top = get_command(app).commands
+    return {
+        f"{name} {inner}".strip(): command
+        for name, group in top.items()
+        for inner, command in getattr(group, "commands", {"": group}).items()
+    }
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_every_command_has_the_same_options(name: str) -> None:
+    options = {option: parameter for parameter in all_commands()[name].params for option in parameter.opts}
+    assert options["-v"] is options["--verbose"]
+    assert name in WITHOUT_JSON or options["--json"].is_flag
+    assert "-v, --verbose" in flash_moe_command(*name.split(), "--help").stdout
+
+
+def test_json_of_convert_and_verify(quantized_checkpoint: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    wrote = json.loads(flash_moe_command("convert", quantized_checkpoint, packed, "--json").stdout)
+    assert wrote["path"] == str(packed)
+    assert wrote["bytes"] == sum(file.stat().st_size for file in packed.iterdir())
+    found = json.loads(flash_moe_command("verify", packed, "--json").stdout)
+    assert found == vars(verify(packed))
+
+
+def test_json_has_no_numbers_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [1.5, math.nan], "b": ({"c": -math.inf},)})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [1.5, None], "b": [{"c": None}]}
+
+
+@pytest.mark.parametrize("arguments", [[], ["bench"]], ids=["flash-moe", "bench"])
+def test_nothing_typed_shows_help(arguments: list[str]) -> None:
+    assert flash_moe_command(*arguments).stdout == flash_moe_command(*arguments, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sing"], "no such command 'sing'; see flash-moe --help"),
+        (["--loud"], "no such option: --loud; see flash-moe --help"),
+        (["info"], "missing argument 'MODEL'; see flash-moe info --help"),
+        (["bench", "demo", "--tokens", "0"], "; see flash-moe bench model --help"),
+        (["bench", "io"], "missing argument 'PATH'; see flash-moe bench io --help"),
+        (["plan", "demo", "--skew", "nan"], "; see flash-moe plan --help"),
+        (["generate", "demo", "hi", "--temperature", "-1"], "temperature is -1.0, expected 0 or more"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_have_one_form(arguments: list[str], message: str) -> None:
+    assert message in failed(flash_moe_command(*arguments), code=2)

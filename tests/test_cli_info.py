@@ -39,4 +39,4 @@ def test_info_of_a_repository_downloads_nothing(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_info_k_beyond_the_experts(packed_checkpoint: Path) -> None:
-    assert "expected an integer from 1 to 4" in failed(flash_moe_command("info", packed_checkpoint, "-k", 17))
+    assert "expected an integer from 1 to 4" in failed(flash_moe_command("info", packed_checkpoint, "-k", 17), code=2)

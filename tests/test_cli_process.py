@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from command_line import SUMMARY, process
 
+from flash_moe.packing.verify import verify
+
 
 @pytest.fixture
 def endless_checkpoint(packed_checkpoint: Path, tmp_path: Path) -> Path:
@@ -54,6 +56,40 @@ def test_closed_pipe_ends_quietly(endless_checkpoint: Path) -> None:
     assert started.stderr.read() == b""
     started.stderr.close()
     assert started.wait(timeout=20) == 141
+
+
+HI = ["generate", "demo", "hi", "--max-tokens", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirected", "code", "stdout", "stderr"),
+    [
+        (HI, "2>&-", 0, "Hello!", ""),
+        (HI, "<&- >&- 2>&-", 0, "", ""),
+        (HI, ">/dev/full", 1, "", "error: [Errno 28] No space left on device\n"),
+        (HI, "2>/dev/full", 1, "Hello!", ""),
+        (["generate", "demo"], "<&-", 2, "", "error: invalid value for 'PROMPT': it is empty"),
+        (["--help"], "<&- >&-", 0, "", ""),
+        (["--help"], ">/dev/full", 1, "", "error: [Errno 28] No space left on device\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_closed_and_full_streams(arguments: list[str], redirected: str, code: int, stdout: str, stderr: str) -> None:
+    if "/dev/full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    started = process(*arguments, command=["sh", "-c", f'exec "$@" {redirected}', "sh"])
+    out, err = (stream.decode() for stream in started.communicate(timeout=60))
+    assert (started.returncode, "Traceback" in err, "Exception ignored" in err) == (code, False, False)
+    assert (stdout in out, bool(out)) == (True, bool(stdout))
+    assert (stderr in err, bool(err)) == (True, bool(stderr))
+
+
+def test_a_file_does_not_get_the_number_of_a_closed_stream(packed_checkpoint: Path, tmp_path: Path) -> None:
+    """Else what is printed ends up in a checkpoint."""
+    command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
+    started = process("convert", packed_checkpoint, tmp_path / "packed", command=command)
+    assert started.wait(timeout=60) == 0
+    assert verify(tmp_path / "packed").records == verify(packed_checkpoint).records
 
 
 def test_text_that_stdout_cannot_encode(endless_checkpoint: Path) -> None:

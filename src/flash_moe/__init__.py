@@ -6,6 +6,15 @@ model = Model.load("demo")
 print(model.generate("What is flash_moe?"))
 """
 
+try:
+    import mlx.core as _mlx  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"flash_moe needs MLX, which cannot be imported ({error}). MLX has no back end on Linux until one is chosen: "
+        'pip install "flash-moe[cpu]", or "flash-moe[cuda13]" for an NVIDIA GPU. A Mac needs Apple silicon.',
+        name="mlx",
+    ) from error
+
 from .errors import (
     ArgumentError,
     CheckpointError,

@@ -12,7 +12,8 @@ import typer
 
 from .. import __version__
 from . import bench, convert, eval, generate, info, plan, selftest, verify
-from .console import Commands, log_to_stderr
+from .arguments import VerboseOption
+from .console import Commands, log_to_stderr, open_closed_streams
 
 _EXAMPLES = """\b
 To begin:
@@ -21,11 +22,11 @@ To begin:
   flash-moe convert SRC DST         pack it, so that experts are read fastest
   flash-moe generate DST "Hello"    get an answer
 
-`flash-moe COMMAND --help` explains a command, with examples."""
+`flash-moe COMMAND --help` explains a command, with examples.
+Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted."""
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help: half as long, and nothing to import
     pretty_exceptions_enable=False,
@@ -41,7 +42,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback(epilog=_EXAMPLES)
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show on stderr what the library logs.")] = False,
+    verbose: VerboseOption = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
@@ -60,7 +61,8 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """The entry point of `flash-moe`."""
+    """Runs `flash-moe` on the arguments of the process."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # generated text may hold what a terminal's encoding lacks

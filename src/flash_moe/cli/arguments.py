@@ -13,6 +13,7 @@ import typer
 
 from ..checks import DEFAULT_EXPERTS_PER_TOKEN
 from ..errors import HubError
+from .console import log_to_stderr
 
 OWN = "own"
 MODEL_HELP = "A folder, a repository on the Hugging Face hub (org/name), or demo."
@@ -70,7 +71,21 @@ ThinkingOption = Annotated[
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
 ]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text: sizes in bytes, times in seconds.")
+]
 
+
+def _verbose(wanted: bool) -> bool:
+    if wanted:
+        log_to_stderr(True)
+    return wanted
+
+
+# Acts by itself: commands take it, after their name as before it, and need not look at it.
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Show on stderr what the library logs.")
+]
 
 PrefetchOption = Annotated[
     bool,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,16 +15,19 @@ from .arguments import (
     ExpertIOChoice,
     ExpertIOOption,
     ExpertsPerToken,
+    JsonOption,
     RevisionOption,
+    VerboseOption,
     experts_per_token,
 )
+from .console import print_json
 from .progress import Bar
 
 _EXAMPLES = """\b
 Examples:
   flash-moe bench MODEL
   flash-moe bench MODEL -k own --tokens 64 --plot layers.png
-  flash-moe bench MODEL --json - | jq '.phases[].token_seconds'
+  flash-moe bench MODEL --json | jq '.phases[].token_seconds'
   flash-moe bench io MODEL --seconds 10"""
 
 
@@ -35,10 +37,10 @@ class _ModelIfNotNamed(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["model", *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args or ["--help"])
 
 
-app = typer.Typer(cls=_ModelIfNotNamed, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=_ModelIfNotNamed, rich_markup_mode=None)
 
 
 @app.callback(epilog=_EXAMPLES)
@@ -57,9 +59,6 @@ def model(
     prompt_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt.")] = 256,
     tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens to decode, cold and warm each.")] = 32,
     runs: Annotated[int, Option(metavar="N", min=1, help="Runs of the prompt, cold and warm each.")] = 1,
-    json_file: Annotated[
-        str | None, Option("--json", metavar="FILE", help="Write everything measured as JSON; '-' for stdout.")
-    ] = None,
     plot_file: Annotated[
         Path | None,
         Option("--plot", metavar="FILE", help="Write a picture of all layers; needs flash-moe[plot]."),
@@ -67,6 +66,8 @@ def model(
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure a model: prefill and decoding, cold and warm.
 
@@ -97,13 +98,10 @@ def model(
         report = bench(loaded, prompt, tokens, runs=runs, progress=progress)
     if plot_file is not None:
         plot(report, plot_file)
-    if json_file is not None:
-        text = json.dumps(report.to_dict(), indent=2)
-        if json_file == "-":
-            print(text)
-            return
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
-    print(model_table(report))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print(model_table(report))
 
 
 @app.command("io", epilog=_EXAMPLES)
@@ -113,7 +111,8 @@ def io(
     ],
     k: ExpertsPerToken = None,
     seconds: Annotated[float, Option(metavar="S", min=0.1, max=600, help="How long to measure, about.")] = 6.0,
-    as_json: Annotated[bool, Option("--json", help="One JSON object; bytes per second.")] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure reading: cold from the disk, warm from memory.
 
@@ -128,4 +127,7 @@ def io(
     with Bar("measuring", lines=True) as bar:
         target = file if file.is_file() else local_checkpoint(path)
         found = bench_io(target, experts_per_token(k), seconds, lambda done, total: bar.count(done, total, "steps"))
-    print(json.dumps(found.to_dict(), indent=2) if as_json else io_table(found))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(io_table(found))

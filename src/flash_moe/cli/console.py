@@ -1,43 +1,94 @@
-"""What goes to stderr: errors, warnings, remarks and log lines; and the exit codes."""
+"""The commands as a process: exit codes, what goes to stderr, and JSON on stdout."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import math
 import os
 import shutil
 import sys
 import textwrap
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import FlashMoEError
+from ..errors import ArgumentError, FlashMoEError
 
-FAILED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141  # the last two are 128 + the number of the signal, as shells have it
+# The last two are 128 + the number of the signal, as shells have it.
+FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 DIM, _RED, _YELLOW = "2", "1;31", "1;33"
+_UsageError: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 
 
 class Commands(TyperGroup):
-    """The commands, with every failure that is no bug told in one line."""
+    """The commands. A failure that is no bug is one line on stderr and an exit code."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **_: Any
+    ) -> NoReturn:
+        """Runs a command and ends the process."""
+        sys.exit(self._run(list(sys.argv[1:] if args is None else args), prog_name or "flash-moe"))
+
+    def _run(self, args: list[str], program: str) -> int:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
+            with self.make_context(program, args) as ctx:
+                self.invoke(ctx)
+                sys.stdout.flush()
+            return 0
+        except typer.Exit as error:
+            return error.exit_code
+        except (KeyboardInterrupt, typer.Abort):
+            return INTERRUPTED
+        except _UsageError as error:
+            message = error.format_message().strip().removesuffix(".")
+            fail(f"{message[:1].lower()}{message[1:]}; see {error.ctx.command_path} --help")
+            return USAGE
         except FlashMoEError as error:
-            fail(" ".join(str(error).split()))
-            raise typer.Exit(FAILED) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(INTERRUPTED) from error
-        except BrokenPipeError as error:
-            # The interpreter flushes stdout once more on its way out; by then it must lead somewhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(PIPE_CLOSED) from error
+            fail(str(error))
+            return USAGE if isinstance(error, ArgumentError) else FAILED
+        except BrokenPipeError:
+            _discard_output()
+            return PIPE_CLOSED
         except OSError as error:
             fail(str(error))
-            raise typer.Exit(FAILED) from error
+            _discard_output()
+            return FAILED
+
+
+def _discard_output() -> None:
+    """Lets what a broken stdout or stderr still holds go nowhere: the interpreter flushes both on its way out."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_closed_streams() -> None:
+    """Opens the null device for standard streams that were closed (``>&-``), before a file gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (open for as long as the process)
+
+
+def print_json(data: Any) -> None:
+    """Prints one JSON object; numbers that JSON does not know (NaN, infinity) become null."""
+    print(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def say(message: str, *, label: str = "", style: str = "") -> None:
@@ -57,8 +108,9 @@ def say(message: str, *, label: str = "", style: str = "") -> None:
 
 
 def fail(message: str) -> None:
-    """Writes an error to stderr."""
-    say(message, label="error", style=_RED)
+    """Writes an error to stderr, in one line."""
+    with contextlib.suppress(OSError):  # the exit code says it too
+        say(" ".join(message.split()), label="error", style=_RED)
 
 
 def warn(message: str) -> None:

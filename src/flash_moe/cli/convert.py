@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from ..record import GROUP_SIZES, QUANTIZED_BITS
-from .arguments import MODEL_HELP, one_of
-from .console import say, warn
+from .arguments import MODEL_HELP, JsonOption, RevisionOption, VerboseOption, one_of
+from .console import print_json, say, warn
 from .progress import Bar
 
 _CALIBRATION_TOKENS = 16384
@@ -81,7 +81,9 @@ def command(
             metavar="N", min=1, help=f"Tokens of the text to use, from its beginning.  [default: {_CALIBRATION_TOKENS}]"
         ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")] = None,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Pack a checkpoint, so that experts are read fastest.
 
@@ -140,8 +142,13 @@ def command(
         warn(warning)
     nbytes = sum(file.stat().st_size for file in destination.iterdir())
     seconds = time.monotonic() - start
-    took = f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
     width = describe(destination).bits_per_weight
+    if as_json:
+        print_json(
+            {"path": str(destination), "bytes": nbytes, "seconds": seconds, "expert_bits": width, "warnings": warnings}
+        )
+        return
+    took = f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
     print(f"wrote {dst}: {format_bytes(nbytes)} in {took}, experts at {width:.2f} bits per weight with their scales")
     print(f'run it: flash-moe generate {shlex.quote(str(dst))} "Why is the sky blue?"')
 

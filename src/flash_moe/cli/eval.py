@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +16,15 @@ from .arguments import (
     ExpertIOChoice,
     ExpertIOOption,
     ExpertsPerToken,
+    JsonOption,
     PreferCachedOption,
     PrefetchOption,
     RevisionOption,
     ThinkingOption,
+    VerboseOption,
     experts_per_token,
 )
+from .console import print_json
 from .loading import load
 from .progress import Bar, Bars
 
@@ -95,10 +97,11 @@ def command(
     prefetch: PrefetchOption = False,
     drop_cold_below: DropColdOption = 0.0,
     prefer_cached: PreferCachedOption = 0.0,
-    as_json: Annotated[bool, Option("--json", help="One JSON object.")] = False,
+    as_json: JsonOption = False,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure quality: perplexity, KL divergence, tool calls.
 
@@ -150,7 +153,10 @@ def command(
     if cases is not None:
         called = _call_tools(folder, {"experts_per_token": wanted, **options, **streaming}, cases, max_tokens, thinking)
     report = Report(own, other, text, scores, tool_calls, called)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print(report)
 
 
 def _call_tools(

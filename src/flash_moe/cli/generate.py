@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,15 +15,17 @@ from .arguments import (
     ExpertIOChoice,
     ExpertIOOption,
     ExpertsPerToken,
+    JsonOption,
     PreferCachedOption,
     PrefetchOption,
     RevisionOption,
     ThinkingOption,
+    VerboseOption,
     experts_per_token,
     read_prompt,
     size,
 )
-from .console import DIM, INTERRUPTED, say
+from .console import DIM, INTERRUPTED, print_json, say
 from .loading import load
 from .progress import Bar
 
@@ -53,7 +54,7 @@ def command(
     thinking: ThinkingOption = None,
     raw: Annotated[bool, Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
     stop: Annotated[list[str] | None, Option(metavar="TEXT", help="End before this text; may be repeated.")] = None,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object at the end: text, tokens, stats.")] = False,
+    as_json: JsonOption = False,
     temperature: Annotated[
         float | None,
         Option(metavar="T", help="0 takes the likeliest token (greedy), 1 draws as the model was trained."),
@@ -82,6 +83,7 @@ def command(
     prefer_cached: PreferCachedOption = 0.0,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Answer a prompt; the text is streamed as it is made.
 
@@ -166,7 +168,7 @@ def _finish(model: Model, chunks: list[Chunk], interrupted: bool, max_tokens: in
             "stats": last.stats.to_dict(),
             "model": str(model.path),
         }
-        print(json.dumps(reply))
+        print_json(reply)
         return
     limit = "cut by --max-tokens" if len(chunks) == max_tokens else "the context is full"
     note = {"interrupted": "interrupted", "length": limit}.get(reason or "")

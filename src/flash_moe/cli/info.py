@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..checks import resolve_experts_per_token
-from .arguments import LOCAL_HELP, ExpertsPerToken, experts_per_token, local_checkpoint
+from .arguments import LOCAL_HELP, ExpertsPerToken, JsonOption, VerboseOption, experts_per_token, local_checkpoint
+from .console import print_json
 
 if TYPE_CHECKING:
     from ..packing.info import Info
@@ -24,7 +24,8 @@ Examples:
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=LOCAL_HELP, show_default=False)],
     k: ExpertsPerToken = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Show what a checkpoint is, and how many bytes a token reads.
 
@@ -36,7 +37,7 @@ def command(
 
     found = _at(describe(local_checkpoint(model)), wanted)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print_json(dataclasses.asdict(found))
         return
     rows = _rows(found)
     width = max(len(name) for name, _ in rows)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from typer import Option
 
-from .arguments import MODEL_HELP, ExpertIOChoice, ExpertIOOption, ExpertsPerToken, RevisionOption, experts_per_token
+from .arguments import (
+    MODEL_HELP,
+    ExpertIOChoice,
+    ExpertIOOption,
+    ExpertsPerToken,
+    JsonOption,
+    RevisionOption,
+    VerboseOption,
+    experts_per_token,
+)
+from .console import print_json
 from .progress import Bar
 
 EXAMPLES = """\b
@@ -36,9 +45,10 @@ def command(
             "evenly.  [default: 0.5]",
         ),
     ] = None,
-    as_json: Annotated[bool, Option("--json", help="One JSON object; bytes and seconds.")] = False,
+    as_json: JsonOption = False,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     revision: RevisionOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Say whether a model will fit, and how fast it will be.
 
@@ -60,4 +70,7 @@ def command(
             model, experts_per_token=wanted, prompt=prompt, context=context, expert_io=expert_io.value,
             machine=where, skew=SKEW if skew is None else skew, revision=revision,
         )  # fmt: skip
-    print(json.dumps(found.to_dict(), indent=2) if as_json else table(found))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(table(found))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
-from .arguments import LOCAL_HELP, local_checkpoint
+from .arguments import LOCAL_HELP, JsonOption, VerboseOption, local_checkpoint
+from .console import print_json
 from .progress import Bar
 
 EXAMPLES = """\b
@@ -14,7 +16,11 @@ Example:
   flash-moe verify ./qwen-packed && echo good"""
 
 
-def command(path: Annotated[str, typer.Argument(metavar="PATH", help=LOCAL_HELP, show_default=False)]) -> None:
+def command(
+    path: Annotated[str, typer.Argument(metavar="PATH", help=LOCAL_HELP, show_default=False)],
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Look for damage: compare every byte with its checksum.
 
     Ends with exit code 1 and the name of the first damaged file, or of the layer and expert. Only what `flash-moe
@@ -25,7 +31,9 @@ def command(path: Annotated[str, typer.Argument(metavar="PATH", help=LOCAL_HELP,
 
     with Bar("verifying", lines=True) as bar:
         found = verify(local_checkpoint(path), bar.bytes)
-    if found.checksums:
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    elif found.checksums:
         print(
             f"OK: {found.records:,} expert records and {found.files:,} other weight files match their checksums "
             f"({format_bytes(found.nbytes)})"
