@@ -72,7 +72,7 @@ def test_a_plot_without_matplotlib_fails_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr("flash_moe.bench.plot.find_spec", lambda name: None)
     monkeypatch.setattr("flash_moe.cli.loading.load", None)
-    message = failed(flash_moe_command("bench", packed_checkpoint, "--plot", tmp_path / "layers.png"))
+    message = failed(flash_moe_command("bench", packed_checkpoint, "--plot", tmp_path / "layers.png"), code=2)
     assert "pip install 'flash-moe[plot]'" in message
 
 
