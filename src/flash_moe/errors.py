@@ -7,7 +7,7 @@
     ├── DiskSpaceError       not enough free space for what was about to be written
     ├── HubError             a download failed, or offline mode forbids it
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
-    ├── ToolCallError        a reply holds a tool call that is cut or malformed
+    ├── ToolCallError        a reply holds a tool call that is cut, malformed or not offered
     ├── ArgumentError        an argument is out of range; also a ValueError
     │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
     └── NumericalError       the network produced NaN where a decision depends on it
@@ -16,6 +16,8 @@ Messages say what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class FlashMoEError(Exception):
@@ -59,7 +61,15 @@ class TokenizerError(FlashMoEError):
 
 
 class ToolCallError(FlashMoEError):
-    """A tool call in a model's reply is cut, malformed, or holds a value that is not of its declared type."""
+    """A tool call in a model's reply is cut, malformed, or not as the functions' schemas say.
+
+    Attributes:
+        calls: the well-formed calls of the reply.
+    """
+
+    def __init__(self, message: str, calls: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.calls = calls
 
 
 class ArgumentError(FlashMoEError, ValueError):

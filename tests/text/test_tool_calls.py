@@ -62,6 +62,25 @@ def arguments(**values: str) -> dict[str, Any]:
         ("limit", "0.5", 0.5),
         ("metric", "true", True),
         ("metric", "False", False),
+        ("metric", "TRUE", True),
+        ("until", "NULL", None),
+        ("note", "none", "none"),
+        ("where", '{"x": "a\nb"}', {"x": "a\nb"}),
+        ("where", "{'x': True, 'y': None, 'z': (1, 2)}", {"x": True, "y": None, "z": [1, 2]}),
+        ("tags", "['a', 'b']", ["a", "b"]),
+        ("city", "</think>", "</think>"),
+        (
+            "city",
+            "<tool_call>\n<function=f>\n</function>\n</tool_call>",
+            "<tool_call>\n<function=f>\n</function>\n</tool_call>",
+        ),
+        ("city", written("f", x="1"), written("f", x="1")),
+        ("city", written("weather", days="1"), written("weather", days="1")),
+        (
+            "city",
+            "1\n</parameter>\n<parameter=zzz>\n2\n</parameter>\n3",
+            "1\n</parameter>\n<parameter=zzz>\n2\n</parameter>\n3",
+        ),
         ("tags", '["a", 1, null]', ["a", 1, None]),
         ("where", '{"x": {"y": [1]}}', {"x": {"y": [1]}}),
         ("note", "null", None),
@@ -70,12 +89,14 @@ def arguments(**values: str) -> dict[str, Any]:
         ("until", "12", 12),
         ("unit", "2", 2),
         ("anything", "12", "12"),
-        ("not_declared", "12", "12"),
     ],
 )
 def test_values_have_their_declared_types(key: str, text: str, value: object) -> None:
     found = arguments(**{key: text})
     assert found == {key: value}
+    windows = written("weather", **{key: text}).replace("\n", "\r\n")
+    if "\n" not in text:
+        assert parse_tool_calls(windows, [WEATHER])[0][0]["arguments"] == found
     assert type(found[key]) is type(value)
 
 
@@ -83,7 +104,8 @@ def test_values_have_their_declared_types(key: str, text: str, value: object) ->
     ("key", "text"),
     [
         ("days", "three"), ("days", "3.5"), ("days", "true"), ("days", ""), ("days", "9" * 5000), ("limit", "NaN"),
-        ("limit", "1e999"), ("metric", "1"), ("metric", "yes"), ("tags", "a, b"), ("tags", "[" * 100_000),
+        ("limit", "1e999"), ("metric", "1"), ("metric", "yes"), ("tags", "a, b"), ("tags", "{1, 2}"),
+        ("where", '{"x": NaN}'), ("where", '{"x": 1e999}'), ("where", "{1: 2}"), ("where", "{'x': 1j}"), ("tags", "[" * 100_000),
         ("where", "[1]"), ("until", "soon"), ("unit", "x"),
     ],
 )  # fmt: skip
@@ -143,7 +165,117 @@ def test_reasoning_is_not_searched() -> None:
 def test_json_form() -> None:
     call = {"name": "a", "arguments": {"x": 1, "y": ["</tool_call>", None]}}
     text = f"Well:\n<tool_call>\n{json.dumps(call)}\n</tool_call>\n<tool_call>{json.dumps(call)}</tool_call>"
-    assert parse_tool_calls(text, [tool("a", x={"type": "string"})]) == ([call, call], "Well:")
+    assert parse_tool_calls(text, [tool("a", x={"type": "integer"}, y={})]) == ([call, call], "Well:")
+
+
+STORE = tool(
+    "store", {"required": ["note"]}, note={"type": "string"}, count={"type": "integer"}, big={"type": "boolean"}
+)
+
+
+@pytest.mark.parametrize(
+    ("written_call", "arguments"),
+    [
+        ('{"name": "store", "arguments": {"note": "a", "count": "3"}}', {"note": "a", "count": 3}),
+        ('{"name": "store", "arguments": {"note": "a\nb", "big": "TRUE"}}', {"note": "a\nb", "big": True}),
+        ('{"name": "store", "arguments": {"note": 12}}', {"note": "12"}),
+        ('{"name": "store", "arguments": "{\\"note\\": \\"a\\", \\"count\\": 3.0}"}', {"note": "a", "count": 3}),
+        ("{'name': 'store', 'arguments': {'note': 'a', 'big': False}}", {"note": "a", "big": False}),
+        ('{"name": "store", "parameters": {"note": "a"}}', {"note": "a"}),
+        ('[{"name": "store", "arguments": {"note": "</tool_call>"}}]', {"note": "</tool_call>"}),
+    ],
+)
+@pytest.mark.parametrize("line", ["\n", "\r\n", " "], ids=["LF", "CRLF", "space"])
+def test_json_forms_that_models_write(written_call: str, arguments: dict[str, Any], line: str) -> None:
+    text = f"<tool_call>{line}{written_call}{line}</tool_call>"
+    assert parse_tool_calls(text, [STORE]) == ([{"name": "store", "arguments": arguments}], "")
+
+
+PING = {"type": "function", "function": {"name": "ping"}}
+OPEN = tool("open", {"additionalProperties": True}, a={"type": "integer"})
+
+
+def test_functions_without_parameters_and_open_ones() -> None:
+    assert parse_tool_calls('<tool_call>{"name": "ping"}</tool_call>', [PING])[0] == [{"name": "ping", "arguments": {}}]
+    assert parse_tool_calls(written("open", a="1", b="1"), [OPEN])[0][0]["arguments"] == {"a": 1, "b": "1"}
+    with pytest.raises(ToolCallError, match="ping has no parameter 'x'"):
+        parse_tool_calls(written("ping", x="1"), [PING])
+
+
+LOST = "<tool_call><function=store><parameter=note>\nmilk{}<parameter=count>\n3\n</parameter></function></tool_call>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            LOST.format(end)
+            for end in ("\n", "", "\n</note>\n", "</parameter1>", "\n</paramter>\n", "\n</PARAMETER>\n")
+        ),
+        written("store", note="a", coutn="3"),
+        written("store", note="a", extra="1"),
+        written("store", count="3"),
+        written("store"),
+        written("other", note="a"),
+        written("store", note="a").replace("</parameter>", "</parameter1>"),
+        written("store", note="a").replace("</function>", "</func>"),
+        written("store", note="a\n<parameter=zzz>\n3"),
+        '<tool_call>{"name": "store", "arguments": {"count": 1}}</tool_call>',
+        '<tool_call>{"name": "store", "arguments": {"note": "a", "x": 1}}</tool_call>',
+        '<tool_call>{"name": "other", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "store", "arguments": {"note": null}}</tool_call>',
+        '<tool_call>{"name": "store", "arguments": {"note": "a", "count": 1.5}}</tool_call>',
+        '<tool_call>{"name": "store", "arguments": "note=a"}</tool_call>',
+    ],
+)
+def test_a_call_that_the_schemas_do_not_allow_is_an_error_that_keeps_the_good_ones(text: str) -> None:
+    good = written("store", note="good", count="1")
+    for reply in (f"{good}\n{text}", f"{text}\n{good}"):
+        with pytest.raises(ToolCallError) as caught:
+            parse_tool_calls(reply, [STORE])
+        assert caught.value.calls == ({"name": "store", "arguments": {"note": "good", "count": 1}},), reply
+
+
+@pytest.mark.parametrize("end", ["", "\n</tool_call>", "</tool_call>"], ids=["none", "closed", "closed at once"])
+def test_calls_without_their_wrapper(end: str) -> None:
+    text = written("store", note="a").removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+    call = {"name": "store", "arguments": {"note": "a"}}
+    assert parse_tool_calls(f"Well.\n{text}{end}", [STORE]) == ([call], "Well.")
+    assert parse_tool_calls(f"{text}{end}\n{text}{end}", [STORE]) == ([call, call], "")
+    assert parse_tool_calls(json.dumps(call) + end, [STORE]) == ([call], "")
+    assert parse_tool_calls(json.dumps(call, indent=2), [STORE]) == ([call], "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Write <function=store> to call it.", "<function=other>", '{"name": "Bo", "arguments": {}}', '{"name": "store"}'],
+)
+def test_text_about_calls_is_text(text: str) -> None:
+    assert parse_tool_calls(text, [STORE]) == ([], text)
+
+
+def test_several_calls_in_one_wrapper() -> None:
+    one, two = (written("store", note=note).removeprefix("<tool_call>").removesuffix("</tool_call>") for note in "ab")
+    calls, _ = parse_tool_calls(f"<tool_call>{one}{two}</tool_call>", [STORE])
+    assert [call["arguments"]["note"] for call in calls] == ["a", "b"]
+
+
+DRAFT = f"I could call {written('store', note='draft')} or"
+
+
+def test_reasoning_is_known_and_not_guessed() -> None:
+    call = {"name": "store", "arguments": {"note": "a"}}
+    assert parse_tool_calls(DRAFT, [STORE], thinking=True, finish_reason="length") == ([], DRAFT)
+    assert parse_tool_calls(f"{DRAFT}</think>{written('store', note='a')}", [STORE], thinking=True)[0] == [call]
+    inside = written("store", note="</think>")
+    for thinking in (False, None):
+        assert parse_tool_calls(inside, [STORE], thinking=thinking)[0][0]["arguments"] == {"note": "</think>"}
+    assert parse_tool_calls(f"<think>{DRAFT}</think>{written('store', note='a')}", [STORE], thinking=False)[0] == [call]
+
+
+def test_the_error_of_a_call_that_was_cut_says_why() -> None:
+    with pytest.raises(ToolCallError, match=r"ends inside a tool call.*max_tokens was reached"):
+        parse_tool_calls(written("store", note="a")[:-5], [STORE], finish_reason="length")
 
 
 GOOD = written("a", x="1", y="2")
@@ -152,22 +284,21 @@ GOOD = written("a", x="1", y="2")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<tool_call>", "the end of the text"),
+        ("<tool_call>", "ends inside a tool call"),
         ("<tool_call>\nweather()\n</tool_call>", "expected <function="),
         ("<tool_call>\n<function=>\n</function>\n</tool_call>", "expected <function=NAME>"),
         ("<tool_call>\n<function=a\n>\n</function>\n</tool_call>", "expected <function=NAME>"),
         ("<tool_call>\n<function=a>\nx=1\n</function>\n</tool_call>", "expected <parameter="),
         ("<tool_call>\n<function=a>\n<parameter=x>\n1\n</function>\n</tool_call>", "expected a value and </parameter>"),
-        (GOOD.replace("</function>", ""), "expected a value and </parameter>"),
+        (GOOD.replace("</function>", ""), "expected </function>"),
         (GOOD.replace("=y", "=x"), "'x' of a is given twice"),
-        (GOOD.removesuffix("</tool_call>"), "expected </tool_call>"),
+        (GOOD.removesuffix("</tool_call>"), "ends inside a tool call.*expected </tool_call>"),
         (GOOD + "</tool_call>", "without <tool_call>"),
         (GOOD.removeprefix("<tool_call>"), "without <tool_call>"),
         ('<tool_call>\n{"name": "a", "arguments": {"x": \n</tool_call>', "no JSON object"),
-        ('<tool_call>\n{"name": "a", "arguments": {}}', "expected </tool_call>"),
-        ('<tool_call>\n{"name": "a"}\n</tool_call>', 'expected {"name": string'),
+        ('<tool_call>\n{"name": "a", "arguments": {}}', "ends inside a tool call.*expected </tool_call>"),
         ('<tool_call>\n{"name": 1, "arguments": {}}\n</tool_call>', 'expected {"name": string'),
-        ('<tool_call>\n{"name": "a", "arguments": "{}"}\n</tool_call>', 'expected {"name": string'),
+        ('<tool_call>\n{"name": "a", "arguments": "x"}\n</tool_call>', 'expected {"name": string'),
     ],
 )
 def test_malformed_calls(text: str, message: str) -> None:

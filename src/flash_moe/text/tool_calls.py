@@ -1,140 +1,71 @@
-"""Tool calls in a reply's text, in the two forms that Qwen's chat templates teach.
-
-Qwen3.5 and Qwen3-Coder write parameters as text:
-
-    <tool_call>
-    <function=NAME>
-    <parameter=KEY>
-    VALUE
-    </parameter>
-    </function>
-    </tool_call>
-
-Qwen3-Next writes JSON: ``<tool_call>\\n{"name": NAME, "arguments": {...}}\\n</tool_call>``.
-"""
+"""The tool calls of a whole reply."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ToolCallError
-from .tool_schemas import from_text, parameter_types
-
-_OPEN, _CLOSE, _THOUGHT = "<tool_call>", "</tool_call>", "</think>"
-_NAME = re.compile(r"([^<>\n]+)>")
-# A value may itself hold </parameter>: the one that ends it is followed by what can follow a parameter.
-_VALUE_END = re.compile(r"</parameter>(?=\s*(?:<parameter=|</function>))")
+from .call_reader import ToolCall
+from .reply import THINK_END, ReplyParser
 
 
-def parse_tool_calls(text: str, tools: Sequence[Mapping[str, Any]] | None = None) -> tuple[list[dict[str, Any]], str]:
-    """The tool calls of a reply, in order, and the text around them.
+def parse_tool_calls(
+    text: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    thinking: bool | None = None,
+    finish_reason: str | None = None,
+) -> tuple[list[dict[str, Any]], str]:
+    """Returns the tool calls of a reply, in order, and the text around them.
 
-    Reasoning that ends with ``</think>`` is text, whatever it holds.
+    Reasoning is text, whatever it holds.
 
     Args:
         text: what the model generated.
-        tools: the functions' JSON schemas that the chat template was given. A value written as text becomes what its
-            schema's types say; it stays a string if the schema allows only that or does not mention it.
+        tools: the functions' JSON schemas that the chat template was given. Values become what their schemas say.
+            Calls that the schemas do not allow are errors. Without schemas every call is taken as it is written.
+        thinking: whether the prompt ended inside reasoning; None takes all before a ``</think>`` for reasoning, unless
+            only the other reading gives well-formed calls.
+        finish_reason: why the generation ended, for the error of a call that was cut.
 
     Returns:
         Calls ``{"name": str, "arguments": dict}``, as a message's ``tool_calls`` may hold them, and the rest of the
         text without white space at its ends. No call at all is fine.
 
     Raises:
-        ToolCallError: a call is cut or malformed, or a value is not of its declared type.
+        ToolCallError: a call is cut, malformed, or of a function or with a parameter that was not offered, or a value
+            is not of its declared type. The error's ``calls`` are the well-formed ones.
     """
-    types = parameter_types(tools or ())
-    calls: list[dict[str, Any]] = []
-    position = text.index(_THOUGHT) + len(_THOUGHT) if _THOUGHT in text else 0
-    rest = [text[:position]]
-    while (opening := text.find(_OPEN, position)) >= 0:
-        rest.append(_outside(text[position:opening]))
-        scanner = _Scanner(text, opening + len(_OPEN))
-        calls.append(_json_call(scanner) if scanner.sees("{") else _text_call(scanner, types))
-        scanner.expect(_CLOSE)
-        position = scanner.position
-    rest.append(_outside(text[position:]))
-    return calls, "".join(rest).strip()
+    guessed = thinking is None
+    if thinking is None:
+        thinking = THINK_END in text
+    calls, rest, error = _read(text, tools, thinking)
+    if error is not None and guessed and thinking:
+        other = _read(text, tools, False)
+        if other[2] is None:
+            calls, rest, error = other
+    if error is not None:
+        note = "; max_tokens was reached" if finish_reason == "length" else ""
+        raise ToolCallError(f"{error}{note}", tuple(_plain(call) for call in calls))
+    return [_plain(call) for call in calls], rest
 
 
-def _outside(text: str) -> str:
-    if _CLOSE in text:
-        raise ToolCallError(f"found {_CLOSE} without {_OPEN}; generate the reply again")
-    return text
+def _read(
+    text: str, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
+) -> tuple[list[ToolCall], str, ToolCallError | None]:
+    """The calls, the rest with its reasoning, and what is wrong."""
+    position = 0
+    if thinking:
+        position = text.index(THINK_END) + len(THINK_END) if THINK_END in text else len(text)
+    parser = ReplyParser(tools, calls=True)
+    parts = [parser.feed(text[position:]), parser.finish()]
+    calls = [call for part in parts for call in part.tool_calls]
+    errors = [part.error for part in parts if part.error is not None]
+    reasoning = "".join(part.reasoning for part in parts)
+    rest = text[:position] + reasoning + "".join(part.text for part in parts)
+    return calls, rest.strip(), errors[0] if errors else None
 
 
-def _text_call(scanner: _Scanner, types: Mapping[str, Mapping[str, frozenset[str]]]) -> dict[str, Any]:
-    name = scanner.tag("<function=")
-    arguments: dict[str, Any] = {}
-    while not scanner.sees("</function>"):
-        key = scanner.tag("<parameter=")
-        if key in arguments:
-            raise ToolCallError(f"parameter {key!r} of {name} is given twice, expected once; generate the reply again")
-        value = scanner.value().removeprefix("\n").removesuffix("\n")
-        arguments[key] = from_text(value, types.get(name, {}).get(key, frozenset()), f"parameter {key!r} of {name}")
-    scanner.expect("</function>")
-    return {"name": name, "arguments": arguments}
-
-
-def _json_call(scanner: _Scanner) -> dict[str, Any]:
-    call = scanner.json()
-    name, arguments = call.get("name"), call.get("arguments")
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise ToolCallError(
-            f'a tool call is {json.dumps(call):.200}, expected {{"name": string, "arguments": object}}; '
-            "generate the reply again"
-        )
-    return {"name": name, "arguments": arguments}
-
-
-class _Scanner:
-    """Reads a text from left to right, white space between its parts aside."""
-
-    def __init__(self, text: str, position: int) -> None:
-        self._text, self.position = text, position
-
-    def sees(self, literal: str) -> bool:
-        """Whether ``literal`` comes next."""
-        while self.position < len(self._text) and self._text[self.position].isspace():
-            self.position += 1
-        return self._text.startswith(literal, self.position)
-
-    def expect(self, literal: str) -> None:
-        """Passes over ``literal``."""
-        if not self.sees(literal):
-            raise self._error(literal)
-        self.position += len(literal)
-
-    def tag(self, opening: str) -> str:
-        """The name in ``<function=NAME>``."""
-        self.expect(opening)
-        if (match := _NAME.match(self._text, self.position)) is None:
-            raise self._error(f"{opening}NAME>")
-        self.position = match.end()
-        return match[1].strip()
-
-    def value(self) -> str:
-        """The text up to the end of a parameter."""
-        if (match := _VALUE_END.search(self._text, self.position)) is None:
-            raise self._error("a value and </parameter>")
-        start, self.position = self.position, match.end()
-        return self._text[start : match.start()]
-
-    def json(self) -> dict[str, Any]:
-        """A JSON object."""
-        try:
-            value, self.position = json.JSONDecoder().raw_decode(self._text, self.position)
-        except (ValueError, RecursionError) as error:
-            raise ToolCallError(f"a tool call is no JSON object ({error}); generate the reply again") from error
-        return value
-
-    def _error(self, expected: str) -> ToolCallError:
-        found = self._text[self.position : self.position + 40]
-        what = repr(found) if found else "the end of the text"
-        return ToolCallError(
-            f"found {what} at character {self.position} of the reply, expected {expected}; generate the reply again, "
-            "with more tokens if it was cut"
-        )
+def _plain(call: ToolCall) -> dict[str, Any]:
+    return {"name": call.name, "arguments": call.arguments}

@@ -1,10 +1,12 @@
-"""Types of the parameters of tools, by their JSON schemas, and values of those types from text."""
+"""What the schemas of tools say of arguments, and values of their types from what a model wrote."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ToolCallError
@@ -14,25 +16,73 @@ _ALIASES = {
     "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "list": "array", "str": "string",
     "None": "null",
 }  # fmt: skip
-_PYTHON: dict[str, Any] = {"True": True, "False": False, "None": None}  # what chat templates make of JSON's literals
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_PYTHON_WORDS = ("True", "False", "None")  # what chat templates make of JSON's literals
 
 
-def parameter_types(tools: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, frozenset[str]]]:
-    """JSON types by function and parameter; parameters without a declared type are absent."""
-    types: dict[str, dict[str, frozenset[str]]] = {}
+@dataclass(frozen=True)
+class Function:
+    """A function that a model may call.
+
+    Attributes:
+        types: JSON types of each declared parameter; none where its schema allows any.
+        required: parameters that a call must give.
+        closed: whether other parameters than the declared ones are refused.
+    """
+
+    name: str
+    types: Mapping[str, frozenset[str]]
+    required: tuple[str, ...] = ()
+    closed: bool = True
+
+    def takes(self, key: str) -> bool:
+        """Whether a parameter may be called so."""
+        return key in self.types or not self.closed
+
+    def argument(self, key: str, value: Any, written: bool) -> Any:
+        """Returns the value of a parameter in its declared type.
+
+        Args:
+            written: whether the value was written as plain text, not as JSON.
+
+        Raises:
+            ToolCallError: the parameter is not declared, or the value is of none of its types.
+        """
+        if not self.takes(key):
+            raise ToolCallError(
+                f"{self.name} has no parameter {key!r}, expected one of {list(self.types)}; generate the reply again"
+            )
+        types, what = self.types.get(key, frozenset()), f"parameter {key!r} of {self.name}"
+        return from_text(value, types, what) if written else from_json(value, types, what)
+
+    def require(self, arguments: Mapping[str, Any]) -> None:
+        """Raises ToolCallError where a required parameter is missing."""
+        if missing := [key for key in self.required if key not in arguments]:
+            raise ToolCallError(
+                f"the call of {self.name} lacks the required {', '.join(map(repr, missing))}; generate the reply again"
+            )
+
+
+def functions(tools: Iterable[Mapping[str, Any]]) -> dict[str, Function]:
+    """Returns the functions of schemas in OpenAI's form, or of the bare functions in them, by name."""
+    found = {}
     for tool in tools:
         function = _mapping(_mapping(tool).get("function", tool))
-        parameters = _mapping(function.get("parameters"))
-        types[str(function.get("name"))] = {
-            key: found
-            for key, schema in _mapping(parameters.get("properties")).items()
-            if (found := frozenset(_types(schema, parameters, ())))
-        }
-    return types
+        if isinstance(name := function.get("name"), str):
+            schema = _mapping(function.get("parameters"))
+            properties = _mapping(schema.get("properties"))
+            types = {str(key): frozenset(_types(value, schema, ())) for key, value in properties.items()}
+            required = schema.get("required")
+            # A function without `parameters` takes none; an object without `properties` takes any.
+            free = bool(schema) and "properties" not in schema
+            closed = not (free or schema.get("additionalProperties") or schema.get("patternProperties"))
+            names = tuple(key for key in required if isinstance(key, str)) if isinstance(required, list) else ()
+            found[name] = Function(name, types, names, closed)
+    return found
 
 
 def from_text(text: str, types: frozenset[str], what: str) -> Any:
-    """The value that ``text`` writes.
+    """Returns the value that ``text`` writes.
 
     Args:
         types: JSON types it may have; where a string is one of several, the others are tried first.
@@ -44,15 +94,85 @@ def from_text(text: str, types: frozenset[str], what: str) -> Any:
     others = types - {"string"}
     if not others:
         return text
-    try:
-        value = _PYTHON[text.strip()] if text.strip() in _PYTHON else json.loads(text)
-    except (ValueError, RecursionError):
-        value = text  # of none of the other types
-    if any(_is(value, name) for name in others):
-        return int(value) if isinstance(value, float) and "number" not in others else value
+    for value in _readings(text, types):
+        if any(_is(value, name) for name in others):
+            return _typed(value, others)
     if "string" in types:
         return text
-    raise ToolCallError(f"{what} is {text!r:.200}, expected {' or '.join(sorted(types))}; generate the reply again")
+    raise _mismatch(text, types, what)
+
+
+def from_json(value: Any, types: frozenset[str], what: str) -> Any:
+    """Returns a JSON value in one of its declared types: text is read, and a number is written where that fits.
+
+    Raises:
+        ToolCallError: it is of none of the types.
+    """
+    if not types or any(_is(value, name) for name in types):
+        return _typed(value, types)
+    if isinstance(value, str):
+        return from_text(value, types, what)
+    if "string" in types and isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    raise _mismatch(value, types, what)
+
+
+def loads(text: str) -> Any:
+    """Returns the value of JSON that may hold line breaks in strings, or of a Python literal.
+
+    Raises:
+        ValueError: it is neither, or holds what JSON cannot.
+    """
+    try:
+        return _json(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            return _plain(ast.literal_eval(text.strip()))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(str(error)) from None
+
+
+def finite(text: str) -> float:
+    """Returns a float. ValueError where it is beyond the largest, which JSON could not write."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, strict=False, parse_constant=finite, parse_float=finite)
+
+
+def _readings(text: str, types: frozenset[str]) -> Iterator[Any]:
+    """What a text may mean, other than itself."""
+    word = text.strip()
+    # "none" may well be a string where a string is allowed.
+    if word in _PYTHON_WORDS or ("string" not in types and word.lower() in _WORDS):
+        yield _WORDS[word.lower()]
+        return
+    try:
+        yield loads(text) if types & {"object", "array"} else _json(text)
+    except (ValueError, RecursionError):
+        return  # of none of the other types
+
+
+def _plain(value: Any) -> Any:
+    """A Python literal as JSON data."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r:.80} is no JSON data")
+
+
+def _typed(value: Any, types: frozenset[str]) -> Any:
+    return int(value) if isinstance(value, float) and "integer" in types and "number" not in types else value
+
+
+def _mismatch(value: Any, types: frozenset[str], what: str) -> ToolCallError:
+    return ToolCallError(f"{what} is {value!r:.200}, expected {' or '.join(sorted(types))}; generate the reply again")
 
 
 def _types(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -> set[str]:

@@ -1,0 +1,237 @@
+"""Splits what a model writes into reasoning, text and tool calls, while it comes or afterwards.
+
+What a reader has been shown cannot be taken back. So characters that may turn out to be markup are held until the next
+ones tell, and the outcome does not depend on how the text is cut into pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import ToolCallError
+from .call_reader import CLOSE, FUNCTION, FUNCTION_END, OPEN, CallReader, ToolCall
+
+THINK, THINK_END = "<think>", "</think>"
+Where = Literal["reasoning", "text", "tool_call"]
+
+_MARKUP = re.compile(r"<tool_call>|</tool_call>|<function=([^<>\n]+)>")
+_UNFINISHED_NAME = re.compile(r"<function=[^<>\n]*\Z")
+
+
+@dataclass
+class Parts:
+    """What became certain with a piece of a reply.
+
+    Attributes:
+        tool_calls: those that ended.
+        error: of the first malformed call that ended.
+    """
+
+    reasoning: str = ""
+    text: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    error: ToolCallError | None = None
+
+
+class ReplyParser:
+    """Parses one reply.
+
+    White space around reasoning and around calls belongs to neither text nor reasoning; all other text stays as it is.
+
+    Args:
+        tools: JSON schemas of the functions that the model may call.
+        thinking: whether the prompt ended inside reasoning.
+        calls: whether to look for calls; None does where there are tools.
+
+    Attributes:
+        where: what the reply is in the middle of.
+    """
+
+    def __init__(
+        self, tools: Sequence[Mapping[str, Any]] | None = None, *, thinking: bool = False, calls: bool | None = None
+    ) -> None:
+        self._calls = CallReader(tools or ()) if (bool(tools) if calls is None else calls) else None
+        self.where: Where = "reasoning" if thinking else "text"
+        self._step = self._reason if thinking else self._begin
+        self._held = ""
+        self._tried = 0  # characters of a call in which its end has been looked for
+        self._bare = False  # the call at hand, or before, has no <tool_call>
+        self._gap = False  # white space that comes next stands behind reasoning or a call
+        self._said = self._reasoned = self._mid_line = False
+
+    def feed(self, text: str) -> Parts:
+        """Takes the next piece of the reply."""
+        self._held += text
+        parts = Parts()
+        while self._step(parts):
+            pass
+        return parts
+
+    def finish(self) -> Parts:
+        """Takes the end of the reply."""
+        parts = Parts()
+        if self.where == "tool_call":
+            parts.error = ToolCallError(
+                f"the reply ends inside a tool call ({self._held[-40:]!r} are its last characters), expected "
+                f"{FUNCTION_END if self._bare else CLOSE}; raise max_tokens if that was reached, or generate the reply "
+                "again"
+            )
+        elif self.where == "reasoning":
+            parts.reasoning = self._held.rstrip()
+        elif not self._gap or self._held.strip():
+            self._say(parts, self._held)
+        self._held = ""
+        return parts
+
+    def _begin(self, parts: Parts) -> bool:
+        """Before the first character that is no white space: a model may open its reasoning by itself."""
+        start = self._held.lstrip()
+        if THINK.startswith(start):
+            return False
+        if start.startswith(THINK):
+            self._held, self.where, self._step = start[len(THINK) :], "reasoning", self._reason
+        else:
+            self._step = self._speak
+        return True
+
+    def _reason(self, parts: Parts) -> bool:
+        if not self._reasoned:
+            self._held = self._held.lstrip()
+        end = self._held.find(THINK_END)
+        shown = self._held[: end if end >= 0 else len(self._held) - _overlap(self._held, THINK_END)].rstrip()
+        parts.reasoning += shown
+        self._reasoned = self._reasoned or bool(shown)
+        if end < 0:
+            self._held = self._held[len(shown) :]
+            return False
+        self._held, self.where, self._step, self._gap = self._held[end + len(THINK_END) :], "text", self._speak, True
+        return True
+
+    def _speak(self, parts: Parts) -> bool:
+        if self._calls is None:
+            text = self._held.lstrip() if self._gap else self._held
+            self._say(parts, text)
+            self._held = "" if text else self._held
+            return False
+        if not self._said and self._held.lstrip().startswith("{"):
+            known = self._json_call(self._held)
+            if known is None:
+                return False
+            if known:
+                return self._open_call(parts, self._held.lstrip(), bare=True)
+        for mark in _MARKUP.finditer(self._held):
+            before, after = self._held[: mark.start()], self._held[mark.end() :]
+            if mark[0] == OPEN:
+                self._set_aside(parts, before)
+                return self._open_call(parts, after, bare=False)
+            if mark[0] == CLOSE:
+                if not (self._bare and self._gap and not before.strip()):
+                    parts.error = parts.error or ToolCallError(
+                        f"found {CLOSE} without {OPEN} in the reply; generate the reply again"
+                    )
+                self._set_aside(parts, before)
+                self._held, self._bare = self._held + after, False
+                return True
+            if mark[1].strip() in self._calls.functions and self._starts_line(before):
+                self._set_aside(parts, before)
+                return self._open_call(parts, mark[0] + after, bare=True)
+        end = min(len(self._held.rstrip()), len(self._held) - self._unclear())
+        if self._held[:end].strip():
+            self._say(parts, self._held[:end])
+            self._held = self._held[end:]
+        return False
+
+    def _set_aside(self, parts: Parts, before: str) -> None:
+        """Says what stands before markup, and holds the white space between them until more text comes."""
+        text = before.rstrip()
+        if text:
+            self._say(parts, text)
+        self._held = before[len(text) :] if self._said else ""
+        self._gap = True
+
+    def _open_call(self, parts: Parts, rest: str, bare: bool) -> bool:
+        self._space, self._held, self._tried = self._held if self._said else "", rest, 0
+        self.where, self._step, self._bare = "tool_call", self._call, bare
+        return True
+
+    def _call(self, parts: Parts) -> bool:
+        assert self._calls is not None
+        if self._bare and self._held.startswith("{"):
+            return self._bare_json(parts)
+        close = FUNCTION_END if self._bare else CLOSE
+        end = self._held.find(close, self._tried)
+        if end < 0:
+            self._tried = max(self._tried, len(self._held) - len(close))
+            return False
+        self._tried = end + len(close)
+        read = self._calls.bare if self._bare else self._calls.wrapped
+        try:
+            if not read(self._held[: self._tried], parts.tool_calls):
+                return True
+        except ToolCallError as error:
+            parts.error = parts.error or error
+        return self._close_call(self._tried)
+
+    def _bare_json(self, parts: Parts) -> bool:
+        assert self._calls is not None
+        try:
+            value, end = json.JSONDecoder(strict=False).raw_decode(self._held)
+        except (ValueError, RecursionError):
+            return False
+        try:
+            parts.tool_calls.append(self._calls.from_json(value))
+        except ToolCallError as error:
+            parts.error = parts.error or error
+        return self._close_call(end)
+
+    def _close_call(self, end: int) -> bool:
+        self._held = self._space + self._held[end:]
+        self.where, self._step, self._gap = "text", self._speak, True
+        return True
+
+    def _say(self, parts: Parts, text: str) -> None:
+        if self._gap and not self._said:
+            text = text.lstrip()
+        if not text:
+            return
+        parts.text += text
+        self._said, self._gap = True, False
+        self._mid_line = self._mid_line_after(text)
+
+    def _mid_line_after(self, text: str) -> bool:
+        *lines, last = text.split("\n")
+        return bool(last.strip()) or (self._mid_line and not lines)
+
+    def _starts_line(self, before: str) -> bool:
+        return not self._mid_line_after(before)
+
+    def _unclear(self) -> int:
+        """How many of the last characters may begin markup."""
+        if name := _UNFINISHED_NAME.search(self._held):
+            return len(self._held) - name.start()
+        return max(_overlap(self._held, literal) for literal in (OPEN, CLOSE, FUNCTION))
+
+    def _json_call(self, text: str) -> bool | None:
+        """Whether a reply begins with a call in JSON of a function that was offered; None: not to be told yet."""
+        assert self._calls is not None
+        found = re.sub(r"\s", "", text[:1000])
+        unclear = False
+        for name in self._calls.functions:
+            for key in ("arguments", "parameters"):
+                wanted = re.sub(r"\s", "", f'{{"name":{json.dumps(name)},"{key}":')
+                if found.startswith(wanted):
+                    return True
+                unclear = unclear or wanted.startswith(found)
+        return None if unclear else False
+
+
+def _overlap(text: str, literal: str) -> int:
+    """The length of the longest end of ``text`` with which ``literal``, not all of it, begins."""
+    for length in range(min(len(text), len(literal) - 1), 0, -1):
+        if literal.startswith(text[-length:]):
+            return length
+    return 0
