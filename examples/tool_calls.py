@@ -6,8 +6,7 @@ python examples/tool_calls.py [MODEL]
 import json
 import sys
 
-from flash_moe import Model
-from flash_moe.text.tool_calls import parse_tool_calls
+from flash_moe import Model, parse_tool_calls
 
 
 def get_weather(city: str, days: int = 1) -> dict[str, object]:

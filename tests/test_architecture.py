@@ -41,7 +41,7 @@ EVERYTHING = {
 MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {"model", "generation"},
+    "__init__": {"model", "generation", "text", "packing"},
     "evaluation": {"model", "loading", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
     "planning": {"bench", "loading", "generation", "nn", "ops", "experts", "checkpoint", "config", "record"},
     "bench": {"model", "generation", "experts", "checkpoint"},
@@ -66,7 +66,8 @@ MAY_IMPORT = {
 
 PUBLIC = [
     "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "DiskSpaceError", "ExpertReadError", "FlashMoEError",
-    "Generation", "HubError", "Model", "NumericalError", "PromptError", "TokenizerError", "__version__",
+    "Generation", "HubError", "Model", "NumericalError", "PromptError", "Stats", "TokenizerError", "ToolCallError",
+    "__version__", "convert", "parse_tool_calls", "verify",
 ]  # fmt: skip
 
 HEAVY = ["transformers", "jinja2", "huggingface_hub", "tokenizers", "typer", "rich", "mlx_lm", "torch", "matplotlib"]

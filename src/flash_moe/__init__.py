@@ -6,6 +6,8 @@ model = Model.load("demo")
 print(model.generate("What is flash_moe?"))
 """
 
+from typing import TYPE_CHECKING, Any
+
 try:
     import mlx.core as _mlx  # noqa: F401
 except ImportError as error:
@@ -26,9 +28,16 @@ from .errors import (
     NumericalError,
     PromptError,
     TokenizerError,
+    ToolCallError,
 )
 from .generation.result import Chunk, Generation
+from .generation.stats import Stats
 from .model import Model
+from .text.tool_calls import parse_tool_calls
+
+if TYPE_CHECKING:
+    from .packing.convert import convert
+    from .packing.verify import verify
 
 __version__ = "0.1.0"
 
@@ -45,6 +54,24 @@ __all__ = [
     "Model",
     "NumericalError",
     "PromptError",
+    "Stats",
     "TokenizerError",
+    "ToolCallError",
     "__version__",
+    "convert",
+    "parse_tool_calls",
+    "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what most programs do not need when it is asked for."""
+    if name == "convert":
+        from .packing.convert import convert
+
+        return convert
+    if name == "verify":
+        from .packing.verify import verify
+
+        return verify
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

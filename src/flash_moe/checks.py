@@ -68,9 +68,13 @@ def real(name: str, value: Any, expected: str, least: float, most: float = math.
     return number
 
 
-def _error(name: str, value: Any, expected: str) -> ArgumentError:
+def shown(value: Any) -> str:
+    """Returns the beginning of a value's ``repr`` for an error; its type where it has none or too deep a one."""
     try:
-        found = repr(value)
-    except Exception:  # of an object that cannot show itself, or a number of too many digits
-        found = f"of type {type(value).__name__}"
-    return ArgumentError(f"{name} is {found:.200}, expected {expected}")
+        return f"{value!r:.200}"
+    except Exception:  # whatever a __repr__ may raise; numbers of too many digits
+        return f"of type {type(value).__name__}"
+
+
+def _error(name: str, value: Any, expected: str) -> ArgumentError:
+    return ArgumentError(f"{name} is {shown(value)}, expected {expected}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..checks import shown
 from ..errors import ArgumentError
 
 
@@ -27,12 +28,12 @@ class StopStrings:
         if stops is None or isinstance(stops, str):
             stops = () if stops is None else (stops,)
         if not isinstance(stops, Iterable):
-            raise ArgumentError(f"stop is {stops!r:.200}, expected a string, several strings or None")
+            raise ArgumentError(f"stop is {shown(stops)}, expected a string, several strings or None")
         self.stops = tuple(stops)
         for stop in self.stops:
             if not isinstance(stop, str) or not stop:
                 raise ArgumentError(
-                    f"found the stop string {stop!r:.200}, expected non-empty strings; remove it from `stop`"
+                    f"found the stop string {shown(stop)}, expected non-empty strings; remove it from `stop`"
                 )
         self._longest = max(map(len, self.stops), default=0)
         self._held = ""

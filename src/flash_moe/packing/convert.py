@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ Progress = Callable[[int, int], None]
 
 
 def convert(
-    source: Path,
-    destination: Path,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     *,
     bits: int | None = None,
     expert_bits: int | None = None,
@@ -72,6 +73,7 @@ def convert(
         DiskSpaceError: the destination would not fit; nothing was written.
         NumericalError: weights, or activations in the calibration, are NaN or infinite.
     """
+    source, destination = Path(source), Path(destination)
     checkpoint = Checkpoint.open(source)
     table = RecordTable.of(checkpoint)
     target = target_layouts(table, bits if expert_bits is None else expert_bits, down_bits, group_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Verification:
     checksums: bool
 
 
-def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> Verification:
+def verify(folder: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Verification:
     """Checks all records and resident files of a checkpoint.
 
     A packed checkpoint is compared with its checksums. Other checkpoints have none: their headers are checked and every
@@ -38,6 +39,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
         ExpertReadError: a record cannot be read, or differs from its checksum: the first such record.
         CheckpointError: anything else is missing or damaged.
     """
+    folder = Path(folder)
     checkpoint = Checkpoint.open(folder)
     manifest = Manifest.load(folder)
     table = RecordTable.of(checkpoint)

@@ -13,13 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TokenizerError
+from ..errors import PromptError, TokenizerError
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.nodes import Node
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+_DEEPEST = 100  # levels of data in messages and tools; far below what JSON or a template can recurse
 
 
 class ChatTemplate:
@@ -180,8 +183,10 @@ def _text_of(part: object, index: int) -> str:
     )
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
     """Copy JSON-like data, so that a template can neither change the caller's objects nor call their methods."""
+    if depth > _DEEPEST:
+        raise PromptError(f"{where} holds data more than {_DEEPEST} levels deep; pass it as text")
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, str):
@@ -191,9 +196,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         return float.__float__(value)
     if isinstance(value, Mapping):
-        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
+        return {_plain(key, where, depth + 1): _plain(item, where, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
+        return [_plain(item, where, depth + 1) for item in value]
     raise TokenizerError(
         f"{where} holds a value of type {type(value).__name__}, expected strings, numbers, lists and dicts; "
         "convert it first"

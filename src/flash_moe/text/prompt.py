@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from ..checks import shown
 from ..errors import PromptError
 from .tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ def encode_prompt(
         PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.
         TokenizerError: the messages do not fit the chat template.
     """
+    prompt = _listed(prompt)
     if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
         kind = type(prompt).__name__
         raise PromptError(f"the prompt is of type {kind}, expected a string, chat messages or token ids")
@@ -51,14 +53,22 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:
     Raises:
         PromptError: there are none, or one is no id of the vocabulary.
     """
-    if not len(tokens):
+    tokens = _listed(tokens)
+    if not isinstance(tokens, Sequence) or not len(tokens):
         raise PromptError("the prompt holds no tokens; pass some text")
     for position, token in enumerate(tokens):
         if isinstance(token, bool) or not hasattr(token, "__index__"):
-            raise PromptError(f"element {position} of the prompt is {token!r}, expected a token id or a chat message")
+            raise PromptError(
+                f"element {position} of the prompt is {shown(token)}, expected a token id or a chat message"
+            )
         if not 0 <= int(token) < vocab_size:
             raise PromptError(f"token id {int(token)} at position {position} is outside the vocabulary of {vocab_size}")
     return [int(token) for token in tokens]
+
+
+def _listed(tokens: Any) -> Any:
+    """Arrays of NumPy, MLX and others as lists."""
+    return tokens.tolist() if hasattr(tokens, "tolist") else tokens
 
 
 def check_sequences(sequences: Sequence[Sequence[int]], vocab_size: int, context: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ToolCallError
+from ..errors import ArgumentError, ToolCallError
 
 # Names that schemas written by hand use beside JSON's.
 _ALIASES = {
@@ -71,7 +71,10 @@ def functions(tools: Iterable[Mapping[str, Any]]) -> dict[str, Function]:
         if isinstance(name := function.get("name"), str):
             schema = _mapping(function.get("parameters"))
             properties = _mapping(schema.get("properties"))
-            types = {str(key): frozenset(_types(value, schema, ())) for key, value in properties.items()}
+            try:
+                types = {str(key): frozenset(_types(value, schema, ())) for key, value in properties.items()}
+            except RecursionError:
+                raise ArgumentError(f"the schema of {name!r:.80} is nested too deep to read; flatten it") from None
             required = schema.get("required")
             # A function without `parameters` takes none; an object without `properties` takes any.
             free = bool(schema) and "properties" not in schema
