@@ -43,7 +43,7 @@ def test_values_are_those_of_the_file() -> None:
     assert config.rms_norm_eps == 1e-6
     assert config.max_position_embeddings == 4096
     assert (config.key_dim, config.value_dim) == (2 * 32, 4 * 32)
-    assert config.moe_layers == (0, 1, 2, 3)
+    assert config.experts.layers == (0, 1, 2, 3)
 
 
 def test_tied_embeddings_may_be_stated_outside_the_text_config() -> None:
@@ -60,7 +60,7 @@ def test_qwen3_next_reads_its_own_switches() -> None:
         next_config(mlp_only_layers=[1], num_hidden_layers=6, decoder_sparse_step=2, norm_topk_prob=False)
     )
     assert config.model_type == "qwen3_next"
-    assert config.moe_layers == (3, 5)
+    assert config.experts.layers == (3, 5)
     assert config.norm_topk_prob is False
     assert (config.rope_theta, config.rotary_dims) == (1e7, 8)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from flash_moe import Model
-from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.hub import resolve
 from flash_moe.evaluation import greedy, read_tool_call_cases, tool_call_score
+from flash_moe.models import open_model
 from flash_moe.packing.verify import verify
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -36,7 +36,7 @@ def test_a_folder_called_demo_wins_only_if_it_is_a_checkpoint(tmp_path: Path, mo
 
 
 def test_both_forms_are_the_same_network() -> None:
-    small, master = (Checkpoint.open(MODELS / name) for name in ("demo", "demo-bf16"))
+    small, master = (open_model(MODELS / name) for name in ("demo", "demo-bf16"))
     assert small.config == master.config
     assert small.config.num_experts_per_tok == 10
     for name in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_moe.errors import CheckpointError
-from flash_moe.record import GROUP_SIZES, PROJECTIONS, QUANTIZED_BITS, ProjectionFormat, Quantization, RecordLayout
+from flash_moe.formats import GROUP_SIZES, QUANTIZED_BITS, ProjectionFormat, Quantization
+from flash_moe.record import PROJECTIONS, RecordLayout
 
 FLOATS = ("BF16", "F16", "F32")
 PAGE = 16 * 1024
@@ -28,7 +29,7 @@ def uniform(bits: int, group_size: int, dtype: str = "BF16") -> dict[str, Projec
 @given(layouts)
 def test_parts_lie_in_order_aligned_and_apart(layout: RecordLayout) -> None:
     end = 0
-    for _, part in layout.parts():
+    for part in layout.parts:
         assert part.offset % 64 == 0
         assert 0 <= part.offset - end < 64
         end = part.offset + part.nbytes
@@ -42,7 +43,7 @@ def test_names_and_order_of_parts(layout: RecordLayout) -> None:
     for projection in PROJECTIONS:
         quantized = layout.formats[projection].quantization is not None
         expected += [f"{projection}.{kind}" for kind in (("weight", "scales", "biases") if quantized else ("weight",))]
-    assert [name for name, _ in layout.parts()] == expected
+    assert [part.key for part in layout.parts] == expected
 
 
 @given(layouts)
@@ -70,7 +71,7 @@ def test_layout_survives_json(layout: RecordLayout) -> None:
 def test_record_of_the_397b_model(bits: int, stride: int) -> None:
     layout = RecordLayout.build(4096, 1024, uniform(bits, 64))
     assert layout.stride == stride
-    assert sum(part.nbytes for _, part in layout.parts()) == stride  # no padding at all
+    assert sum(part.nbytes for part in layout.parts) == stride  # no padding at all
 
 
 @pytest.mark.parametrize(("hidden", "intermediate"), [(96, 64), (64, 96)], ids=["hidden", "intermediate"])
@@ -97,7 +98,7 @@ def test_only_floats_are_weights_or_scales(dtype: str) -> None:
         RecordLayout.build(128, 128, uniform(4, 64, dtype))
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "stride", "projections"])
+@pytest.mark.parametrize("key", ["stride", "quantization", "parts"])
 @pytest.mark.parametrize("value", [None, "x", -64, 64.0, [], {}], ids=repr)
 def test_damaged_description_is_refused(key: str, value: object) -> None:
     data = RecordLayout.build(128, 128, uniform(4, 64)).to_json()
@@ -106,3 +107,35 @@ def test_damaged_description_is_refused(key: str, value: object) -> None:
     del data[key]
     with pytest.raises(CheckpointError, match=r"malformed .*convert the model again"):
         RecordLayout.from_json(data)
+
+
+def test_a_record_holds_whatever_linear_layers_an_expert_has() -> None:
+    parts = [
+        ("fc1", "weight", "U32", (96, 8)), ("fc1", "scales", "BF16", (96, 2)), ("fc1", "biases", "BF16", (96, 2)),
+        ("fc1", "bias", "F32", (96,)), ("fc2", "weight", "F16", (64, 96)), ("fc2", "global_scale", "F32", (1,)),
+    ]  # fmt: skip
+    layout = RecordLayout.of(parts, {"fc1": Quantization(4, 32)})
+    assert [(p.linear, p.name, p.dtype, p.shape) for p in layout.parts] == parts
+    assert (layout.linears["fc1"].rows, layout.linears["fc1"].columns) == (96, 64)
+    assert layout.linears["fc1"].bias == layout.parts[3]
+    assert layout.linears["fc2"].global_scale == layout.parts[5]
+    assert layout.weights == 96 * 64 * 2
+    assert RecordLayout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+
+
+def test_parts_that_do_not_fit_their_quantisation_are_refused() -> None:
+    data = RecordLayout.build(128, 128, uniform(4, 64)).to_json()
+    data["parts"][1][3] = [128, 4]  # scales in groups of 32
+    with pytest.raises(CheckpointError, match="parts of gate_proj do not fit"):
+        RecordLayout.from_json(data)
+
+
+def test_the_first_form_of_the_description_is_read() -> None:
+    fmt = {"dtype": "BF16", "bits": 4, "group_size": 64}
+    data = {
+        "hidden_size": 256,
+        "intermediate_size": 128,
+        "stride": 65536,
+        "projections": dict.fromkeys(PROJECTIONS, fmt),
+    }
+    assert RecordLayout.from_json(data) == RecordLayout.build(256, 128, uniform(4, 64))

@@ -17,10 +17,12 @@ from typing import Any
 from random_checkpoint import tensor_shapes, text_config, write_tokenizer
 
 from flash_moe.checkpoint.files import INDEX
-from flash_moe.checkpoint.names import mlx_name, module_path
+from flash_moe.checkpoint.names import module_path
 from flash_moe.checkpoint.packed import MANIFEST, Manifest, PackedLayer, checksum, layer_file, layer_header
 from flash_moe.checkpoint.safetensors import build_header
-from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout, part_shapes
+from flash_moe.formats import ProjectionFormat, Quantization, part_shapes
+from flash_moe.models.qwen3_5 import Qwen35
+from flash_moe.record import PROJECTIONS, RecordLayout
 
 FULL_SIZE: dict[str, Any] = text_config(
     vocab_size=248_320, hidden_size=4096, num_hidden_layers=60, num_attention_heads=32, num_key_value_heads=2,
@@ -28,6 +30,7 @@ FULL_SIZE: dict[str, Any] = text_config(
     linear_value_head_dim=128, num_experts=512, num_experts_per_tok=10, moe_intermediate_size=1024,
     shared_expert_intermediate_size=1024, max_position_embeddings=262_144,
 )  # fmt: skip
+mlx_name = Qwen35().mlx_name
 QUANTIZATION, GATES = Quantization(4, 64), Quantization(8, 64)
 
 
@@ -71,17 +74,16 @@ def write_sparse(folder: Path, text: dict[str, Any], expert_bits: int = 4) -> Pa
 def _stored(name: str, shape: tuple[int, ...], section: dict[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape of each tensor that an MLX checkpoint stores for one of Hugging Face's."""
     if name.endswith("conv1d.weight"):
-        return [(mlx_name(name, "qwen3_5_moe"), "BF16", (shape[0], shape[2], 1))]
+        return [(mlx_name(name), "BF16", (shape[0], shape[2], 1))]
     if len(shape) == 1:
-        return [(mlx_name(name, "qwen3_5_moe"), "BF16", shape)]
+        return [(mlx_name(name), "BF16", shape)]
     module, q = module_path(name), QUANTIZATION
     if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")):
         q = GATES
-        section[mlx_name(module, "qwen3_5_moe")] = {"group_size": q.group_size, "bits": q.bits}
-    parts = part_shapes(*shape, ProjectionFormat("BF16", q))
+        section[mlx_name(module)] = {"group_size": q.group_size, "bits": q.bits}
     return [
-        (mlx_name(f"{module}.{kind}", "qwen3_5_moe"), dtype, part)
-        for kind, (dtype, part) in zip(("weight", "scales", "biases"), parts, strict=True)
+        (mlx_name(f"{module}.{kind}"), dtype, part)
+        for kind, (dtype, part) in part_shapes(*shape, ProjectionFormat("BF16", q)).items()
     ]
 
 

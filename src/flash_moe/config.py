@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .record import ExpertShape
 from .rope import Yarn, attention_factor, frequencies
 
 SUPPORTED = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
@@ -61,9 +62,12 @@ class ModelConfig:
     max_position_embeddings: int
 
     @property
-    def moe_layers(self) -> tuple[int, ...]:
-        """Indices of the layers that have routed experts."""
-        return tuple(i for i, sparse in enumerate(self.sparse_layers) if sparse)
+    def experts(self) -> ExpertShape:
+        """What the routed experts are like."""
+        layers = tuple(i for i, sparse in enumerate(self.sparse_layers) if sparse)
+        return ExpertShape(
+            self.num_experts, self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size, layers
+        )
 
     @property
     def key_dim(self) -> int:

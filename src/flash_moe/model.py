@@ -6,15 +6,14 @@ import os
 from collections.abc import Callable
 from types import TracebackType
 
-from .checkpoint.files import Checkpoint
 from .checkpoint.hub import resolve
-from .checkpoint.records import RecordTable
 from .checks import DEFAULT_EXPERTS_PER_TOKEN, resolve_experts_per_token
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
 from .generation.defaults import sampling_defaults
 from .language_model import LanguageModel
-from .loading import load_decoder, resolve_dtype
+from .loading import resolve_dtype
+from .models import ModelFiles, open_model
 from .nn.decoder import Decoder
 from .nn.streaming import StreamingOptions
 from .text import Tokenizer
@@ -30,7 +29,7 @@ class Model(LanguageModel):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: ModelFiles,
         tokenizer: Tokenizer,
         decoder: Decoder,
         store: ExpertStore,
@@ -90,13 +89,13 @@ class Model(LanguageModel):
             HubError, DiskSpaceError: the download failed, or there is no room for it.
             ArgumentError: an argument is out of range.
         """
-        checkpoint = Checkpoint.open(resolve(path, revision=revision, token=token))
+        checkpoint = open_model(resolve(path, revision=revision, token=token))
         config = checkpoint.config
         k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
         streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
         compute = resolve_dtype(dtype, checkpoint)
         tokenizer = Tokenizer.load(checkpoint.folder)
-        table = RecordTable.of(checkpoint)
+        table = checkpoint.records()
 
         def report(stage: str, total: int) -> Callable[[int], None] | None:
             return None if progress is None else lambda done: progress(stage, done, total)
@@ -104,7 +103,7 @@ class Model(LanguageModel):
         store = open_store(table, expert_io, k, expert_cache, report("expert bytes", table.nbytes))
         try:
             layers = report("layers", config.num_hidden_layers)
-            decoder = load_decoder(checkpoint, store, k, compute, layers, kernels, streaming)
+            decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming)
         except BaseException:
             store.close()
             raise

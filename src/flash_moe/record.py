@@ -1,26 +1,25 @@
 """The record: everything one expert of one layer needs, as one flat run of bytes.
 
-A record holds nine parts in a fixed order: weight, scales and biases of gate_proj, up_proj and down_proj
-(three parts, the weights, where a projection is not quantised). Each part starts at a multiple of 64 bytes, and the
-stride from one record to the next is a multiple of 16 KiB, the page size of Apple silicon, so that a record can be
-mapped on its own. This file is arithmetic only: it knows no file and no array.
+A record is a list of parts: of each linear layer of the expert its weight, then, where there are any, scales, biases,
+the bias that is added to its output, and a global scale. Each part starts at a multiple of 64 bytes, and the stride from
+one record to the next is a multiple of 16 KiB, the page size of Apple silicon, so that a record can be mapped on its own.
+This file is arithmetic only: it knows no file and no array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .errors import CheckpointError
+from .formats import ITEM_SIZE, ProjectionFormat, Quantization, part_shapes
 
 PART_ALIGNMENT = 64
 RECORD_ALIGNMENT = 16 * 1024
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
-GROUP_SIZES = (32, 64, 128)
-ITEM_SIZE = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2}
-FLOATS = ("BF16", "F16", "F32")
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -29,52 +28,83 @@ def round_up(value: int, multiple: int) -> int:
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """Affine quantisation: w = scale · q + bias, one scale and bias per ``group_size`` weights of a row."""
+class ExpertShape:
+    """What everything but a model's own network knows of its routed experts.
 
-    bits: int
-    group_size: int
+    Attributes:
+        num_experts: experts of a layer.
+        experts_per_token: the model's own K.
+        hidden_size, intermediate_size: what an expert takes and gives, and what lies between its linear layers.
+        layers: indices of the layers that have routed experts.
+    """
 
-    def __post_init__(self) -> None:
-        if type(self.bits) is not int or self.bits not in QUANTIZED_BITS:
-            raise CheckpointError(f"quantised to {self.bits!r} bits, expected one of {QUANTIZED_BITS}")
-        if type(self.group_size) is not int or self.group_size not in GROUP_SIZES:
-            raise CheckpointError(f"quantised in groups of {self.group_size!r}, expected one of {GROUP_SIZES}")
+    num_experts: int
+    experts_per_token: int
+    hidden_size: int
+    intermediate_size: int
+    layers: tuple[int, ...]
+
+    def matrix(self, projection: str) -> tuple[int, int]:
+        """Rows and columns of one expert's projection: [I, H] for gate and up, [H, I] for down."""
+        shape = (self.intermediate_size, self.hidden_size)
+        return shape[::-1] if projection == "down_proj" else shape
 
 
 @dataclass(frozen=True)
 class Part:
-    """One array inside a record: ``shape`` elements of safetensors type ``dtype``, ``offset`` bytes from its start."""
+    """One array inside a record: ``shape`` elements of safetensors type ``dtype``, ``offset`` bytes from its start.
 
+    Attributes:
+        linear: the linear layer of the expert that it belongs to, e.g. ``"gate_proj"``.
+        name: what it is of that layer: ``"weight"``, ``"scales"``, ``"biases"``, ``"bias"`` or ``"global_scale"``.
+    """
+
+    linear: str
+    name: str
     dtype: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     offset: int
 
     @property
+    def key(self) -> str:
+        """Linear layer and name, e.g. ``"gate_proj.weight"``."""
+        return f"{self.linear}.{self.name}"
+
+    @property
     def nbytes(self) -> int:
-        return self.shape[0] * self.shape[1] * ITEM_SIZE[self.dtype]
-
-
-@dataclass(frozen=True)
-class ProjectionFormat:
-    """How one projection is stored: quantised (``dtype`` is that of scales and biases) or plain floats of ``dtype``."""
-
-    dtype: str
-    quantization: Quantization | None = None
+        return math.prod(self.shape) * ITEM_SIZE[self.dtype]
 
 
 @dataclass(frozen=True)
 class ProjectionLayout:
-    """The parts of one projection; ``scales`` and ``biases`` are None where it is not quantised."""
+    """The parts of one linear layer; those that it does not have are None."""
 
     weight: Part
-    scales: Part | None
-    biases: Part | None
-    quantization: Quantization | None
+    scales: Part | None = None
+    biases: Part | None = None
+    bias: Part | None = None
+    global_scale: Part | None = None
+    quantization: Quantization | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return tuple(p for p in (self.weight, self.scales, self.biases) if p is not None)
+        found = (self.weight, self.scales, self.biases, self.bias, self.global_scale)
+        return tuple(part for part in found if part is not None)
+
+    @property
+    def rows(self) -> int:
+        """Outputs of the layer."""
+        return self.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Inputs of the layer."""
+        words = self.weight.shape[1]
+        return words if self.quantization is None else words * 32 // self.quantization.bits
+
+    @property
+    def format(self) -> ProjectionFormat:
+        return ProjectionFormat((self.scales or self.weight).dtype, self.quantization)
 
 
 @dataclass(frozen=True)
@@ -82,110 +112,149 @@ class RecordLayout:
     """Where each part of a record lies.
 
     Attributes:
-        gate_proj, up_proj, down_proj: layouts of the three projections ([I, H], [I, H] and [H, I]).
+        parts: in the order they lie.
+        quantization: of the linear layers that are quantised.
         stride: bytes from one record to the next.
     """
 
-    hidden_size: int
-    intermediate_size: int
-    formats: Mapping[str, ProjectionFormat]
-    gate_proj: ProjectionLayout
-    up_proj: ProjectionLayout
-    down_proj: ProjectionLayout
+    parts: tuple[Part, ...]
+    quantization: Mapping[str, Quantization]
     stride: int
 
     @classmethod
+    def of(
+        cls,
+        parts: Iterable[tuple[str, str, str, tuple[int, ...]]],
+        quantization: Mapping[str, Quantization],
+    ) -> RecordLayout:
+        """Lays parts (linear layer, name, dtype and shape of each) out one after the other."""
+        offset, placed = 0, []
+        for linear, name, dtype, shape in parts:
+            placed.append(Part(linear, name, dtype, tuple(shape), offset))
+            offset = round_up(offset + placed[-1].nbytes, PART_ALIGNMENT)
+        return cls(tuple(placed), dict(quantization), round_up(offset, RECORD_ALIGNMENT))
+
+    @classmethod
     def build(cls, hidden_size: int, intermediate_size: int, formats: Mapping[str, ProjectionFormat]) -> RecordLayout:
-        """Lays the parts of ``formats`` (keys: gate_proj, up_proj, down_proj) out one after the other.
+        """Lays out a SwiGLU expert (``formats`` has the keys gate_proj, up_proj and down_proj).
 
         Raises:
             CheckpointError: a group size does not divide the row length.
         """
-        offset, layouts = 0, []
-        for name in PROJECTIONS:
-            rows, columns = (
-                (hidden_size, intermediate_size) if name == "down_proj" else (intermediate_size, hidden_size)
-            )
-            parts: list[Part] = []
-            for dtype, shape in part_shapes(rows, columns, formats[name]):
-                parts.append(Part(dtype, shape, offset))
-                offset = round_up(offset + parts[-1].nbytes, PART_ALIGNMENT)
-            scales, biases = parts[1:] if len(parts) == 3 else (None, None)
-            layouts.append(ProjectionLayout(parts[0], scales, biases, formats[name].quantization))
-        gate, up, down = layouts
-        return cls(hidden_size, intermediate_size, dict(formats), gate, up, down, round_up(offset, RECORD_ALIGNMENT))
+        shape = ExpertShape(1, 1, hidden_size, intermediate_size, ())
+        parts = [
+            (linear, name, *part)
+            for linear in PROJECTIONS
+            for name, part in part_shapes(*shape.matrix(linear), formats[linear]).items()
+        ]
+        return cls.of(parts, {name: q for name in PROJECTIONS if (q := formats[name].quantization) is not None})
+
+    @cached_property
+    def linears(self) -> Mapping[str, ProjectionLayout]:
+        """The linear layers by name, in the order they lie."""
+        found: dict[str, dict[str, Part]] = {}
+        for part in self.parts:
+            found.setdefault(part.linear, {})[part.name] = part
+        return {
+            linear: ProjectionLayout(**parts, quantization=self.quantization.get(linear))
+            for linear, parts in found.items()
+        }
+
+    @property
+    def projections(self) -> tuple[tuple[str, ProjectionLayout], ...]:
+        """The three projections of a SwiGLU expert."""
+        return tuple((name, self.linears[name]) for name in PROJECTIONS)
+
+    @property
+    def gate_proj(self) -> ProjectionLayout:
+        return self.linears["gate_proj"]
+
+    @property
+    def up_proj(self) -> ProjectionLayout:
+        return self.linears["up_proj"]
+
+    @property
+    def down_proj(self) -> ProjectionLayout:
+        return self.linears["down_proj"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.down_proj.rows
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.gate_proj.rows
+
+    @property
+    def formats(self) -> dict[str, ProjectionFormat]:
+        """How each linear layer is stored."""
+        return {name: layout.format for name, layout in self.linears.items()}
+
+    @property
+    def weights(self) -> int:
+        """Weights of an expert."""
+        return sum(linear.rows * linear.columns for linear in self.linears.values())
 
     @property
     def bits_per_weight(self) -> float:
         """Bits of a record's parts, scales and biases included, over its number of weights; padding does not count."""
-        return 8 * sum(part.nbytes for _, part in self.parts()) / (3 * self.hidden_size * self.intermediate_size)
-
-    @property
-    def projections(self) -> tuple[tuple[str, ProjectionLayout], ...]:
-        return tuple((name, getattr(self, name)) for name in PROJECTIONS)
-
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        """Yields ``("gate_proj.weight", part)`` and so on, in the order they lie."""
-        for name, projection in self.projections:
-            for kind, part in zip(("weight", "scales", "biases"), projection.parts, strict=False):
-                yield f"{name}.{kind}", part
+        return 8 * sum(part.nbytes for part in self.parts) / self.weights
 
     def to_json(self) -> dict[str, Any]:
         """A plain description from which :meth:`from_json` rebuilds the same layout."""
-        formats = {}
-        for name in PROJECTIONS:
-            fmt = self.formats[name]
-            q = fmt.quantization
-            formats[name] = {"dtype": fmt.dtype} | ({"bits": q.bits, "group_size": q.group_size} if q else {})
         return {
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
             "stride": self.stride,
-            "projections": formats,
+            "quantization": {linear: q.to_json() for linear, q in self.quantization.items()},
+            "parts": [[part.linear, part.name, part.dtype, list(part.shape)] for part in self.parts],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RecordLayout:
-        """Rebuilds a layout written by :meth:`to_json`.
+        """Rebuilds a layout written by :meth:`to_json`, or by the first version of it, which knew SwiGLU experts only.
 
         Raises:
             CheckpointError: a key is missing or the stated stride is not the one this layout has.
         """
         try:
-            formats = {
-                name: ProjectionFormat(
-                    fmt["dtype"], Quantization(fmt["bits"], fmt["group_size"]) if "bits" in fmt else None
-                )
-                for name, fmt in data["projections"].items()
-            }
-            layout = cls.build(data["hidden_size"], data["intermediate_size"], formats)
-            stride = data["stride"]
-            if any(type(n) is not int or n < 1 for n in (layout.hidden_size, layout.intermediate_size, stride)):
-                raise TypeError("sizes are integers of at least 1")
-        except (KeyError, TypeError, AttributeError) as error:
+            if "projections" in data:
+                formats = {
+                    name: ProjectionFormat(
+                        fmt["dtype"], Quantization(fmt["bits"], fmt["group_size"]) if "bits" in fmt else None
+                    )
+                    for name, fmt in data["projections"].items()
+                }
+                sizes = [data["hidden_size"], data["intermediate_size"]]
+                _check_sizes(sizes)
+                layout = cls.build(sizes[0], sizes[1], formats)
+            else:
+                quantization = {linear: Quantization(**q) for linear, q in data["quantization"].items()}
+                for _, _, _, shape in data["parts"]:
+                    _check_sizes(shape)
+                layout = cls.of(data["parts"], quantization)
+                _check_parts(layout)
+            _check_sizes([data["stride"]])
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"the record layout {data!r} is malformed ({error!r}); convert the model again"
             ) from None
-        if layout.stride != stride:
-            raise CheckpointError(f"records are {stride} bytes apart, this layout needs {layout.stride}; convert again")
+        if layout.stride != data["stride"]:
+            raise CheckpointError(
+                f"records are {data['stride']} bytes apart, this layout needs {layout.stride}; convert again"
+            )
         return layout
 
 
-def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> list[tuple[str, tuple[int, int]]]:
-    """Type and shape of each stored part of a [rows, columns] projection.
+def _check_sizes(sizes: Iterable[object]) -> None:
+    if any(type(n) is not int or n < 1 for n in sizes):
+        raise TypeError("sizes are integers of at least 1")
 
-    Raises:
-        CheckpointError: the row cannot be split into whole groups, or its packed bits into whole words.
-    """
-    q = fmt.quantization
-    if fmt.dtype not in FLOATS:
-        raise CheckpointError(f"weights or scales of type {fmt.dtype}, expected BF16, F16 or F32")
-    if q is None:
-        return [(fmt.dtype, (rows, columns))]
-    if columns % q.group_size or columns * q.bits % 32:
-        raise CheckpointError(
-            f"rows of {columns} weights cannot be quantised in groups of {q.group_size} at {q.bits} bits; "
-            "choose a group size that divides the row"
-        )
-    grouped = (rows, columns // q.group_size)
-    return [("U32", (rows, columns * q.bits // 32)), (fmt.dtype, grouped), (fmt.dtype, grouped)]
+
+def _check_parts(layout: RecordLayout) -> None:
+    """Parts that every linear layer has, of the shape that its quantisation gives them."""
+    if not layout.parts or not set(layout.quantization) <= set(layout.linears):
+        raise ValueError("quantised linear layers without parts")
+    for name, linear in layout.linears.items():
+        expected = part_shapes(linear.rows, linear.columns, linear.format)
+        found = {part.name: (part.dtype, part.shape) for part in linear.parts}
+        if any(found.get(part) != stored for part, stored in expected.items()):
+            raise ValueError(f"parts of {name} do not fit its quantisation")

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import FlashMoEError
+from .formats import ProjectionFormat, Quantization
 from .ops import (
     decode_attention,
     delta_net_step,
@@ -25,7 +26,7 @@ from .ops.dispatch import kernels, on_gpu
 from .ops.experts import experts_for_token
 from .ops.linear import linear
 from .ops.quantized_matvec import quantized_matvec
-from .record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+from .record import PROJECTIONS, RecordLayout
 from .rope import frequencies
 
 TOLERANCE = {mx.float32: 1e-4, mx.float16: 5e-3, mx.bfloat16: 3e-2}  # of the largest value

@@ -15,12 +15,11 @@ from flash_moe.bench.fetches import fetch_speed
 from flash_moe.bench.io import SIZES, bench_io
 from flash_moe.bench.raw_reads import THREADS, open_files, raw_speed
 from flash_moe.bench.system import available_memory, disk_bytes_read
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
 from flash_moe.errors import ArgumentError, CheckpointError, ConfigError
 from flash_moe.experts.files import MappedFile
 from flash_moe.experts.store import Records
 from flash_moe.generation.chunks import memory_limit
+from flash_moe.models import open_model
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint(form: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(f"{form}_checkpoint")
     found = bench_io(folder, None, 0.3)
-    table = RecordTable.of(Checkpoint.open(folder))
+    table = open_model(folder).records()
     assert found.record_bytes == table.max_stride
     assert {speed.threads for speed in found.raw} == set(THREADS)
     assert [(f.store, f.records) for f in found.fetches] == [
@@ -96,7 +95,7 @@ def test_time_is_kept(large_file: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["mapped", "slots"])
 def test_fetches_are_served_from_outside_the_store(packed_checkpoint: Path, kind: str) -> None:
-    table = RecordTable.of(Checkpoint.open(packed_checkpoint))
+    table = open_model(packed_checkpoint).records()
     for records in (1, 4, 16):
         found = fetch_speed(table, kind, records, 0.05)
         assert (found.store, found.records) == (kind, records)
@@ -118,7 +117,7 @@ def test_the_copy_to_a_cuda_device_belongs_to_a_fetch_of_mapped_records(
 
     monkeypatch.setattr(fetches, "on_cuda", lambda: cuda)
     monkeypatch.setattr(Records, "stacked", stack)
-    found = fetch_speed(RecordTable.of(Checkpoint.open(packed_checkpoint)), kind, 4, 0.05)
+    found = fetch_speed(open_model(packed_checkpoint).records(), kind, 4, 0.05)
     assert found.warm > 0
     assert set(stacked) == ({4} if copies else set())
 

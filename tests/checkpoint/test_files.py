@@ -14,7 +14,7 @@ from expected_records import rewrite, stored_tensors
 from safetensors.numpy import load_file, save_file
 
 from flash_moe import CheckpointError, ConfigError, Model
-from flash_moe.checkpoint.files import Checkpoint
+from flash_moe.models import open_model
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 Copy = Callable[[str], Path]
@@ -31,35 +31,35 @@ def refused(folder: Path, *words: str) -> str:
 
 def test_every_tensor_is_found_once(tiny_checkpoints: dict[str, Path]) -> None:
     for form in ("fused", "separate", "quantized"):
-        checkpoint = Checkpoint.open(tiny_checkpoints[form])
+        checkpoint = open_model(tiny_checkpoints[form])
         found = [info.name for info in [*checkpoint.resident.values(), *checkpoint.experts.values()]]
         assert sorted(found) == sorted(stored_tensors(tiny_checkpoints[form]))
 
 
 def test_a_checkpoint_needs_no_index(tiny_copy: Copy) -> None:
     folder = tiny_copy("fused")
-    before = Checkpoint.open(folder)
+    before = open_model(folder)
     (folder / INDEX).unlink()
-    after = Checkpoint.open(folder)
+    after = open_model(folder)
     assert (after.resident, after.experts) == (before.resident, before.experts)
 
 
 def test_files_that_the_index_does_not_name_are_left_alone(tiny_copy: Copy) -> None:
     folder = tiny_copy("fused")
     (folder / "consolidated.safetensors").write_bytes(b"not even a header")
-    Checkpoint.open(folder)
+    open_model(folder)
 
 
 def test_files_without_metadata_as_mlx_writes_them(tiny_copy: Copy) -> None:
     """``mx.save_safetensors`` writes ``"__metadata__": null``."""
     folder = tiny_copy("quantized")
-    before = Checkpoint.open(folder)
+    before = open_model(folder)
     with Model.load(folder, experts_per_token=None) as model:
         expected = np.array(model.logits([1, 2]))
     for file in sorted(folder.glob("*.safetensors")):
         mx.save_safetensors(str(file), dict(mx.load(str(file))))
         assert b'"__metadata__":null' in file.read_bytes()[:100_000]
-    after = Checkpoint.open(folder)
+    after = open_model(folder)
     assert (after.resident.keys(), after.experts.keys()) == (before.resident.keys(), before.experts.keys())
     with Model.load(folder, experts_per_token=None) as model:
         np.testing.assert_array_equal(np.array(model.logits([1, 2])), expected)

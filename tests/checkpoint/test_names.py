@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from flash_moe.checkpoint.names import ExpertTensor, canonical_name, expert_tensor, mlx_name, module_path
+from flash_moe.checkpoint.names import ExpertTensor, canonical_name, expert_tensor, module_path
+from flash_moe.models import FAMILIES, Family
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "model.language_model.", "language_model.model.", "language_model."])
@@ -70,7 +71,7 @@ def test_bare_parameters_are_their_own_module() -> None:
     assert module_path("layers.0.linear_attn.A_log") == "layers.0.linear_attn.A_log"
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
 @pytest.mark.parametrize("name", ["lm_head.weight", "norm.weight", "layers.0.mlp.gate.scales"])
-def test_names_for_mlx_lead_back(model_type: str, name: str) -> None:
-    assert canonical_name(mlx_name(name, model_type)) == name
+def test_names_for_mlx_lead_back(family: Family, name: str) -> None:
+    assert canonical_name(family.mlx_name(name)) == name

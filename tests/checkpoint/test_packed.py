@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flash_moe import CheckpointError, Model
-from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.packed import MANIFEST, Manifest, layer_file
-from flash_moe.checkpoint.records import RecordTable
+from flash_moe.models import open_model
 
 Copy = Callable[[str], Path]
 
@@ -34,14 +33,14 @@ def test_any_safetensors_reader_opens_a_layer(tiny_checkpoints: dict[str, Path],
     with safetensors.safe_open(file, framework="np") as opened:
         assert list(opened.keys()) == ["experts"]
         experts = opened.get_tensor("experts")
-        assert json.loads(opened.metadata()["layout"])["hidden_size"] == 64
+        assert json.loads(opened.metadata()["layout"])["parts"][0] == ["gate_proj", "weight", "U32", [64, 8]]
     records = expected_records(tiny_checkpoints["quantized"])
     assert experts.dtype == np.uint8
     assert [row.tobytes() for row in experts] == [records[layer, expert] for expert in range(4)]
 
 
 def test_records_begin_at_pages_of_16_kib(tiny_checkpoints: dict[str, Path]) -> None:
-    table = RecordTable.of(Checkpoint.open(tiny_checkpoints["packed"]))
+    table = open_model(tiny_checkpoints["packed"]).records()
     for layer in table.layouts:
         for expert in range(table.num_experts):
             (extent,) = table.extents(layer, expert)
@@ -63,10 +62,19 @@ def layer_of(manifest: Any, layer: int = 1) -> Any:
     return manifest["layers"][str(layer)]
 
 
+def change_parts(manifest: Any, linear: str, field: int, value: Any) -> None:
+    """Changes dtypes of floats, or the first number of all shapes."""
+    for part in layer_of(manifest)["layout"]["parts"]:
+        if part[0] == linear and isinstance(value, list):
+            part[field][:1] = value
+        elif part[0] == linear and part[field] == "F32":
+            part[field] = value
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(version=2), ("version 2", "update flash_moe")),
+        (lambda m: m.update(version=3), ("version 3", "update flash_moe")),
         (lambda m: m.update(format="other"), ("format 'other'", "convert the model again")),
         (lambda m: m.pop("version"), ("damaged", "convert the model again")),
         (lambda m: m.pop("layers"), ("damaged", "convert the model again")),
@@ -78,10 +86,10 @@ def layer_of(manifest: Any, layer: int = 1) -> Any:
         (lambda m: layer_of(m).update(file="gone.safetensors"), ("gone.safetensors", "does not exist")),
         (lambda m: layer_of(m).update(file=layer_of(m, 0)["file"], layout=None), ("malformed", "convert")),
         (lambda m: layer_of(m)["layout"].update(stride=32768), ("32768 bytes apart", "convert")),
-        (lambda m: layer_of(m)["layout"].update(hidden_size=32), ("(32, 64)", "config.json says (64, 64)", "convert")),
-        (lambda m: layer_of(m)["layout"]["projections"].pop("up_proj"), ("malformed", "convert the model again")),
+        (lambda m: change_parts(m, "down_proj", 3, [32]), ("(32, 64)", "config.json says (64, 64)", "convert")),
+        (lambda m: layer_of(m)["layout"]["parts"].pop(3), ("malformed", "convert the model again")),
         (
-            lambda m: layer_of(m)["layout"]["projections"]["up_proj"].update(group_size=64),
+            lambda m: change_parts(m, "up_proj", 2, "F16"),
             ("another record layout", "convert the model again"),
         ),
         (lambda m: layer_of(m)["checksums"].pop(), ("3 checksums for 4 records", "convert")),
@@ -142,8 +150,8 @@ def test_any_value_in_the_manifest_is_harmless_or_an_error(
     tiny_checkpoints: dict[str, Path], tmp_path: Path, data: st.DataObject
 ) -> None:
     """Whatever one value becomes: the records lie where they lay, or loading fails with our own error."""
-    packed = Checkpoint.open(tiny_checkpoints["packed"])
-    expected = RecordTable.of(packed)
+    packed = open_model(tiny_checkpoints["packed"])
+    expected = packed.records()
     for file in packed.folder.iterdir():
         if file.name != MANIFEST and not (tmp_path / file.name).exists():
             (tmp_path / file.name).symlink_to(file)
@@ -157,7 +165,7 @@ def test_any_value_in_the_manifest_is_harmless_or_an_error(
     owner[last] = data.draw(values)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     try:
-        table = RecordTable.of(Checkpoint.open(tmp_path))
+        table = open_model(tmp_path).records()
     except CheckpointError:
         return
     assert table.layouts == expected.layouts

@@ -10,8 +10,8 @@ from damage import edit_json, remove_tensor, replace_tensor
 from expected_records import expected_records
 
 from flash_moe import CheckpointError
-from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
+from flash_moe.models import open_model
 
 Copy = Callable[[str], Path]
 
@@ -27,9 +27,9 @@ def assemble(table: RecordTable, layer: int, expert: int) -> bytes:
 
 
 def refused(folder: Path, *words: str) -> None:
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_model(folder)
     with pytest.raises(CheckpointError) as caught:
-        RecordTable.of(checkpoint)
+        checkpoint.records()
     for word in words:
         assert word in str(caught.value)
 
@@ -42,7 +42,7 @@ def refused(folder: Path, *words: str) -> None:
 def test_extents_hold_the_bytes_of_the_tensors(
     tiny_checkpoints: dict[str, Path], form: str, origin: str, extents: int
 ) -> None:
-    table = RecordTable.of(Checkpoint.open(tiny_checkpoints[form]))
+    table = open_model(tiny_checkpoints[form]).records()
     expected = expected_records(tiny_checkpoints[origin])
     assert set(expected) == set(product(table.layouts, range(table.num_experts)))
     for key, record in expected.items():
@@ -54,7 +54,7 @@ def test_extents_hold_the_bytes_of_the_tensors(
 
 
 def test_qwen3_next_with_a_tensor_per_expert(next_checkpoint: Path) -> None:
-    table = RecordTable.of(Checkpoint.open(next_checkpoint))
+    table = open_model(next_checkpoint).records()
     for key, record in expected_records(next_checkpoint).items():
         assert assemble(table, *key) == record
 
@@ -68,7 +68,7 @@ def test_mixed_bits_within_a_record(
         return {"bits": 6, "group_size": 64} if "down_proj" in path else {"bits": 3, "group_size": 32}
 
     folder = mlx_quantize(tiny_checkpoints["fused"], tmp_path / "mixed", quant_predicate=predicate)
-    table = RecordTable.of(Checkpoint.open(folder))
+    table = open_model(folder).records()
     formats = table.layouts[0].formats
     assert [formats[p].quantization.bits for p in formats] == [3, 3, 6]  # type: ignore[union-attr]
     for key, record in expected_records(folder).items():
@@ -80,7 +80,7 @@ def test_layers_without_routed_experts_have_no_records(tmp_path: Path) -> None:
 
     config = next_config(num_hidden_layers=3, num_experts=2, num_experts_per_tok=1, mlp_only_layers=[1])
     folder = write_checkpoint(tmp_path / "dense", config, prefix="model.", nested_config=False)
-    assert list(RecordTable.of(Checkpoint.open(folder)).layouts) == [0, 2]
+    assert list(open_model(folder).records().layouts) == [0, 2]
 
 
 @pytest.mark.parametrize("expert", [0, 3])
@@ -152,7 +152,7 @@ class TestExpertTensor:
 def test_projections_may_differ_in_precision(tiny_copy: Copy) -> None:
     folder = tiny_copy("fused")
     replace_tensor(folder, "layers.0.mlp.experts.down_proj", lambda tensor: tensor.astype("float16"))
-    table = RecordTable.of(Checkpoint.open(folder))
+    table = open_model(folder).records()
     assert {name: fmt.dtype for name, fmt in table.layouts[0].formats.items()} == {
         "gate_proj": "F32", "up_proj": "F32", "down_proj": "F16"
     }  # fmt: skip

@@ -11,9 +11,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
 from flash_moe.experts.store import Records
+from flash_moe.models import open_model
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Source:
 
     @property
     def table(self) -> RecordTable:
-        return RecordTable.of(Checkpoint.open(self.folder))
+        return open_model(self.folder).records()
 
 
 @dataclass

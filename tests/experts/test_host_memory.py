@@ -13,13 +13,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
 from flash_moe.experts import opening
 from flash_moe.experts.files import PAGE
 from flash_moe.experts.host_memory import keep_on_host
 from flash_moe.experts.opening import ExpertIO, open_store
 from flash_moe.experts.slots import SlotStore
+from flash_moe.models import open_model
 
 DEVICE, INVALID_VALUE = 2, 1
 PREFERRED_LOCATION, ACCESSED_BY, HOST = 3, 5, -1
@@ -134,7 +133,7 @@ def test_a_bank_that_passes_records_on_stays_on_the_host(
     driver: Driver, packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "_GROUP_BYTES", 0)
-    store = open_store(RecordTable.of(Checkpoint.open(packed_checkpoint)), "slots", K)
+    store = open_store(open_model(packed_checkpoint).records(), "slots", K)
     try:
         assert isinstance(store, SlotStore)
         address, nbytes = store._bytes.ctypes.data, 2 * K * STRIDE
@@ -153,7 +152,7 @@ def test_banks_that_keep_records_are_left_to_move(
     driver: Driver, packed_checkpoint: Path, io: ExpertIO, cache: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "_GROUP_BYTES", group)
-    table = RecordTable.of(Checkpoint.open(packed_checkpoint))
+    table = open_model(packed_checkpoint).records()
     if group:
         monkeypatch.setattr(opening, "fetch_capacity", lambda table, k: len(table.layouts) * table.num_experts)
     store = open_store(table, io, K, cache)

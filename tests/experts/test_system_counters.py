@@ -10,10 +10,9 @@ import pytest
 from random_checkpoint import text_config, write_checkpoint
 
 from flash_moe.bench.system import disk_bytes_read
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
 from flash_moe.experts.opening import open_store
 from flash_moe.experts.reader import RecordReader
+from flash_moe.models import open_model
 from flash_moe.packing.convert import convert
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/io")
@@ -32,7 +31,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_cold(folder: Path) -> None:
     """Empties the page cache of the experts' files; skips where the file system keeps them (one in memory, say)."""
-    table = RecordTable.of(Checkpoint.open(folder))
+    table = open_model(folder).records()
     reader = RecordReader(table)
     try:
         reader.evict(flush=True)
@@ -46,7 +45,7 @@ def make_cold(folder: Path) -> None:
 def test_bytes_missing_are_bytes_read(expert_io: str, packed: Path) -> None:
     make_cold(packed)
     before = disk_bytes_read()
-    store = open_store(RecordTable.of(Checkpoint.open(packed)), expert_io, 4)
+    store = open_store(open_model(packed).records(), expert_io, 4)
     try:
         for layer in (0, 1):
             for experts in ([1, 4, 9], [12, 4], [15, 2, 7]):

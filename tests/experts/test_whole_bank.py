@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
 from flash_moe.experts.opening import open_store
 from flash_moe.experts.store import ExpertStore
+from flash_moe.models import open_model
 
 K, EXPERTS, ROOM = 4, 16, 1 << 30
 
 
 @pytest.fixture
 def store(packed_checkpoint: Path) -> Iterator[ExpertStore]:
-    store = open_store(RecordTable.of(Checkpoint.open(packed_checkpoint)), "slots", K, ROOM)
+    store = open_store(open_model(packed_checkpoint).records(), "slots", K, ROOM)
     yield store
     store.close()
 
@@ -30,7 +29,7 @@ def fetch_all(store: ExpertStore, layer: int) -> None:
 
 
 def test_a_layer_is_whole_once_all_of_it_has_been_fetched(store: ExpertStore, packed_checkpoint: Path) -> None:
-    resident = open_store(RecordTable.of(Checkpoint.open(packed_checkpoint)), "resident", K)
+    resident = open_store(open_model(packed_checkpoint).records(), "resident", K)
     store.prefetch(1, range(K))
     for layer in (2, 1):
         assert store.whole(layer, K) is None
@@ -52,7 +51,7 @@ def test_using_it_counts_as_a_fetch(store: ExpertStore) -> None:
 
 
 def test_a_bank_with_less_room_is_never_whole(packed_checkpoint: Path) -> None:
-    table = RecordTable.of(Checkpoint.open(packed_checkpoint))
+    table = open_model(packed_checkpoint).records()
     store = open_store(table, "slots", K, 20 * table.max_stride)
     try:
         fetch_all(store, 0)

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from flash_moe.formats import Quantization
 from flash_moe.nn.linear import Linear, Linears
-from flash_moe.record import Quantization
 
 Q4 = Quantization(4, 32)
 

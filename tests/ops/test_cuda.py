@@ -13,6 +13,7 @@ import pytest
 from mlx_cuda import Recorder
 from test_experts import FORMATS, make_records
 
+from flash_moe.formats import Quantization
 from flash_moe.ops import kernel, sources
 from flash_moe.ops.cuda import check, cuda_source
 from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
@@ -22,7 +23,6 @@ from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.ops.router_kernel import route
-from flash_moe.record import Quantization
 from flash_moe.rope import frequencies
 
 DTYPES = {"bf16": mx.bfloat16, "f16": mx.float16, "f32": mx.float32}

@@ -7,9 +7,10 @@ import numpy as np
 import oracles
 import pytest
 
+from flash_moe.formats import ProjectionFormat, Quantization
 from flash_moe.ops.experts import experts_for_rows, experts_for_token
 from flash_moe.packing.requantize import as_bytes
-from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+from flash_moe.record import PROJECTIONS, RecordLayout
 
 HIDDEN, INTERMEDIATE = 128, 64
 FORMATS = {
@@ -34,7 +35,7 @@ def make_records(
         n: ProjectionFormat(dtype, Quantization(*f) if f else None) for n, f in zip(PROJECTIONS, formats, strict=True)
     }
     layout = RecordLayout.build(hidden, intermediate, fmts)
-    data, parts = np.full((count, layout.stride), 0xA5, np.uint8), dict(layout.parts())
+    data, parts = np.full((count, layout.stride), 0xA5, np.uint8), {part.key: part for part in layout.parts}
     dense: list[list[np.ndarray]] = [[] for _ in range(count)]
     for name, fmt in zip(PROJECTIONS, formats, strict=True):
         rows, columns = (hidden, intermediate) if name == "down_proj" else (intermediate, hidden)

@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
+from flash_moe.formats import Quantization
 from flash_moe.ops import delta_chunks
 from flash_moe.ops import gated_delta as gated_delta_module
 from flash_moe.ops.attention import attention
@@ -19,7 +20,6 @@ from flash_moe.ops.gated_delta import gated_delta, gated_delta_reference
 from flash_moe.ops.linear import linear
 from flash_moe.ops.norm import l2_norm, rms_norm
 from flash_moe.ops.router import route
-from flash_moe.record import Quantization
 
 TOKENS = [1, 2, MIN_ROWS - 1, MIN_ROWS, 63, 65]
 

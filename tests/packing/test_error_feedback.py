@@ -8,11 +8,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from flash_moe.formats import ProjectionFormat, Quantization
 from flash_moe.packing import descent
 from flash_moe.packing.calibrated import Expert, quantize_expert, second_moments
 from flash_moe.packing.error_feedback import _unit_upper, quantized
 from flash_moe.packing.rounding import search
-from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization
+from flash_moe.record import PROJECTIONS
 
 HIDDEN, INTERMEDIATE = 128, 64
 TWO_BITS = Quantization(2, 64)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from flash_moe import CheckpointError, ConfigError, ExpertReadError, FlashMoEError
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
+from flash_moe.models import open_model
 from flash_moe.packing.verify import Verification, verify
 
 STRIDE = 16384
@@ -41,7 +40,7 @@ def test_intact_packed_checkpoint(small_packed: Path) -> None:
 @pytest.mark.parametrize("form", ["small_float", "small_quantized"])
 def test_checkpoint_without_checksums(request: pytest.FixtureRequest, form: str) -> None:
     folder = request.getfixturevalue(form)
-    table = RecordTable.of(Checkpoint.open(folder))
+    table = open_model(folder).records()
     assert verify(folder) == Verification(records=8, files=0, nbytes=table.nbytes, checksums=False)
 
 
@@ -49,7 +48,7 @@ def test_checkpoint_without_checksums(request: pytest.FixtureRequest, form: str)
 def test_flipped_bit_in_a_record(copy: Path, seed: int) -> None:
     rng = random.Random(seed)
     layer, expert = rng.randrange(2), rng.randrange(4)
-    (extent,) = RecordTable.of(Checkpoint.open(copy)).extents(layer, expert)
+    (extent,) = open_model(copy).records().extents(layer, expert)
     flip(extent.file, extent.offset + rng.randrange(STRIDE), rng.randrange(8))
     with pytest.raises(ExpertReadError, match=r"differ from their checksum; copy or convert it again") as caught:
         verify(copy)
@@ -57,7 +56,7 @@ def test_flipped_bit_in_a_record(copy: Path, seed: int) -> None:
 
 
 def test_first_of_several_bad_records_is_named(copy: Path) -> None:
-    table = RecordTable.of(Checkpoint.open(copy))
+    table = open_model(copy).records()
     for layer, expert in ((1, 0), (0, 3), (0, 2), (1, 1)):
         (extent,) = table.extents(layer, expert)
         flip(extent.file, extent.offset + STRIDE - 1)

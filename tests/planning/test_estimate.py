@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
 from flash_moe.generation.chunks import prefill_chunk
+from flash_moe.models import open_model
 from flash_moe.planning.costs import Costs, LayerCost, ReadCost
 from flash_moe.planning.estimate import Seconds, decode_seconds, held_share, prefill_seconds
 from flash_moe.planning.hit_rate import distinct, popularity
@@ -26,8 +25,8 @@ MEMORY = 32 * 1024 * (2 * 4 + 12) * 64 * 4  # bytes for which a chunk has 1,024 
 @pytest.fixture(scope="module")
 def need(packed_checkpoint: Path) -> Needs:
     """3 linear layers and a full one, 16 experts each."""
-    checkpoint = Checkpoint.open(packed_checkpoint)
-    return needs(checkpoint, RecordTable.of(checkpoint), 4, 4, "slots")
+    checkpoint = open_model(packed_checkpoint)
+    return needs(checkpoint, checkpoint.records(), 4, 4, "slots")
 
 
 def costs(**changes: object) -> Costs:

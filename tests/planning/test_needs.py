@@ -9,8 +9,7 @@ from mlx.utils import tree_flatten
 from sparse_checkpoint import FULL_SIZE, write_sparse
 
 from flash_moe import Model
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
+from flash_moe.models import open_model
 from flash_moe.planning.costs import layer_flops, token_bytes
 from flash_moe.planning.needs import Kind, Needs, needs
 
@@ -23,8 +22,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of(folder: Path, k: int = 4, float_bytes: int = 4, expert_io: str = "slots") -> Needs:
-    checkpoint = Checkpoint.open(folder)
-    return needs(checkpoint, RecordTable.of(checkpoint), k, float_bytes, expert_io)
+    checkpoint = open_model(folder)
+    return needs(checkpoint, checkpoint.records(), k, float_bytes, expert_io)
 
 
 def test_397b(large: Path) -> None:

@@ -14,8 +14,7 @@ from huggingface_hub import constants, file_download
 
 from flash_moe import ArgumentError, HubError
 from flash_moe.checkpoint import remote
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
+from flash_moe.models import open_model
 from flash_moe.planning.machines import parse_machine
 from flash_moe.planning.made_up import made_up_array, made_up_records
 from flash_moe.planning.plan import STATES, Plan, plan
@@ -141,6 +140,6 @@ def test_made_up_arrays_are_finite(dtype: str) -> None:
 
 
 def test_made_up_records_have_the_layout(packed_checkpoint: Path) -> None:
-    layout = RecordTable.of(Checkpoint.open(packed_checkpoint)).layouts[0]
+    layout = open_model(packed_checkpoint).records().layouts[0]
     bank = made_up_records(layout, 3)
     assert (bank.shape, bank.dtype) == ((3, layout.stride // 4), mx.uint32)

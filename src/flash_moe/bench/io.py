@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..checks import resolve_experts_per_token
 from ..errors import CheckpointError
 from ..experts.opening import fetch_capacity
+from ..models import open_model
 from .fetches import FetchSpeed, fetch_speed
 from .raw_reads import THREADS, RawSpeed, open_files, raw_speed
 
@@ -97,8 +97,8 @@ def bench_io(
 
 def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
     """The records of a checkpoint, and K."""
-    checkpoint = Checkpoint.open(folder)
-    table = RecordTable.of(checkpoint)
+    checkpoint = open_model(folder)
+    table = checkpoint.records()
     if not table.layouts:
         raise CheckpointError(f"{folder} has no routed experts; expected a Mixture of Experts")
     return table, resolve_experts_per_token(wanted, checkpoint.config.num_experts_per_tok)

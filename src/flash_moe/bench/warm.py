@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint.files import Checkpoint
-from ..checkpoint.records import RecordTable
 from ..experts.files import MappedFile
 from ..experts.read_memory import read_buffer
+from ..models import open_model
 
 _REQUEST = 8 << 20  # bytes
 
@@ -19,7 +18,7 @@ def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> No
     Args:
         progress: called as ``progress(done, total)`` in files.
     """
-    paths, buffer = RecordTable.of(Checkpoint.open(folder)).files, read_buffer(_REQUEST)
+    paths, buffer = open_model(folder).records().files, read_buffer(_REQUEST)
     for number, path in enumerate(paths, start=1):
         file = MappedFile(path)
         try:

@@ -1,4 +1,4 @@
-"""A checkpoint folder: its config.json, its shards, and every tensor under its canonical name."""
+"""A checkpoint folder: its shards, and every tensor under its canonical name."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..config import ModelConfig, read_config
 from ..errors import CheckpointError
-from .names import ExpertTensor, canonical_name, expert_tensor, is_file_name
+from ..record import ExpertShape
+from .names import ExpertTensor, canonical_name, expert_tensor, is_file_name, is_stacked
 from .packed import MANIFEST, Manifest
 from .quantization import QuantizationMap, refuse_foreign_tensors
 from .safetensors import TensorInfo, read_header
 
 _log = logging.getLogger(__name__)
 INDEX = "model.safetensors.index.json"
+Opened = TypeVar("Opened", bound="Checkpoint")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Checkpoint:
 
     Attributes:
         raw_config: config.json as it stands.
+        shape: what its routed experts are like.
         resident: canonical name to tensor, for all weights but the routed experts.
         experts: the tensors of the routed experts, by what they hold.
         metadata: the safetensors metadata of each file.
@@ -37,22 +39,25 @@ class Checkpoint:
 
     folder: Path
     raw_config: Mapping[str, Any]
-    config: ModelConfig
+    shape: ExpertShape
     quantization: QuantizationMap
     resident: Mapping[str, TensorInfo]
     experts: Mapping[ExpertTensor, TensorInfo]
     metadata: Mapping[Path, Mapping[str, str]]
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Reads config.json and the headers of all shards.
+    def open(cls: type[Opened], folder: Path, raw: Mapping[str, Any], shape: ExpertShape, **own: Any) -> Opened:
+        """Reads the headers of all shards.
+
+        Args:
+            raw: the content of config.json.
+            shape: what its routed experts are like.
+            own: the attributes that a subclass adds.
 
         Raises:
-            ConfigError: config.json is missing or unsupported.
             CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
         """
-        raw = read_config(folder)
-        config, quantization = ModelConfig.from_dict(raw), QuantizationMap.from_config(raw)
+        quantization = QuantizationMap.from_config(raw)
         resident: dict[str, TensorInfo] = {}
         experts: dict[ExpertTensor, TensorInfo] = {}
         metadata = {}
@@ -79,20 +84,19 @@ class Checkpoint:
                     experts[expert] = info
         _check_index(index, found)
         refuse_foreign_tensors([*resident.values(), *experts.values()])
-        return cls(folder, raw, config, quantization, resident, experts, metadata)
+        return cls(folder, raw, shape, quantization, resident, experts, metadata, **own)
 
     @property
-    def zero_centred_norms(self) -> bool:
-        """Whether RMSNorm weights are stored as w - 1, as in Hugging Face checkpoints.
+    def follows_mlx(self) -> bool:
+        """Whether weights are as mlx-lm writes them, and not as Hugging Face does.
 
-        MLX checkpoints store the shifted weight; they are told apart by the layout of the convolution, [C, taps, 1]
-        there and [C, 1, taps] in Hugging Face's. Models without one are told apart by the metadata of their files.
+        The names of the experts tell: only mlx-lm stacks them under ``switch_mlp``, and packed checkpoints are as its.
+        Models without routed experts are told apart by the metadata of their files.
         """
-        taps = self.config.linear_conv_kernel_dim
-        for name, info in self.resident.items():
-            if name.endswith(".conv1d.weight"):
-                return info.shape[1:] == (1, taps)
-        return all(metadata.get("format") != "mlx" for metadata in self.metadata.values())
+        if self.experts:
+            return any(is_stacked(info.name) for info in self.experts.values())
+        packed = (self.folder / MANIFEST).exists()
+        return packed or any(metadata.get("format") == "mlx" for metadata in self.metadata.values())
 
 
 def has_all_weights(folder: Path) -> bool:

@@ -71,7 +71,7 @@ def resolve(
     name = os.fspath(path_or_repo)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
     if path_or_repo == DEMO and not (path / "config.json").exists():
-        return shipped("models") / DEMO
+        return shipped(f"models/{DEMO}")
     if name and path.is_dir():
         return path
     if not isinstance(path_or_repo, str) or not REPO.fullmatch(name) or path.exists():

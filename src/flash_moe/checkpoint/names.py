@@ -12,7 +12,6 @@ from pathlib import Path
 
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _IGNORED = ("mtp.", "visual.", "vision_tower.", "multi_modal_projector.")
-_ZERO_CENTRED = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
 _EXPERT = re.compile(
     r"layers\.(?P<layer>\d+)\.mlp\.(?:switch_mlp|experts(?:\.(?P<expert>\d+))?)\."
     r"(?P<projection>gate_proj|up_proj|down_proj|gate_up_proj)(?:\.(?P<part>weight|scales|biases))?$"
@@ -70,13 +69,6 @@ def module_path(canonical: str) -> str:
     return canonical
 
 
-def is_zero_centred_norm(canonical: str) -> bool:
-    """Whether Hugging Face stores this RMSNorm weight as w - 1 (all but the gated norm of Gated DeltaNet)."""
-    return canonical.endswith(_ZERO_CENTRED) or canonical == "norm.weight"
-
-
-def mlx_name(canonical: str, model_type: str) -> str:
-    """The name that MLX checkpoints of this model type use for a canonical one."""
-    if model_type == "qwen3_next":
-        return canonical if canonical.startswith("lm_head.") else "model." + canonical
-    return "language_model." + (canonical if canonical.startswith("lm_head.") else "model." + canonical)
+def is_stacked(name: str) -> bool:
+    """Whether a stored name is the one that mlx-lm gives to a projection of all experts."""
+    return ".switch_mlp." in name

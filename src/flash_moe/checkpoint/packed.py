@@ -22,7 +22,7 @@ from .safetensors import TensorInfo, build_header, read_header
 MANIFEST = "flash_moe.json"
 FORMAT = "flash_moe"
 TENSOR = "experts"
-VERSION = 1
+VERSION = 2  # 1 described SwiGLU experts only, and is still read
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Manifest:
                 raise CheckpointError(
                     f"{path} is of format {data['format']!r}, expected {FORMAT!r}; convert the model again"
                 )
-            if data["version"] != VERSION:
+            if data["version"] not in (1, VERSION):
                 raise CheckpointError(f"{path} is of version {data['version']}, expected {VERSION}; update flash_moe")
             layers = {int(i): PackedLayer.from_json(layer) for i, layer in data["layers"].items()}
             return cls(layers, dict(data["resident"]))
@@ -92,6 +92,14 @@ def _metadata(layout: RecordLayout) -> dict[str, str]:
     return {"format": FORMAT, "layout": json.dumps(layout.to_json())}
 
 
+def _states(metadata: Mapping[str, str], layout: RecordLayout) -> bool:
+    """Whether a file's metadata describes this layout."""
+    try:
+        return metadata.get("format") == FORMAT and RecordLayout.from_json(json.loads(metadata["layout"])) == layout
+    except (ValueError, KeyError, TypeError, RecursionError, CheckpointError):
+        return False
+
+
 def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo:
     """The tensor of records in a layer's file, checked against the manifest.
 
@@ -110,7 +118,7 @@ def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo
             f"{tensor.file}: tensor {TENSOR!r} is {tensor.dtype} {list(tensor.shape)} at byte {tensor.offset}, expected "
             f"{expected[0]} {list(expected[1])} at a multiple of {RECORD_ALIGNMENT}; convert the model again"
         )
-    if header.metadata != _metadata(layer.layout):
+    if not _states(header.metadata, layer.layout):
         raise CheckpointError(
             f"{tensor.file} states another record layout than {MANIFEST}; they are of different conversions or damaged: "
             "convert the model again"

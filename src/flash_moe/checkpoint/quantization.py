@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..record import GROUP_SIZES, QUANTIZED_BITS, Quantization
+from ..formats import GROUP_SIZES, QUANTIZED_BITS, Quantization
 from .names import canonical_name, expert_module, expert_tensor, module_path
 from .safetensors import TensorInfo
 

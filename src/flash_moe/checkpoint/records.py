@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..record import FLOATS, PROJECTIONS, ProjectionFormat, RecordLayout, part_shapes
+from ..formats import FLOATS, ProjectionFormat, part_shapes
+from ..record import PROJECTIONS, ExpertShape, RecordLayout
 from .files import Checkpoint
 from .names import ExpertTensor, expert_module
 from .packed import Manifest, open_layer
@@ -96,26 +96,30 @@ class RecordTable:
         Raises:
             CheckpointError: a layer's experts are missing, incomplete, or of the wrong dtype or shape.
         """
-        config = checkpoint.config
+        shape = checkpoint.shape
         manifest = Manifest.load(checkpoint.folder)
         layouts: dict[int, RecordLayout] = {}
         runs: dict[int, Sequence[_Run]] = {}
-        for layer in config.moe_layers:
+        for layer in shape.layers:
             if manifest is None:
                 layouts[layer], runs[layer] = _assembled_layer(checkpoint, layer)
                 continue
             if (packed := manifest.layers.get(layer)) is None:
                 raise CheckpointError(f"{checkpoint.folder} holds no experts of layer {layer}; convert the model again")
-            _check_dimensions(layer, packed.layout, config)
-            tensor = open_layer(checkpoint.folder, packed, config.num_experts)
+            _check_dimensions(layer, packed.layout, shape)
+            tensor = open_layer(checkpoint.folder, packed, shape.num_experts)
             stride = packed.layout.stride
             layouts[layer], runs[layer] = packed.layout, [_Run(stride, 0, tensor.file, tensor.offset, stride)]
-        return cls(config.num_experts, layouts, manifest is not None, runs)
+        return cls(shape.num_experts, layouts, manifest is not None, runs)
 
 
-def _check_dimensions(layer: int, layout: RecordLayout, config: ModelConfig) -> None:
-    found, expected = (layout.hidden_size, layout.intermediate_size), (config.hidden_size, config.moe_intermediate_size)
-    if found != expected:
+def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> None:
+    if set(layout.linears) != set(PROJECTIONS):
+        raise CheckpointError(
+            f"records of layer {layer} hold {', '.join(layout.linears)}, expected {', '.join(PROJECTIONS)}; convert again"
+        )
+    found, expected = (layout.hidden_size, layout.intermediate_size), (shape.hidden_size, shape.intermediate_size)
+    if found != expected or any((p.rows, p.columns) != shape.matrix(name) for name, p in layout.projections):
         raise CheckpointError(
             f"records of layer {layer} have hidden and intermediate size {found}, config.json says {expected}; "
             "convert the model again"
@@ -124,15 +128,11 @@ def _check_dimensions(layer: int, layout: RecordLayout, config: ModelConfig) -> 
 
 def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[_Run]]:
     """Layout and runs of a layer whose projections are separate tensors."""
-    config = checkpoint.config
+    shape = checkpoint.shape
     sources = {name: _Projection(checkpoint, layer, name) for name in PROJECTIONS}
     formats = {name: source.format for name, source in sources.items()}
-    layout = RecordLayout.build(config.hidden_size, config.moe_intermediate_size, formats)
-    runs = []
-    for name, part in layout.parts():
-        projection, kind = name.split(".")
-        runs.append(sources[projection].run(kind, part.offset, part.nbytes))
-    return layout, runs
+    layout = RecordLayout.build(shape.hidden_size, shape.intermediate_size, formats)
+    return layout, [sources[part.linear].run(part.name, part.offset, part.nbytes) for part in layout.parts]
 
 
 class _Projection:
@@ -140,7 +140,7 @@ class _Projection:
 
     def __init__(self, checkpoint: Checkpoint, layer: int, name: str) -> None:
         self.experts = checkpoint.experts
-        self.config = checkpoint.config
+        self.shape = checkpoint.shape
         self.layer, self.name = layer, name
         self.fused = ExpertTensor(layer, None, "gate_up_proj", "weight") in self.experts and name != "down_proj"
         weight = self._tensor("weight", 0)
@@ -154,9 +154,7 @@ class _Projection:
                 "(or U32 with scales and biases); use the bf16 checkpoint or one written by mlx_lm.convert"
             )
         self.format = ProjectionFormat(floats.dtype, quantization)
-        rows, columns = config_shape(self.config, name)
-        kinds = ("weight", "scales", "biases")
-        self.shapes = dict(zip(kinds, part_shapes(rows, columns, self.format), strict=False))
+        self.parts = part_shapes(*self.shape.matrix(name), self.format)
 
     def _modules(self) -> list[str]:
         """Paths under which config.json may say how the projection is quantised; it may name the fused one or halves."""
@@ -178,24 +176,18 @@ class _Projection:
 
     def run(self, part: str, at: int, nbytes: int) -> _Run:
         """The run of one part, after its tensors' dtypes and shapes have been checked."""
-        dtype, (rows, columns) = self.shapes[part]
+        dtype, (rows, columns) = self.parts[part]
         first = self._tensor(part, 0)
         if first is not self._find(part, None):
-            tensors = [self._tensor(part, expert) for expert in range(self.config.num_experts)]
+            tensors = [self._tensor(part, expert) for expert in range(self.shape.num_experts)]
             for info in tensors:
                 _check(info, dtype, (rows, columns))
             return _Run(nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
         stored_rows = 2 * rows if self.fused else rows
-        _check(first, dtype, (self.config.num_experts, stored_rows, columns))
-        step = first.nbytes // self.config.num_experts
+        _check(first, dtype, (self.shape.num_experts, stored_rows, columns))
+        step = first.nbytes // self.shape.num_experts
         skip = nbytes if self.fused and self.name == "up_proj" else 0
         return _Run(nbytes, at, first.file, first.offset + skip, step)
-
-
-def config_shape(config: ModelConfig, projection: str) -> tuple[int, int]:
-    """Rows and columns of one expert's projection: [I, H] for gate and up, [H, I] for down."""
-    shape = (config.moe_intermediate_size, config.hidden_size)
-    return shape[::-1] if projection == "down_proj" else shape
 
 
 def _check(info: TensorInfo, dtype: str, shape: tuple[int, ...]) -> None:

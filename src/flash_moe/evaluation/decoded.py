@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from ..checkpoint.records import RecordTable
 from ..experts.opening import open_store
 from ..generation.engine import CLEAR_INTERVAL
 from ..generation.streaming_stats import ChoiceStats
-from ..loading import load_decoder
 from ..nn.streaming import PLAIN, StreamingOptions
 from .layerwise import LayerwiseModel, Progress
 
@@ -40,9 +38,9 @@ class DecodedModel(LayerwiseModel):
         """As :meth:`LayerwiseModel.final_states`; ``progress`` is called with tokens."""
         checked = self.checked(sequences)
         done, total, states = 0, sum(len(tokens) for tokens in checked), []
-        store = open_store(RecordTable.of(self.checkpoint), self.expert_io, self.experts_per_token)
+        store = open_store(self.checkpoint.records(), self.expert_io, self.experts_per_token)
         with closing(store):
-            decoder = load_decoder(self.checkpoint, store, self.experts_per_token, self.dtype, streaming=self.streaming)
+            decoder = self.checkpoint.load_network(store, self.experts_per_token, self.dtype, streaming=self.streaming)
             for tokens in checked:
                 cache, rows = decoder.new_cache(), []
                 for token in tokens:

@@ -14,14 +14,12 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.hub import resolve
-from ..checkpoint.records import RecordTable
-from ..checkpoint.resident import load_resident
 from ..checks import DEFAULT_EXPERTS_PER_TOKEN, resolve_experts_per_token
 from ..config import ModelConfig
 from ..experts.opening import ExpertIO, open_store
 from ..loading import resolve_dtype
+from ..models import ModelFiles, open_model
 from ..nn.layerwise import OnceWeights, add_rows, run_layer
 from ..nn.linear import Linear
 from ..ops.dispatch import kernels
@@ -45,7 +43,7 @@ class LayerwiseModel:
         unit: what progress counts.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: ModelFiles
     tokenizer: Tokenizer
     experts_per_token: int
     dtype: mx.Dtype
@@ -68,7 +66,7 @@ class LayerwiseModel:
         Args:
             own: the attributes that a subclass adds.
         """
-        checkpoint = Checkpoint.open(resolve(path, revision=revision))
+        checkpoint = open_model(resolve(path, revision=revision))
         k = resolve_experts_per_token(experts_per_token, checkpoint.config.num_experts_per_tok)
         tokenizer, activations = Tokenizer.load(checkpoint.folder), resolve_dtype(dtype, checkpoint)
         return cls(checkpoint, tokenizer, k, activations, expert_io, **own)
@@ -101,7 +99,7 @@ class LayerwiseModel:
         del embedding
         report = progress or (lambda done, total: None)
         report(0, config.num_hidden_layers)
-        store = open_store(RecordTable.of(self.checkpoint), self.expert_io, self.experts_per_token)
+        store = open_store(self.checkpoint.records(), self.expert_io, self.experts_per_token)
         with closing(store):
             for i in range(config.num_hidden_layers):
                 routed = run_layer(i, config, weights, store, self.experts_per_token, states)
@@ -124,5 +122,5 @@ class LayerwiseModel:
         return make(name, self.config.vocab_size, self.config.hidden_size)
 
     def _weights(self) -> OnceWeights:
-        resident = load_resident(self.checkpoint, self.dtype)
+        resident = self.checkpoint.load_resident(self.dtype)
         return OnceWeights(resident.arrays, resident.quantization)

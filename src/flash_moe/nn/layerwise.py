@@ -14,8 +14,8 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
+from ..formats import Quantization
 from ..ops.dispatch import kernels
-from ..record import Quantization
 from .cache import layer_cache
 from .decoder import DecoderLayer
 from .sparse_moe import SparseMoE, chosen_experts

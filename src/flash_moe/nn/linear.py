@@ -8,9 +8,9 @@ from itertools import accumulate
 
 import mlx.core as mx
 
+from ..formats import Quantization
 from ..ops.dispatch import on_gpu
 from ..ops.linear import linear
-from ..record import Quantization
 from .module import Module
 
 _JOIN_BYTES = 8 << 20  # on the CPU: above this a product takes longer than starting it, and copying takes long, too

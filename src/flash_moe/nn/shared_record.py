@@ -56,5 +56,5 @@ def _words(array: mx.array) -> mx.array:
 
 def _gap(layout: RecordLayout, end: int) -> int:
     """Words from the end of a part to the start of the next, or to the end of the record."""
-    starts = [part.offset for _, part in layout.parts()] + [layout.stride]
+    starts = [part.offset for part in layout.parts] + [layout.stride]
     return (min(start for start in starts if start >= end) - end) // 4

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from ..record import Quantization
+from ..formats import Quantization
 from .linear import Embedding, Linear, Linears
 
 

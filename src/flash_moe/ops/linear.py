@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from ..record import Quantization
+from ..formats import Quantization
 from . import kernel
 from .blas import matmul, to_numpy, use_blas
 from .dispatch import use_kernel

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..record import Quantization
+from ..formats import Quantization
 from .kernel import SIMD, Kernel
 
 NAIVE, FUSED, HOISTED = range(3)  # enum Form of kernels/quantized.h.metal

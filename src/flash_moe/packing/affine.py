@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..record import ITEM_SIZE
+from ..formats import ITEM_SIZE
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..record import PROJECTIONS, ProjectionFormat
+from ..formats import ProjectionFormat
+from ..record import PROJECTIONS
 from .affine import Affine
 from .error_feedback import quantized
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
-from ..checkpoint.resident import load_resident
 from ..errors import ArgumentError, CheckpointError
 from ..experts.opening import open_store
+from ..models import ModelFiles
 from ..nn.layerwise import OnceWeights, add_rows, run_layer
 from ..record import PROJECTIONS, RecordLayout
 from ..text.prompt import check_sequences
@@ -51,7 +50,7 @@ class Calibration:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: ModelFiles,
         table: RecordTable,
         target: Mapping[int, RecordLayout],
         sequences: Sequence[Sequence[int]],
@@ -61,7 +60,7 @@ class Calibration:
         self._checkpoint, self._table, self._target = checkpoint, table, target
         config = self._config = checkpoint.config
         self._tokens = check_sequences(sequences, config.vocab_size, config.max_position_embeddings)
-        resident = load_resident(checkpoint, mx.float32)
+        resident = checkpoint.load_resident(mx.float32)
         self._weights = OnceWeights(resident.arrays, resident.quantization)
         self._states: list[mx.array] = []
         self._next = 0

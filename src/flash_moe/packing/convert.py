@@ -13,14 +13,16 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..checkpoint.files import INDEX, Checkpoint
+from ..checkpoint.files import INDEX
 from ..checkpoint.packed import MANIFEST, Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import RecordTable
 from ..config import ModelConfig
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError
 from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
-from ..record import Quantization, RecordLayout
+from ..formats import Quantization
+from ..models import ModelFiles, open_model
+from ..record import RecordLayout
 from .calibration import Calibration
 from .plan import fingerprint, identity, target_layouts, warnings
 from .requantize import Rounding, changed_projections, requantize
@@ -74,8 +76,8 @@ def convert(
         NumericalError: weights, or activations in the calibration, are NaN or infinite.
     """
     source, destination = Path(source), Path(destination)
-    checkpoint = Checkpoint.open(source)
-    table = RecordTable.of(checkpoint)
+    checkpoint = open_model(source)
+    table = checkpoint.records()
     target = target_layouts(table, bits if expert_bits is None else expert_bits, down_bits, group_size)
     if rounding not in get_args(Rounding):
         raise ArgumentError(f"rounding is {rounding!r}, expected one of {', '.join(get_args(Rounding))}")
@@ -105,7 +107,7 @@ class _Conversion:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: ModelFiles,
         table: RecordTable,
         target: dict[int, RecordLayout],
         resident: ResidentFiles,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..record import Quantization
+from ..formats import Quantization
 from .affine import Affine
 from .descent import descend
 from .rounding import search

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint.files import Checkpoint
-from ..checkpoint.records import RecordTable
 from ..checks import resolve_experts_per_token
+from ..models import open_model
 from ..record import PROJECTIONS, RecordLayout
 
 
@@ -53,8 +52,8 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
         ConfigError, CheckpointError: the folder holds no checkpoint that can be run.
         ArgumentError: K is not from 1 to the model's own.
     """
-    checkpoint = Checkpoint.open(folder)
-    table, config = RecordTable.of(checkpoint), checkpoint.config
+    checkpoint = open_model(folder)
+    table, config = checkpoint.records(), checkpoint.config
     k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
     formats: dict[str, int] = {}
     for layout in table.layouts.values():

@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.packed import MANIFEST
 from ..checkpoint.records import RecordTable
-from ..record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+from ..formats import ProjectionFormat, Quantization
+from ..models import ModelFiles
+from ..record import PROJECTIONS, RecordLayout
 from .requantize import changed_projections
 
 
@@ -37,7 +38,7 @@ def target_layouts(
     return layouts
 
 
-def identity(checkpoint: Checkpoint, table: RecordTable) -> dict[str, Any]:
+def identity(checkpoint: ModelFiles, table: RecordTable) -> dict[str, Any]:
     """What identifies the source; when any of it changes, a half-done conversion is of no use."""
     files = {checkpoint.folder / "config.json", *checkpoint.folder.glob(MANIFEST), *checkpoint.metadata}
     files |= {extent.file for layer in table.layouts for extent in table.extents(layer, 0)}

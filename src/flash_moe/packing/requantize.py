@@ -8,8 +8,9 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
+from ..formats import ProjectionFormat, Quantization
 from ..ops.experts import dequantized
-from ..record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+from ..record import PROJECTIONS, RecordLayout
 from .affine import Affine, packed, stored
 from .rounding import search
 
@@ -42,15 +43,15 @@ def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, ro
 
 def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
     """Records of layout ``target``, [N, stride] uint8, from new parts; those not among them are copied."""
-    old, kept = np.array(records, copy=False).view(np.uint8), dict(source.parts())
+    old, kept = np.array(records, copy=False).view(np.uint8), {part.key: part for part in source.parts}
     if source.formats == target.formats:
         return old[:, : target.stride]
     out = np.zeros((len(old), target.stride), np.uint8)
     for record, stored_bytes, new in zip(out, old, parts, strict=True):
-        for name, part in target.parts():
-            value = new.get(name)
+        for part in target.parts:
+            value = new.get(part.key)
             if value is None:
-                value = stored_bytes[kept[name].offset : kept[name].offset + kept[name].nbytes]
+                value = stored_bytes[kept[part.key].offset : kept[part.key].offset + kept[part.key].nbytes]
             record[part.offset : part.offset + part.nbytes] = value
     return out
 

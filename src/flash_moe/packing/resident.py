@@ -10,12 +10,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.files import Checkpoint
-from ..checkpoint.names import is_zero_centred_norm, mlx_name, module_path
+from ..checkpoint.names import module_path
 from ..checkpoint.quantization import quantization_section
 from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import build_header
-from ..record import Quantization
+from ..formats import Quantization
+from ..models import ModelFiles
 from .affine import packed
 from .requantize import Rounding, as_bytes, searched
 
@@ -33,8 +33,8 @@ class ResidentFiles:
         rounding: how they are quantised.
     """
 
-    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, rounding: Rounding) -> None:
-        self._checkpoint, self._rounding = checkpoint, rounding
+    def __init__(self, checkpoint: ModelFiles, quantization: Quantization, rounding: Rounding) -> None:
+        self._checkpoint, self._family, self._rounding = checkpoint, checkpoint.family, rounding
         self._arrays = read_arrays(checkpoint)
         self._quantization = {
             name.removesuffix(".weight"): q
@@ -68,30 +68,23 @@ class ResidentFiles:
             section.setdefault("group_size", q.group_size)
             section.setdefault("bits", q.bits)
             section.setdefault("mode", "affine")
-            path = mlx_name(module + ".", self._checkpoint.config.model_type)[:-1]
+            path = self._family.mlx_name(module + ".")[:-1]
             section[path] = {"group_size": q.group_size, "bits": q.bits}
         return section or None
 
     def _converted(self, mine: Callable[[str], bool]) -> dict[str, mx.array]:
         out: dict[str, mx.array] = {}
-        model_type = self._checkpoint.config.model_type
         for name in [name for name in self._arrays if mine(name)]:
-            array = self._mlx_convention(name, self._arrays.pop(name))  # let go: once evaluated it takes memory
+            array = self._arrays.pop(name)  # let go: once evaluated it takes memory
+            array = self._family.mlx_array(self._checkpoint, name, array)
             q = self._quantization.get(module_path(name)) if name.endswith(".weight") else None
             if q is None:
-                out[mlx_name(name, model_type)] = array
+                out[self._family.mlx_name(name)] = array
                 continue
             parts = _quantized(array, q, self._rounding)
             for kind, part in zip(("weight", "scales", "biases"), parts, strict=True):
-                out[mlx_name(f"{module_path(name)}.{kind}", model_type)] = part
+                out[self._family.mlx_name(f"{module_path(name)}.{kind}")] = part
         return out
-
-    def _mlx_convention(self, name: str, array: mx.array) -> mx.array:
-        if not self._checkpoint.zero_centred_norms:
-            return array
-        if is_zero_centred_norm(name):
-            return (array.astype(mx.float32) + 1.0).astype(array.dtype)
-        return array.moveaxis(2, 1) if name.endswith("conv1d.weight") else array
 
     def _wanted(self, name: str, default: Quantization) -> Quantization | None:
         """How a tensor is to be quantised; None for what is quantised already, or is no matrix."""

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint.files import INDEX, Checkpoint
+from ..checkpoint.files import INDEX
 from ..checkpoint.packed import Manifest, checksum
-from ..checkpoint.records import RecordTable
 from ..errors import CheckpointError, ExpertReadError
 from ..experts.read_memory import read_buffer
 from ..experts.reader import RecordReader
+from ..models import open_model
 from .convert import file_checksum
 
 
@@ -40,9 +40,9 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[int, int], None] 
         CheckpointError: anything else is missing or damaged.
     """
     folder = Path(folder)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_model(folder)
     manifest = Manifest.load(folder)
-    table = RecordTable.of(checkpoint)
+    table = checkpoint.records()
     sizes = {file: file.stat().st_size for file in checkpoint.metadata} if manifest else {}
     total, done = table.nbytes + sum(sizes.values()), 0
     for file, size in sizes.items():

@@ -23,7 +23,7 @@ def made_up_array(dtype: str, shape: tuple[int, ...]) -> mx.array:
 def made_up_records(layout: RecordLayout, count: int) -> mx.array:
     """A bank of records, [count, words] uint32, all alike."""
     record = np.zeros(layout.stride, np.uint8)
-    for _, part in layout.parts():
+    for part in layout.parts:
         numbers = np.resize(_block(part.dtype), math.prod(part.shape))
         record[part.offset : part.offset + part.nbytes] = numbers.view(np.uint8)
     bank = mx.array(np.tile(record.view(np.uint32), (count, 1)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..bench.fetches import Streaming, fetch_speed
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..generation.sampling import Sampler, Sampling
+from ..models import ModelFiles
 from ..ops.blas import matmul
 from ..ops.dispatch import kernels
 from ..ops.linear import linear
@@ -23,7 +23,7 @@ _ROWS, _COLUMNS = 256, 4096  # of a large product
 
 
 def measure(
-    checkpoint: Checkpoint, table: RecordTable, needs: Needs, dtype: mx.Dtype, expert_io: str, *, here: bool
+    checkpoint: ModelFiles, table: RecordTable, needs: Needs, dtype: mx.Dtype, expert_io: str, *, here: bool
 ) -> Costs:
     """Times layers with made-up weights, and reads of experts.
 
@@ -48,7 +48,7 @@ def _reads(table: RecordTable, needs: Needs, expert_io: str) -> ReadCost | None:
     return ReadCost(token.cold or token.warm, group.cold or group.warm, token.warm, group.warm)
 
 
-def _bandwidth(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
+def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
     """Bytes per second of the output head's matrix as it is multiplied with one vector."""
     module = "embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head"
     stored = {part: checkpoint.resident.get(f"{module}.{part}") for part in ("weight", "scales", "biases")}
@@ -72,14 +72,14 @@ def _bandwidth(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
     return sum(array.nbytes for array in held.values() if array is not None) / seconds
 
 
-def _flops(checkpoint: Checkpoint, dtype: mx.Dtype) -> float:
+def _flops(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
     """Operations per second of a product with many rows."""
     hidden = checkpoint.config.hidden_size
     a, b = (made_up_array("F32", shape).astype(dtype) for shape in ((_ROWS, hidden), (hidden, _COLUMNS)))
     return 2.0 * _ROWS * hidden * _COLUMNS / run_seconds(lambda: matmul(a, b))
 
 
-def _draw(checkpoint: Checkpoint) -> float:
+def _draw(checkpoint: ModelFiles) -> float:
     """Seconds of drawing a token by its probability."""
     logits, draw = made_up_array("F32", (checkpoint.config.vocab_size,)), Sampler(Sampling(temperature=1.0))
     return run_seconds(lambda: draw(logits))

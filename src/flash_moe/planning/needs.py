@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.opening import ExpertIO, fetch_capacity
 from ..experts.slots import slot_count
+from ..models import ModelFiles
 
 _FLOAT32 = ("A_log", "dt_bias")  # kept in float32 whatever the activations have
 
@@ -67,7 +67,7 @@ def layer_kind(config: ModelConfig, layer: int) -> Kind:
 
 
 def needs(
-    checkpoint: Checkpoint, table: RecordTable, experts_per_token: int, float_bytes: int, expert_io: ExpertIO
+    checkpoint: ModelFiles, table: RecordTable, experts_per_token: int, float_bytes: int, expert_io: ExpertIO
 ) -> Needs:
     """Reads it off the headers.
 

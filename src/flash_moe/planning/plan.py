@@ -13,7 +13,6 @@ import mlx.core as mx
 import numpy as np
 
 from ..bench.system import available_memory, machine_name
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.hub import resolve
 from ..checkpoint.records import RecordTable
 from ..checkpoint.remote import headers_only
@@ -23,6 +22,7 @@ from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
 from ..generation.chunks import memory_limit
 from ..loading import resolve_dtype
+from ..models import ModelFiles, open_model
 from .costs import Costs
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
 from .hit_rate import SKEW, distinct, popularity
@@ -138,7 +138,7 @@ def plan(
         if not 0 <= skew <= 4:
             raise ArgumentError(f"skew is {skew}, expected 0 (all experts alike) to 4")
         k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
-        table = RecordTable.of(checkpoint)
+        table = checkpoint.records()
         io = _expert_io(expert_io, table, k, machine, here)
         dtype = resolve_dtype(_stored_dtype(checkpoint) if machine else None, checkpoint)
         need = needs(checkpoint, table, k, dtype.size, io)
@@ -171,15 +171,15 @@ def plan(
 
 
 @contextmanager
-def _opened(model: str, revision: str | None) -> Iterator[tuple[Checkpoint, bool]]:
+def _opened(model: str, revision: str | None) -> Iterator[tuple[ModelFiles, bool]]:
     """The checkpoint, and whether its weights are on this machine."""
     try:
         folder = resolve(model, revision=revision, local_files_only=True)
     except HubError:
         with headers_only(model, revision=revision) as headers:
-            yield Checkpoint.open(headers), False
+            yield open_model(headers), False
         return
-    yield Checkpoint.open(Path(folder)), True
+    yield open_model(Path(folder)), True
 
 
 def _shares(
@@ -204,7 +204,7 @@ def _expert_io(wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | 
     return "mapped" if table.packed and metal else "slots"
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> str:
+def _stored_dtype(checkpoint: ModelFiles) -> str:
     stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
     return {"F32": "float32", "F16": "float16"}.get(stored, "bfloat16")
 

@@ -10,14 +10,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
-from ..checkpoint.resident import in_one_convention
 from ..config import FULL_ATTENTION
 from ..experts.host_memory import keep_on_host
 from ..experts.opening import fetch_capacity
 from ..experts.slots import slot_count
 from ..experts.store import ExpertStore
+from ..models import ModelFiles
 from ..nn.cache import DeltaCache, KVCache, layer_cache
 from ..nn.decoder import DecoderLayer
 from ..nn.weights import Weights
@@ -97,7 +96,7 @@ class Probe:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, table: RecordTable, experts_per_token: int, dtype: mx.Dtype, expert_io: str
+        self, checkpoint: ModelFiles, table: RecordTable, experts_per_token: int, dtype: mx.Dtype, expert_io: str
     ) -> None:
         self._checkpoint, self._config, self._dtype = checkpoint, checkpoint.config, dtype
         self._k, self._store = experts_per_token, _BankStore(table, experts_per_token, expert_io)
@@ -195,7 +194,7 @@ class Probe:
             for name, info in self._checkpoint.resident.items()
             if name.startswith(prefix)
         }
-        found = in_one_convention(self._checkpoint, stored, self._dtype)
+        found = self._checkpoint.family.in_one_convention(self._checkpoint, stored, self._dtype)
         weights = Weights(found.arrays, found.quantization).at("layers").at(i)
         with kernels(None):
             layer = DecoderLayer(self._config, i, weights, self._store, self._k)

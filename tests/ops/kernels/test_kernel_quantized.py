@@ -9,10 +9,10 @@ import oracles
 import pytest
 from sequence_oracles import DTYPES, error, float64, random
 
+from flash_moe.formats import Quantization
 from flash_moe.ops import quantized_matvec as module
 from flash_moe.ops import sources
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, lanes_per_row, quantized_matvec, supports
-from flash_moe.record import Quantization
 
 ROUNDINGS = 2  # of the float32 sums, relative to the sum of the absolute terms
 

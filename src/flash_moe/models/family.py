@@ -1,0 +1,120 @@
+"""What a family of models has to say about itself, and a checkpoint that is read by its rules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint.files import Checkpoint
+from ..checkpoint.records import RecordTable
+from ..checkpoint.resident import read_arrays
+from ..config import ModelConfig
+from ..experts.store import ExpertStore
+from ..formats import Quantization
+from ..nn.decoder import Decoder
+from ..nn.streaming import PLAIN, StreamingOptions
+from ..nn.weights import Weights
+
+
+@dataclass(frozen=True)
+class ResidentWeights:
+    """Arrays by canonical name, and how each quantised module is quantised."""
+
+    arrays: Mapping[str, mx.array]
+    quantization: Mapping[str, Quantization]
+
+
+@dataclass(frozen=True)
+class ModelFiles(Checkpoint):
+    """A checkpoint folder of a known family.
+
+    Attributes:
+        family: whose conventions its weights follow.
+        config: the model's dimensions.
+    """
+
+    family: Family
+    config: ModelConfig
+
+    @classmethod
+    def open_as(cls, family: Family, folder: Path, raw: Mapping[str, Any]) -> ModelFiles:
+        """Opens a folder as a checkpoint of ``family``; ``raw`` is the content of its config.json."""
+        config = family.config(raw)
+        return cls.open(folder, raw, config.experts, family=family, config=config)
+
+    def records(self) -> RecordTable:
+        """Where the experts' records are; reads headers only.
+
+        Raises:
+            CheckpointError: a layer's experts are missing, incomplete, or of the wrong dtype or shape.
+        """
+        return self.family.records(self)
+
+    def load_resident(self, dtype: mx.Dtype) -> ResidentWeights:
+        """All weights but the routed experts, in one convention; floating point ones are cast to ``dtype``.
+
+        Raises:
+            CheckpointError: a tensor has a dtype that no weight has, lacks its quantisation, or has an impossible shape.
+        """
+        return self.family.in_one_convention(self, read_arrays(self), dtype)
+
+    def load_network(
+        self,
+        store: ExpertStore,
+        experts_per_token: int,
+        dtype: mx.Dtype,
+        progress: Callable[[int], None] | None = None,
+        kernels: bool | None = None,
+        streaming: StreamingOptions = PLAIN,
+    ) -> Decoder:
+        """The network with its resident weights in memory; arguments are those of :class:`~.nn.decoder.Decoder`.
+
+        Raises:
+            CheckpointError: a weight is missing, malformed or does not belong to the others.
+        """
+        resident = self.load_resident(dtype)
+        weights = Weights(resident.arrays, resident.quantization)
+        return Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming)
+
+
+class Family(ABC):
+    """The conventions of a family's checkpoints.
+
+    Attributes:
+        model_types: what config.json calls it.
+    """
+
+    model_types: tuple[str, ...]
+
+    @abstractmethod
+    def config(self, raw: Mapping[str, Any]) -> ModelConfig:
+        """Reads the dimensions from the content of config.json.
+
+        Raises:
+            ConfigError: it describes a model that cannot be run.
+        """
+
+    def records(self, files: ModelFiles) -> RecordTable:
+        """Finds the experts' records; see :meth:`ModelFiles.records`."""
+        return RecordTable.of(files)
+
+    @abstractmethod
+    def in_one_convention(self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype) -> ResidentWeights:
+        """Brings arrays as ``files`` stores them, all or those of some layers, to what the network takes.
+
+        Raises:
+            CheckpointError: a tensor lacks its quantisation, or has an impossible shape.
+        """
+
+    @abstractmethod
+    def mlx_name(self, canonical: str) -> str:
+        """The name that mlx-lm gives to a canonical one."""
+
+    @abstractmethod
+    def mlx_array(self, files: ModelFiles, name: str, array: mx.array) -> mx.array:
+        """A stored array as mlx-lm would store it."""
