@@ -98,7 +98,7 @@ def test_only_floats_are_weights_or_scales(dtype: str) -> None:
         RecordLayout.build(128, 128, uniform(4, 64, dtype))
 
 
-@pytest.mark.parametrize("key", ["stride", "quantization", "parts"])
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "stride", "projections"])
 @pytest.mark.parametrize("value", [None, "x", -64, 64.0, [], {}], ids=repr)
 def test_damaged_description_is_refused(key: str, value: object) -> None:
     data = RecordLayout.build(128, 128, uniform(4, 64)).to_json()
@@ -124,18 +124,11 @@ def test_a_record_holds_whatever_linear_layers_an_expert_has() -> None:
 
 
 def test_parts_that_do_not_fit_their_quantisation_are_refused() -> None:
-    data = RecordLayout.build(128, 128, uniform(4, 64)).to_json()
-    data["parts"][1][3] = [128, 4]  # scales in groups of 32
-    with pytest.raises(CheckpointError, match="parts of gate_proj do not fit"):
+    shapes = [
+        ("fc1", "weight", "U32", (128, 16)),
+        ("fc1", "scales", "F32", (128, 4)),
+        ("fc1", "biases", "F32", (128, 4)),
+    ]
+    data = RecordLayout.of(shapes, {"fc1": Quantization(4, 64)}).to_json()
+    with pytest.raises(CheckpointError, match="parts of fc1 do not fit"):
         RecordLayout.from_json(data)
-
-
-def test_the_first_form_of_the_description_is_read() -> None:
-    fmt = {"dtype": "BF16", "bits": 4, "group_size": 64}
-    data = {
-        "hidden_size": 256,
-        "intermediate_size": 128,
-        "stride": 65536,
-        "projections": dict.fromkeys(PROJECTIONS, fmt),
-    }
-    assert RecordLayout.from_json(data) == RecordLayout.build(256, 128, uniform(4, 64))

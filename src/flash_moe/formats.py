@@ -5,6 +5,7 @@ This file is arithmetic only: it knows no file and no array.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,15 @@ class ProjectionFormat:
 
     dtype: str
     quantization: Quantization | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"dtype": self.dtype} | (self.quantization.to_json() if self.quantization else {})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ProjectionFormat:
+        """Rebuilds a format written by :meth:`to_json`; KeyError or TypeError where it is none."""
+        rest = {key: value for key, value in data.items() if key != "dtype"}
+        return cls(data["dtype"], Quantization(**rest) if rest else None)
 
 
 def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> dict[str, tuple[str, tuple[int, int]]]:

@@ -200,8 +200,19 @@ class RecordLayout:
         """Bits of a record's parts, scales and biases included, over its number of weights; padding does not count."""
         return 8 * sum(part.nbytes for part in self.parts) / self.weights
 
+    @property
+    def _is_swiglu(self) -> bool:
+        """Whether nothing is in a record but what :meth:`build` would put there."""
+        if set(self.linears) != set(PROJECTIONS):
+            return False
+        return self == RecordLayout.build(self.hidden_size, self.intermediate_size, self.formats)
+
     def to_json(self) -> dict[str, Any]:
         """A plain description from which :meth:`from_json` rebuilds the same layout."""
+        if self._is_swiglu:
+            formats = {name: fmt.to_json() for name, fmt in self.formats.items()}
+            sizes = {"hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size}
+            return {**sizes, "stride": self.stride, "projections": formats}
         return {
             "stride": self.stride,
             "quantization": {linear: q.to_json() for linear, q in self.quantization.items()},
@@ -210,29 +221,23 @@ class RecordLayout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RecordLayout:
-        """Rebuilds a layout written by :meth:`to_json`, or by the first version of it, which knew SwiGLU experts only.
+        """Rebuilds a layout written by :meth:`to_json`.
 
         Raises:
             CheckpointError: a key is missing or the stated stride is not the one this layout has.
         """
         try:
-            if "projections" in data:
-                formats = {
-                    name: ProjectionFormat(
-                        fmt["dtype"], Quantization(fmt["bits"], fmt["group_size"]) if "bits" in fmt else None
-                    )
-                    for name, fmt in data["projections"].items()
-                }
-                sizes = [data["hidden_size"], data["intermediate_size"]]
-                _check_sizes(sizes)
-                layout = cls.build(sizes[0], sizes[1], formats)
-            else:
-                quantization = {linear: Quantization(**q) for linear, q in data["quantization"].items()}
+            _check_sizes([data["stride"]])
+            if "parts" in data:
                 for _, _, _, shape in data["parts"]:
                     _check_sizes(shape)
-                layout = cls.of(data["parts"], quantization)
+                layout = cls.of(data["parts"], {name: Quantization(**q) for name, q in data["quantization"].items()})
                 _check_parts(layout)
-            _check_sizes([data["stride"]])
+            else:
+                formats = {name: ProjectionFormat.from_json(fmt) for name, fmt in data["projections"].items()}
+                sizes = data["hidden_size"], data["intermediate_size"]
+                _check_sizes(sizes)
+                layout = cls.build(*sizes, formats)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"the record layout {data!r} is malformed ({error!r}); convert the model again"

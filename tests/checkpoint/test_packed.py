@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from flash_moe import CheckpointError, Model
 from flash_moe.checkpoint.packed import MANIFEST, Manifest, layer_file
+from flash_moe.checkpoint.records import RecordTable
 from flash_moe.models import open_model
 
 Copy = Callable[[str], Path]
@@ -33,7 +34,7 @@ def test_any_safetensors_reader_opens_a_layer(tiny_checkpoints: dict[str, Path],
     with safetensors.safe_open(file, framework="np") as opened:
         assert list(opened.keys()) == ["experts"]
         experts = opened.get_tensor("experts")
-        assert json.loads(opened.metadata()["layout"])["parts"][0] == ["gate_proj", "weight", "U32", [64, 8]]
+        assert json.loads(opened.metadata()["layout"])["hidden_size"] == 64
     records = expected_records(tiny_checkpoints["quantized"])
     assert experts.dtype == np.uint8
     assert [row.tobytes() for row in experts] == [records[layer, expert] for expert in range(4)]
@@ -62,19 +63,10 @@ def layer_of(manifest: Any, layer: int = 1) -> Any:
     return manifest["layers"][str(layer)]
 
 
-def change_parts(manifest: Any, linear: str, field: int, value: Any) -> None:
-    """Changes dtypes of floats, or the first number of all shapes."""
-    for part in layer_of(manifest)["layout"]["parts"]:
-        if part[0] == linear and isinstance(value, list):
-            part[field][:1] = value
-        elif part[0] == linear and part[field] == "F32":
-            part[field] = value
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(version=3), ("version 3", "update flash_moe")),
+        (lambda m: m.update(version=2), ("version 2", "update flash_moe")),
         (lambda m: m.update(format="other"), ("format 'other'", "convert the model again")),
         (lambda m: m.pop("version"), ("damaged", "convert the model again")),
         (lambda m: m.pop("layers"), ("damaged", "convert the model again")),
@@ -86,10 +78,10 @@ def change_parts(manifest: Any, linear: str, field: int, value: Any) -> None:
         (lambda m: layer_of(m).update(file="gone.safetensors"), ("gone.safetensors", "does not exist")),
         (lambda m: layer_of(m).update(file=layer_of(m, 0)["file"], layout=None), ("malformed", "convert")),
         (lambda m: layer_of(m)["layout"].update(stride=32768), ("32768 bytes apart", "convert")),
-        (lambda m: change_parts(m, "down_proj", 3, [32]), ("(32, 64)", "config.json says (64, 64)", "convert")),
-        (lambda m: layer_of(m)["layout"]["parts"].pop(3), ("malformed", "convert the model again")),
+        (lambda m: layer_of(m)["layout"].update(hidden_size=32), ("(32, 64)", "config.json says (64, 64)", "convert")),
+        (lambda m: layer_of(m)["layout"]["projections"].pop("up_proj"), ("malformed", "convert the model again")),
         (
-            lambda m: change_parts(m, "up_proj", 2, "F16"),
+            lambda m: layer_of(m)["layout"]["projections"]["up_proj"].update(group_size=64),
             ("another record layout", "convert the model again"),
         ),
         (lambda m: layer_of(m)["checksums"].pop(), ("3 checksums for 4 records", "convert")),
@@ -151,7 +143,7 @@ def test_any_value_in_the_manifest_is_harmless_or_an_error(
 ) -> None:
     """Whatever one value becomes: the records lie where they lay, or loading fails with our own error."""
     packed = open_model(tiny_checkpoints["packed"])
-    expected = packed.records()
+    expected = RecordTable.of(packed)
     for file in packed.folder.iterdir():
         if file.name != MANIFEST and not (tmp_path / file.name).exists():
             (tmp_path / file.name).symlink_to(file)

@@ -22,7 +22,7 @@ from .safetensors import TensorInfo, build_header, read_header
 MANIFEST = "flash_moe.json"
 FORMAT = "flash_moe"
 TENSOR = "experts"
-VERSION = 2  # 1 described SwiGLU experts only, and is still read
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Manifest:
                 raise CheckpointError(
                     f"{path} is of format {data['format']!r}, expected {FORMAT!r}; convert the model again"
                 )
-            if data["version"] not in (1, VERSION):
+            if data["version"] != VERSION:
                 raise CheckpointError(f"{path} is of version {data['version']}, expected {VERSION}; update flash_moe")
             layers = {int(i): PackedLayer.from_json(layer) for i, layer in data["layers"].items()}
             return cls(layers, dict(data["resident"]))
