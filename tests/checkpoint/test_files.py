@@ -69,10 +69,10 @@ def test_notes_of_macos_are_no_shards(tiny_copy: Copy) -> None:
     """On exFAT and SMB, macOS writes a file ._x beside every file x."""
     folder = tiny_copy("fused")
     (folder / INDEX).unlink()
-    before = Checkpoint.open(folder)
+    before = open_model(folder)
     for file in list(folder.iterdir()):
         (folder / f"._{file.name}").write_bytes(b"\0\5\x16\7" + bytes(4092))
-    assert Checkpoint.open(folder).resident == before.resident
+    assert open_model(folder).resident == before.resident
 
 
 def add_to_index(folder: Path, **files: str) -> None:
@@ -84,18 +84,18 @@ MTP, VISION = "mtp.layers.0.mlp.gate.weight", "model.visual.patch_embed.proj.wei
 
 def test_what_the_index_names_and_nobody_needs_may_be_missing(tiny_copy: Copy) -> None:
     folder = tiny_copy("fused")
-    before = Checkpoint.open(folder)
+    before = open_model(folder)
     add_to_index(folder, **{MTP: "mtp.safetensors", VISION: FIRST})
-    assert Checkpoint.open(folder).resident == before.resident
+    assert open_model(folder).resident == before.resident
     (folder / "mtp.safetensors").write_bytes(b"not even a header")
-    assert Checkpoint.open(folder).resident == before.resident
+    assert open_model(folder).resident == before.resident
 
 
 def test_index_of_nothing_that_is_needed(tiny_copy: Copy) -> None:
     folder = tiny_copy("fused")
-    before = Checkpoint.open(folder)
+    before = open_model(folder)
     (folder / INDEX).write_text(json.dumps({"weight_map": {MTP: FIRST}}))
-    assert Checkpoint.open(folder).resident == before.resident
+    assert open_model(folder).resident == before.resident
 
 
 def merge(folder: Path) -> Path:
@@ -115,7 +115,7 @@ def test_stale_index_beside_one_complete_file(tiny_copy: Copy, left: list[str], 
     merged = merge(folder)
     for file in {FIRST, SECOND} - set(left):
         (folder / file).unlink()
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_model(folder)
     assert {info.file for info in [*checkpoint.resident.values(), *checkpoint.experts.values()]} == {merged}
     assert "reading model.safetensors instead" in caplog.text
     with Model.load(folder, experts_per_token=None) as model:

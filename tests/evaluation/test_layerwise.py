@@ -86,7 +86,7 @@ def test_every_expert_is_fetched_once(
 MEMORY = """
 import json, sys
 import mlx.core as mx
-from flash_moe.checkpoint.files import Checkpoint
+from flash_moe.models import open_model
 from flash_moe.evaluation import LayerwiseModel
 
 model = LayerwiseModel.open(sys.argv[1])

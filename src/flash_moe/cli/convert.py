@@ -14,6 +14,7 @@ import typer
 
 from ..formats import GROUP_SIZES, QUANTIZED_BITS
 from .arguments import MODEL_HELP, JsonOption, RevisionOption, VerboseOption, one_of
+from .console import print_json, say, warn
 from .progress import Bar
 
 _CALIBRATION_TOKENS = 16384
