@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -113,6 +113,36 @@ PreferCachedOption = Annotated[
         "Faster, less exact; 0 is off.",
     ),
 ]
+
+ExpertCacheOption = Annotated[
+    str,
+    typer.Option(
+        "--expert-cache",
+        metavar="SIZE",
+        help="Memory for experts used lately, such as 2GB; 0 leaves it to the system, which is usually best.",
+    ),
+]
+
+
+def load_options(
+    k: str | None,
+    expert_io: ExpertIOChoice,
+    expert_cache: str,
+    prefetch: bool,
+    drop_cold_below: float,
+    prefer_cached: float,
+    dtype: DtypeChoice | None,
+) -> dict[str, Any]:
+    """Returns the options of ``Model.load`` that commands which generate have in common."""
+    return {
+        "experts_per_token": experts_per_token(k),
+        "expert_io": expert_io.value,
+        "expert_cache": size(expert_cache, "--expert-cache"),
+        "prefetch": prefetch,
+        "drop_cold_below": drop_cold_below,
+        "prefer_cached": prefer_cached,
+        "dtype": None if dtype is None else dtype.value,
+    }
 
 
 def experts_per_token(text: str | None, option: str = "'--experts-per-token' / '-k'") -> int | None:

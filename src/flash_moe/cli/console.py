@@ -21,6 +21,7 @@ from ..errors import ArgumentError, FlashMoEError
 # The last two are 128 + the number of the signal, as shells have it.
 FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 DIM, _RED, _YELLOW = "2", "1;31", "1;33"
+_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 
 
@@ -105,6 +106,21 @@ def say(message: str, *, label: str = "", style: str = "") -> None:
             end = len(label) + 1 if label else len(line)
             line = f"\x1b[{style}m{line[:end]}\x1b[0m{line[end:]}"
     print(line, file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> str:
+    """Returns a text as a terminal may show it: escape sequences that a model writes must not drive it."""
+    return text.translate(_CONTROL)
+
+
+def write(text: str, style: str = "") -> None:
+    """Writes a piece of a reply to stdout; to a file or a pipe exactly as it is."""
+    if sys.stdout.isatty():
+        text = shown(text)
+        if style and text and not os.environ.get("NO_COLOR"):
+            text = f"\x1b[{style}m{text}\x1b[0m"
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def fail(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from .arguments import (
     MODEL_HELP,
     DropColdOption,
     DtypeOption,
+    ExpertCacheOption,
     ExpertIOChoice,
     ExpertIOOption,
     ExpertsPerToken,
@@ -21,11 +21,10 @@ from .arguments import (
     RevisionOption,
     ThinkingOption,
     VerboseOption,
-    experts_per_token,
+    load_options,
     read_prompt,
-    size,
 )
-from .console import DIM, INTERRUPTED, print_json, say
+from .console import DIM, INTERRUPTED, print_json, say, write
 from .loading import load
 from .progress import Bar
 
@@ -40,7 +39,6 @@ Examples:
   flash-moe generate MODEL -k own --temperature 0.7 --top-p 0.95 "A haiku"
   flash-moe generate MODEL --raw --stop ";" "SELECT name FROM"
   flash-moe generate MODEL --json "Hi" | jq .stats"""
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def command(
@@ -71,13 +69,7 @@ def command(
     ] = None,
     seed: Annotated[int | None, Option(metavar="N", help="Makes the draws repeatable.")] = None,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
-    expert_cache: Annotated[
-        str,
-        Option(
-            metavar="SIZE",
-            help="Memory for experts used lately, such as 2GB; 0 leaves it to the system, which is usually best.",
-        ),
-    ] = "0",
+    expert_cache: ExpertCacheOption = "0",
     prefetch: PrefetchOption = False,
     drop_cold_below: DropColdOption = 0.0,
     prefer_cached: PreferCachedOption = 0.0,
@@ -94,15 +86,7 @@ def command(
         raise typer.BadParameter(
             "it leaves out the chat template, which --system and --thinking need.", param_hint="'--raw'"
         )
-    load_options = {
-        "experts_per_token": experts_per_token(k),
-        "expert_io": expert_io.value,
-        "expert_cache": size(expert_cache, "--expert-cache"),
-        "prefetch": prefetch,
-        "drop_cold_below": drop_cold_below,
-        "prefer_cached": prefer_cached,
-        "dtype": None if dtype is None else dtype.value,
-    }
+    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype)
     text = read_prompt(prompt)
     sampling: dict[str, Any] = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
@@ -116,7 +100,7 @@ def command(
     messages: Any = text
     if system is not None:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    with load(model, revision, load_options) as loaded:
+    with load(model, revision, loading) as loaded:
         _reply(loaded, messages, options, as_json)
 
 
@@ -133,21 +117,15 @@ def _reply(model: Model, messages: Any, options: dict[str, Any], as_json: bool) 
                     bar.count(len(chunks), options["max_tokens"], "tokens at most")
                 else:
                     bar.close()
-                    _write(chunk.text)
+                    write(chunk.text)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         if not as_json and chunks and not _ends_line(chunks):
-            _write("\n")
+            write("\n")
     _finish(model, chunks, interrupted, options["max_tokens"], as_json)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _write(text: str) -> None:
-    # A model's escape sequences must not drive the terminal.
-    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
 
 
 def _ends_line(chunks: list[Chunk]) -> bool:
