@@ -8,6 +8,7 @@
     ├── HubError             a download failed, or offline mode forbids it
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
     ├── ToolCallError        a reply holds a tool call that is cut, malformed or not offered
+    ├── FormatError          a reply is not in the format that was asked for, or cannot be kept to it
     ├── ArgumentError        an argument is out of range; also a ValueError
     │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
     └── NumericalError       the network produced NaN where a decision depends on it
@@ -70,6 +71,10 @@ class ToolCallError(FlashMoEError):
     def __init__(self, message: str, calls: tuple[Any, ...] = ()) -> None:
         super().__init__(message)
         self.calls = calls
+
+
+class FormatError(FlashMoEError):
+    """A reply does not fit the format that was asked for: it was cut, or what reads it refuses it."""
 
 
 class ArgumentError(FlashMoEError, ValueError):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_moe import ArgumentError, NumericalError
-from flash_moe.generation.sampling import Sampler, Sampling, kept_tokens
+from flash_moe.generation.filters import kept_tokens
+from flash_moe.generation.sampling import Sampler, Sampling
 
 
 def naive_kept(logits: np.ndarray, s: Sampling) -> dict[int, float]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
 from ..checks import integer, real
-from ..errors import NumericalError
+from ..errors import ArgumentError, NumericalError
+from .constraint import Constraint
+from .filters import kept_tokens, largest
 
-_CANDIDATES = 1024  # most probable tokens that top_p looks at first; nearly always they are enough
+LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
+"""``f(tokens [T] int32, logits [1, V] float32) -> logits [1, V]``, as mlx-lm's: T tokens of prompt and reply so far."""
+
+_ASKED = 64  # tokens that a constraint is asked about one by one, rather than for a mask of all; about 5 µs each
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,10 @@ class Sampling:
     """How tokens are drawn; the filters apply in the order of the attributes, as in transformers.
 
     Attributes:
+        logit_bias: added to the logits of single tokens; -inf forbids one.
         repetition_penalty: logits of tokens seen before are divided by it (multiplied where negative); 1 is off.
+        presence_penalty: subtracted from the logits of all tokens of the reply so far; 0 is off.
+        frequency_penalty: the same, times how often the token occurs there; 0 is off.
         temperature: logits are divided by it; 0 takes the most probable token (greedy).
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the fewest most probable tokens whose probabilities sum to at least this; 1 keeps all.
@@ -34,18 +43,62 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checked = {
             "repetition_penalty": real("repetition_penalty", self.repetition_penalty, "0.01 to 100", 0.01, 100),
+            "presence_penalty": real("presence_penalty", self.presence_penalty, "-100 to 100", -100, 100),
+            "frequency_penalty": real("frequency_penalty", self.frequency_penalty, "-100 to 100", -100, 100),
             "temperature": real("temperature", self.temperature, "a number of 0 or more", 0),
             "top_k": integer("top_k", self.top_k, 0),
             "top_p": real("top_p", self.top_p, "a number above 0 and at most 1", 0, 1, above=0),
             "min_p": real("min_p", self.min_p, "a number from 0 to 1", 0, 1),
             "seed": None if self.seed is None else integer("seed", self.seed, 0),
+            "logit_bias": _checked_bias(self.logit_bias),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def filters(self) -> bool:
+        """Whether top_k, top_p or min_p is on."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits change before anything is drawn from them."""
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
+
+
+def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise ArgumentError(f"logit_bias is {bias!r:.80}, expected a dict from token ids to numbers")
+    return {
+        integer("a token id of logit_bias", token, 0): (
+            -math.inf
+            if value == -math.inf
+            else real("a value of logit_bias", value, "a finite number, or -inf", -math.inf)
+        )
+        for token, value in bias.items()
+    }
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """What the network said of a token, before temperature, penalties, filters and formats.
+
+    Attributes:
+        token: id of the token that was taken.
+        logprob: its log probability, in nats.
+        top: the most probable tokens with theirs, in order.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 class Sampler:
@@ -53,89 +106,158 @@ class Sampler:
 
     Args:
         sampling: how.
-        seen: token ids of the prompt, for the repetition penalty.
+        prompt: its token ids, for the repetition penalty and the processors.
+        constraint: the format that the reply is kept to.
+        processors: change the logits, in order, before all else.
+        logprobs: how many of the most probable tokens to report with every token; None reports nothing.
+
+    Attributes:
+        logprobs: of the token drawn last, or None.
     """
 
-    def __init__(self, sampling: Sampling, seen: Iterable[int] = ()) -> None:
-        self._sampling = sampling
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int] = (),
+        *,
+        constraint: Constraint | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
+    ) -> None:
+        self._sampling, self._constraint, self._processors = sampling, constraint, tuple(processors)
         self._random = np.random.default_rng(sampling.seed)
-        self._seen = set(seen)
+        self._prompt, self._seen = list(prompt), set(prompt)
+        self._reply: list[int] = []
+        self._counts: dict[int, int] = {}
+        self._reported = logprobs
+        self.logprobs: TokenLogprobs | None = None
 
     def __call__(self, logits: mx.array) -> int:
         """Draws a token id from [V] float32 logits.
 
         Raises:
             NumericalError: the logits hold NaN.
+            ArgumentError: processors or biases leave no token that the format allows.
+            FormatError: the reply cannot be kept to its format.
         """
-        token = self._draw(logits)
-        self._seen.add(token)
+        adjusted = logits
+        for processor in self._processors:
+            adjusted = self._processed(processor, adjusted)
+        token = self._draw(adjusted)
+        if self._reported is not None:
+            self.logprobs = token_logprobs(logits, token, self._reported)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        self._note(token)
         return token
 
+    def forced(self) -> list[int]:
+        """Takes the tokens that the format leaves no choice about, and returns them.
+
+        There are none where every token's logits are wanted, by a processor or for a report.
+        """
+        if self._constraint is None or self._processors or self._reported is not None:
+            return []
+        tokens = self._constraint.forced()
+        for token in tokens:
+            self._constraint.accept(token)
+            self._note(token)
+        return tokens
+
+    def _note(self, token: int) -> None:
+        self._reply.append(token)
+        self._seen.add(token)
+        self._counts[token] = self._counts.get(token, 0) + 1
+
+    def _processed(self, processor: LogitsProcessor, logits: mx.array) -> mx.array:
+        found = processor(mx.array(self._prompt + self._reply, dtype=mx.int32), logits[None])
+        if getattr(found, "shape", None) != (1, logits.shape[0]):
+            raise ArgumentError(
+                f"a logits processor returned {getattr(found, 'shape', type(found).__name__)}, expected an MLX array of "
+                f"shape (1, {logits.shape[0]})"
+            )
+        return found[0].astype(mx.float32)
+
     def _draw(self, logits: mx.array) -> int:
-        s = self._sampling
-        if s.repetition_penalty == 1 and s.temperature == 0:
-            best = mx.argmax(logits)
-            token, top = int(best), float(logits[best])
-            _check(top)
-            return token
+        s, constraint = self._sampling, self._constraint
+        if s.temperature == 0 and not s.adjusts:  # on the device: only the token is copied
+            token = _likeliest(logits)
+            if constraint is None or constraint.allows(token):
+                return token
+            return _likeliest(mx.where(mx.array(constraint.allowed()), logits, -mx.inf))
         values = np.array(logits, dtype=np.float64)
         _check(values.max())
+        self._adjust(values)
+        if constraint is not None and s.filters and s.temperature:  # what they keep depends on what is allowed
+            return self._choose(self._allowed(values, constraint))
+        token = self._choose(values)
+        if constraint is None or constraint.allows(token):
+            return token
+        # Drawing anew where the first draw is refused gives every allowed token p(t) + (1 - p(allowed)) p(t) / p(allowed)
+        # = p(t) / p(allowed), as a mask before the draw would; but masks are slow, and refusals are rare.
+        return self._choose(np.where(constraint.allowed(), values, -np.inf))
+
+    def _adjust(self, values: np.ndarray) -> None:
+        """Applies biases and penalties in place."""
+        s = self._sampling
+        for token, bias in s.logit_bias.items():
+            values[token] += bias
         if s.repetition_penalty != 1:
             seen = np.fromiter(self._seen, np.int64)
             values[seen] *= np.where(values[seen] < 0, s.repetition_penalty, 1 / s.repetition_penalty)
-        if s.temperature == 0:
+        if s.presence_penalty or s.frequency_penalty:
+            tokens, counts = (np.fromiter(part, np.int64) for part in (self._counts.keys(), self._counts.values()))
+            values[tokens] -= s.presence_penalty + s.frequency_penalty * counts
+
+    def _allowed(self, values: np.ndarray, constraint: Constraint) -> np.ndarray:
+        """Logits with -inf where the constraint refuses; behind the top_k allowed ones all may be -inf."""
+        k = self._sampling.top_k
+        if 0 < k <= _ASKED // 2:
+            ids = largest(values, _ASKED)
+            kept: list[int] = []
+            for token in ids[np.argsort(-values[ids], kind="stable")].tolist():
+                if constraint.allows(token):
+                    kept.append(token)
+                if len(kept) == k:
+                    few = np.full_like(values, -np.inf)
+                    few[kept] = values[kept]
+                    return few
+        return np.where(constraint.allowed(), values, -np.inf)
+
+    def _choose(self, values: np.ndarray) -> int:
+        _check(largest_value := float(values.max()))
+        if self._sampling.temperature == 0:
             return int(values.argmax())
         with np.errstate(over="ignore"):  # a tiny temperature takes all but the largest to -inf
-            scaled = (values - values.max()) / s.temperature
-        ids, probabilities = kept_tokens(scaled, s)
+            scaled = (values - largest_value) / self._sampling.temperature
+        ids, probabilities = kept_tokens(scaled, self._sampling)
         return int(self._random.choice(ids, p=probabilities))
 
 
-def _check(largest: float) -> None:
-    if math.isnan(largest):
+def token_logprobs(logits: mx.array, token: int, count: int) -> TokenLogprobs:
+    """Returns log probabilities of one token and of the ``count`` most probable ones, from [V] logits."""
+    values = np.array(logits, dtype=np.float64)
+    values -= values.max()
+    values -= math.log(np.exp(values).sum())
+    ids = largest(values, count) if count else np.array([], np.int64)
+    top = ids[np.argsort(-values[ids], kind="stable")]
+    return TokenLogprobs(token, float(values[token]), tuple((int(id), float(values[id])) for id in top))
+
+
+def _likeliest(logits: mx.array) -> int:
+    best = mx.argmax(logits)
+    token, top = int(best), float(logits[best])
+    _check(top)
+    return token
+
+
+def _check(largest_value: float) -> None:
+    if math.isnan(largest_value):
         raise NumericalError(
             "the network produced NaN logits; the checkpoint is damaged (run `flash-moe verify`) or its activations "
             "overflow (load it with dtype='float32')"
         )
-
-
-def kept_tokens(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that top_k, top_p and min_p leave, and their renormalised probabilities.
-
-    Most probable first, or by id where all are kept: sorting a whole vocabulary takes longer than all the rest.
-    """
-    probabilities = np.exp(logits - logits.max())
-    probabilities /= probabilities.sum()
-    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-        return np.arange(probabilities.size), probabilities
-    ids = _candidates(probabilities, sampling)
-    ids = ids[np.argsort(-probabilities[ids], kind="stable")]
-    kept = probabilities[ids]
-    if sampling.top_k:
-        ids, kept = ids[: sampling.top_k], kept[: sampling.top_k] / kept[: sampling.top_k].sum()
-    if sampling.top_p < 1:
-        count = int(np.searchsorted(np.cumsum(kept), sampling.top_p)) + 1
-        ids, kept = ids[:count], kept[:count]
-    above = kept >= sampling.min_p * kept[0]
-    ids, kept = ids[above], kept[above]
-    return ids, kept / kept.sum()
-
-
-def _candidates(probabilities: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Ids, in order, of all tokens that the filters can keep: few of a vocabulary, as a rule."""
-    if sampling.top_k:
-        return _largest(probabilities, sampling.top_k)
-    if sampling.top_p == 1:
-        return np.flatnonzero(probabilities >= sampling.min_p * probabilities.max())
-    count, ids = _CANDIDATES, _largest(probabilities, _CANDIDATES)
-    while ids.size < probabilities.size and probabilities[ids].sum() < sampling.top_p:
-        count *= 8
-        ids = _largest(probabilities, count)
-    return ids
-
-
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the ``count`` largest values, or of all, in order."""
-    if count >= values.size:
-        return np.arange(values.size)
-    return np.sort(np.argpartition(-values, count - 1)[:count])
+    if largest_value == -math.inf:
+        raise ArgumentError(
+            "no token is left: logit_bias or a logits processor forbids all that may come next; have it allow one of them"
+        )

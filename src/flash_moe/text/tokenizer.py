@@ -139,8 +139,50 @@ class Tokenizer:
         """A fresh streaming decoder that skips special tokens, like `decode(ids, skip_special_tokens=True)`."""
         return Detokenizer(self.decode, silent=self._is_silent, bytewise=self._byte_ids)
 
+    def token_bytes(self, size: int) -> tuple[list[bytes], list[int]] | None:
+        """Returns the bytes of every token, and which tokens are no text but whole markers (``<tool_call>``).
+
+        Args:
+            size: entries of the list; those that the tokenizer does not know are empty.
+
+        Returns:
+            None where tokens are not spelled in bytes, as byte-level BPE does.
+        """
+        from tokenizers.decoders import ByteLevel
+
+        if not isinstance(self._backend.decoder, ByteLevel):
+            return None
+        markers = self._backend.get_added_tokens_decoder()
+        table = {ord(character): chr(byte) for byte, character in enumerate(_byte_characters())}
+        tokens = [b""] * size
+        for text, id in self._backend.get_vocab(with_added_tokens=True).items():
+            if id < size and id not in markers:
+                spelled = text.translate(table)
+                tokens[id] = (
+                    spelled.encode("latin-1") if spelled.isascii() or max(spelled) < "\u0100" else text.encode()
+                )
+        for id, token in markers.items():
+            if id < size:
+                tokens[id] = token.content.encode()
+        return tokens, sorted(markers)
+
+    def to_json(self) -> str:
+        """Returns the tokenizer in the form of tokenizer.json."""
+        return self._backend.to_str()
+
+    def token_id(self, text: str) -> int | None:
+        """Returns the id of the token that stands for exactly this text, or None."""
+        return self._backend.token_to_id(text)
+
     def _is_silent(self, id: int) -> bool:
         return id in self._special_ids or (id >= 0 and self._backend.id_to_token(id) is None)
+
+
+def _byte_characters() -> list[str]:
+    """The characters that stand for bytes 0 to 255 in byte-level BPE (GPT-2's table): printable ones for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _load_backend(path: Path) -> Backend:

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ArgumentError, ToolCallError
 
 # Names that schemas written by hand use beside JSON's.
-_ALIASES = {
+TYPE_ALIASES = {
     "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "list": "array", "str": "string",
     "None": "null",
 }  # fmt: skip
@@ -183,7 +183,7 @@ def _types(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -> set[s
     schema = _mapping(schema)
     declared = schema.get("type")
     names = declared if isinstance(declared, list) else [declared]
-    types = {_ALIASES.get(name, name) for name in names if isinstance(name, str)} & set(_CHECKS)
+    types = {TYPE_ALIASES.get(name, name) for name in names if isinstance(name, str)} & set(_CHECKS)
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(options := schema.get(key), list):
             types |= {name for option in options for name in _types(option, root, seen)}

@@ -1,0 +1,132 @@
+"""What ``response_format=`` may be: a grammar of the reply, and what becomes of its text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..errors import ArgumentError, FormatError
+from .lark import json_rule, quoted, regex
+from .schema import MAX_CHARACTERS, subschemas
+
+Specification: TypeAlias = type | Mapping[str, Any] | str | re.Pattern[str] | Sequence[str]
+_EXPECTED = "a pydantic class, a JSON schema, 'json', a compiled regular expression or a list of strings"
+_FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s", re.VERBOSE: "x"}
+
+
+@dataclass(frozen=True)
+class ResponseFormat:
+    """A format of replies.
+
+    Attributes:
+        kind: ``"json"``, ``"regex"`` or ``"choices"``.
+        rules: lines of a grammar with a rule ``value``.
+        parse: makes of a reply's text what it stands for.
+    """
+
+    kind: str
+    rules: tuple[str, ...]
+    parse: Callable[[str], Any]
+
+
+def response_format(wanted: Specification | None) -> ResponseFormat | None:
+    """Returns the format that `wanted` describes; None where any text will do.
+
+    Args:
+        wanted: a pydantic class or another type that pydantic knows; a JSON schema, also as OpenAI's API wraps it;
+            ``"json"`` (any object); a regular expression, which has to match as a whole; a list of choices.
+
+    Raises:
+        ArgumentError: it is none of these, or cannot be enforced.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        if wanted != "json":
+            raise ArgumentError(f"response_format is {wanted!r}, expected {_EXPECTED}")
+        return _data({"type": "object"}, json.loads)
+    if isinstance(wanted, re.Pattern):
+        return _matching(wanted)
+    if isinstance(wanted, Mapping):
+        return _wrapped(wanted)
+    if isinstance(wanted, (list, tuple)):
+        return _choice(wanted)
+    return _typed(wanted)
+
+
+def _data(schema: Mapping[str, Any], parse: Callable[[str], Any]) -> ResponseFormat:
+    return ResponseFormat("json", (f"value: {json_rule(schema, 'response_format')}",), parse)
+
+
+def _wrapped(wanted: Mapping[str, Any]) -> ResponseFormat | None:
+    kind = wanted.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return response_format("json")
+    if kind != "json_schema":
+        return _data(wanted, json.loads)
+    inner = wanted.get("json_schema", wanted)  # the Responses API has the schema beside the type
+    schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise ArgumentError(f"response_format is {wanted!r:.200}, expected json_schema.schema to be a JSON schema")
+    return _data(schema, json.loads)
+
+
+def _typed(wanted: Any) -> ResponseFormat:
+    try:
+        from pydantic import TypeAdapter, ValidationError
+        from pydantic.errors import PydanticUserError
+    except ImportError as error:
+        raise ArgumentError(f"response_format is {wanted!r:.80}, which needs pydantic: pip install pydantic") from error
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(wanted)
+        schema = adapter.json_schema()
+    except PydanticUserError as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"response_format is {wanted!r:.80}, expected {_EXPECTED} ({reason})") from error
+    for part in subschemas(schema):
+        if isinstance(part, dict):
+            part.pop("uniqueItems", None)  # of sets, which the class makes of any list
+
+    def parse(text: str) -> Any:
+        try:
+            return adapter.validate_json(text)
+        except ValidationError as error:
+            raise FormatError(
+                f"{getattr(wanted, '__name__', wanted)} refuses the reply, though it fits its JSON schema: {error}; the "
+                "reply's text is kept"
+            ) from error
+
+    return _data(schema, parse)
+
+
+def _matching(pattern: re.Pattern[str]) -> ResponseFormat:
+    if not isinstance(pattern.pattern, str):
+        raise ArgumentError("response_format is a pattern of bytes, expected one of text")
+    flags = "".join(letter for flag, letter in _FLAGS.items() if pattern.flags & flag)
+    whole = regex(f"(?{flags}:{pattern.pattern})" if flags else f"(?:{pattern.pattern})")
+
+    def parse(text: str) -> re.Match[str]:
+        if (match := pattern.fullmatch(text)) is None:
+            raise FormatError(
+                f"{text!r:.200} does not match {pattern.pattern!r}, though llguidance's dialect of it does"
+            )
+        return match
+
+    return ResponseFormat("regex", (f"value: WHOLE\nWHOLE: {whole} & {regex(f'(?s:.{{0,{MAX_CHARACTERS}}})')}",), parse)
+
+
+def _choice(choices: Sequence[Any]) -> ResponseFormat:
+    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+        raise ArgumentError(f"response_format is {choices!r:.200}, expected a list of strings that are not empty")
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise FormatError(f"{text!r:.200} is none of the choices {choices!r:.200}")
+        return text
+
+    return ResponseFormat("choices", (f"value: {' | '.join(map(quoted, dict.fromkeys(choices)))}",), parse)

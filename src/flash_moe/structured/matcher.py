@@ -1,0 +1,193 @@
+"""Keeps a reply to a grammar, through llguidance, which is imported when it is first needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..errors import ArgumentError, FormatError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_KEPT = 16  # compiled grammars; those of a conversation's tools are used every turn
+
+
+class Vocabulary(Protocol):
+    """What a grammar needs of a tokenizer; :class:`~flash_moe.text.Tokenizer` has it."""
+
+    @property
+    def eos_token_ids(self) -> Collection[int]: ...
+
+    def token_bytes(self, size: int) -> tuple[list[bytes], list[int]] | None: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def to_json(self) -> str: ...
+
+
+def installed() -> bool:
+    """Whether llguidance can be imported."""
+    return importlib.util.find_spec("llguidance") is not None
+
+
+def require(what: str) -> None:
+    """Raises ArgumentError if llguidance, which enforces `what`, is not installed."""
+    if not installed():
+        raise ArgumentError(f"{what} needs llguidance, which is not installed: pip install 'flash-moe[structured]'")
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary, in threads beside the caller.
+
+    The vocabulary's tables take seconds for 250,000 tokens. They are made once, when the first grammar is asked for.
+
+    Args:
+        vocabulary: the tokenizer.
+        size: width of the logits, padding included.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, size: int) -> None:
+        self._vocabulary, self.size = vocabulary, size
+        self.ends = frozenset(vocabulary.eos_token_ids)
+        self._tables: Future[LLTokenizer] | None = None
+        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._lock = Lock()
+
+    def constraint(self, grammar: str) -> GrammarConstraint:
+        """Checks a grammar, begins to compile it, and returns a constraint for one reply.
+
+        Raises:
+            ArgumentError: llguidance does not take the grammar.
+        """
+        from llguidance import LLMatcher
+
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+        if compiled is None:
+            if problem := LLMatcher.validate_grammar(grammar):
+                raise ArgumentError(f"the format cannot be enforced: {_reason(problem)}")
+            with self._lock:
+                tables = self._tables = self._tables or _in_thread(self._make_tables)
+                compiled = self._compiled[grammar] = _in_thread(lambda: _compile(tables.result(), grammar))
+                while len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+        else:
+            with self._lock:
+                self._compiled.move_to_end(grammar)
+        return GrammarConstraint(compiled, self.ends, self.size)
+
+    def _make_tables(self) -> LLTokenizer:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        ends = sorted(self.ends) or None
+        found = self._vocabulary.token_bytes(self.size)
+        if found is None:
+            return LLTokenizer(self._vocabulary.to_json(), n_vocab=self.size, eos_token=ends)
+        wrapper = TokenizerWrapper(_Tokens(*found, self._vocabulary.encode, min(self.ends, default=0)))
+        return LLTokenizer(wrapper, n_vocab=self.size, eos_token=ends)
+
+
+class GrammarConstraint:
+    """Where one reply is in its grammar; a :class:`~flash_moe.generation.constraint.Constraint`."""
+
+    def __init__(self, compiled: Future[LLMatcher], ends: frozenset[int], size: int) -> None:
+        self._compiled, self._ends, self._size = compiled, ends, size
+        self._own: LLMatcher | None = None
+        self._bits = np.zeros((size + 31) // 32, np.int32)
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next; far cheaper than :meth:`allowed`."""
+        matcher = self._matcher()
+        # Where nothing but the end can follow, validate_tokens() refuses even that.
+        return matcher.validate_tokens([token]) == 1 or (token in self._ends and matcher.is_accepting())
+
+    def allowed(self) -> np.ndarray:
+        """Which tokens may come next, [V] bool.
+
+        Raises:
+            FormatError: llguidance cannot go on.
+        """
+        matcher = self._matcher()
+        matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._check(matcher)
+        mask = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._size].view(bool)
+        if matcher.is_accepting():
+            mask[list(self._ends)] = True
+        return mask
+
+    def accept(self, token: int) -> None:
+        """Goes on behind a token that is allowed.
+
+        Raises:
+            FormatError: llguidance cannot go on.
+        """
+        if token not in self._ends:
+            matcher = self._matcher()
+            matcher.consume_token(token)
+            self._check(matcher)
+
+    def forced(self) -> list[int]:
+        """The tokens that come next whatever the model says, the end of the reply included."""
+        matcher = self._matcher()
+        if matcher.is_stopped():
+            return sorted(self._ends)[:1]
+        return list(matcher.compute_ff_tokens())
+
+    def _matcher(self) -> LLMatcher:
+        if self._own is None:
+            self._own = self._compiled.result().deep_copy()
+        return self._own
+
+    @staticmethod
+    def _check(matcher: LLMatcher) -> None:
+        if matcher.is_error():
+            raise FormatError(f"the reply cannot be kept to its format any longer: {_reason(matcher.get_error())}")
+
+
+class _Tokens:
+    """A tokenizer as llguidance wants it."""
+
+    def __init__(
+        self, tokens: list[bytes], special: list[int], encode: Callable[[str], Sequence[int]], end: int
+    ) -> None:
+        self.tokens, self.special_token_ids = tokens, special
+        self.eos_token_id, self.bos_token_id = end, None
+        self._encode = encode
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._encode(text))
+
+
+def _compile(tables: LLTokenizer, grammar: str) -> LLMatcher:
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(tables, grammar, log_level=0)
+    if matcher.is_error():
+        raise ArgumentError(f"the format cannot be enforced: {_reason(matcher.get_error())}")
+    return matcher
+
+
+def _reason(message: str) -> str:
+    """A message of llguidance without the state and the grammar that it quotes."""
+    return " ".join(re.split(r"\n\s*\d+ \||\n?<state>", message)[0].split())
+
+
+def _in_thread(work: Callable[[], Any]) -> Future[Any]:
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="flash_moe grammar", daemon=True).start()
+    return future

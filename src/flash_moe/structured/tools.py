@@ -1,0 +1,107 @@
+"""Grammars of replies that call tools.
+
+A reply is free text, then calls: only declared functions, their declared parameters in any order (required ones not
+missing, none twice), values that fit their schemas, and the closing tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..errors import ArgumentError
+from ..text.tool_schemas import parameter_types
+from .lark import json_rule, quoted, regex, token
+from .text_values import value_rule
+
+CallForm = Literal["text", "json"]
+_MAX_UNORDERED = 64  # bits of a rule's parameter; more parameters than these keep the declared order
+_MAX_PREAMBLE = 1024  # characters before a call that has to come
+_TEXT = r"TEXT: {} & ~/(?s:.*)(<\/?tool_call>|<function=)(?s:.*)/"
+_NAME_ENDS = frozenset("<>\n")
+
+
+def calls_grammar(tools: Sequence[Mapping[str, Any]], form: CallForm, tags: tuple[int, int]) -> tuple[list[str], str]:
+    """Returns rules, and the name of the one for one or several calls.
+
+    Args:
+        tools: JSON schemas of functions, as chat templates take them.
+        form: ``"text"`` (``<function=NAME>``: Qwen3.5, Qwen3-Coder) or ``"json"`` (Qwen3-Next).
+        tags: ids of the tokens ``<tool_call>`` and ``</tool_call>``.
+
+    Raises:
+        ArgumentError: a schema is malformed or cannot be enforced.
+    """
+    functions = [_function(tool) for tool in tools]
+    rules = [_text_rule(i, f) if form == "text" else _json_rule(i, f) for i, f in enumerate(functions)]
+    head, tail = (r"\n<function=", r"</function>\n") if form == "text" else (r"\n", r"\n")
+    names = " | ".join(f"f{i}" for i in range(len(functions)))
+    call = f'call: {token(tags[0])} "{head}" ({names}) "{tail}" {token(tags[1])}'
+    return [r'calls: call ("\n" call)*', call, *rules], "calls"
+
+
+def text_rule(required: bool) -> str:
+    """Returns the terminal TEXT of what comes before calls, which ends soon where a call has to come."""
+    return _TEXT.format(regex(f"(?s:.{{0,{_MAX_PREAMBLE}}})" if required else "(?s:.*)"))
+
+
+def function_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the names of the functions.
+
+    Raises:
+        ArgumentError: a schema is malformed.
+    """
+    return [_function(tool)["name"] for tool in tools]
+
+
+def _function(tool: Any) -> Mapping[str, Any]:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name := function.get("name"), str) or not name:
+        raise ArgumentError(f"a tool is {tool!r:.200}, expected a function's JSON schema with a name")
+    if _NAME_ENDS & set(name):
+        raise ArgumentError(f"a tool is called {name!r}, expected a name without '<', '>' and line breaks; rename it")
+    return function
+
+
+def _text_rule(i: int, function: Mapping[str, Any]) -> str:
+    name, parameters = function["name"], _parameters(function)
+    properties = dict(parameters.get("properties") or {})
+    required = list(parameters.get("required") or ())
+    names = required + [key for key in properties if key not in required]
+    types = parameter_types([function]).get(name, {})
+    definitions = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    lines = []
+    for n, key in enumerate(names):
+        if _NAME_ENDS & set(key):
+            raise ArgumentError(
+                f"{name} has a parameter {key!r}, expected one without '<', '>' and line breaks; rename it"
+            )
+        value = value_rule(
+            properties.get(key, {}), types.get(key, frozenset()), definitions, f"f{i}v{n}", f"{name}.{key}"
+        )
+        lines += [f"f{i}p{n}: {quoted(f'<parameter={key}>' + chr(10))} f{i}v{n}", value]
+    head = f"f{i}: {quoted(name + '>' + chr(10))}"
+    if not 0 < len(names) <= _MAX_UNORDERED:
+        ordered = " ".join(f"f{i}p{n}" + "?" * (n >= len(required)) for n in range(len(names)))
+        return "\n".join([f"{head} {ordered}", *lines])
+    complete = f"is_ones([0:{len(required)}])" if required else "true"
+    rest = "".join(f"\n  | f{i}p{n} f{i}a::set_bit({n}) %if bit_clear({n})" for n in range(len(names)))
+    return "\n".join([f"{head} f{i}a::0", f'f{i}a::_: "" %if {complete}{rest}', *lines])
+
+
+def _json_rule(i: int, function: Mapping[str, Any]) -> str:
+    parameters = _parameters(function)
+    call = {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": {"type": "object", **parameters}},
+        "required": ["name", "arguments"],
+        **{key: parameters[key] for key in ("$defs", "definitions") if key in parameters},
+    }
+    return f"f{i}: {json_rule(call, function['name'])}"
+
+
+def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = function.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise ArgumentError(f"parameters of {function['name']} are {parameters!r:.80}, expected a JSON schema")
+    return parameters
