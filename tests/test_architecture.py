@@ -36,6 +36,7 @@ EVERYTHING = {
     "rope",
     "selftest",
     "shipped",
+    "structured",
     "text",
     "version",
 }
@@ -61,7 +62,7 @@ MAY_IMPORT = {
     "bench": {"model", "models", "generation", "experts", "checkpoint"},
     "selftest": {"ops", "formats", "record", "rope"},
     "model": {"language_model", "loading", "models", "generation", "text", "nn", "experts", "checkpoint", "config"},
-    "language_model": {"generation", "text", "nn", "experts.store", "config"},
+    "language_model": {"generation", "structured", "text", "nn", "experts.store", "config"},
     "loading": {"models", "config"},
     "models": {"nn", "experts.store", "checkpoint", "config", "formats", "record"},
     "packing": {"models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
@@ -70,6 +71,7 @@ MAY_IMPORT = {
     "experts": {"checkpoint", "formats", "record"},
     "ops": {"formats", "record", "shipped"},
     "checkpoint": {"formats", "record", "shipped"},
+    "structured": {"text"},
     "text": set(),
     "config": {"record", "rope"},
     "record": {"formats"},
@@ -86,7 +88,19 @@ PUBLIC = [
     "__version__", "convert", "parse_tool_calls", "verify",
 ]  # fmt: skip
 
-HEAVY = ["transformers", "jinja2", "huggingface_hub", "tokenizers", "typer", "rich", "mlx_lm", "torch", "matplotlib"]
+HEAVY = [
+    "transformers",
+    "jinja2",
+    "huggingface_hub",
+    "tokenizers",
+    "typer",
+    "rich",
+    "mlx_lm",
+    "torch",
+    "matplotlib",
+    "llguidance",
+    "pydantic",
+]
 
 
 def component(file: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -110,5 +112,147 @@ def test_nan_logits_are_an_error(sampling: Sampling) -> None:
     ids=str,
 )  # fmt: skip
 def test_arguments_out_of_range(options: dict) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        Sampling(**options)
+
+
+class Only:
+    """A format that allows the same few tokens at every step."""
+
+    def __init__(self, size: int, *tokens: int) -> None:
+        self.mask = np.isin(np.arange(size), tokens)
+        self.masks, self.accepted = 0, []
+
+    def allows(self, token: int) -> bool:
+        return bool(self.mask[token])
+
+    def allowed(self) -> np.ndarray:
+        self.masks += 1
+        return self.mask.copy()
+
+    def accept(self, token: int) -> None:
+        assert self.mask[token]
+        self.accepted.append(token)
+
+    def forced(self) -> list[int]:
+        return np.flatnonzero(self.mask).tolist() if self.mask.sum() == 1 else []
+
+
+def test_greedy_takes_the_most_probable_allowed_token_and_masks_only_where_it_must() -> None:
+    constraint = Only(4, 1, 2)
+    sampler = Sampler(Sampling(), constraint=constraint)
+    assert sampler(mx.array([0.0, 3.0, 1.0, 2.0])) == 1 and constraint.masks == 0
+    assert sampler(mx.array([0.0, 1.0, 2.0, 3.0])) == 2 and constraint.masks == 1
+    assert constraint.accepted == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.4}, {"top_k": 2, "top_p": 0.9}, {"top_k": 40}, {"repetition_penalty": 1.3}],
+    ids=str,
+)  # fmt: skip
+def test_draws_under_a_format_are_those_of_masked_logits(options: dict) -> None:
+    logits = np.log(np.array([0.3, 0.2, 0.15, 0.13, 0.12, 0.06, 0.04], np.float32))
+    allowed = [0, 2, 3, 5, 6]
+    masked = np.where(np.isin(np.arange(7), allowed), logits, -np.inf)
+    adjusted = masked.astype(np.float64)
+    if "repetition_penalty" in options:
+        adjusted[2] *= 1.3
+    ids, probabilities = kept_tokens(adjusted, Sampling(temperature=1, **options))
+    expected = np.zeros(7)
+    expected[ids] = probabilities
+    draws = np.zeros(7)
+    random = np.random.default_rng(0)
+    for seed in random.integers(0, 2**31, 4000).tolist():
+        sampler = Sampler(Sampling(temperature=1, seed=seed, **options), [2], constraint=Only(7, *allowed))
+        draws[sampler(mx.array(logits))] += 1
+    np.testing.assert_allclose(draws / draws.sum(), expected, atol=0.035)
+
+
+def test_top_k_asks_about_single_tokens_rather_than_for_a_mask() -> None:
+    logits = mx.array(np.linspace(0, 5, 3000, dtype=np.float32))
+    constraint = Only(3000, *range(2000, 2999))
+    assert Sampler(Sampling(temperature=1, top_k=1), constraint=constraint)(logits) == 2998 and constraint.masks == 0
+    constraint = Only(3000, 7)
+    assert Sampler(Sampling(temperature=1, top_k=1), constraint=constraint)(logits) == 7 and constraint.masks == 1
+
+
+def test_forced_tokens_are_accepted_and_counted() -> None:
+    constraint = Only(3, 2)
+    sampler = Sampler(Sampling(frequency_penalty=1), constraint=constraint)
+    assert sampler.forced() == [2] and constraint.accepted == [2]
+    constraint.mask[:] = True
+    assert sampler(mx.array([0.0, 0.1, 1.05])) == 1  # 2 has been said once
+
+
+def test_nothing_is_forced_where_every_token_is_looked_at() -> None:
+    assert Sampler(Sampling(), constraint=Only(3, 2), logprobs=0).forced() == []
+    assert Sampler(Sampling(), constraint=Only(3, 2), processors=[lambda tokens, logits: logits]).forced() == []
+    assert Sampler(Sampling()).forced() == []
+
+
+def test_presence_and_frequency_penalties_count_the_reply_only() -> None:
+    logits = mx.array([1.0, 0.9, -5.0])
+    frequency = Sampler(Sampling(frequency_penalty=0.08), [0, 0, 0])
+    assert [frequency(logits) for _ in range(4)] == [0, 0, 1, 0]
+    presence = Sampler(Sampling(presence_penalty=0.15), [0, 0, 0])
+    assert [presence(logits) for _ in range(4)] == [0, 1, 0, 0]
+    assert Sampler(Sampling(presence_penalty=-3, temperature=0), [1])(logits) == 0
+
+
+def test_logit_bias() -> None:
+    logits = mx.array([1.0, 0.9, 0.0])
+    assert Sampler(Sampling(logit_bias={1: 0.2}))(logits) == 1
+    assert Sampler(Sampling(logit_bias={0: -math.inf, 1: -math.inf}))(logits) == 2
+    with pytest.raises(ArgumentError, match="no token is left"):
+        Sampler(Sampling(logit_bias={2: -math.inf}), constraint=Only(3, 2))(logits)
+
+
+def test_logits_processors_of_mlx_lm() -> None:
+    pytest.importorskip("mlx_lm")
+    from mlx_lm.sample_utils import make_logits_processors
+
+    logits, seen = mx.array(np.random.RandomState(0).randn(20).astype(np.float32)), [3, 7, 19]
+    theirs = make_logits_processors(logit_bias={5: 1.5}, repetition_penalty=1.7)
+    ours = Sampler(Sampling(logit_bias={5: 1.5}, repetition_penalty=1.7), seen)
+    sampler = Sampler(Sampling(), seen, processors=theirs)
+    assert [sampler(logits) for _ in range(5)] == [ours(logits) for _ in range(5)]
+
+
+def test_processors_see_prompt_and_reply() -> None:
+    seen = []
+
+    def count(tokens: mx.array, logits: mx.array) -> mx.array:
+        seen.append(tokens.tolist())
+        return mx.where(mx.arange(3) == len(seen) - 1, 1.0, logits)
+
+    sampler = Sampler(Sampling(), [2, 2], processors=[count])
+    assert [sampler(mx.array([0.5, 0.0, 0.0])) for _ in range(3)] == [0, 1, 2] and seen == [
+        [2, 2],
+        [2, 2, 0],
+        [2, 2, 0, 1],
+    ]
+    with pytest.raises(ArgumentError, match=r"returned \(3,\), expected .* shape \(1, 3\)"):
+        Sampler(Sampling(), processors=[lambda tokens, logits: logits[0]])(mx.array([0.5, 0.0, 0.0]))
+
+
+def test_log_probabilities_are_the_networks_own() -> None:
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    sampler = Sampler(Sampling(logit_bias={2: 9.0}), logprobs=2)
+    sampler(mx.array(np.log(probabilities).astype(np.float32) + 3))
+    found = sampler.logprobs
+    assert found is not None and found.token == 2 and [id for id, _ in found.top] == [0, 1]
+    np.testing.assert_allclose([found.logprob, *(p for _, p in found.top)], np.log([0.15, 0.5, 0.3]), rtol=1e-5)
+    none = Sampler(Sampling(), logprobs=0)
+    none(mx.array([0.0, 1.0]))
+    assert none.logprobs is not None and none.logprobs.top == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"presence_penalty": math.nan}, {"frequency_penalty": math.inf}, {"logit_bias": {-1: 2.0}}, {"logit_bias": {1: math.inf}}],
+    ids=str,
+)  # fmt: skip
+def test_penalties_and_biases_out_of_range(options: dict) -> None:
     with pytest.raises(ArgumentError, match=next(iter(options))):
         Sampling(**options)

@@ -67,11 +67,11 @@ class Grammars:
         Raises:
             ArgumentError: llguidance does not take the grammar.
         """
-        from llguidance import LLMatcher
-
         with self._lock:
             compiled = self._compiled.get(grammar)
         if compiled is None:
+            from llguidance import LLMatcher
+
             if problem := LLMatcher.validate_grammar(grammar):
                 raise ArgumentError(f"the format cannot be enforced: {_reason(problem)}")
             with self._lock:

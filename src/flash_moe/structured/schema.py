@@ -109,7 +109,7 @@ class _Preparation:
             return result
         types = types_of(schema)
         if "type" in result:
-            result["type"] = sorted(types)
+            result["type"] = sorted(types) if len(types) > 1 else min(types)
         if "string" in types:
             self._bound_string(result)
         if types & {"number", "integer"}:

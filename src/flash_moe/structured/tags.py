@@ -10,9 +10,12 @@ from typing import Any
 _TAGS = ("parameter=", "/parameter", "function=", "/function", "tool_call", "/tool_call", "think>", "/think>")
 
 
-# What the parser of calls takes for a value of another type, where a string is not all that a parameter may be.
+# What the parser of calls takes for a value of another type, where a string is not all that a parameter may be. For
+# arrays and objects it reads Python literals too, whose parts may be tuples without brackets, named strings and words.
 _WORDS = {"null": ("null", "none"), "boolean": ("true", "false")}
-_FIRSTS = {"integer": r"\-0-9", "number": r"\-0-9", "array": r"\[", "object": r"\{"}
+_LITERALS = ("null", "none", "true", "false", "u'", 'u"', "r'", 'r"')
+_DATA = r"\[\{\(\-0-9+.'\"#\\"
+_FIRSTS = {"integer": r"\-0-9", "number": r"\-0-9", "array": _DATA, "object": _DATA}
 
 
 def tagless(most: int) -> str:
@@ -25,10 +28,12 @@ def tagless(most: int) -> str:
 
 def tagless_beside(others: Collection[str], most: int) -> str:
     """Returns such a pattern of texts that do not read as a value of another JSON type: ``null``, ``3``, ``[1]``."""
-    words = _trie(word for kind in others for word in _WORDS.get(kind, ()))
+    data = bool({"array", "object"} & set(others))
+    spelled = [word for kind in others for word in _WORDS.get(kind, ())]
+    words = _trie(_LITERALS if data else spelled)
     firsts = "".join(sorted({_FIRSTS[kind] for kind in others if kind in _FIRSTS}))
     first = f"[^\\s<{firsts}{''.join(map(_either_case, words))}]"
-    whole = [f"{_spelled(word)}\\s{{0,16}}[^\\s<]" for kind in others for word in _WORDS.get(kind, ())]
+    whole = [] if data else [f"{_spelled(word)}\\s{{0,16}}[^\\s<]" for word in spelled]
     left = [f"[{_either_case(letter)}]{_leaving(node, _either_case, space=True)}" for letter, node in words.items()]
     begins = "|".join([first, _tag_like(), *left, *whole])
     alone = _beginning(words, _either_case)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..errors import ArgumentError
-from ..text.tool_schemas import parameter_types
+from ..text.tool_schemas import functions
 from .lark import json_rule, quoted, regex, token
 from .text_values import value_rule
 
@@ -32,10 +32,10 @@ def calls_grammar(tools: Sequence[Mapping[str, Any]], form: CallForm, tags: tupl
     Raises:
         ArgumentError: a schema is malformed or cannot be enforced.
     """
-    functions = [_function(tool) for tool in tools]
-    rules = [_text_rule(i, f) if form == "text" else _json_rule(i, f) for i, f in enumerate(functions)]
+    offered = [_function(tool) for tool in tools]
+    rules = [_text_rule(i, f) if form == "text" else _json_rule(i, f) for i, f in enumerate(offered)]
     head, tail = (r"\n<function=", r"</function>\n") if form == "text" else (r"\n", r"\n")
-    names = " | ".join(f"f{i}" for i in range(len(functions)))
+    names = " | ".join(f"f{i}" for i in range(len(offered)))
     call = f'call: {token(tags[0])} "{head}" ({names}) "{tail}" {token(tags[1])}'
     return [r'calls: call ("\n" call)*', call, *rules], "calls"
 
@@ -58,27 +58,32 @@ def _function(tool: Any) -> Mapping[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name := function.get("name"), str) or not name:
         raise ArgumentError(f"a tool is {tool!r:.200}, expected a function's JSON schema with a name")
-    if _NAME_ENDS & set(name):
-        raise ArgumentError(f"a tool is called {name!r}, expected a name without '<', '>' and line breaks; rename it")
+    _check_name(name, "a tool")
     return function
+
+
+def _check_name(name: str, what: str) -> None:
+    """Raises ArgumentError where the parser of calls would not read a name."""
+    if _NAME_ENDS & set(name) or name != name.strip():
+        raise ArgumentError(
+            f"{what} is called {name!r}, expected a name without '<', '>', line breaks and spaces at its ends; rename it"
+        )
 
 
 def _text_rule(i: int, function: Mapping[str, Any]) -> str:
     name, parameters = function["name"], _parameters(function)
+    reads = functions([function])[name]
     properties = dict(parameters.get("properties") or {})
-    required = list(parameters.get("required") or ())
+    required = list(reads.required)
     names = required + [key for key in properties if key not in required]
-    types = parameter_types([function]).get(name, {})
     definitions = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
     lines = []
     for n, key in enumerate(names):
-        if _NAME_ENDS & set(key):
-            raise ArgumentError(
-                f"{name} has a parameter {key!r}, expected one without '<', '>' and line breaks; rename it"
-            )
-        value = value_rule(
-            properties.get(key, {}), types.get(key, frozenset()), definitions, f"f{i}v{n}", f"{name}.{key}"
-        )
+        _check_name(key, f"a parameter of {name}")
+        if not reads.takes(key):
+            raise ArgumentError(f"{name} requires {key!r}, which its schema does not allow; declare it in properties")
+        types = reads.types.get(key, frozenset())
+        value = value_rule(properties.get(key, {}), types, definitions, f"f{i}v{n}", f"{name}.{key}")
         lines += [f"f{i}p{n}: {quoted(f'<parameter={key}>' + chr(10))} f{i}v{n}", value]
     head = f"f{i}: {quoted(name + '>' + chr(10))}"
     if not 0 < len(names) <= _MAX_UNORDERED:
@@ -101,7 +106,7 @@ def _json_rule(i: int, function: Mapping[str, Any]) -> str:
 
 
 def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = function.get("parameters") or {}
+    parameters = function.get("parameters") or {"type": "object", "additionalProperties": False}
     if not isinstance(parameters, Mapping):
         raise ArgumentError(f"parameters of {function['name']} are {parameters!r:.80}, expected a JSON schema")
     return parameters

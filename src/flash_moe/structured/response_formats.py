@@ -14,7 +14,7 @@ from .schema import MAX_CHARACTERS, subschemas
 
 Specification: TypeAlias = type | Mapping[str, Any] | str | re.Pattern[str] | Sequence[str]
 _EXPECTED = "a pydantic class, a JSON schema, 'json', a compiled regular expression or a list of strings"
-_FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s", re.VERBOSE: "x"}
+_FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ def _typed(wanted: Any) -> ResponseFormat:
 def _matching(pattern: re.Pattern[str]) -> ResponseFormat:
     if not isinstance(pattern.pattern, str):
         raise ArgumentError("response_format is a pattern of bytes, expected one of text")
+    if pattern.flags & re.VERBOSE:
+        raise ArgumentError(
+            "response_format is a pattern with re.VERBOSE, which cannot be enforced; write it without spaces"
+        )
     flags = "".join(letter for flag, letter in _FLAGS.items() if pattern.flags & flag)
     whole = regex(f"(?{flags}:{pattern.pattern})" if flags else f"(?:{pattern.pattern})")
 

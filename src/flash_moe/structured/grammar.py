@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
-from .formats import ResponseFormat
 from .lark import HEADER
+from .response_formats import ResponseFormat
 from .tools import CallForm, calls_grammar, function_names, text_rule
 
 
