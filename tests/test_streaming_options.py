@@ -108,8 +108,8 @@ class TestPrefetch:
         monkeypatch.setattr(PrefetchSwitch, "on", True)
         with load(packed_checkpoint, prefetch=True, expert_io=io) as model:
             log, given_up = Calls(model._store, monkeypatch), list[Reads]()
-            give_up = Reads.give_up
-            monkeypatch.setattr(Reads, "give_up", lambda reads: give_up(reads) and not given_up.append(reads))
+            cancel = Reads.cancel
+            monkeypatch.setattr(Reads, "cancel", lambda reads: cancel(reads) and not given_up.append(reads))
             stats = model.generate(PROMPT[:1], max_tokens=30, temperature=0).stats
             stride = model._store.layouts[0].stride
         predicted: dict[int, set[int]] = {}

@@ -11,7 +11,10 @@
     ├── FormatError          a reply is not in the format that was asked for, or cannot be kept to it
     ├── ArgumentError        an argument is out of range; also a ValueError
     │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
-    └── NumericalError       the network produced NaN where a decision depends on it
+    ├── NumericalError       the network produced NaN where a decision depends on it
+    ├── ModelClosedError     the model was closed, perhaps while it generated
+    ├── ForkError            the model was loaded before a fork, and is used in the child
+    └── Cancelled            a caller that no longer wants a result stopped the work on it
 
 Messages say what was found, what was expected and what to do.
 """
@@ -87,3 +90,24 @@ class PromptError(ArgumentError):
 
 class NumericalError(FlashMoEError):
     """The network produced NaN where a routing or sampling decision depends on it."""
+
+
+class ModelClosedError(FlashMoEError):
+    """The model was closed; a generation that was running ends with this error."""
+
+    def __init__(self) -> None:
+        super().__init__("the model was closed and cannot be used any more; load it again")
+
+
+class ForkError(FlashMoEError):
+    """A model is used or loaded in a fork of a process that loaded one, where the threads it needs do not exist."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(
+            f"a model was loaded in process {process}, and this is a fork of it, in which MLX and the threads that read "
+            "experts do not run; start processes with the method 'spawn' of multiprocessing, and load the model there"
+        )
+
+
+class Cancelled(FlashMoEError):
+    """The work was stopped because its caller no longer wants the result."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .closing import UntilClosed, check_open
 from .config import ModelConfig
 from .errors import ArgumentError, PromptError
 from .experts.store import ExpertStore
@@ -31,6 +32,9 @@ class LanguageModel:
         defaults: sampling options of generations that name none.
     """
 
+    _decoder, _store = UntilClosed[Decoder](), UntilClosed[ExpertStore]()
+    _engine, _prefixes = UntilClosed[Engine](), UntilClosed[Prefixes]()
+
     def __init__(
         self,
         config: ModelConfig,
@@ -44,7 +48,7 @@ class LanguageModel:
         self._experts_per_token = experts_per_token
         self._decoder, self._store = decoder, store
         self._engine = Engine(decoder, prefill_chunk(config, experts_per_token))
-        self._prefixes = Prefixes(decoder.new_cache, tokenizer.eos_token_ids)
+        self._prefixes = Prefixes(self._engine.new_cache, tokenizer.eos_token_ids)
         self._defaults = defaults
 
     @property
@@ -76,6 +80,8 @@ class LanguageModel:
             ArgumentError: an option is out of range.
             TokenizerError: the messages do not fit the chat template.
             ExpertReadError: the bytes of an expert could not be read; no token was made without them.
+            ModelClosedError: the model was closed, perhaps by another thread meanwhile.
+            ForkError: this process is a fork of the one that loaded the model.
         """
         stream = self.stream(
             prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
@@ -137,7 +143,7 @@ class LanguageModel:
             )
         report = None if progress is None else lambda done: progress(done, len(tokens))
         k, own = self.experts_per_token, self.config.num_experts_per_tok
-        recorder = Recorder(self._decoder, self._store.stats, len(tokens), k, own)
+        recorder = Recorder(self._decoder, len(tokens), k, own)
         return generate(
             self._engine, self._prefixes, self.tokenizer, tokens, min(options.max_tokens, room),
             Sampler(options.sampling, tokens), StopStrings(options.stop), recorder, report,
@@ -184,6 +190,7 @@ class LanguageModel:
             PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.
             TokenizerError: the messages do not fit the chat template.
         """
+        check_open(self, "_store")
         return encode_prompt(
             prompt, self.tokenizer, self.config.vocab_size, tools=tools, enable_thinking=enable_thinking, raw=raw
         )

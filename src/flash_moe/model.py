@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from types import TracebackType
 
+import mlx.core as mx
+
 from .checkpoint.hub import resolve
 from .checks import DEFAULT_EXPERTS_PER_TOKEN, resolve_experts_per_token
+from .closing import enter_process, is_open, take
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
 from .generation.defaults import sampling_defaults
@@ -88,7 +92,9 @@ class Model(LanguageModel):
             TokenizerError: there is no usable tokenizer.
             HubError, DiskSpaceError: the download failed, or there is no room for it.
             ArgumentError: an argument is out of range.
+            ForkError: this process is a fork of one that loaded a model.
         """
+        enter_process()
         checkpoint = open_model(resolve(path, revision=revision, token=token))
         config = checkpoint.config
         k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
@@ -120,8 +126,17 @@ class Model(LanguageModel):
         return self._store
 
     def close(self) -> None:
-        """Closes the files of the experts; the model cannot be used afterwards."""
-        self._store.close()
+        """Frees the weights, and closes the files of the experts as soon as no read is under way.
+
+        Generations that run in other threads end with :class:`~flash_moe.ModelClosedError`, as does every later call.
+        """
+        store, engine = take(self, "_store"), take(self, "_engine")
+        del self._prefixes, self._decoder
+        if store is not None and engine is not None:  # not closed before, nor in a fork
+            store.close()
+            engine.close()
+            gc.collect()  # traced functions refer to the layers that refer to them
+            mx.clear_cache()
 
     def __enter__(self) -> Model:
         return self
@@ -132,6 +147,8 @@ class Model(LanguageModel):
         self.close()
 
     def __repr__(self) -> str:
+        if not is_open(self, "_store"):
+            return f"Model({str(self.path)!r}, closed)"
         own, k = self.config.num_experts_per_tok, self.experts_per_token
         shown = k if k == own else f"{k} of the model's {own}"
         streaming = self._decoder.streaming

@@ -10,7 +10,7 @@ import pytest
 from store_cases import every_case, every_streaming_case, opened
 from streaming import Disk, Source
 
-from flash_moe import ExpertReadError
+from flash_moe import ExpertReadError, ModelClosedError
 from flash_moe.experts.opening import ExpertIO
 
 pytestmark = pytest.mark.usefixtures("small_groups")
@@ -41,7 +41,7 @@ def test_closed_store_reads_nothing(sources: dict[str, Source], form: str, io: E
     store = opened(sources[form], io, cache)
     store.fetch(0, [0])
     store.close()
-    with pytest.raises(ExpertReadError, match="closed"):
+    with pytest.raises(ModelClosedError, match="load it again"):
         store.fetch(0, [1])
 
 

@@ -104,8 +104,8 @@ def test_what_is_in_memory_and_what_was_read_in_vain(
     store.fetch(1, [3])
     warm(3)
     store.prefetch(1, [9, 12])
-    for _, reads in store._begun[1]:
-        reads.wait()  # what has not begun would be given up
+    for _, reads, _ in store._begun[1]:
+        reads.wait()  # what has not begun would be cancelled
     assert store.in_memory(1, [12, 3, 5, 9, 3]) == [True, True, False, True, True]  # there or on their way
     assert (store.stats.bytes_missing, store.stats.bytes_unused) == (STRIDE, 0)
     assert record_bytes(store.fetch(1, [3, 9])) == [source.records[1, 3], source.records[1, 9]]

@@ -1,4 +1,4 @@
-"""The threads that read: in order, as many as help, nothing lost, and nothing done that was given up."""
+"""The threads that read: in order, as many as help, nothing lost, and nothing done that was cancelled."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def add(queue: ReadQueue, requests: Sequence[Job]) -> Reads:
 
 
 def ended(reads: Reads) -> bool:
-    return not reads._busy.locked()
+    return reads.ended
 
 
 @pytest.fixture
@@ -87,24 +87,24 @@ def test_what_is_given_up_is_not_read(queue: ReadQueue) -> None:
     none = add(queue, [Job(lambda: done.append(1), missing=7)])
     wanted = add(queue, [Job(lambda: done.append(2), missing=7)])
     assert gate.begun.wait(SOON)
-    assert none.give_up()
+    assert none.cancel()
     none.wait()  # does not wait for what is before it
-    assert half.give_up()
+    assert half.cancel()
     assert not ended(half), "one of its reads is under way"
     gate.open.set()
     half.wait()
     wanted.finish()
     assert done == [2]
     assert (half.missing, none.missing, wanted.missing) == (5, 0, 7)
-    assert not wanted.give_up(), "it was read whole"
-    assert not half.give_up(), "once is enough"
+    assert not wanted.cancel(), "it was read whole"
+    assert not half.cancel(), "once is enough"
 
 
 def test_reads_of_nothing_have_ended(queue: ReadQueue) -> None:
     for reads in (add(queue, []), queue.do([])):
         assert ended(reads)
         reads.finish()
-        assert not reads.give_up()
+        assert not reads.cancel()
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -50,7 +50,8 @@ def run(prefetcher: Prefetcher, store: Log, clock: Clock, tokens: int, seconds: 
         with prefetcher.token():
             active.append(prefetcher.active)
             clock.now += seconds * (1 - gain * prefetcher.active)
-            store.stats.bytes_missing += 100 + prefetcher.active
+            for stats in store._counting:
+                stats.bytes_missing += 100 + prefetcher.active
         assert not prefetcher.active
         clock.now += 1000.0  # what the caller does between tokens is not counted
     return active

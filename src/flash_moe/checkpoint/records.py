@@ -16,7 +16,7 @@ from ..record import PROJECTIONS, ExpertShape, RecordLayout
 from .files import Checkpoint
 from .names import ExpertTensor, expert_module
 from .packed import Manifest, open_layer
-from .safetensors import TensorInfo
+from .safetensors import FileState, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ class RecordTable:
     Attributes:
         layouts: record layout by layer index (layers without routed experts are absent).
         packed: whether each record is one run of bytes that starts at a 16 KiB boundary of its file.
+        states: the state of every file with records when its header was read.
     """
 
     num_experts: int
     layouts: Mapping[int, RecordLayout]
     packed: bool
+    states: Mapping[Path, FileState]
     _runs: Mapping[int, Sequence[_Run]]
 
     def extents(self, layer: int, expert: int) -> list[Extent]:
@@ -100,6 +102,7 @@ class RecordTable:
         manifest = Manifest.load(checkpoint.folder)
         layouts: dict[int, RecordLayout] = {}
         runs: dict[int, Sequence[_Run]] = {}
+        states = {tensor.file: tensor.state for tensor in checkpoint.experts.values()}
         for layer in shape.layers:
             if manifest is None:
                 layouts[layer], runs[layer] = _assembled_layer(checkpoint, layer)
@@ -108,9 +111,9 @@ class RecordTable:
                 raise CheckpointError(f"{checkpoint.folder} holds no experts of layer {layer}; convert the model again")
             _check_dimensions(layer, packed.layout, shape)
             tensor = open_layer(checkpoint.folder, packed, shape.num_experts)
-            stride = packed.layout.stride
+            states[tensor.file], stride = tensor.state, packed.layout.stride
             layouts[layer], runs[layer] = packed.layout, [_Run(stride, 0, tensor.file, tensor.offset, stride)]
-        return cls(shape.num_experts, layouts, manifest is not None, runs)
+        return cls(shape.num_experts, layouts, manifest is not None, states, runs)
 
 
 def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..formats import FLOATS
 from .files import Checkpoint
-from .safetensors import TensorInfo
+from .safetensors import TensorInfo, check_unchanged
 
 _DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32}
 
@@ -22,7 +22,7 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
     """The resident tensors exactly as stored, lazily, by canonical name.
 
     Raises:
-        CheckpointError: a tensor has a dtype that no weight has.
+        CheckpointError: a tensor has a dtype that no weight has, or a file changed since its header was read.
     """
     for info in checkpoint.resident.values():
         if info.dtype not in (*FLOATS, "U32"):
@@ -30,6 +30,7 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
                 f"{info.file}: {info.name!r} is {info.dtype}, expected {', '.join(FLOATS)} or packed U32; "
                 "use the bf16 checkpoint or one written by mlx_lm.convert"
             )
+    check_unchanged(checkpoint.resident.values())
     arrays: dict[str, mx.array] = {}
     for file in sorted({info.file for info in checkpoint.resident.values()}):
         try:

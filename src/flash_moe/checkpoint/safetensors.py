@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import CheckpointError
 from ..record import round_up
@@ -24,9 +26,42 @@ DTYPE_BITS = {
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 
+class FileState(NamedTuple):
+    """What tells whether a file is the same, and was not written to: times are in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    mtime: int
+    ctime: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> FileState:
+        """The state of a path or descriptor, now. OSError where there is none."""
+        status = os.fstat(file) if isinstance(file, int) else file.stat()
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def change(self, now: FileState) -> str | None:
+        """What happened to the file since this state was noted, for people; None if nothing."""
+        if now == self:
+            return None
+        if now.size != self.size:
+            return f"the file is now {now.size} bytes long, it was {self.size} when its header was read; load the model again"
+        if (now.device, now.inode) != (self.device, self.inode):
+            return "the file was replaced by another since its header was read; load the model again"
+        return "the file was changed since its header was read; load the model again"
+
+
+_NO_STATE = FileState(0, 0, 0, 0, 0)  # that no file has
+
+
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: ``nbytes`` bytes at ``offset`` (from the start of ``file``)."""
+    """Where one tensor lies: ``nbytes`` bytes at ``offset`` (from the start of ``file``).
+
+    Attributes:
+        state: that of the file when its header was read.
+    """
 
     name: str
     dtype: str
@@ -34,6 +69,7 @@ class TensorInfo:
     file: Path
     offset: int
     nbytes: int
+    state: FileState = _NO_STATE
 
 
 @dataclass(frozen=True)
@@ -56,8 +92,9 @@ def read_header(file: Path, needed: Callable[[str], bool] | None = None) -> Head
         CheckpointError: the file is missing, truncated or malformed, or its tensors overlap or leave the file.
     """
     try:
-        size = file.stat().st_size
         with file.open("rb") as stream:
+            state = FileState.of(stream.fileno())
+            size = state.size
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
             if length is None or length > min(size - 8, MAX_HEADER_BYTES):
@@ -83,13 +120,25 @@ def read_header(file: Path, needed: Callable[[str], bool] | None = None) -> Head
         raise CheckpointError(f"{file}: __metadata__ is {type(metadata).__name__}, expected a JSON object")
     start = 8 + length
     tensors = {
-        name: _tensor(file, name, entry, start, needed is None or needed(name)) for name, entry in entries.items()
+        name: _tensor(file, state, name, entry, start, needed is None or needed(name))
+        for name, entry in entries.items()
     }
     _check_ranges(file, list(tensors.values()), start, size)
     return Header(file, tensors, metadata, start)
 
 
-def _tensor(file: Path, name: str, entry: object, start: int, needed: bool) -> TensorInfo:
+def check_unchanged(tensors: Iterable[TensorInfo]) -> None:
+    """Raises CheckpointError where a file of these tensors is not as it was when its header was read."""
+    for file, state in {tensor.file: tensor.state for tensor in tensors}.items():
+        try:
+            reason = state.change(FileState.of(file))
+        except OSError as error:
+            reason = str(error)
+        if reason is not None:
+            raise CheckpointError(f"{file}: {reason}")
+
+
+def _tensor(file: Path, state: FileState, name: str, entry: object, start: int, needed: bool) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
@@ -108,7 +157,7 @@ def _tensor(file: Path, name: str, entry: object, start: int, needed: bool) -> T
         raise CheckpointError(
             f"{file}: tensor {name!r} spans {end - begin} bytes, not what {dtype} of shape {shape} takes; download it again"
         )
-    return TensorInfo(name, dtype, tuple(shape), file, start + begin, nbytes)
+    return TensorInfo(name, dtype, tuple(shape), file, start + begin, nbytes, state)
 
 
 def _check_ranges(file: Path, tensors: list[TensorInfo], start: int, size: int) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +26,19 @@ class MappedFile:
 
     Attributes:
         pages: the whole file as bytes, [size] uint8; touching them reads the file.
+        close: closes the descriptor, as happens by itself when nothing refers to the file any more. The mapping goes when
+            the last array over it does.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDONLY)
-        try:
-            self._state = self._stat()
-            self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
-            _no_readahead(self.fd, self._map)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        self.close = weakref.finalize(self, os.close, self.fd)
+        self._state = self._stat()
+        self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+        _no_readahead(self.fd, self._map)
         self.pages = np.frombuffer(self._map, np.uint8)
         self._address = self.pages.ctypes.data
-
-    def close(self) -> None:
-        """Closes the descriptor; the mapping goes when the last array over it does."""
-        os.close(self.fd)
 
     def change(self) -> str | None:
         """What happened to the file since it was opened, or None. Mapped pages of a shortened file must not be touched."""

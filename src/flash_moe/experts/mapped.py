@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ExpertReadError
+from ..closing import UntilClosed, take
+from ..errors import Cancelled, ExpertReadError
 from .files import PAGE, MappedFile
 from .read_memory import read_buffer
 from .read_queue import Reads, Request
@@ -24,6 +25,8 @@ class MappedStore(ExpertStore):
     times slower, and since a read that fails is an exception where a fault that fails ends the process.
     """
 
+    _reader = UntilClosed[RecordReader]()
+
     def __init__(self, reader: RecordReader, capacity: int) -> None:
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
@@ -33,16 +36,26 @@ class MappedStore(ExpertStore):
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[mx.array]:
         locations = [self._reader.locate(layer, expert) for expert in experts]
         warming = self._warming.pop(layer, {})
-        for expert in warming.keys() - set(experts):
-            warming[expert].give_up()  # nor is what has begun waited for
-        begun = [warming.get(location.expert) or self._warm(location) for location in locations]
-        return self._find(layer, locations, begun)
+        begun = {e: self._warm(location) for e, location in zip(experts, locations, strict=True) if e not in warming}
+        return self._find(layer, locations, warming, begun)
 
-    def _find(self, layer: int, locations: Sequence[Location], begun: Sequence[Reads]) -> Iterator[mx.array]:
+    def _find(
+        self, layer: int, locations: Sequence[Location], warming: Mapping[int, Reads], begun: Mapping[int, Reads]
+    ) -> Iterator[mx.array]:
         words = self.layouts[layer].stride // 4
-        for location, reads in zip(locations, begun, strict=True):
-            reads.finish()
+        for location in locations:
+            if (reads := begun.get(location.expert)) is not None:
+                reads.finish()
+            else:
+                try:
+                    warming[location.expert].finish()
+                except (ExpertReadError, Cancelled):
+                    self._check()
+                    self._warm(location).finish()  # an earlier call began the read, perhaps when the disk was ill
             yield _array(location, words)
+
+    def _lost(self, layer: int, expert: int) -> None:
+        self._warming.get(layer, {}).pop(expert, None)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         warming = self._warming.setdefault(layer, {})
@@ -65,8 +78,13 @@ class MappedStore(ExpertStore):
     def cached_bytes(self) -> int:
         return self._reader.cached_bytes()
 
+    def stop_if(self, cancelled: Callable[[], bool] | None) -> None:
+        super().stop_if(cancelled)
+        self._reader.stop_if(cancelled)
+
     def close(self) -> None:
-        self._reader.close()
+        if (reader := take(self, "_reader")) is not None:
+            reader.close()
 
     def _warm(self, location: Location) -> Reads:
         """Starts reading the absent pages of a record into the page cache."""
@@ -82,7 +100,7 @@ class MappedStore(ExpertStore):
                 missing += nbytes
                 requests.append(_Touch(self._scratch, location, file, pages, nbytes))
         reads = self._reader.run(requests, missing)
-        self._begun[location.layer].append((location.expert, reads))
+        self._note(location.layer, location.expert, reads)
         return reads
 
 

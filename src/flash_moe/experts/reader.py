@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..checkpoint.records import Extent, RecordTable
+from ..closing import UntilClosed
 from ..errors import ExpertReadError
 from .files import MappedFile
 from .read_queue import ReadQueue, Reads, Request
@@ -67,25 +68,28 @@ class Location:
 class RecordReader:
     """Random access to the records of a checkpoint."""
 
+    _files = UntilClosed[dict[Path, MappedFile]]()
+
     def __init__(self, table: RecordTable) -> None:
         self.table = table
-        self._files: dict[Path, MappedFile] = {}
-        self._closed = False
+        self._files = {}
         self._cores = os.cpu_count() or 1
         self._queue = ReadQueue(IN_FLIGHT, self._cores)
 
     def close(self) -> None:
-        """Gives up reads that have not begun, waits for the others, and closes all files."""
-        self._closed = True
+        """Cancels reads that have not begun, and has threads that wait for reads raise :class:`ModelClosedError`.
+
+        A file is closed when nothing refers to it any more: at once, or when the reads under way have ended.
+        """
+        del self._files
         self._queue.close()
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+
+    def stop_if(self, cancelled: Callable[[], bool] | None) -> None:
+        """Has threads that wait for reads ask ``cancelled``, see :class:`ReadQueue`."""
+        self._queue.cancelled = cancelled
 
     def file(self, path: Path) -> MappedFile:
-        """The open file of that path."""
-        if self._closed:
-            raise ValueError("the model was closed; load it again")
+        """The open file of that path. ModelClosedError after :meth:`close`."""
         if (file := self._files.get(path)) is None:
             file = self._files[path] = MappedFile(path)
         return file

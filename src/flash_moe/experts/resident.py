@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
+from ..closing import UntilClosed
 from .read_memory import new_bank
 from .reader import RecordReader
 from .store import ExpertStore
@@ -20,11 +21,12 @@ class ResidentStore(ExpertStore):
     """
 
     can_evict, holds_everything = False, True
+    _banks = UntilClosed[dict[int, mx.array]]()
 
     def __init__(self, reader: RecordReader, progress: Callable[[int], None] | None = None) -> None:
         table = reader.table
         super().__init__(table.layouts, table.num_experts)
-        self._banks: dict[int, mx.array] = {}
+        self._banks = {}
         try:
             self._read_all(reader, progress)
         finally:
@@ -61,4 +63,4 @@ class ResidentStore(ExpertStore):
         """Everything is here already."""
 
     def close(self) -> None:
-        self._banks.clear()
+        del self._banks

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 
 import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.records import RecordTable
-from ..errors import ExpertReadError
+from ..closing import UntilClosed, take
+from ..errors import Cancelled, ExpertReadError
 from .host_memory import keep_on_host
 from .lru import SlotTable
 from .read_memory import new_bank
@@ -38,6 +39,11 @@ class SlotStore(ExpertStore):
         cache_bytes: room for further records, kept beyond those of the current fetches.
     """
 
+    _reader = UntilClosed[RecordReader]()
+    _bank, _bytes = UntilClosed[mx.array](), UntilClosed[np.ndarray]()
+    _whole_layers = UntilClosed[dict[int, mx.array]]()
+    _readers = UntilClosed[dict[int, mx.array]]()  # slot to the last output computed from it
+
     def __init__(self, reader: RecordReader, capacity: int, cache_bytes: int = 0) -> None:
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
@@ -52,19 +58,26 @@ class SlotStore(ExpertStore):
             {layer: i * self._experts for i, layer in enumerate(self.layouts)} if count == everything else {}
         )
         self._held: dict[int, set[int]] = {layer: set() for layer in self._first_slots}
-        self._whole_layers: dict[int, mx.array] = {}
+        self._whole_layers = {}
         self._reading: dict[int, Reads] = {}  # slot to the reads that fill it
-        self._readers: dict[int, mx.array] = {}  # slot to the last output computed from it
+        self._readers = {}
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
-        self._start([(layer, expert) for expert in experts])
-        self._give_up(layer, experts)
-        return self._find(layer, experts)
+        return self._find(layer, experts, self._start([(layer, expert) for expert in experts]))
 
-    def _find(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
+    def _find(self, layer: int, experts: Sequence[int], begun: Collection[_Key]) -> Iterator[int]:
         for expert in experts:
-            self._finish((layer, expert))
-            yield self._slots[layer, expert]
+            key = layer, expert
+            try:
+                self._finish(key)
+            except (ExpertReadError, Cancelled):
+                if key in begun:
+                    raise
+                self._check()
+                # an earlier call began the read, perhaps when the disk was ill
+                self._start([key], [(layer, other) for other in experts])
+                self._finish(key)
+            yield self._slots[key]
         if layer in self._held:
             self._hold(layer, experts)
 
@@ -109,16 +122,24 @@ class SlotStore(ExpertStore):
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
         return [(layer, e) in self._slots or self._reader.locate(layer, e).missing_bytes() == 0 for e in experts]
 
-    def close(self) -> None:
-        self._reader.close()
+    def stop_if(self, cancelled: Callable[[], bool] | None) -> None:
+        super().stop_if(cancelled)
+        self._reader.stop_if(cancelled)
 
-    def _start(self, keys: Sequence[_Key]) -> None:
-        """Gives every key a slot and starts reading those that had none."""
+    def close(self) -> None:
+        if (reader := take(self, "_reader")) is not None:
+            reader.close()
+        del self._bank, self._bytes, self._whole_layers, self._readers
+
+    def _start(self, keys: Sequence[_Key], keep: Sequence[_Key] = ()) -> list[_Key]:
+        """Gives every key a slot and starts reading those that had none, which it returns."""
+        new = [key for key in keys if self._slots.touch(key) is None]
         try:
-            for key in [key for key in keys if self._slots.touch(key) is None]:
-                self._begin(key, keys)
+            for key in new:
+                self._begin(key, keep or keys)
         finally:
             self._reader.copy()
+        return new
 
     def _begin(self, key: _Key, keep: Sequence[_Key]) -> None:
         """Gives a key a slot, which is none of those to keep, and starts reading."""
@@ -131,14 +152,11 @@ class SlotStore(ExpertStore):
         except BaseException:
             self._slots.release(key)
             raise
-        self._begun[key[0]].append((key[1], reads))
+        self._note(*key, reads)
 
-    def _give_up(self, layer: int, experts: Sequence[int]) -> None:
-        """Begins no further read of what a prefetch expected this fetch to ask for, in vain."""
-        for expert, reads in self._begun.get(layer, ()):
-            key = layer, expert
-            if expert not in experts and reads.give_up() and key in self._slots:
-                self._slots.release(key)
+    def _lost(self, layer: int, expert: int) -> None:
+        if (layer, expert) in self._slots:
+            self._slots.release((layer, expert))
 
     def _reclaim(self, slot: int) -> None:
         """Makes a slot safe to overwrite: no read into it is under way, and all that uses it has been evaluated."""

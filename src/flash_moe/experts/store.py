@@ -6,20 +6,24 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Cancelled
 from ..record import RecordLayout
+from .fetched import Arrivals, Records
 from .read_queue import Reads
+
+__all__ = ["Arrivals", "ExpertStore", "Records", "StoreStats"]
 
 
 @dataclass
 class StoreStats:
-    """Counters since a store was opened, of all layers or of one.
+    """Counters since a store was opened, of all layers or of one; or those of one generation.
 
     Attributes:
         fetches: calls of :meth:`ExpertStore.fetch` and :meth:`ExpertStore.fetch_each`.
@@ -45,56 +49,16 @@ class StoreStats:
         return StoreStats(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
 
 
-@dataclass(frozen=True)
-class Records:
-    """Records in view, in the order they were asked for.
+class _Begun(NamedTuple):
+    """The reads of a record that the next fetch of its layer has not asked for yet, and who is counting them."""
 
-    Attributes:
-        arrays: one uint32 [words] array per record, or a single [N, words] bank of which ``rows`` are the records.
-        rows: rows of the bank; None when the arrays are separate.
-    """
-
-    arrays: tuple[mx.array, ...]
-    rows: tuple[int, ...] | None
-    _on_use: Callable[[mx.array], None] | None = None
-
-    def stacked(self) -> mx.array:
-        """The records as one [K, words] array (a view where they already lie side by side, else a copy)."""
-        if self.rows is None:
-            return mx.stack(list(self.arrays))
-        (bank,) = self.arrays
-        first, count = self.rows[0], len(self.rows)
-        if self.rows == tuple(range(first, first + count)):
-            return bank[first : first + count]
-        return bank[mx.array(self.rows)]
-
-    def used_by(self, output: mx.array) -> None:
-        """Tells the store that ``output`` reads these records: they stay as they are until it has been evaluated."""
-        if self._on_use is not None:
-            self._on_use(output)
-
-
-@dataclass(frozen=True)
-class Arrivals:
-    """Records on their way: [words] uint32 arrays in the order they were asked for, each as soon as its bytes are there.
-
-    Iterating waits, and raises :class:`ExpertReadError` where a record could not be read whole. It is iterated once, to its
-    end: what the store counts is counted there.
-    """
-
-    _found: Iterator[mx.array]
-    _on_use: Callable[[mx.array], None]
-
-    def __iter__(self) -> Iterator[mx.array]:
-        return self._found
-
-    def used_by(self, output: mx.array) -> None:
-        """As :meth:`Records.used_by`, after the last record has arrived."""
-        self._on_use(output)
+    expert: int
+    reads: Reads
+    counting: tuple[StoreStats, ...]
 
 
 class ExpertStore(ABC):
-    """Brings the records of routed experts into view.
+    """Brings the records of routed experts into view. One thread at a time fetches; any thread may close.
 
     Attributes:
         layouts: record layout by layer.
@@ -114,9 +78,20 @@ class ExpertStore(ABC):
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
         self.by_layer = {layer: StoreStats() for layer in layouts}
-        # by layer, since its last fetch: experts and their reads
-        self._begun: defaultdict[int, list[tuple[int, Reads]]] = defaultdict(list)
+        self._begun: defaultdict[int, list[_Begun]] = defaultdict(list)  # by layer, since its last fetch
+        self._counting: tuple[StoreStats, ...] = ()
+        self._cancelled: Callable[[], bool] | None = None
         self._last = time.perf_counter()
+
+    @contextmanager
+    def counting(self, stats: StoreStats) -> Iterator[StoreStats]:
+        """Also counts in ``stats`` what is fetched within: the share of one of several users of the store."""
+        outer = self._counting
+        self._counting = *outer, stats
+        try:
+            yield stats
+        finally:
+            self._counting = outer
 
     def fetch(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None) -> Records:
         """Returns the records of ``experts`` (distinct, at most ``capacity``) of a layer; waits for their bytes.
@@ -127,6 +102,8 @@ class ExpertStore(ABC):
         Raises:
             ExpertReadError: a record could not be read whole; no record is handed out then.
             ArgumentError: more than ``capacity`` records.
+            ModelClosedError: the store was closed, perhaps by another thread meanwhile.
+            Cancelled: see :meth:`stop_if`.
         """
         found = list(self._arrivals(layer, experts, meanwhile))
         bank = self._bank_of(layer)
@@ -156,31 +133,50 @@ class ExpertStore(ABC):
             raise ArgumentError(
                 f"{len(experts)} records of layer {layer} at once, but this store holds {self.capacity}; ask for fewer"
             )
+        self._check()
         waited, start = 0.0, time.perf_counter()
-        arriving = self._arrive(layer, experts)
-        if meanwhile is not None:
-            meanwhile()
-        for record in arriving:
-            waited += time.perf_counter() - start
-            yield record
-            start = time.perf_counter()
+        try:
+            arriving = self._arrive(layer, experts)
+            self._cancel(layer, experts)
+            if meanwhile is not None:
+                meanwhile()
+            for record in arriving:
+                waited += time.perf_counter() - start
+                yield record
+                start = time.perf_counter()
+        except BaseException:
+            self._cancel(layer)  # nobody waits for the others any more
+            raise
         end = time.perf_counter()
-        brought, missing, unused = set(), 0, 0
-        for expert, reads in self._begun.pop(layer, ()):
+        brought, missing = set(), 0
+        for expert, reads, counting in self._begun.pop(layer, ()):
             if expert in experts:
                 brought.add(expert)
                 missing += reads.missing
             else:
-                unused += reads.missing
-        for stats in self._counters(layer):
+                for stats in self._counters(layer, counting):
+                    stats.bytes_unused += reads.missing
+        for stats in self._counters(layer, self._counting):
             stats.fetches += 1
             stats.bytes_requested += self.layouts[layer].stride * len(experts)
             stats.bytes_brought += self.layouts[layer].stride * len(brought)
             stats.bytes_missing += missing
-            stats.bytes_unused += unused
             stats.fetch_seconds += waited + end - start
             stats.seconds += end - self._last
         self._last = end
+
+    def _note(self, layer: int, expert: int, reads: Reads) -> None:
+        """The reads of a record have begun."""
+        self._begun[layer].append(_Begun(expert, reads, self._counting))
+
+    def _cancel(self, layer: int, wanted: Sequence[int] = ()) -> None:
+        """Cancels what has not begun of the reads of a layer, except those of the wanted experts."""
+        for begun in self._begun.get(layer, ()):
+            if begun.expert not in wanted and begun.reads.cancel():
+                self._lost(layer, begun.expert)
+
+    def _lost(self, layer: int, expert: int) -> None:  # noqa: B027 (only slots hold what is being read)
+        """The read of a record was cancelled."""
 
     @abstractmethod
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
@@ -197,9 +193,9 @@ class ExpertStore(ABC):
     def _used(self, found: Sequence[Any], output: mx.array) -> None:  # noqa: B027 (only slots are ever overwritten)
         """Output reads these, as :meth:`_arrive` found them."""
 
-    def _counters(self, layer: int) -> tuple[StoreStats, StoreStats]:
+    def _counters(self, layer: int, counting: tuple[StoreStats, ...] = ()) -> tuple[StoreStats, ...]:
         """Where something of a layer is counted."""
-        return self.stats, self.by_layer[layer]
+        return self.stats, self.by_layer[layer], *counting
 
     @abstractmethod
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
@@ -214,9 +210,10 @@ class ExpertStore(ABC):
 
         Then nobody needs to know which of them a token uses. Counts as a fetch of ``count`` records.
         """
+        self._check()
         bank = self._whole(layer)
         if bank is not None:
-            for stats in self._counters(layer):
+            for stats in self._counters(layer, self._counting):
                 stats.fetches += 1
                 stats.bytes_requested += self.layouts[layer].stride * count
         return bank
@@ -248,6 +245,21 @@ class ExpertStore(ABC):
         """Bytes of the files with records that are in the page cache; 0 where the store needs no file."""
         return 0
 
+    def stop_if(self, cancelled: Callable[[], bool] | None) -> None:
+        """Has every fetch ask ``cancelled`` when it begins and while it waits for reads; None asks nobody.
+
+        Where it says yes, the fetch ends with :class:`~flash_moe.errors.Cancelled`.
+        """
+        self._cancelled = cancelled
+
+    def _check(self) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise Cancelled("the fetch was cancelled")
+
     @abstractmethod
     def close(self) -> None:
-        """Releases files and threads; the store cannot be used afterwards."""
+        """Releases files, threads and memory.
+
+        From then on fetches raise :class:`~flash_moe.errors.ModelClosedError`, also those that wait in other threads.
+        A file stays open, and the memory it is read into allocated, until the reads under way have ended.
+        """

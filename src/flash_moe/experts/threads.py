@@ -1,11 +1,14 @@
-"""Threads that last and sleep until there is work."""
+"""Worker threads that last and sleep until there is work."""
 
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+
+END_SECONDS = 0.5  # that closing waits for threads: a read from a disk that hangs ends when it likes
 
 
 class Threads:
@@ -16,7 +19,7 @@ class Threads:
     and at exit, they finish what they do and end.
 
     Args:
-        name: what theirs begin with.
+        name: what the names of the threads begin with.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,13 +29,15 @@ class Threads:
         self.close = weakref.finalize(self, _end, self._all)
 
     def run(self, work: Callable[[], object]) -> None:
-        """Does this, which raises nothing, in a thread that is idle, or in a new one."""
+        """Runs ``work`` on an idle thread or starts a new one. ``work`` must not raise."""
         try:
             thread = self._idle.pop()
         except IndexError:
             thread = _Thread(f"{self._name}_{len(self._all)}", work, self._idle)
             self._all.append(thread)
             thread.start()
+            if not self.close.alive:  # it was closed meanwhile
+                thread.end()
         else:
             thread.work = work
             thread.wake.release()
@@ -65,9 +70,11 @@ class _Thread(threading.Thread):
 
 
 def _end(threads: list[_Thread]) -> None:
+    """Tells all threads to end, and waits a moment for them."""
     for thread in threads:
         thread.end()
+    deadline = time.monotonic() + END_SECONDS
     for thread in threads:
         # the last reference may have been that of a thread's own work; and Ctrl-C may have come before one was started
         if thread is not threading.current_thread() and thread.is_alive():
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))

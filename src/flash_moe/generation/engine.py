@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from threading import RLock
+from typing import Any
 
 import mlx.core as mx
 
+from ..closing import UntilClosed
 from ..nn.cache import SequenceCache
 from ..nn.decoder import Decoder
+from ..nn.task import Task
 from .sampling import Sampler
 
+CLOSE_SECONDS = 1.0  # that closing waits for the pass that is running
 CLEAR_INTERVAL = 16  # tokens; MLX keeps freed buffers by size, and a growing context leaves one of every size
 
 
@@ -22,25 +27,46 @@ class Engine:
         prefill_chunk: tokens that go through the layers together; each expert they touch is read once per chunk.
     """
 
+    _decoder = UntilClosed[Decoder]()
+    _turn = UntilClosed[Any]()  # stays: it only must not be waited for in a fork
+
     def __init__(self, decoder: Decoder, prefill_chunk: int) -> None:
         self._decoder, self._chunk = decoder, prefill_chunk
         self._turn = RLock()
 
+    def close(self) -> None:
+        """Drops the network. Every later pass raises :class:`~flash_moe.errors.ModelClosedError`.
+
+        Waits a moment for the pass that is running, which ends at its next fetch from a store that is closed.
+        """
+        del self._decoder
+        if self._turn.acquire(timeout=CLOSE_SECONDS):
+            self._turn.release()
+
+    def new_cache(self) -> SequenceCache:
+        """An empty cache for a new sequence."""
+        return self._decoder.new_cache()
+
     def prefill(
-        self, tokens: Sequence[int], cache: SequenceCache, progress: Callable[[int], None] | None = None
+        self,
+        tokens: Sequence[int],
+        cache: SequenceCache,
+        progress: Callable[[int], None] | None = None,
+        task: Task | None = None,
     ) -> mx.array:
         """Runs what the cache does not hold yet of a prompt through the network.
 
         Args:
             tokens: the prompt; the cache holds a proper part of its beginning.
             progress: called after each chunk with the number of tokens done.
+            task: the generation it is for.
 
         Returns:
             Logits [V] float32 of the last token.
         """
         for start in range(len(cache.tokens), len(tokens), self._chunk):
             chunk = tokens[start : start + self._chunk]
-            hidden = self._forward(chunk, cache)
+            hidden = self._forward(chunk, cache, task)
             if progress is not None:
                 progress(start + len(chunk))
         logits = self._logits(hidden[-1:])[0]
@@ -48,7 +74,9 @@ class Engine:
         mx.clear_cache()  # memory that prefill no longer needs is better used by the page cache
         return logits
 
-    def decode(self, logits: mx.array, cache: SequenceCache, sampler: Sampler, count: int) -> Iterator[int]:
+    def decode(
+        self, logits: mx.array, cache: SequenceCache, sampler: Sampler, count: int, task: Task | None = None
+    ) -> Iterator[int]:
         """Yields up to ``count`` tokens, the first drawn from ``logits``; the caller stops when it has enough."""
         for remaining in range(count, 0, -1):
             with self._turn:
@@ -57,11 +85,11 @@ class Engine:
             if remaining % CLEAR_INTERVAL == 0:
                 mx.clear_cache()
             if remaining > 1:
-                logits = self._logits(self._forward([token], cache))[0]
+                logits = self._logits(self._forward([token], cache, task))[0]
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
         """Logits of every position of a teacher-forced pass, [T, V] float32."""
-        return self.last_logits(tokens, len(tokens), self._decoder.new_cache())
+        return self.last_logits(tokens, len(tokens), self.new_cache())
 
     def last_logits(self, tokens: Sequence[int], count: int, cache: SequenceCache) -> mx.array:
         """Logits of the last ``count`` positions, [count, V] float32; the cache holds at most what lies before them."""
@@ -73,9 +101,11 @@ class Engine:
                 mx.eval(parts)
         return mx.concatenate(parts)
 
-    def _forward(self, tokens: Sequence[int], cache: SequenceCache) -> mx.array:
+    def _forward(self, tokens: Sequence[int], cache: SequenceCache, task: Task | None = None) -> mx.array:
         with self._turn:
-            hidden = self._decoder(mx.array(list(tokens), dtype=mx.int32), cache)
+            decoder = self._decoder
+            with nullcontext() if task is None else decoder.serving(task):
+                hidden = decoder(mx.array(list(tokens), dtype=mx.int32), cache)
             cache.tokens.extend(tokens)
             mx.async_eval(hidden, *cache.arrays)
             if len(tokens) > 1:

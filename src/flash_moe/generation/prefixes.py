@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from threading import Lock
+from threading import RLock
 
 from ..nn.cache import SequenceCache
 
@@ -23,7 +23,7 @@ class Prefixes:
     def __init__(self, new_cache: Callable[[], SequenceCache], ends: Collection[int]) -> None:
         self._new_cache, self._ends = new_cache, ends
         self._last: SequenceCache | None = None
-        self._lock = Lock()
+        self._lock = RLock()  # a stream may be collected, and give its cache back, while its own thread holds it
 
     def take(self, tokens: Sequence[int]) -> SequenceCache:
         """A cache that holds as much of ``tokens`` as possible, though not the last, whose logits are wanted."""

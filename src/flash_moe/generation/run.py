@@ -42,16 +42,14 @@ def generate(
     progress: Callable[[int], None] | None,
 ) -> Iterator[Chunk]:
     """Yields a chunk per token until the model, a stop string or ``count`` ends it."""
-    cache = prefixes.take(tokens)
+    cache, task = prefixes.take(tokens), recorder.task
     recorder.reused(len(cache.tokens))
     try:
-        logits = engine.prefill(tokens, cache, progress)
+        logits = engine.prefill(tokens, cache, progress, task)
         recorder.prefilled()
-        yield from _chunks(engine.decode(logits, cache, sampler, count), tokenizer, count, stops, recorder)
-    except GeneratorExit:  # the caller has had enough
+        yield from _chunks(engine.decode(logits, cache, sampler, count, task), tokenizer, count, stops, recorder)
+    finally:  # also where the caller has had enough, or a pass failed: then the cache is not sound
         prefixes.put(cache)
-        raise
-    prefixes.put(cache)
 
 
 def _chunks(

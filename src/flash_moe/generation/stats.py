@@ -9,8 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..experts.store import StoreStats
 from ..nn.decoder import Decoder
+from ..nn.task import Task
 from .streaming_stats import ChoiceStats, PrefetchStats, StreamingRecorder
 from .summary import summary
 
@@ -86,11 +86,15 @@ class Stats:
 
 
 class Recorder:
-    """Follows one generation and makes :class:`Stats` of it."""
+    """Follows one generation and makes :class:`Stats` of it.
 
-    def __init__(self, decoder: Decoder, store: StoreStats, prompt_tokens: int, k: int, model_k: int) -> None:
-        self._store, self._before = store, dataclasses.replace(store)
-        self._streaming = StreamingRecorder(decoder, store)
+    Attributes:
+        task: what the passes of this generation count in.
+    """
+
+    def __init__(self, decoder: Decoder, prompt_tokens: int, k: int, model_k: int) -> None:
+        self.task = Task()
+        self._streaming = StreamingRecorder(decoder, self.task)
         self._prompt_tokens, self._reused, self._k, self._model_k = prompt_tokens, 0, k, model_k
         self._start = time.perf_counter()
         self._prefilled: float | None = None
@@ -106,7 +110,7 @@ class Recorder:
     def prefilled(self) -> None:
         """The first logits are there."""
         self._prefilled = time.perf_counter()
-        self._prefill_bytes = self._store.bytes_requested
+        self._prefill_bytes = self.task.store.bytes_requested
 
     def token(self) -> None:
         """A token has been chosen."""
@@ -118,7 +122,7 @@ class Recorder:
     def stats(self) -> Stats:
         """The statistics up to the last token."""
         prefilled = self._prefilled or time.perf_counter()
-        before, now = self._before, self._store
+        counted = self.task.store
         return Stats(
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused,
@@ -128,10 +132,10 @@ class Recorder:
             time_to_first_token=None if self._first is None else self._first - self._start,
             experts_per_token=self._k,
             model_experts_per_token=self._model_k,
-            expert_bytes_requested=now.bytes_requested - before.bytes_requested,
-            expert_bytes_missing=now.bytes_missing - before.bytes_missing,
-            decode_bytes_requested=now.bytes_requested - self._prefill_bytes if self._prefilled else 0,
-            fetch_seconds=now.fetch_seconds - before.fetch_seconds,
+            expert_bytes_requested=counted.bytes_requested,
+            expert_bytes_missing=counted.bytes_missing,
+            decode_bytes_requested=counted.bytes_requested - self._prefill_bytes if self._prefilled else 0,
+            fetch_seconds=counted.fetch_seconds,
             peak_memory_bytes=mx.get_peak_memory(),
             prefetch=self._streaming.prefetch,
             choice=self._streaming.choice,

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TypeVar
 
-from ..experts.store import StoreStats
 from ..nn.decoder import Decoder
 from ..nn.expert_choice import ChoiceCounters
-from ..nn.prefetch import PrefetchCounters
 from ..nn.prefetch_switch import Comparison, Decision
-
-Counters = TypeVar("Counters", ChoiceCounters, PrefetchCounters)
+from ..nn.task import Task
 
 
 @dataclass(frozen=True)
@@ -88,28 +83,23 @@ class ChoiceStats:
 
 
 class StreamingRecorder:
-    """Follows a decoder's counters from now on."""
+    """Makes statistics of a task's counters, where the decoder has these options on."""
 
-    def __init__(self, decoder: Decoder, store: StoreStats) -> None:
-        self._prefetcher, self._choice, self._store = decoder.prefetcher, decoder.choice, store
-        self._unused_before = store.bytes_unused
-        if self._prefetcher is not None:
-            self._prefetch_before = dataclasses.replace(self._prefetcher.counters)
-        if self._choice is not None:
-            self._choice_before = dataclasses.replace(self._choice.counters)
+    def __init__(self, decoder: Decoder, task: Task) -> None:
+        self._switch = None if decoder.prefetcher is None else decoder.prefetcher.switch
+        self._chooses, self._task = decoder.choice is not None, task
 
     @property
     def prefetch(self) -> PrefetchStats | None:
         """None where the option is off."""
-        if self._prefetcher is None:
+        if self._switch is None:
             return None
-        counted = _difference(self._prefetcher.counters, self._prefetch_before)
-        trial = self._prefetcher.switch.compared
+        counted, trial = self._task.prefetch, self._switch.compared
         return PrefetchStats(
-            decision=self._prefetcher.switch.decision,
+            decision=self._switch.decision,
             tokens=counted.tokens,
             recall=counted.found / counted.needed if counted.needed else None,
-            bytes_unused=self._store.bytes_unused - self._unused_before,
+            bytes_unused=self._task.store.bytes_unused,
             trial=trial,
             time_saved=None if trial is None else trial.saved,
         )
@@ -117,9 +107,4 @@ class StreamingRecorder:
     @property
     def choice(self) -> ChoiceStats | None:
         """None where both options are off."""
-        return None if self._choice is None else ChoiceStats.of(_difference(self._choice.counters, self._choice_before))
-
-
-def _difference(now: Counters, before: Counters) -> Counters:
-    names = [field.name for field in dataclasses.fields(now)]
-    return type(now)(**{name: getattr(now, name) - getattr(before, name) for name in names})
+        return ChoiceStats.of(self._task.choice) if self._chooses else None

@@ -13,6 +13,7 @@ import mlx.core as mx
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import read_arrays
+from ..checkpoint.safetensors import check_unchanged
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
@@ -75,11 +76,17 @@ class ModelFiles(Checkpoint):
         """The network with its resident weights in memory; arguments are those of :class:`~.nn.decoder.Decoder`.
 
         Raises:
-            CheckpointError: a weight is missing, malformed or does not belong to the others.
+            CheckpointError: a weight is missing, malformed or does not belong to the others, or a file was changed meanwhile.
         """
         resident = self.load_resident(dtype)
         weights = Weights(resident.arrays, resident.quantization)
-        return Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming)
+        try:
+            decoder = Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming)
+        except RuntimeError:
+            check_unchanged(self.resident.values())  # it may say that a file ends too early
+            raise
+        check_unchanged(self.resident.values())
+        return decoder
 
 
 class Family(ABC):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -22,6 +23,7 @@ from .module import Module
 from .prefetch import LayerPrefetch, Prefetcher
 from .sparse_moe import SparseMoE
 from .streaming import PLAIN, StreamingOptions
+from .task import Task
 from .weights import Weights
 
 
@@ -115,7 +117,7 @@ class Decoder(Module):
         streaming: StreamingOptions = PLAIN,
     ) -> None:
         super().__init__()
-        self.streaming = streaming
+        self.streaming, self._store = streaming, store
         self.choice: ExpertChoice | None = None
         if streaming.changes_experts:
             self.choice = ExpertChoice(experts_per_token, config.norm_topk_prob, streaming)
@@ -148,6 +150,25 @@ class Decoder(Module):
         for (i, layer), following in zip_longest(sparse, sparse[1:]):
             router = None if following is None else (following[0], following[1].router_logits)
             layer.mlp.prefetch = LayerPrefetch(shared, i, router)
+
+    @contextmanager
+    def serving(self, task: Task) -> Iterator[None]:
+        """Within it all passes are for this task: they count in its counters, and end when it is cancelled."""
+        counted = [
+            (shared, shared.counters, own)
+            for shared, own in ((self.prefetcher, task.prefetch), (self.choice, task.choice))
+            if shared is not None
+        ]
+        with self._store.counting(task.store):
+            try:
+                for shared, _, own in counted:
+                    shared.counters = own
+                self._store.stop_if(task.cancelled)
+                yield
+            finally:
+                self._store.stop_if(None)
+                for shared, outer, _ in counted:
+                    shared.counters = outer
 
     def new_cache(self) -> SequenceCache:
         """An empty cache for a new sequence."""

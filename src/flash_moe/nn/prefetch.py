@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..experts.store import ExpertStore
+from ..experts.store import ExpertStore, StoreStats
 from .prefetch_switch import PrefetchSwitch
 
 Router = Callable[[mx.array], mx.array]  # [1, H], the residual stream, to [1, E] logits
@@ -53,14 +53,15 @@ class Prefetcher:
     def token(self) -> Iterator[None]:
         """Around the pass of a single token through all layers."""
         self.active = self.switch.on
-        start, missing = self._clock(), self._store.stats.bytes_missing
+        start = self._clock()
         try:
-            yield
+            with self._store.counting(StoreStats()) as spent:
+                yield
         finally:
             predicted, self.active = self.active, False
             self._predicted.clear()
         self.counters.tokens += predicted
-        self.switch.record(self._clock() - start, self._store.stats.bytes_missing - missing)
+        self.switch.record(self._clock() - start, spent.bytes_missing)
 
     def predict(self, layer: int, logits: mx.array) -> None:
         """Starts to read the likeliest experts of a layer. logits: [1, E] float32."""

@@ -1,0 +1,56 @@
+"""What a fetch hands out: records that are all there, or that come one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records in view, in the order they were asked for.
+
+    Attributes:
+        arrays: one uint32 [words] array per record, or a single [N, words] bank of which ``rows`` are the records.
+        rows: rows of the bank; None when the arrays are separate.
+    """
+
+    arrays: tuple[mx.array, ...]
+    rows: tuple[int, ...] | None
+    _on_use: Callable[[mx.array], None] | None = None
+
+    def stacked(self) -> mx.array:
+        """The records as one [K, words] array (a view where they already lie side by side, else a copy)."""
+        if self.rows is None:
+            return mx.stack(list(self.arrays))
+        (bank,) = self.arrays
+        first, count = self.rows[0], len(self.rows)
+        if self.rows == tuple(range(first, first + count)):
+            return bank[first : first + count]
+        return bank[mx.array(self.rows)]
+
+    def used_by(self, output: mx.array) -> None:
+        """Tells the store that ``output`` reads these records: they stay as they are until it has been evaluated."""
+        if self._on_use is not None:
+            self._on_use(output)
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Records on their way: [words] uint32 arrays in the order they were asked for, each as soon as its bytes are there.
+
+    Iterating waits, and raises :class:`ExpertReadError` where a record could not be read whole. It is iterated once, to its
+    end: what the store counts is counted there.
+    """
+
+    _found: Iterator[mx.array]
+    _on_use: Callable[[mx.array], None]
+
+    def __iter__(self) -> Iterator[mx.array]:
+        return self._found
+
+    def used_by(self, output: mx.array) -> None:
+        """As :meth:`Records.used_by`, after the last record has arrived."""
+        self._on_use(output)

@@ -1,0 +1,26 @@
+"""Whom a forward pass is for, where several generations take turns with one network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..experts.store import StoreStats
+from .expert_choice import ChoiceCounters
+from .prefetch import PrefetchCounters
+
+
+@dataclass
+class Task:
+    """What forward passes on behalf of one generation count, and whether it still wants them.
+
+    Attributes:
+        store, prefetch, choice: counters of this task alone.
+        cancelled: asked by every layer, and while it waits for reads; where it says yes, the pass ends with
+            :class:`~flash_moe.errors.Cancelled`.
+    """
+
+    store: StoreStats = field(default_factory=StoreStats)
+    prefetch: PrefetchCounters = field(default_factory=PrefetchCounters)
+    choice: ChoiceCounters = field(default_factory=ChoiceCounters)
+    cancelled: Callable[[], bool] | None = None
