@@ -142,6 +142,19 @@ def test_head_dim_defaults_to_an_equal_share() -> None:
     assert ModelConfig.from_dict(raw).head_dim == 24
 
 
+@pytest.mark.parametrize("value", [1 << 40, 10**400], ids=["40 bits", "400 digits"])
+@pytest.mark.parametrize("key", [*REQUIRED, "head_dim", "max_position_embeddings", "full_attention_interval"])
+def test_dimensions_of_no_model_are_refused(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} is .* expected at most"):
+        parse(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_experts"])
+def test_a_billion_layers_or_experts_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} is 1000000000, expected at most"):
+        parse(**{key: 10**9})
+
+
 @pytest.mark.parametrize(
     ("rope", "theta", "dims"),
     [

@@ -14,6 +14,7 @@ from .record import ExpertShape
 from .rope import Yarn, attention_factor, frequencies
 
 SUPPORTED = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+MAX_LAYERS, MAX_EXPERTS, MAX_DIMENSION = 10_000, 1_000_000, 1 << 30  # far above any model: a damaged file asks for more
 FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
 _log = logging.getLogger(__name__)
 _PLAIN_ROPE = ("default", "mrope", None)  # for text, interleaved m-RoPE equals plain RoPE
@@ -121,10 +122,14 @@ class _Reader:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_DIMENSION) -> int:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"config.json: {key} is {value!r}, expected an integer of at least {least}")
+        if value > most:
+            raise ConfigError(
+                f"config.json: {key} is {value!r:.20}, expected at most {most}; restore the original file"
+            )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -157,12 +162,12 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
     if (act := text.get("hidden_act", "silu")) != "silu":
         raise ConfigError(f"config.json: hidden_act is {act!r}; only 'silu' is supported")
     get = _Reader(text)
-    layers = get.integer("num_hidden_layers")
+    layers = get.integer("num_hidden_layers", most=MAX_LAYERS)
     heads, kv_heads = get.integer("num_attention_heads"), get.integer("num_key_value_heads")
     key_heads, value_heads = get.integer("linear_num_key_heads"), get.integer("linear_num_value_heads")
     hidden = get.integer("hidden_size")
     head_dim = get.integer("head_dim", hidden // heads)
-    experts = get.integer("num_experts")
+    experts = get.integer("num_experts", most=MAX_EXPERTS)
     top_k = get.integer("num_experts_per_tok")
     positions = get.integer("max_position_embeddings", 32768)
     theta, rotary_dims, yarn = _rope(raw, text, head_dim, positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import time
 from types import MappingProxyType
 
 import pytest
@@ -184,6 +185,55 @@ def test_bad_tools_and_variables(qwen):
 def test_forbidden_and_failing_templates(template):
     with pytest.raises(TokenizerError, match=r"chat template 'default' failed: .*plain string prompt"):
         ChatTemplate(template, {"eos_token": "<|im_end|>"}).render([USER])
+
+
+ENDLESS = {
+    "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "nested ranges in a filter": "{% for a in range(99999) %}{% set x = range(99999) | sum %}{% endfor %}",
+    "nested loops": "{% for a in x %}{% for a in x %}{% for a in x %}{% endfor %}{% endfor %}{% endfor %}",
+    "tests of loops": "{% for a in x %}{% for a in x %}{% for a in x if false %}{% endfor %}{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+    "filters": "{% for a in x %}{% for a in x %}{% for a in x | sort | map('string') %}{% endfor %}{% endfor %}{% endfor %}",
+    "text": "{% for a in range(99999) %}" + 600 * "x" + "{% endfor %}",
+    "text in a macro": "{% macro f() %}{% for a in range(99999) %}" + 600 * "x" + "{% endfor %}{% endmacro %}{{ f() }}",
+    "values": "{% set s = 'x' * 9999 %}{% for a in range(9999) %}{{ s }}{% endfor %}",
+    "constants": "{% for a in range(99999) %}{{ '" + 600 * "x" + "' }}{% endfor %}",
+    "product": "{{ 'x' * 50000000 }}",
+    "product of a list": "{% set x = 10**9 * [1] %}",
+    "sum": "{% set n = namespace(s='x') %}{% for a in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+    "concatenation": "{% set n = namespace(s='x') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "laughs": "{% set n = namespace(s=[]) %}{% for a in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
+    "laughs as JSON": "{% set n = namespace(s=[]) %}{% for a in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
+    "{{ n.s | tojson }}",
+    "power": "{{ 10 ** (10 ** 9) }}",
+    "powers": "{% set n = namespace(s=3) %}{% for a in range(99) %}{% set n.s = n.s * n.s %}{% endfor %}",
+    "format": "{{ '{:>1000000000}'.format(1) }}",
+    "format by argument": "{{ '{:>{}}'.format(1, 10**9) }}",
+    "format of a mapping": "{{ '{a:{w}}'.format_map({'a': 1, 'w': 10**9}) }}",
+    "percent": "{{ '%1000000000d' % 1 }}",
+    "justified": "{{ 'x'.ljust(10**9) }}",
+    "centred": "{{ 'x' | center(10**9) }}",
+    "indented": "{{ ('x\n' * 10000) | indent(10**6) }}",
+    "batch": "{% set x = [1] | batch(10**9, 0) | list %}",
+    "replaced": "{% set s = 'x' * 10**6 %}{% set s = s.replace('x', s) %}",
+    "joined": "{% set s = ('x' * 10**6).join(range(99999) | list) %}",
+    "lorem ipsum": "{{ lipsum(n=10**6) }}",
+}
+
+
+@pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
+def test_templates_without_end_are_an_error(template):
+    begin = time.monotonic()
+    with pytest.raises(TokenizerError, match=r"the chat template 'default' failed: (Template|Undefined)Error"):
+        ChatTemplate(template).render([{"role": "user", "content": "Hi"}], x=list(range(300)))
+    assert time.monotonic() - begin < 60  # without bounds hours
+
+
+def test_bounds_leave_room_for_long_conversations(qwen):
+    messages = [{"role": role, "content": 2000 * "text "} for role in ("user", "assistant")] * 1000
+    text = qwen.ours.apply_chat_template(messages)
+    assert text.count("<|im_start|>") == len(messages) + 1
+    assert text == qwen.theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def test_nothing_of_the_caller_is_modified(qwen):

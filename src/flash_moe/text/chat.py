@@ -1,15 +1,12 @@
 """Render chat messages into a prompt with the template that came with the checkpoint.
 
-Templates are untrusted code from the hub: they run in Jinja's immutable sandbox and see only copies of plain data.
-The helpers they may call are those of transformers (`utils/chat_template_utils.py`), so they render the same text.
+Templates are untrusted code from the hub: they run in a sandbox (`sandbox.py`) and see only copies of plain data.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +14,6 @@ from ..errors import PromptError, TokenizerError
 
 if TYPE_CHECKING:
     from jinja2 import Template
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 _DEEPEST = 100  # levels of data in messages and tools; far below what JSON or a template can recurse
@@ -88,7 +82,9 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._template(name).render(context)
+            from .sandbox import render
+
+            return render(self._template(name), context)
         except TokenizerError:
             raise
         except Exception as error:  # a template may fail in any way Python can
@@ -104,7 +100,9 @@ class ChatTemplate:
                 "pass a plain string prompt, or add the template to the checkpoint"
             )
         if name not in self._compiled:
-            self._compiled[name] = _environment().from_string(self._sources[name])
+            from .sandbox import environment
+
+            self._compiled[name] = environment().from_string(self._sources[name])
         return self._compiled[name]
 
 
@@ -203,63 +201,3 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
         f"{where} holds a value of type {type(value).__name__}, expected strings, numbers, lists and dicts; "
         "convert it first"
     )
-
-
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox in which every template is compiled."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.exceptions import SecurityError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class GenerationBlock(Extension):
-        """`{% generation %}` marks the assistant's text for training; for a prompt it only encloses it."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> Node:
-            lineno = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=lineno)
-
-    class PublicNamespace(Namespace):
-        """A namespace without underscore attributes, through which templates could pose as Python internals."""
-
-        def __init__(self, /, *args: Any, **kwargs: Any) -> None:
-            attributes = dict(*args, **kwargs)
-            for name in attributes:
-                require_public(name)
-            super().__init__(attributes)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            require_public(name)
-            super().__setitem__(name, value)
-
-    def require_public(name: str) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace attribute may not start with an underscore, found {name!r}")
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def strftime_now(format: str) -> str:
-        return datetime.now().strftime(format)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # Jinja's own filter escapes HTML characters.
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, namespace=PublicNamespace)
-    return environment
