@@ -205,6 +205,8 @@ def test_yarn_is_found_wherever_it_stands(section: str, name: str, place: str) -
 def test_context_under_yarn() -> None:
     yarn = {"rope_type": "yarn", "rope_theta": 1e7, "factor": 4.0}
     assert parse(rope_parameters=yarn).max_position_embeddings == 4 * 4096
+    outside = parse(rope_parameters=yarn, original_max_position_embeddings=3000, factor=9.0, attention_factor=7.0)
+    assert outside.yarn == Yarn(4.0, 3000, attention_factor=0.1 * math.log(4) + 1)
     wider = parse(rope_parameters=yarn | {"original_max_position_embeddings": 2048}, max_position_embeddings=10_000)
     assert wider.max_position_embeddings == 10_000
 

@@ -233,7 +233,7 @@ def _rope(
     if dims % 2 or not 0 < dims <= head_dim:
         raise ConfigError(f"config.json: {dims} rotary dimensions of {head_dim}, expected an even number of at least 2")
     theta = get.number("rope_theta", 10000.0)
-    return theta, dims, None if scaled is None else _yarn({**rope, **_stated(text)}, theta, positions)
+    return theta, dims, None if scaled is None else _yarn(rope, text, theta, positions)
 
 
 def _rope_sections(owner: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -257,9 +257,9 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _yarn(rope: Mapping[str, Any], theta: float, positions: int) -> Yarn:
-    get = _Reader(rope)
-    original = get.number("original_max_position_embeddings", positions)
+def _yarn(rope: Mapping[str, Any], text: Mapping[str, Any], theta: float, positions: int) -> Yarn:
+    get, key = _Reader(rope), "original_max_position_embeddings"
+    original = _Reader(text).number(key, get.number(key, positions))  # of the two, transformers prefers that outside
     factor = get.number("factor", positions / original)
     fast, slow = get.number("beta_fast", 32.0), get.number("beta_slow", 1.0)
     if factor < 1 or theta <= 1:

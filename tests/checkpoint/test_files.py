@@ -122,6 +122,18 @@ def test_stale_index_beside_one_complete_file(tiny_copy: Copy, left: list[str], 
         np.testing.assert_array_equal(np.array(model.logits([1, 2])), expected)
 
 
+def test_stale_index_of_the_one_complete_file(tiny_copy: Copy) -> None:
+    """As left behind where a model was quantised anew into its own folder."""
+    folder = tiny_copy("fused")
+    merge(folder)
+    (folder / FIRST).unlink()
+    (folder / SECOND).unlink()
+    weights = {f"model.layers.0.mlp.experts.{name}": "model.safetensors" for name in ("down_proj", "gate_up_proj")}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weights}))
+    with Model.load(folder, experts_per_token=None) as model:
+        model.logits([1, 2])
+
+
 def test_a_file_that_is_not_complete_does_not_replace_missing_shards(tiny_copy: Copy) -> None:
     folder = tiny_copy("fused")
     rewrite(merge(folder), lambda tensors: tensors.pop("lm_head.weight"))

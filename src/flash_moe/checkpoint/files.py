@@ -125,7 +125,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     files = sorted(set(needed.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if not missing:
-        return [folder / file for file in files], needed
+        return [folder / file for file in files], needed if len(files) > 1 else {}  # one file cannot be of two sets
     if others := _instead_of_index(
         needed, missing == files, [file for file in held if file.name not in index.values()]
     ):
