@@ -33,12 +33,13 @@ EVERYTHING = {
     "ops",
     "packing",
     "planning",
+    "proofs",
     "record",
     "rope",
-    "selftest",
     "shipped",
     "structured",
     "text",
+    "user_cache",
     "version",
 }
 
@@ -61,11 +62,11 @@ MAY_IMPORT = {
         "record",
     },
     "bench": {"model", "models", "generation", "experts", "checkpoint"},
-    "selftest": {"ops", "formats", "record", "rope"},
+    "proofs": {"ops", "formats", "record", "rope", "user_cache"},
     "model": {"language_model", "loading", "models", "generation", "text", "nn", "experts", "checkpoint", "config"},
     "language_model": {"generation", "structured", "text", "nn", "experts.store", "config"},
-    "loading": {"models", "config"},
-    "models": {"nn", "experts.store", "checkpoint", "config", "formats", "record"},
+    "loading": {"models", "nn", "ops", "proofs", "config", "record"},
+    "models": {"nn", "ops", "experts.store", "checkpoint", "config", "formats", "record"},
     "packing": {"models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
     "generation": {"nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "formats", "record"},
@@ -82,6 +83,7 @@ MAY_IMPORT = {
     "checks": set(),
     "closing": set(),
     "errors": set(),
+    "user_cache": set(),
 }
 
 PUBLIC = [

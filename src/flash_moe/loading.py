@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import mlx.core as mx
 
 from .errors import ArgumentError
 from .models import ModelFiles
+from .nn.streaming import PLAIN, StreamingOptions
+from .ops.dispatch import kernels as allowed_kernels
+from .ops.dispatch import kernels_wanted, on_gpu
+from .proofs.prover import prove
+from .record import RecordLayout
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -20,3 +27,28 @@ def resolve_dtype(name: str | None, checkpoint: ModelFiles) -> mx.Dtype:
         return mx.float32
     stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
     return {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
+
+
+def prove_kernels(
+    checkpoint: ModelFiles,
+    layouts: Mapping[int, RecordLayout],
+    experts_per_token: int,
+    dtype: mx.Dtype,
+    streaming: StreamingOptions = PLAIN,
+    progress: Callable[[int, int], None] | None = None,
+    kernels: bool | None = None,
+) -> None:
+    """Has all kernels that a network could use prove themselves on a GPU, unless the user has decided about them.
+
+    Args:
+        layouts: of the records, by layer.
+        progress: called with the number of kernels that are decided, and of all.
+        kernels: what the user decided; see :func:`~flash_moe.ops.dispatch.kernels`.
+
+    Raises:
+        CheckpointError: a weight is missing, malformed or does not belong to the others.
+    """
+    with allowed_kernels(kernels):
+        if not on_gpu() or kernels_wanted() is not None:
+            return
+    prove(checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming), progress)

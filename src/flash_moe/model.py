@@ -16,7 +16,7 @@ from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
 from .generation.defaults import sampling_defaults
 from .language_model import LanguageModel
-from .loading import resolve_dtype
+from .loading import prove_kernels, resolve_dtype
 from .models import ModelFiles, open_model
 from .nn.decoder import Decoder
 from .nn.streaming import StreamingOptions
@@ -79,12 +79,14 @@ class Model(LanguageModel):
                 router probability is at least 1 - prefer_cached times the other's (0 to 1). As above; 0 is off.
             dtype: of activations: ``"float32"``, ``"bfloat16"`` or ``"float16"``. By default the checkpoint's own on a
                 GPU, and float32 on the CPU, where it is fastest.
-            kernels: whether this library's own GPU kernels are used; None uses them where they have been measured to
-                beat MLX's. ``FLASH_MOE_KERNELS=off`` in the environment switches them off whatever this says.
+            kernels: whether this library's own GPU kernels are used. None uses those that proved right, and faster than
+                MLX's ops, on this machine at this model's sizes: the first load tries them for some seconds, in a
+                process of its own, and remembers the verdicts. ``FLASH_MOE_KERNELS`` in the environment says on, off or
+                auto where this is None; off goes before whatever this says.
             revision: branch, tag or commit on the hub.
             token: access token for the hub; by default the one of ``hf auth login``.
-            progress: called as ``progress(stage, done, total)`` while loading, with the stages ``"layers"`` and, for
-                the resident store, ``"expert bytes"``.
+            progress: called as ``progress(stage, done, total)`` while loading, with the stages ``"layers"``, ``"kernels"``
+                when they prove themselves and, for the resident store, ``"expert bytes"``.
 
         Raises:
             ConfigError: config.json is missing or describes a model that cannot be run.
@@ -106,6 +108,8 @@ class Model(LanguageModel):
         def report(stage: str, total: int) -> Callable[[int], None] | None:
             return None if progress is None else lambda done: progress(stage, done, total)
 
+        proofs = None if progress is None else lambda done, total: progress("kernels", done, total)
+        prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
         store = open_store(table, expert_io, k, expert_cache, report("expert bytes", table.nbytes))
         try:
             layers = report("layers", config.num_hidden_layers)

@@ -19,7 +19,7 @@ def load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
     with Bar("loading") as bar:
 
         def progress(stage: str, done: int, total: int) -> None:
-            if stage == "layers":
+            if stage in ("layers", "kernels"):
                 bar.count(done, total, stage)
             else:
                 bar.bytes(done, total)

@@ -3,44 +3,79 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .arguments import JsonOption, VerboseOption
+from .arguments import LOCAL_HELP, ExpertsPerToken, JsonOption, VerboseOption, experts_per_token, local_checkpoint
 from .console import FAILED, print_json
 
+if TYPE_CHECKING:
+    from ..ops.dispatch import Case
+
 EXAMPLES = """\b
-Example:
-  flash-moe selftest && export FLASH_MOE_KERNELS=on"""
+Examples:
+  flash-moe selftest                at the layer sizes of Qwen3.5-397B-A17B
+  flash-moe selftest MODEL          at those of a model"""
 
 
-def command(as_json: JsonOption = False, verbose: VerboseOption = False) -> None:
+def command(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=LOCAL_HELP, show_default=False)] = None,
+    k: ExpertsPerToken = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Check the GPU kernels on this machine.
 
-    Every kernel runs on fresh random inputs and is compared with a reference in MLX's own operations: error, and speed
-    beside MLX. Ends with exit code 1 if one fails. Where all pass, FLASH_MOE_KERNELS=on uses them all.
+    Every kernel runs on fresh random inputs, in a process of its own: it is compared with a reference in float32, and
+    timed beside MLX's ops. Loading a model does the same once with the kernels that it needs, and uses those that are
+    right and faster. Ends with exit code 1 if a kernel is wrong.
     """
-    from ..selftest import run
+    from ..errors import FlashMoEError
+    from ..ops.dispatch import on_gpu
+    from ..proofs.prover import name_of
+    from ..proofs.standard import standard_cases
+    from ..proofs.worker import NoAnswer, judged
 
-    failed, results = 0, []
-    for number, result in enumerate(run()):
-        results.append(dataclasses.asdict(result) | {"passed": result.passed})
-        failed += not result.passed
-        if as_json:
-            continue
-        if number == 0:
-            print(f"{'kernel':<18} {'dtype':<9} {'error':>8} {'allowed':>8} {'us':>8} {'MLX us':>8} {'faster':>7}")
-        faster = f"{result.mlx_seconds / result.seconds:.2f}x"
-        print(
-            f"{result.name:<18} {result.dtype:<9} {result.error:>8.1e} {result.tolerance:>8.0e} "
-            f"{result.seconds * 1e6:>8.1f} {result.mlx_seconds * 1e6:>8.1f} {faster:>7} "
-            f"{'ok' if result.passed else 'FAIL'}"
+    if not on_gpu():
+        raise FlashMoEError(
+            "found no GPU that MLX can use; kernels need Metal or CUDA, everything else runs on the CPU"
         )
+    cases = list(standard_cases()) if model is None else _cases(model, k)
+    if not as_json:
+        print(f"{'kernel':<58} {'error':>8} {'allowed':>8} {'us':>8} {'MLX us':>8} {'faster':>7}")
+    verdicts = []
+    try:
+        for case, verdict in judged(cases):
+            verdicts.append(verdict)
+            if as_json:
+                continue
+            times = ""
+            if verdict.right:
+                faster = f"{verdict.mlx_seconds / verdict.seconds:.2f}x"
+                times = f" {verdict.seconds * 1e6:>8.1f} {verdict.mlx_seconds * 1e6:>8.1f} {faster:>7}"
+            result = "ok" if verdict.used else "right" if verdict.right else f"FAIL: {verdict.reason}"
+            print(f"{name_of(case):<58} {verdict.error:>8.1e} {verdict.tolerance:>8.0e}{times} {result}", flush=True)
+    except NoAnswer as error:
+        raise FlashMoEError(f"the process that tries kernels could not be started: {error}") from error
+    wrong, used = sum(not v.right for v in verdicts), sum(v.used for v in verdicts)
     if as_json:
-        print_json({"kernels": results, "passed": not failed})
-    elif failed:
-        print(f"{failed} failed: keep FLASH_MOE_KERNELS=off, and please report the table above")
+        kernels = [{"case": list(c)} | dataclasses.asdict(v) for c, v in zip(cases, verdicts, strict=True)]
+        print_json({"kernels": kernels, "passed": not wrong})
     else:
-        print("all passed")
-    if failed:
+        slower = len(cases) - wrong - used
+        print(f"{len(cases)} cases: {wrong} wrong, {slower} right but no faster than MLX, {used} used")
+        if wrong:
+            print("Kernels that fail are never used, but please report the table above.")
+    if wrong:
         raise typer.Exit(FAILED)
+
+
+def _cases(model: str, k: str | None) -> list[Case]:
+    from ..checks import resolve_experts_per_token
+    from ..loading import resolve_dtype
+    from ..models import open_model
+
+    files = open_model(local_checkpoint(model))
+    used = resolve_experts_per_token(experts_per_token(k), files.config.num_experts_per_tok)
+    return files.kernel_cases(files.records().layouts, used, resolve_dtype(None, files))

@@ -18,8 +18,12 @@ from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
 from ..nn.decoder import Decoder
+from ..nn.needed_kernels import needed_kernels
 from ..nn.streaming import PLAIN, StreamingOptions
 from ..nn.weights import Weights
+from ..ops.dispatch import Case
+from ..ops.experts import DTYPES
+from ..record import RecordLayout
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,26 @@ class ModelFiles(Checkpoint):
             CheckpointError: a tensor has a dtype that no weight has, lacks its quantisation, or has an impossible shape.
         """
         return self.family.in_one_convention(self, read_arrays(self), dtype)
+
+    def kernel_cases(
+        self,
+        layouts: Mapping[int, RecordLayout],
+        experts_per_token: int,
+        dtype: mx.Dtype,
+        streaming: StreamingOptions = PLAIN,
+    ) -> list[Case]:
+        """Returns the cases of all kernels that the network could use; only headers are needed.
+
+        Args:
+            layouts: of the records, by layer.
+
+        Raises:
+            CheckpointError: as :meth:`load_network`.
+        """
+        empty = {name: mx.zeros(info.shape, dtype=DTYPES[info.dtype]) for name, info in self.resident.items()}
+        found = self.family.in_one_convention(self, empty, dtype)
+        weights = Weights(found.arrays, found.quantization)
+        return needed_kernels(self.config, weights, layouts, experts_per_token, dtype, streaming)
 
     def load_network(
         self,

@@ -71,7 +71,8 @@ class GatedAttention(Module):
 
     def uses_kernels(self) -> bool:
         """Whether one token goes through :meth:`heads` and :meth:`attend`."""
-        return use_kernel("attention") and supports(self._heads, self._kv_heads, self._dim)
+        sizes = self._heads, self._kv_heads, self._dim, self._config.rotary_dims, self.q_norm.dtype
+        return supports(*sizes[:3]) and use_kernel("attention", *sizes)
 
     def heads(self, x: mx.array, place: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """One token, by kernels: query [Hq, 1, D], key and value [1, Hkv, 1, D], and gate [1, Hq · D]."""

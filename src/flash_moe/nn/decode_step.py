@@ -42,7 +42,7 @@ class DecodeStep:
         Returns:
             [1, H], not evaluated.
         """
-        whole = self._moe.whole()
+        whole = self._moe.whole(x)
         bank = () if whole is None else (whole,)
         if isinstance(cache, DeltaCache):
             conv, state, *found = self._delta(x, cache.conv, cache.state, *bank)

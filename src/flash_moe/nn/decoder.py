@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.store import ExpertStore
 from ..ops.dispatch import kernels, on_gpu
-from ..ops.norm import rms_norm
+from ..ops.norm import add_rms_norm, rms_norm
 from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
 from .decode_step import DecodeStep
@@ -71,6 +71,15 @@ class DecoderLayer(Module):
         mx.async_eval(x)
         return x
 
+    def describe(self, x: mx.array, cache: KVCache | DeltaCache) -> None:
+        """Describes the layer's work on x [T, H], but that of the routed experts, as :func:`needed_kernels` wants it."""
+        mixed = self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
+        h, x = add_rms_norm(mixed, x, self.post_attention_layernorm, self._eps)
+        if isinstance(self.mlp, SparseMoE):
+            self.mlp.describe(h, x)
+        else:
+            self.mlp(h)
+
     def front(self, x: mx.array, cache: KVCache | DeltaCache) -> tuple[mx.array, ...]:
         """All of a sparse layer that does not need the routed experts.
 
@@ -96,7 +105,7 @@ class Decoder(Module):
         experts_per_token: K.
         dtype: of activations.
         progress: called after each layer with the number of layers built.
-        use_kernels: whether ops may run as this library's own kernels; None where they are known to be faster.
+        use_kernels: whether ops may run as this library's own kernels; None those that proved themselves.
         streaming: what is done about experts that are not in memory.
 
     Attributes:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..config import ModelConfig
-from ..ops.causal_conv import causal_conv
+from ..ops.delta_net import delta_net
 from ..ops.delta_net_step import delta_net_step_kernel, pack_constants, supports
 from ..ops.dispatch import use_kernel
-from ..ops.gated_delta import gated_delta
-from ..ops.norm import l2_norm, rms_norm
 from .cache import DeltaCache
 from .module import Module
 from .weights import Weights
@@ -53,22 +51,17 @@ class GatedDeltaNet(Module):
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The layer as a function of its states: output, new conv state, new recurrent state."""
-        c, tokens = self._config, x.shape[0]
-        if tokens == 1 and use_kernel("delta_net") and supports(c.linear_key_head_dim):
+        c, (heads, dv, dk) = self._config, state.shape
+        sizes = c.linear_num_key_heads, heads, dk, dv, self.conv1d.shape[0], x.dtype
+        if x.shape[0] == 1 and supports(dk) and use_kernel("delta_net", *sizes):
             y, conv, state = delta_net_step_kernel(
                 self.in_proj.together(x), conv, state, conv_weight=self.conv1d, constants=self.constants,
                 key_heads=c.linear_num_key_heads,
             )  # fmt: skip
             return self.out_proj(y), conv, state
         qkv, z, b, a = self.in_proj(x)
-        qkv, conv = causal_conv(qkv, self.conv1d, conv)
-        qk, v = mx.split(qkv, [2 * c.key_dim], axis=-1)
-        v = v.reshape(tokens, c.linear_num_value_heads, c.linear_value_head_dim)
-        qk = qk.reshape(tokens, 2, c.linear_num_key_heads, c.linear_key_head_dim)
-        qk = l2_norm(qk, _L2_EPS) * self.qk_scale
-        dt = mx.logaddexp(a.astype(mx.float32) + self.dt_bias, 0.0)  # softplus
-        beta = mx.sigmoid(b)
-        y, state = gated_delta(qk[:, 0], qk[:, 1], v, mx.exp(dt * self.log_decay), beta, state)
-        y = rms_norm(y, self.norm, c.rms_norm_eps).reshape(tokens, c.value_dim)
-        z = z.astype(mx.float32)
-        return self.out_proj((y * (z * mx.sigmoid(z))).astype(x.dtype)), conv, state
+        y, conv, state = delta_net(
+            qkv, z, b, a, conv, state, conv_weight=self.conv1d, qk_scale=self.qk_scale, log_decay=self.log_decay,
+            dt_bias=self.dt_bias, norm_weight=self.norm, l2_eps=_L2_EPS, eps=c.rms_norm_eps,
+        )  # fmt: skip
+        return self.out_proj(y), conv, state

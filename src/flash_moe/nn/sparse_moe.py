@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from ..config import ModelConfig
 from ..errors import NumericalError
 from ..experts.store import Arrivals, ExpertStore, Records
 from ..ops import expert_kernels
-from ..ops.dispatch import use_kernel
+from ..ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from ..ops.experts import experts_for_rows, experts_for_token, takes_each
 from ..ops.router import route
 from .expert_choice import ExpertChoice
@@ -57,22 +58,30 @@ class SparseMoE(Module):
         self._choice = None if store.holds_everything else choice
         self.prefetch: LayerPrefetch | None = None
         self._layout = store.layouts[layer]
+        self._fewest = self._k if choice is None else 1  # experts that a token may use
+        self._layout_json = json.dumps(self._layout.to_json())
         shared, self._record = weights.at("shared_expert"), None
-        if self.uses_kernel(1) and (copied := shared_record(shared, intermediate, self._layout)):
-            self._record, shared = copied
+        if on_gpu() and kernels_wanted() is not False and self._supported():
+            copied = shared_record(shared, intermediate, self._layout)
+            self._record, shared = copied or (None, shared)
         self.shared_expert = SwiGLU(hidden, intermediate, shared)
         self._traced_bank = mx.compile(self.of_bank)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         return self.experts(x, *self.route(x, residual))
 
-    def uses_kernel(self, tokens: int) -> bool:
-        """Whether the experts of this many tokens are computed by kernels."""
-        return tokens == 1 and use_kernel("experts") and expert_kernels.supports(self._layout, self._k + 1)
+    def uses_kernel(self, x: mx.array) -> bool:
+        """Whether the experts of these tokens [T, H] are computed by kernels."""
+        shared = int(self._record is not None)
+        sizes = self._fewest, self._k, shared, self._layout_json, x.dtype
+        return x.shape[0] == 1 and self._supported() and use_kernel("experts", *sizes)
 
-    def whole(self) -> mx.array | None:
+    def _supported(self) -> bool:
+        return expert_kernels.supports(self._layout, self._k + 1)
+
+    def whole(self, x: mx.array) -> mx.array | None:
         """The store's bank of the layer for one token, where it has one and kernels can choose from it."""
-        kernels_choose = self._choice is None and self.prefetch is None and self.uses_kernel(1)
+        kernels_choose = self._choice is None and self.prefetch is None and self.uses_kernel(x)
         return self._store.whole(self._layer, self._k) if kernels_choose else None
 
     def route(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -84,10 +93,16 @@ class SparseMoE(Module):
         """
         router, shared_gate = self.gates(x)
         chosen = (self._k, self._normalize) if self._choice is None or x.shape[0] > 1 else (router.shape[1], False)
-        if self._record is not None and self.uses_kernel(x.shape[0]):
+        if self._record is not None and self.uses_kernel(x):
             return *route(router, *chosen, shared_gate), residual
         ids, weights = route(router, *chosen)
         return ids, weights, residual + mx.sigmoid(shared_gate) * self.shared_expert(x)
+
+    def describe(self, x: mx.array, residual: mx.array) -> None:
+        """Describes :meth:`route` with kernels and without, and asks for the routed experts' kernel."""
+        self.route(x, residual)
+        if self._record is not None and not self.uses_kernel(x) and self._choice is None and x.shape[0] == 1:
+            route(self.gates(x)[0], self._k, self._normalize, self.gates(x)[1])
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
         """Fetches the routed experts and adds their part to the rest."""
@@ -122,7 +137,7 @@ class SparseMoE(Module):
     ) -> mx.array:
         meanwhile = None if self.prefetch is None else partial(self.prefetch.reading, chosen, ahead)
         records: Records | Arrivals
-        if not self.uses_kernel(1) and takes_each(self._layout, x.dtype):
+        if not self.uses_kernel(x) and takes_each(self._layout, x.dtype):
             records = self._store.fetch_each(self._layer, chosen, meanwhile)
             y = rest + experts_for_token(x, records, weights[0], self._layout)  # all have arrived when it returns
         else:
@@ -133,7 +148,7 @@ class SparseMoE(Module):
 
     def _of_records(self, x: mx.array, records: Records, weights: mx.array, rest: mx.array) -> mx.array:
         """Experts that have all arrived, added to the rest."""
-        if not self.uses_kernel(1):
+        if not self.uses_kernel(x):
             return rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
         if records.rows is None:
             shared = self._shared(weights, len(records.arrays))

@@ -37,7 +37,8 @@ def gated_delta(
         return _blas_chunked(q, k, v, decay, beta, state)
     if q.shape[0] == 1 and state.size >= _STEP_STATE and on_cpu(q.dtype):
         return _blas_step(q, k, v, decay, beta, state)
-    if q.shape[0] >= _CHUNKS_FROM and use_kernel("delta_chunks"):
+    (tokens, key_heads, dk), (heads, dv, _) = k.shape, state.shape
+    if tokens >= _CHUNKS_FROM and use_kernel("delta_chunks", key_heads, heads, dk, dv, q.dtype):
         return gated_delta_chunks(q, k, v, decay, beta, state)
     y, new_state = mx.fast.gated_delta_update(q[None], k[None], v[None], decay[None], beta[None], state[None])
     return y[0], new_state[0]

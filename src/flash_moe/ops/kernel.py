@@ -6,7 +6,9 @@ names. MLX compiles it for Apple GPUs; for NVIDIA GPUs :mod:`.cuda` adapts the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -18,6 +20,8 @@ from .cuda import cuda_source
 
 Template = Sequence[tuple[str, int | bool | mx.Dtype]]
 SIMD = 32  # threads of a simdgroup, and of a warp
+_INTEGERS = (mx.uint32, mx.int32)
+_poisoned: ContextVar[bool] = ContextVar("flash_moe_poisoned", default=False)
 
 
 def back_end() -> str | None:
@@ -25,6 +29,16 @@ def back_end() -> str | None:
     if mx.default_device() == mx.cpu:
         return None
     return "metal" if mx.metal.is_available() else "cuda"
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Within, outputs hold what no kernel computes until one writes them: NaN, or numbers out of all range."""
+    token = _poisoned.set(True)
+    try:
+        yield
+    finally:
+        _poisoned.reset(token)
 
 
 class Kernel:
@@ -89,7 +103,11 @@ class Kernel:
             grid: threads along x, y, z: multiples of ``threadgroup``, for CUDA has only whole blocks.
             threadgroup: threads of one threadgroup; their number is a multiple of 32.
         """
+        options: dict[str, float] = {}
+        if _poisoned.get():
+            whole = any(dtype in _INTEGERS for dtype in output_dtypes)  # these have no NaN
+            options["init_value"] = 1e9 if whole else float("nan")
         return self._compile()(
             inputs=list(inputs), template=list(template), grid=grid, threadgroup=threadgroup,
-            output_shapes=list(output_shapes), output_dtypes=list(output_dtypes),
+            output_shapes=list(output_shapes), output_dtypes=list(output_dtypes), **options,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from ..formats import Quantization
 from . import kernel
 from .blas import matmul, to_numpy, use_blas
 from .dispatch import use_kernel
-from .quantized_matvec import MAX_TOKENS, quantized_matvec, supports
+from .quantized_matvec import quantized_matvec, supports
 
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
 
@@ -35,9 +35,11 @@ def linear(
         return matmul(x, weight.T)
     if use_blas(x.shape[0], x.dtype):
         return _blas_quantized(x, weight, scales, biases, quantization)
-    if x.shape[0] <= MAX_TOKENS and use_kernel("quantized_matvec") and supports(x, weight, quantization):
-        return quantized_matvec(x, weight, scales, biases, quantization)
     group_size = quantization.group_size
+    tokens, columns = x.shape
+    sizes = tokens, columns, weight.shape[0], quantization.bits, group_size, x.dtype, scales.dtype
+    if supports(x, weight, quantization) and use_kernel("quantized_matvec", *sizes):
+        return quantized_matvec(x, weight, scales, biases, quantization)
     if group_size == 128 and x.dtype == mx.float32 and kernel.back_end() == "cuda":
         # MLX 0.32.4 asks for more shared memory than a block may have; half a group has the same scale and bias
         group_size, scales, biases = 64, mx.repeat(scales, 2, axis=-1), mx.repeat(biases, 2, axis=-1)

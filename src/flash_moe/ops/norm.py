@@ -36,7 +36,7 @@ def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) 
     Returns:
         rms_norm(x + residual) and x + residual, [..., D] each.
     """
-    if use_kernel("add_rms_norm"):
+    if use_kernel("add_rms_norm", x.shape[-1], x.dtype):
         return add_rms_norm_kernel(x, residual, weight, eps)
     total = x + residual
     return rms_norm(total, weight, eps), total

@@ -27,7 +27,8 @@ def route(
 
     Source: transformers, ``Qwen3_5MoeTopKRouter``.
     """
-    if use_kernel("router") and router_kernel.supports(logits, k):
+    sizes = logits.shape[-1], k, int(normalize), int(shared_logits is not None), logits.dtype
+    if router_kernel.supports(logits, k) and use_kernel("router", *sizes):
         return router_kernel.route(logits, k, normalize, shared_logits)
     ids, weights = (_numpy_route if on_cpu(logits.dtype) else _mlx_route)(logits, k, normalize)
     if shared_logits is not None:

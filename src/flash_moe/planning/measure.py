@@ -7,6 +7,7 @@ import mlx.core as mx
 from ..bench.fetches import Streaming, fetch_speed
 from ..checkpoint.records import RecordTable
 from ..generation.sampling import Sampler, Sampling
+from ..loading import prove_kernels
 from ..models import ModelFiles
 from ..ops.blas import matmul
 from ..ops.dispatch import kernels
@@ -34,6 +35,7 @@ def measure(
     Raises:
         ExpertReadError: a record cannot be read.
     """
+    prove_kernels(checkpoint, table.layouts, needs.experts_per_token, dtype)
     probe = Probe(checkpoint, table, needs.experts_per_token, dtype, expert_io)
     record, row = probe.expert_costs()
     reads = _reads(table, needs, expert_io) if here and table.layouts and expert_io != "resident" else None

@@ -1,0 +1,66 @@
+"""Which kernels a model could use: its layers describe a token and a prompt, without computing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..config import ModelConfig
+from ..experts.store import ExpertStore
+from ..ops.dispatch import Case, kernels_needed
+from ..record import RecordLayout
+from .cache import layer_cache
+from .decoder import DecoderLayer
+from .expert_choice import ExpertChoice
+from .streaming import StreamingOptions
+from .weights import Weights
+
+_TOKENS = 64  # of a prompt
+
+
+class _NoStore(ExpertStore):
+    """Says where records would lie, and has none."""
+
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
+        raise NotImplementedError("layers that are only described fetch nothing")
+
+    def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
+        return [False] * len(experts)
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Nothing can be read ahead."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def needed_kernels(
+    config: ModelConfig,
+    weights: Weights,
+    layouts: Mapping[int, RecordLayout],
+    experts_per_token: int,
+    dtype: mx.Dtype,
+    streaming: StreamingOptions,
+) -> list[Case]:
+    """Returns the case of every kernel that could run in this network, each once.
+
+    Args:
+        weights: lazy arrays, of which none is evaluated on a GPU.
+        layouts, experts_per_token, dtype, streaming: as the decoder will get them.
+    """
+    store = _NoStore(layouts, config.num_experts)
+    choice = ExpertChoice(experts_per_token, config.norm_topk_prob, streaming) if streaming.changes_experts else None
+    with kernels_needed() as found:
+        for i in range(config.num_hidden_layers):
+            layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token, choice)
+            for tokens in (1, _TOKENS):
+                x, cache = mx.zeros((tokens, config.hidden_size), dtype=dtype), layer_cache(config, i, dtype)
+                layer.describe(x, cache)
+        make_head = weights.embedding if config.tie_word_embeddings else weights.linear
+        head = make_head(
+            "embed_tokens" if config.tie_word_embeddings else "lm_head", config.vocab_size, config.hidden_size
+        )
+        head(mx.zeros((1, config.hidden_size), dtype=dtype))
+    return list(found)

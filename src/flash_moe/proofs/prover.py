@@ -1,0 +1,103 @@
+"""Which of the kernels that a model needs are used on this machine: proven once, then remembered."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..ops import sources
+from ..ops.dispatch import Case, accept
+from ..user_cache import recall, remember
+from .trial import Verdict
+from .worker import NoAnswer, judged
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 10.0  # after which no further kernel is tried; the rest follows with the next model
+_FILE, _VERSION, _ENVIRONMENTS = "kernels.json", 1, 8
+
+Judge = Callable[..., Iterable[tuple[Case, Verdict]]]
+
+
+def prove(
+    cases: Iterable[Case], progress: Callable[[int, int], None] | None = None, judge: Judge = judged
+) -> dict[Case, Verdict]:
+    """Has every case tried that this machine does not remember, and lets those that are right and faster be used.
+
+    Whatever goes wrong costs only speed: a kernel without a verdict is not used.
+
+    Args:
+        progress: called with the number of cases that are decided, and of all.
+        judge: stands in for the process that tries kernels.
+
+    Returns:
+        The verdicts, also the remembered ones.
+    """
+    wanted, environment = list(cases), environment_key()
+    remembered = {_key(case): entry for case, entry in _entries(recall(_FILE, _VERSION).get(environment))}
+    verdicts = {case: remembered[_key(case)] for case in wanted if _key(case) in remembered}
+    missing = [case for case in wanted if case not in verdicts]
+    found: dict[Case, Verdict] = {}
+    try:
+        for case, verdict in judge(missing, deadline=time.monotonic() + SECONDS) if missing else ():
+            found[case] = verdict
+            if not verdict.used:
+                level = logging.INFO if verdict.right else logging.WARNING
+                logger.log(level, "the kernel of %s is not used here: %s", name_of(case), verdict.reason)
+            if progress is not None:
+                progress(len(verdicts) + len(found), len(wanted))
+    except NoAnswer as error:
+        logger.warning("no kernel could be tried on this machine, so MLX's ops are used: %s", error)
+    if len(found) < len(missing):
+        logger.info("%d kernels have not been tried in %.0f s; MLX's ops are used", len(missing) - len(found), SECONDS)
+    if found:
+        new = {_key(case): dataclasses.asdict(verdict) for case, verdict in found.items()}
+        remember(
+            _FILE, _VERSION, environment, lambda known: (known if isinstance(known, dict) else {}) | new, _ENVIRONMENTS
+        )
+    verdicts |= found
+    accept(case for case, verdict in verdicts.items() if verdict.used)
+    return verdicts
+
+
+def name_of(case: Case) -> str:
+    """Returns a case for people: the op and its sizes."""
+    op, *sizes = case
+    return f"{op} ({', '.join(str(size) for size in sizes if not str(size).startswith('{'))})"
+
+
+@cache
+def environment_key() -> str:
+    """Returns what verdicts depend on: device, build of the system, MLX's version and the kernels' own files."""
+    device = mx.device_info(mx.default_device())
+    digest = hashlib.sha256()
+    for file in sorted([*sources.folder().iterdir(), *Path(sources.__file__).parent.glob("*.py")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    system = f"{platform.system()} {os.uname().release} {os.uname().version}"
+    names = [str(device.get(name, "")) for name in ("device_name", "architecture")]
+    return f"{' '.join(names)}, {system}, mlx {version('mlx')}, kernels {digest.hexdigest()[:16]}"
+
+
+def _key(case: Case) -> str:
+    return json.dumps(case)
+
+
+def _entries(stored: Any) -> Iterable[tuple[Case, Verdict]]:
+    """The verdicts of an entry of the file; those that are damaged are left out."""
+    for key, fields in stored.items() if isinstance(stored, dict) else ():
+        try:
+            yield tuple(json.loads(key)), Verdict(**fields)
+        except (TypeError, ValueError):
+            logger.debug("%s holds a verdict that cannot be read: %r", _FILE, key)

@@ -1,0 +1,133 @@
+"""One kernel against its reference and against MLX's ops, on fresh random inputs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..ops.dispatch import kernels
+from ..ops.kernel import poisoned
+
+# The largest error relative to the largest value, and the norm of all errors relative to that of all values. One
+# rounding of the output makes 0.4% and 0.17% in bfloat16; a mistake in one part of many shows in the norm.
+TOLERANCE = {mx.float32: (1e-4, 1e-4), mx.float16: (2e-3, 6e-4), mx.bfloat16: (1.6e-2, 4e-3)}
+_CACHES = 64 << 20  # bytes of operands that a GPU's caches do not hold
+_MOST_SETS = 8  # of operands
+_SECONDS, _REPEATS = 0.003, 5  # of launches that are evaluated together, and how often they are
+
+Arrays = Sequence[mx.array]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a case is tried with.
+
+    Attributes:
+        kernel: the op as the kernel computes it, from one set of operands.
+        reference: the same in float32.
+        usual: the op as MLX computes it where the kernel is not used; only timed.
+        operands: makes a set of random operands.
+        dtype: of the op's outputs.
+        timed: the kernel as it is timed, where ``kernel`` does more.
+    """
+
+    kernel: Callable[..., Arrays]
+    reference: Callable[..., Arrays]
+    usual: Callable[..., Any]
+    operands: Callable[[], tuple[mx.array, ...]]
+    dtype: mx.Dtype
+    timed: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a trial found.
+
+    Attributes:
+        right: whether it computes what its reference does.
+        used: whether it is right and faster than MLX's ops.
+        reason: why not, for people; empty where it is used.
+        error, tolerance: the largest error relative to the largest value, and what is allowed.
+        seconds, mlx_seconds: of a call, launching included; 0 where it was not timed.
+    """
+
+    right: bool
+    used: bool
+    reason: str = ""
+    error: float = 0.0
+    tolerance: float = 0.0
+    seconds: float = 0.0
+    mlx_seconds: float = 0.0
+
+
+def judge(trial: Trial) -> Verdict:
+    """Runs a trial: is the kernel right, and if so, is it faster?
+
+    Raises:
+        Exception: whatever compiling or running raises; the kernel is not to be used then.
+    """
+    operands = trial.operands()
+    mx.eval(operands)
+    with poisoned():
+        found = list(trial.kernel(*operands))
+        mx.eval(found)
+    with kernels(False):
+        expected = list(trial.reference(*operands))
+        mx.eval(expected)
+    largest, norm = TOLERANCE[trial.dtype]
+    error, relative_norm = (max(values) for values in zip(*map(_errors, found, expected), strict=True))
+    if not (error <= largest and relative_norm <= norm):  # NaN is wrong, too
+        what = f"its error is {error:.1e} of the largest value, {relative_norm:.1e} in the norm"
+        return Verdict(False, False, f"{what}; {largest:.0e} and {norm:.0e} are allowed", error, largest)
+    seconds, mlx_seconds = _times(trial, operands)
+    reason = "" if seconds < mlx_seconds else f"it takes {seconds * 1e6:.1f} µs, MLX {mlx_seconds * 1e6:.1f} µs"
+    return Verdict(True, not reason, reason, error, largest, seconds, mlx_seconds)
+
+
+def _errors(found: mx.array, expected: mx.array) -> tuple[float, float]:
+    """Largest error relative to the largest value, and norm of the errors relative to that of the values."""
+    if found.shape != expected.shape:
+        return float("nan"), float("nan")
+    a, b = found.astype(mx.float32), expected.astype(mx.float32)
+    difference = mx.abs(a - b)
+    scale, norm = mx.maximum(mx.abs(b).max(), 1e-9), mx.maximum(mx.sqrt(mx.square(b).sum()), 1e-9)
+    error, relative = difference.max() / scale, mx.sqrt(mx.square(difference).sum()) / norm
+    # a maximum may pass over NaN
+    return (error.item(), relative.item()) if mx.isfinite(difference).all().item() else (float("inf"), float("inf"))  # type: ignore[return-value]
+
+
+def _times(trial: Trial, operands: tuple[mx.array, ...]) -> tuple[float, float]:
+    """Median seconds of a call of the kernel and of MLX's ops, in turns, traced as the decoder is."""
+    count = min(_MOST_SETS, -(-_CACHES // max(1, sum(a.nbytes for a in operands))))
+    sets = [operands, *(trial.operands() for _ in range(count - 1))]
+    flat = [array for one in sets for array in one]
+    mx.eval(flat)
+    with kernels(False):
+        runs = [
+            _rounds(_all_sets(function, len(operands)), flat) for function in (trial.timed or trial.kernel, trial.usual)
+        ]
+        times = [(runs[0](), runs[1]()) for _ in range(_REPEATS)]
+    kernel, usual = (statistics.median(column) / count for column in zip(*times, strict=True))
+    return kernel, usual
+
+
+def _all_sets(function: Callable[..., Any], width: int) -> Callable[..., list[Any]]:
+    return mx.compile(lambda *flat: [list(function(*flat[k : k + width])) for k in range(0, len(flat), width)])
+
+
+def _rounds(traced: Callable[..., Any], flat: list[mx.array]) -> Callable[[], float]:
+    """A function that times enough rounds together that starting and draining the GPU do not count."""
+
+    def seconds(rounds: int) -> float:
+        start = time.perf_counter()
+        mx.eval([traced(*flat) for _ in range(rounds)])
+        return (time.perf_counter() - start) / rounds
+
+    seconds(1)  # compiles
+    rounds = max(1, min(200, round(_SECONDS / min(seconds(1) for _ in range(2)))))
+    return lambda: seconds(rounds)

@@ -1,0 +1,285 @@
+"""How each kernel is tried: random operands at the sizes of a case, the reference, and MLX's ops for the same.
+
+Every function takes what follows the op in a :data:`~flash_moe.ops.dispatch.Case`, in that order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..formats import Quantization
+from ..ops import decode_attention, delta_net_step, expert_kernels, norm_kernel, qk_norm_rope, router, router_kernel
+from ..ops.attention import attention as mlx_attention
+from ..ops.delta_chunks import gated_delta_chunks
+from ..ops.delta_net import delta_net
+from ..ops.dispatch import Case
+from ..ops.experts import DTYPES, dequantized, experts_for_token
+from ..ops.gated_delta import gated_delta, gated_delta_reference
+from ..ops.linear import linear
+from ..ops.norm import rms_norm
+from ..ops.quantized_matvec import quantized_matvec
+from ..record import RecordLayout
+from ..rope import frequencies
+from .trial import Trial
+
+_ROWS = 8192  # of a matrix, dequantised at a time
+_CONTEXT = 1000  # keys in the cache of a trial of attention, of a capacity that is a little larger
+_TOKENS = 150  # of a prompt: two chunks and a part of one
+_EPS, _THETA = 1e-6, 1e7
+
+
+def trial_of(case: Case) -> Trial:
+    """Returns the trial of a case.
+
+    Raises:
+        KeyError: there is no such op.
+    """
+    op, *sizes = case
+    return TRIALS[str(op)](*sizes)
+
+
+def _dtype(name: str) -> mx.Dtype:
+    return {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[name]
+
+
+def _random(*shape: int, dtype: mx.Dtype = mx.float32, scale: float = 1.0) -> mx.array:
+    return (scale * mx.random.normal(shape)).astype(dtype)
+
+
+def _codes(rows: int, columns: int, bits: int) -> mx.array:
+    """Random packed weights: [rows, columns · bits / 32] uint32."""
+    shape = (rows, columns * bits // 32)
+    return mx.random.randint(-(1 << 31), (1 << 31) - 1, shape, dtype=mx.int32).view(mx.uint32)
+
+
+def _scales(rows: int, columns: int, q: Quantization, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    """Scales and biases with which weights have mean zero and keep the size of what they multiply."""
+    shape, size = (rows, columns // q.group_size), columns**-0.5 / (1 << (q.bits - 1))
+    scales = (size * (1 + mx.random.uniform(shape=shape))).astype(dtype)
+    biases = scales.astype(mx.float32) * -((1 << q.bits) - 1) / 2 + _random(*shape, scale=0.1 * columns**-0.5)
+    return scales, biases.astype(dtype)
+
+
+def _product(x: mx.array, matrix: mx.array) -> mx.array:
+    """[T, in] times [out, in] in float32, by sums: products of matrices may be rounded to fewer bits."""
+    return mx.concatenate([(matrix * row).sum(axis=-1)[None] for row in x.astype(mx.float32)])
+
+
+def _quantized_matvec(
+    tokens: int, columns: int, rows: int, bits: int, group: int, x_dtype: str, scales_dtype: str
+) -> Trial:
+    q, dtype = Quantization(bits, group), _dtype(x_dtype)
+
+    def operands() -> tuple[mx.array, ...]:
+        return (
+            _random(tokens, columns, dtype=dtype), _codes(rows, columns, bits),
+            *_scales(rows, columns, q, _dtype(scales_dtype)),
+        )  # fmt: skip
+
+    def reference(x: mx.array, w: mx.array, scales: mx.array, biases: mx.array) -> list[mx.array]:
+        blocks = []
+        for first in range(0, rows, _ROWS):
+            codes, s, b = w[first : first + _ROWS], scales[first : first + _ROWS], biases[first : first + _ROWS]
+            wide = mx.dequantize(codes, s.astype(mx.float32), b.astype(mx.float32), group_size=group, bits=bits)
+            blocks.append(_product(x, wide))
+            mx.eval(blocks[-1])
+        return [mx.concatenate(blocks, axis=1)]
+
+    return Trial(
+        lambda x, w, s, b: [quantized_matvec(x, w, s, b, q)], reference, lambda x, w, s, b: [linear(x, w, s, b, q)],
+        operands, dtype,
+    )  # fmt: skip
+
+
+def _experts(fewest: int, count: int, shared: int, layout_json: str, x_dtype: str) -> Trial:
+    layout, dtype = RecordLayout.from_json(json.loads(layout_json)), _dtype(x_dtype)
+    records, hidden = count + shared, layout.hidden_size
+
+    def operands() -> tuple[mx.array, ...]:
+        weights = mx.random.uniform(0.1, 1.0, (records,))
+        bank = mx.concatenate([_record(layout)[None] for _ in range(records)])
+        return _random(1, hidden, dtype=dtype), _random(1, hidden, dtype=dtype), weights, bank
+
+    def in_bank(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, used: int = count) -> mx.array:
+        last = mx.contiguous(bank[count]) if shared else None
+        rows = mx.arange(used - 1, -1, -1, dtype=mx.uint32)  # not in the order of the bank
+        weights = mx.concatenate([weights[:used][::-1], weights[count:]])
+        return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, shared=last, residual=residual)
+
+    def everything(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array) -> list[mx.array]:
+        separate = [mx.contiguous(bank[i]) for i in range(records)]
+        alone = expert_kernels.experts_for_token(x, separate, weights, layout, residual=residual)
+        return [alone, *(in_bank(x, residual, weights, bank, used) for used in range(fewest, count + 1))]
+
+    def reference(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array) -> list[mx.array]:
+        outputs = []
+        for i in range(records):
+            gate, up, down = (dequantized(bank[i : i + 1], p, mx.float32)[0] for _, p in layout.projections)
+            gated = _product(x, gate)
+            outputs.append(weights[i] * _product(gated * mx.sigmoid(gated) * _product(x, up), down))
+            mx.eval(outputs[-1])
+        sums = [sum(outputs[:used] + outputs[count:], residual.astype(mx.float32)) for used in range(fewest, count + 1)]
+        return [sums[-1], *sums]
+
+    def usual(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array) -> list[mx.array]:
+        return [residual + experts_for_token(x, bank, weights, layout)]
+
+    return Trial(everything, reference, usual, operands, dtype, timed=lambda *a: [in_bank(*a)])
+
+
+def _record(layout: RecordLayout) -> mx.array:
+    """A random record: [words] uint32."""
+    words, end = [], 0
+    for _, projection in layout.projections:
+        q, (rows, packed) = projection.quantization, projection.weight.shape
+        assert q is not None
+        arrays = [_codes(rows, packed * 32 // q.bits, q.bits)]
+        arrays += _scales(rows, packed * 32 // q.bits, q, DTYPES[projection.parts[1].dtype])
+        for part, array in zip(projection.parts, arrays, strict=True):
+            words += [mx.zeros(((part.offset - end) // 4,), dtype=mx.uint32), array.reshape(-1).view(mx.uint32)]
+            end = part.offset + part.nbytes
+    return mx.concatenate([*words, mx.zeros(((layout.stride - end) // 4,), dtype=mx.uint32)])
+
+
+def _router(experts: int, k: int, normalize: int, shared: int, dtype_name: str) -> Trial:
+    dtype = _dtype(dtype_name)
+
+    def operands() -> tuple[mx.array, ...]:
+        # no two alike, of which either could be chosen
+        spread = np.argsort(np.random.default_rng().random((3, experts)), axis=-1) * (8 / experts)
+        return mx.array(spread.astype(np.float32)).astype(dtype), _random(3, 1, dtype=dtype)
+
+    def of(function: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., list[mx.array]]:
+        def checked(logits: mx.array, gate: mx.array) -> list[mx.array]:
+            found: list[mx.array] = []
+            for rows in (slice(0, 1), slice(0, 3)):
+                ids, weights = function(logits[rows], k, bool(normalize), gate[rows] if shared else None)
+                chosen = (ids[..., None] == mx.arange(experts)).astype(mx.float32)  # [T, K, E]
+                found += [(chosen * weights[:, :k, None]).sum(axis=1), chosen.sum(axis=1), weights[:, k:].sum(axis=1)]
+            return found
+
+        return checked
+
+    def timed(function: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., tuple[mx.array, mx.array]]:
+        return lambda logits, gate: function(logits[:1], k, bool(normalize), gate[:1] if shared else None)
+
+    return Trial(
+        of(router_kernel.route), of(router.route), timed(router.route), operands, mx.float32,
+        timed=timed(router_kernel.route),
+    )  # fmt: skip
+
+
+def _attention(heads: int, kv_heads: int, dim: int, rotary: int, dtype_name: str) -> Trial:
+    dtype, scale = _dtype(dtype_name), dim**-0.5
+    options: dict[str, Any] = {"frequencies": frequencies(rotary, _THETA), "eps": _EPS}
+
+    def operands() -> tuple[mx.array, ...]:
+        cache = [_random(1, kv_heads, _CONTEXT + 24, dim, dtype=dtype) for _ in "kv"]
+        return (
+            _random(1, 2 * heads * dim, dtype=dtype), _random(1, kv_heads * dim, dtype=dtype),
+            _random(dim, dtype=dtype), _random(dim, dtype=dtype), *cache,
+        )  # fmt: skip
+
+    def kernel(
+        qg: mx.array, k: mx.array, wq: mx.array, wk: mx.array, keys: mx.array, values: mx.array
+    ) -> list[mx.array]:
+        place, sizes = qk_norm_rope.place(_CONTEXT - 1, 1), decode_attention.cache_sizes(_CONTEXT, keys)
+        q, key, gate = qk_norm_rope.qk_norm_rope_kernel(qg, k, wq, wk, place=place, **options)
+        return [q, key, gate, decode_attention.decode_attention_kernel(q, keys, values, sizes, gate, scale)]
+
+    def reference(
+        qg: mx.array, k: mx.array, wq: mx.array, wk: mx.array, keys: mx.array, values: mx.array
+    ) -> list[mx.array]:
+        q, key, gate = qk_norm_rope.qk_norm_rope_reference(qg, k, wq, wk, start=_CONTEXT - 1, **options)
+        return [q, key, gate, decode_attention.decode_attention_reference(q, keys, values, _CONTEXT, gate, scale)]
+
+    def usual(
+        qg: mx.array, k: mx.array, wq: mx.array, wk: mx.array, keys: mx.array, values: mx.array
+    ) -> list[mx.array]:
+        q, gate = qg.reshape(1, 1, heads, 2 * dim).split(2, axis=-1)
+        normed = [rms_norm(q, wq, _EPS), rms_norm(k.reshape(1, 1, kv_heads, dim), wk, _EPS)]
+        qk = mx.fast.rope(
+            mx.concatenate(normed, axis=2).swapaxes(1, 2), rotary, traditional=False, base=_THETA, scale=1.0,
+            offset=_CONTEXT - 1,
+        )  # fmt: skip
+        y = mlx_attention(qk[0, :heads], keys[0, :, :_CONTEXT], values[0, :, :_CONTEXT], scale)
+        return [qk, (y.swapaxes(0, 1) * mx.sigmoid(gate[0])).reshape(1, heads * dim)]
+
+    return Trial(kernel, reference, usual, operands, dtype)
+
+
+def _delta_net(key_heads: int, heads: int, dk: int, dv: int, taps: int, dtype_name: str) -> Trial:
+    dtype, values = _dtype(dtype_name), heads * dv
+    channels = 2 * key_heads * dk + values
+
+    def operands() -> tuple[mx.array, ...]:
+        constants = delta_net_step.pack_constants(
+            -mx.exp(_random(heads)), _random(heads), _random(dv), l2_eps=_EPS, eps=_EPS
+        )
+        return (
+            _random(1, channels + values + 2 * heads, dtype=dtype), _random(taps - 1, channels, dtype=dtype),
+            _random(heads, dv, dk), _random(taps, channels, dtype=dtype, scale=0.5), constants,
+        )  # fmt: skip
+
+    def of(step: Callable[..., Sequence[mx.array]]) -> Callable[..., Sequence[mx.array]]:
+        return lambda projected, conv, state, weight, constants: step(
+            projected, conv, state, conv_weight=weight, constants=constants, key_heads=key_heads
+        )
+
+    def usual(
+        projected: mx.array, conv: mx.array, state: mx.array, weight: mx.array, constants: mx.array
+    ) -> Sequence[mx.array]:
+        qkv, z, b, a = mx.split(projected, [channels, channels + values, channels + values + heads], axis=-1)
+        log_decay, dt_bias, norm_weight, _ = mx.split(constants, [heads, 2 * heads, 2 * heads + dv])
+        return delta_net(
+            qkv, z, b, a, conv, state, conv_weight=weight, qk_scale=mx.ones((2, 1, 1), dtype=dtype), l2_eps=_EPS, eps=_EPS,
+            log_decay=log_decay, dt_bias=dt_bias, norm_weight=norm_weight.astype(dtype),
+        )  # fmt: skip
+
+    return Trial(
+        of(delta_net_step.delta_net_step_kernel), of(delta_net_step.delta_net_step_reference), usual, operands, dtype
+    )
+
+
+def _add_rms_norm(width: int, dtype_name: str) -> Trial:
+    dtype = _dtype(dtype_name)
+
+    def usual(x: mx.array, residual: mx.array, weight: mx.array) -> list[mx.array]:
+        total = x + residual
+        return [mx.fast.rms_norm(total, weight, _EPS), total]
+
+    def operands() -> tuple[mx.array, ...]:
+        return _random(1, width, dtype=dtype), _random(1, width, dtype=dtype), _random(width, dtype=dtype)
+
+    return Trial(
+        lambda x, residual, w: norm_kernel.add_rms_norm_kernel(x, residual, w, _EPS),
+        lambda x, residual, w: norm_kernel.add_rms_norm_reference(x, residual, w, _EPS),
+        usual, operands, dtype,
+    )  # fmt: skip
+
+
+def _delta_chunks(key_heads: int, heads: int, dk: int, dv: int, dtype_name: str) -> Trial:
+    dtype = _dtype(dtype_name)
+
+    def operands() -> tuple[mx.array, ...]:
+        q, k = (_random(_TOKENS, key_heads, dk, dtype=dtype, scale=dk**-0.5) for _ in "qk")
+        decay, beta = (mx.random.uniform(low, 1.0, (_TOKENS, heads)) for low in (0.8, 0.0))
+        return q, k, _random(_TOKENS, heads, dv, dtype=dtype), decay, beta.astype(dtype), _random(heads, dv, dk)
+
+    return Trial(gated_delta_chunks, gated_delta_reference, gated_delta, operands, dtype)
+
+
+TRIALS: dict[str, Callable[..., Trial]] = {
+    "quantized_matvec": _quantized_matvec,
+    "experts": _experts,
+    "router": _router,
+    "attention": _attention,
+    "delta_net": _delta_net,
+    "add_rms_norm": _add_rms_norm,
+    "delta_chunks": _delta_chunks,
+}

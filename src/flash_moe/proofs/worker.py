@@ -1,0 +1,125 @@
+"""The other side of :mod:`.child`: starts it, asks, and ends it when it does not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ..ops.dispatch import Case
+from .trial import Verdict
+
+START_SECONDS = 30.0  # for a process to load MLX and to start the GPU, with a cold disk
+CASE_SECONDS = 8.0  # for a kernel to be compiled, run and timed
+_MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe.proofs.child import main; main()"
+
+
+class NoAnswer(Exception):
+    """The process ended or was ended, for the reason given."""
+
+
+class Worker:
+    """A process that tries kernels.
+
+    Args:
+        main: the program that it runs, which finds this process's module paths as its first argument.
+
+    Raises:
+        NoAnswer: the process cannot be started.
+    """
+
+    def __init__(self, main: str = _MAIN) -> None:
+        if not sys.executable:
+            raise NoAnswer("there is no Python interpreter to start")
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._rest = b""
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", main, json.dumps(sys.path)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+                env=os.environ | {"MLX_ENABLE_TF32": "0"},  # references are float32
+            )  # fmt: skip
+        except OSError as error:
+            self._errors.close()
+            raise NoAnswer(f"it cannot be started: {error}") from error
+        try:
+            self._line(START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    def judge(self, case: Case, seconds: float) -> Verdict:
+        """Returns what the process finds of a case.
+
+        Raises:
+            NoAnswer: it crashed, or did not answer in this time; it has ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(case).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it died of shows when its answer is waited for
+        answer: dict[str, Any] = json.loads(self._line(seconds))
+        return Verdict(**answer)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            assert file is not None
+            with suppress(BrokenPipeError):
+                file.close()
+
+    def _line(self, seconds: float) -> bytes:
+        assert self._process.stdout is not None
+        end, out = time.monotonic() + seconds, self._process.stdout.fileno()
+        while b"\n" not in self._rest:
+            if not select.select([out], [], [], max(0.0, end - time.monotonic()))[0]:
+                self.close()
+                raise NoAnswer(f"no answer within {seconds:.0f} s")
+            if not (data := os.read(out, 1 << 16)):
+                code = self._process.wait()
+                raise NoAnswer(f"its process ended with code {code}: {self._last_words()}")
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _last_words(self, most: int = 300) -> str:
+        self._errors.seek(0)
+        text = " ".join(self._errors.read().decode(errors="replace").split())
+        return text[-most:] or "it said nothing"
+
+
+def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("inf")) -> Iterator[tuple[Case, Verdict]]:
+    """Yields each case and its verdict, from a process that is started anew after a kernel that ended it.
+
+    Args:
+        deadline: of :func:`time.monotonic`; cases whose turn would come later are left out.
+
+    Raises:
+        NoAnswer: no process can be started.
+    """
+    worker: Worker | None = None
+    try:
+        for case in cases:
+            if time.monotonic() > deadline:
+                return
+            worker = worker or Worker(main)
+            try:
+                yield case, worker.judge(case, CASE_SECONDS)
+            except NoAnswer as error:
+                worker.close()
+                worker = None
+                yield case, Verdict(False, False, str(error))
+    finally:
+        if worker is not None:
+            worker.close()

@@ -1,0 +1,81 @@
+"""Every trial on the emulator: right kernels pass, and wrong ones are told from them, also where few values are wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+
+from flash_moe.ops.dispatch import Case
+from flash_moe.proofs import trial
+from flash_moe.proofs.trial import Trial, judge
+from flash_moe.proofs.trials import TRIALS, trial_of
+from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
+
+FORMATS = dict.fromkeys(PROJECTIONS, ProjectionFormat("BF16", Quantization(4, 32)))
+LAYOUT = json.dumps(RecordLayout.build(64, 32, FORMATS).to_json())
+CASES: list[Case] = [
+    ("quantized_matvec", 1, 128, 48, 4, 64, "bfloat16", "bfloat16"),
+    ("quantized_matvec", 3, 96, 20, 3, 32, "float32", "float16"),
+    ("experts", 3, 3, 1, LAYOUT, "bfloat16"),
+    ("experts", 1, 2, 0, LAYOUT, "float16"),
+    ("router", 48, 5, 1, 1, "bfloat16"),
+    ("router", 16, 4, 0, 0, "float32"),
+    ("attention", 4, 2, 32, 8, "bfloat16"),
+    ("delta_net", 1, 2, 16, 16, 4, "float16"),
+    ("add_rms_norm", 100, "bfloat16"),
+    ("delta_chunks", 1, 2, 16, 16, "bfloat16"),
+]
+
+
+@pytest.fixture(autouse=True)
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_times", lambda *_: (1e-6, 2e-6))
+
+
+def test_every_op_has_a_case() -> None:
+    assert {case[0] for case in CASES} == set(TRIALS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[-1]}")
+def test_right_kernels_are_used(case: Case) -> None:
+    verdict = judge(trial_of(case))
+    assert verdict.used, verdict.reason
+    assert verdict.error < verdict.tolerance
+
+
+def changed(tried: Trial, change: Callable[[list[mx.array]], list[mx.array]]) -> Trial:
+    return replace(tried, kernel=lambda *a: change(list(tried.kernel(*a))))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[-1]}")
+@pytest.mark.parametrize("output", [0, -1], ids=["first output", "last output"])
+def test_a_kernel_that_is_off_by_a_few_percent_is_wrong(case: Case, output: int) -> None:
+    def scale(found: list[mx.array]) -> list[mx.array]:
+        found[output] = found[output] * 1.03 + (0.01 if case[0] == "router" else 0)
+        return found
+
+    verdict = judge(changed(trial_of(case), scale))
+    assert not verdict.right
+    assert "error" in verdict.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_single_value_that_is_not_written_is_wrong(value: float) -> None:
+    def spoil(found: list[mx.array]) -> list[mx.array]:
+        y = found[0]
+        largest = mx.argmax(mx.abs(y)).item()
+        return [mx.where(mx.arange(y.size)[None] == largest, value, y)]
+
+    assert not judge(changed(trial_of(CASES[0]), spoil)).right
+
+
+def test_a_slower_kernel_is_right_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_times", lambda *_: (2e-6, 1e-6))
+    verdict = judge(trial_of(CASES[0]))
+    assert verdict.right
+    assert not verdict.used
+    assert verdict.reason == "it takes 2.0 µs, MLX 1.0 µs"
