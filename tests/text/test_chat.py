@@ -223,10 +223,10 @@ ENDLESS = {
 
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
 def test_templates_without_end_are_an_error(template):
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(TokenizerError, match=r"the chat template 'default' failed: (Template|Undefined)Error"):
         ChatTemplate(template).render([{"role": "user", "content": "Hi"}], x=list(range(300)))
-    assert time.monotonic() - begin < 60  # without bounds hours
+    assert time.process_time() - begin < 60  # without bounds hours
 
 
 def test_bounds_leave_room_for_long_conversations(qwen):
