@@ -229,6 +229,12 @@ def test_templates_without_end_are_an_error(template):
     assert time.process_time() - begin < 60  # without bounds hours
 
 
+def test_computing_time_of_templates_is_bounded(monkeypatch):
+    monkeypatch.setattr("flash_moe.text.sandbox.MAX_SECONDS", 0.0)
+    with pytest.raises(TokenizerError, match="or 0 seconds"):
+        ChatTemplate("{% for m in messages %}{% endfor %}").render([{"role": "user", "content": "Hi"}])
+
+
 def test_bounds_leave_room_for_long_conversations(qwen):
     messages = [{"role": role, "content": 2000 * "text "} for role in ("user", "assistant")] * 1000
     text = qwen.ours.apply_chat_template(messages)
