@@ -10,7 +10,6 @@ so recall here is a lower bound. The reads are real, what is behind the disk may
 from __future__ import annotations
 
 import argparse
-import mmap
 import os
 import statistics
 import sys
@@ -75,7 +74,7 @@ class PageCache:
             if self._rng.random() < self._cold:
                 for store in self.stores:  # pages that a process has touched through a mapping stay
                     file = store._reader.file(extent.file)
-                    file._map.madvise(mmap.MADV_DONTNEED, extent.offset, extent.nbytes)
+                    file.unload(extent.offset, extent.nbytes)
                 os.posix_fadvise(self._files[extent.file], extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)
 
 

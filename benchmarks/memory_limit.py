@@ -98,9 +98,9 @@ def raw_speed_when_full(folder: Path, limit: int) -> float:
     measured, buffer = list(files), read_buffer(REQUEST)
     while limit > 0:
         file = measured.pop()
-        limit -= file.pages.size
-        for offset in range(0, file.pages.size, REQUEST):
-            file.read_into(buffer[: file.pages.size - offset], offset)
+        limit -= file.size
+        for offset in range(0, file.size, REQUEST):
+            file.read_into(buffer[: file.size - offset], offset)
     speed = raw_speed(measured, IN_FLIGHT, REQUEST, RAW_SECONDS).cold
     for file in files:
         file.close()

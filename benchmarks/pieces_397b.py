@@ -49,7 +49,7 @@ def device_copy(nbytes: int) -> float:
 
 def page_cache_read(file: MappedFile, target: np.ndarray, threads: int) -> float:
     """Bytes per second of parallel reads of a file that the page cache holds, into ``target``, from its beginning on."""
-    size = min(target.nbytes, file.pages.size) // REQUEST * REQUEST
+    size = min(target.nbytes, file.size) // REQUEST * REQUEST
     starts = range(0, size, REQUEST)
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()

@@ -122,7 +122,7 @@ class Benchmark:
             self.found["page cache"] = max(speed, self.found.get("page cache", 0.0))
             self.report.row("speeds", what=f"page cache to plain memory, {threads} threads", GB_per_s=speed / 1e9)
         mx.eval(mx.zeros((4,), dtype=mx.uint32) + 1)  # kernels are compiled at first use
-        size = min(nbytes, file.pages.size) // (1 << 20) * (1 << 20)
+        size = min(nbytes, file.size) // (1 << 20) * (1 << 20)
         for advised in (False, True) if mx.cuda.is_available() else (False,):
             bank = mx.zeros((nbytes // 4,), dtype=mx.uint32)
             mx.eval(bank)

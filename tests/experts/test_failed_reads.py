@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 
@@ -72,6 +74,32 @@ class TestFailedPrefetch:
                 ids = range(first, first + K)
                 assert record_bytes(store.fetch(layer, ids)) == [failing.records[layer, expert] for expert in ids]
         store.close()
+
+
+@every_streaming_case
+@pytest.mark.usefixtures("cold_cache")
+def test_nothing_of_a_failure_stays_when_the_disk_is_well_again(
+    sources: dict[str, Source], form: str, io: ExpertIO, cache: int, reading: str, disk: Disk
+) -> None:
+    """All reads fail for a while: those of fetches, and those of prefetches that nobody has waited for yet."""
+
+    def fail(path: str, offset: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    source = sources[form]
+    store = opened(source, io, cache)
+    disk.fault = fail
+    for layer in range(4):
+        with pytest.raises(ExpertReadError):
+            store.fetch(layer, [2, 7, 11])
+        store.prefetch(layer, [5, 6])
+    for _, reads, _ in [begun for layer in range(4) for begun in store._begun[layer]]:
+        reads.wait()
+    disk.heal()
+    for ids in ([2, 5, 7], [6, 11], [0, 1]):
+        for layer in range(4):
+            assert record_bytes(store.fetch(layer, ids)) == [source.records[layer, expert] for expert in ids]
+    store.close()
 
 
 @pytest.mark.usefixtures("cold_cache")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def test_end_of_file_is_an_error(sources: dict[str, Source], reading: str, disk:
     disk.fault = lambda path, offset: 0 if offset >= end and offset < extent.offset + extent.nbytes else 512
     error = fail_to_read(sources["packed"], 1, 5)
     assert (error.layer, error.expert) == (1, 5)
-    assert f"it ends at byte {end}" in str(error)
+    found = re.search(r"it ends at byte (\d+)", str(error))
+    assert found is not None
+    assert end <= int(found[1]) < extent.offset + extent.nbytes, "of several threads, any may be the first"
 
 
 def test_all_reads_have_ended_when_the_error_is_raised(
@@ -151,7 +154,7 @@ def test_absent_pages_of_a_file_in_the_cache(tmp_path: Path) -> None:
         (lambda path: None, None),
         (lambda path: path.write_bytes(bytes(4999)), "now 4999 bytes long, it was 5000"),
         (lambda path: path.write_bytes(bytes(5001)), "now 5001 bytes long, it was 5000"),
-        (lambda path: path.write_bytes(b"x" * 5000), "was changed since it was opened; load the model again"),
+        (lambda path: path.write_bytes(b"x" * 5000), "was changed since its header was read; load the model again"),
     ],
     ids=["none", "shorter", "longer", "rewritten"],
 )

@@ -70,7 +70,7 @@ def bench_io(
     sizes = sorted({*SIZES, *(() if table is None else (table.max_stride,))})
     files = open_files(paths)
     try:
-        longest = max(file.pages.size for file in files)
+        longest = max(file.size for file in files)
         cells = [(size, threads) for size in sizes if size <= longest or size == sizes[0] for threads in THREADS]
         stores = [] if table is None else _fetches(table, k)
         total, done = len(cells) + len(stores), 0

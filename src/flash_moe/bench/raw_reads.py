@@ -74,9 +74,9 @@ def open_files(paths: Sequence[Path]) -> list[MappedFile]:
 def _requests(files: Sequence[MappedFile], nbytes: int, most: int, seed: int) -> list[Request]:
     """Up to ``most`` different places in a random order."""
     step = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-    ends = np.cumsum([max(0, (file.pages.size - nbytes) // step + 1) for file in files])
+    ends = np.cumsum([max(0, (file.size - nbytes) // step + 1) for file in files])
     if not ends[-1]:
-        longest = max(file.pages.size for file in files)
+        longest = max(file.size for file in files)
         raise CheckpointError(f"the longest file has {longest} bytes, expected {nbytes} or more; choose a larger file")
     picked = np.random.default_rng(seed).choice(ends[-1], min(most, ends[-1]), replace=False)
     owners = np.searchsorted(ends, picked, side="right")

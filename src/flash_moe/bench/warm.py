@@ -22,8 +22,8 @@ def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> No
     for number, path in enumerate(paths, start=1):
         file = MappedFile(path)
         try:
-            for start in range(0, file.pages.size, _REQUEST):
-                file.read_into(buffer[: min(_REQUEST, file.pages.size - start)], start)
+            for start in range(0, file.size, _REQUEST):
+                file.read_into(buffer[: min(_REQUEST, file.size - start)], start)
         finally:
             file.close()
         if progress is not None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError, ExpertReadError
+from .files import UnmappableError
 from .mapped import MappedStore
 from .reader import RecordReader
 from .slots import SlotStore
@@ -67,6 +68,9 @@ def choose(table: RecordTable, experts_per_token: int, measure: Measure | None =
         if (known := _known.get((file, key)) or _recall(file).get(key)) is not None:
             return known
         timing = (measure or measure_stores)(table, experts_per_token)
+    except UnmappableError as error:
+        logger.info("expert_io='auto' is slots: %s", error)
+        return "slots"
     except (ExpertReadError, OSError, RuntimeError) as error:
         logger.info("expert_io='auto' could not be measured, taking %s: %s", usual, error)
         return usual
@@ -93,8 +97,8 @@ def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
     deadline = time.perf_counter() + SECONDS
     count = min(experts_per_token, _RECORDS, table.num_experts)
     reader = RecordReader(table)  # one for both: pages that another mapping holds could not be dropped
-    stores = MappedStore(reader, count), SlotStore(reader, count)
     try:
+        stores = MappedStore(reader, count), SlotStore(reader, count)
         mapped = slots = 0.0
         fetches = product((True, False), _sample(table, count))
         for number, (cold, (layer, experts)) in enumerate(fetches):

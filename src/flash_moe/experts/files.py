@@ -3,51 +3,104 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
+import resource
 import sys
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint.safetensors import FileState
+from ..errors import CheckpointError
+
 PAGE = mmap.PAGESIZE
 _F_RDAHEAD = 45  # of macOS, <sys/fcntl.h>
 _MS_INVALIDATE = 2  # of msync, in Linux and macOS alike
+_MAP_FAILED = ctypes.c_void_p(-1).value
 _LOWEST_BIT = bytes(byte & 1 for byte in range(256))
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *3 * [ctypes.c_int], ctypes.c_int64]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 _libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-class MappedFile:
-    """A file opened for reading, and mapped so that its pages can be used in place.
+class UnmappableError(CheckpointError):
+    """A file lies in a file system that cannot map files."""
 
-    Attributes:
-        pages: the whole file as bytes, [size] uint8; touching them reads the file.
-        close: closes the descriptor, as happens by itself when nothing refers to the file any more. The mapping goes when
-            the last array over it does.
+
+class _Mapping:
+    """The pages of a file, until no array over them is left. Python's own mapping keeps a second descriptor.
+
+    Raises:
+        OSError: the file system cannot map files.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, fd: int, size: int) -> None:
+        address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if address == _MAP_FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self.address: int = address
+        weakref.finalize(self, _libc.munmap, address, size).atexit = False  # threads may read until the very end
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, True)}
+
+
+class MappedFile:
+    """A file opened for reading, and mapped, where its file system can do that, so that its pages can be used in place.
+
+    Where it cannot, every page counts as absent.
+
+    Args:
+        state: that which the file must still have; by default it is noted now.
+
+    Attributes:
+        size: bytes of the file.
+        unmappable: why the file cannot be mapped; None if it can.
+        close: closes the descriptor, as happens by itself when nothing refers to the file any more. The mapping goes when
+            the last array over it does.
+
+    Raises:
+        OSError: the file cannot be opened, or has another state.
+    """
+
+    def __init__(self, path: Path, state: FileState | None = None) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY)
+        self.fd = _open(path)
         self.close = weakref.finalize(self, os.close, self.fd)
-        self._state = self._stat()
-        self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
-        _no_readahead(self.fd, self._map)
-        self.pages = np.frombuffer(self._map, np.uint8)
-        self._address = self.pages.ctypes.data
+        self.close.atexit = False
+        self._state = FileState.of(self.fd) if state is None else state
+        if (reason := self.change()) is not None:
+            self.close()
+            raise OSError(reason)
+        self.size = self._state.size
+        self.unmappable: OSError | None = None
+        self._mapping: _Mapping | None = None
+        try:
+            self._mapping = _Mapping(self.fd, self.size)
+        except OSError as error:
+            self.unmappable = error
+        self._no_readahead()
+
+    @property
+    def pages(self) -> np.ndarray:
+        """The whole file as bytes, [size] uint8; touching them reads the file. OSError where it cannot be mapped."""
+        if self._mapping is None:
+            raise OSError(str(self.unmappable))
+        return np.asarray(self._mapping)
 
     def change(self) -> str | None:
-        """What happened to the file since it was opened, or None. Mapped pages of a shortened file must not be touched."""
-        state = self._stat()
-        if state == self._state:
-            return None
-        if state[0] != self._state[0]:
-            return f"the file is now {state[0]} bytes long, it was {self._state[0]} when opened; load the model again"
-        return "the file was changed since it was opened; load the model again"
+        """What happened to the file since its state was noted, or None.
+
+        Mapped pages of a shortened file must not be touched.
+        """
+        return self._state.change(FileState.of(self.fd))
 
     def read_into(self, buffer: np.ndarray, offset: int) -> None:
         """Fills ``buffer`` (uint8, contiguous) with the bytes at ``offset``; other threads run meanwhile.
@@ -64,14 +117,14 @@ class MappedFile:
             done += count
 
     def residency(self, offset: int, nbytes: int) -> bytearray:
-        """Of every page of a range 1 where the page cache has it, else 0. Of few pages this is faster than with NumPy."""
+        """Returns one byte per page of a range: 1 if the page is cached, else 0 or unknown. NumPy would be slower."""
         pages = pages_of(offset, nbytes)
         vector = bytearray(len(pages))
-        out = ctypes.byref(ctypes.c_char.from_buffer(vector))
-        if _libc.mincore(self._address + pages.start * PAGE, len(pages) * PAGE, out):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(self.path))
-        return vector.translate(_LOWEST_BIT)  # the system may use the others
+        if self._mapping is not None:
+            out = ctypes.byref(ctypes.c_char.from_buffer(vector))
+            if _libc.mincore(self._mapping.address + pages.start * PAGE, len(pages) * PAGE, out):
+                return bytearray(len(pages))
+        return vector.translate(_LOWEST_BIT)  # the system may use the other bits
 
     def absent(self, offset: int, nbytes: int) -> np.ndarray:
         """Which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
@@ -90,24 +143,35 @@ class MappedFile:
         Args:
             flush: first writes to the disk what was written to the file lately, since unwritten pages stay.
         """
-        nbytes = self.pages.size - offset if nbytes is None else nbytes
+        nbytes = self.size - offset if nbytes is None else nbytes
         pages = pages_of(offset, nbytes)
-        first, last = pages.start * PAGE, min(pages.stop * PAGE, self.pages.size)
+        first, last = pages.start * PAGE, min(pages.stop * PAGE, self.size)
         if flush:
             os.fsync(self.fd)
-        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)  # pages in a page table would stay
+        self.unload(first, last - first)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fd, first, last - first, os.POSIX_FADV_DONTNEED)
-        else:
-            _libc.msync(self._address + first, last - first, _MS_INVALIDATE)
+        elif self._mapping is not None:
+            _libc.msync(self._mapping.address + first, last - first, _MS_INVALIDATE)
+
+    def unload(self, offset: int, nbytes: int) -> None:
+        """Takes pages out of this process's page table; ``offset`` is a multiple of PAGE. Others could not be dropped."""
+        if self._mapping is not None:
+            _libc.madvise(self._mapping.address + offset, nbytes, mmap.MADV_DONTNEED)
 
     def cached_bytes(self) -> int:
         """Bytes of the file that are in the page cache."""
-        return self.pages.size - self.missing_bytes(0, self.pages.size)
+        return self.size - self.missing_bytes(0, self.size)
 
-    def _stat(self) -> tuple[int, int]:
-        status = os.fstat(self.fd)
-        return status.st_size, status.st_mtime_ns
+    def _no_readahead(self) -> None:
+        """Has the system read what is asked for and no more: behind a record lies one that nobody may want."""
+        with suppress(OSError):  # only speed depends on it
+            if sys.platform == "darwin":
+                fcntl.fcntl(self.fd, _F_RDAHEAD, 0)
+            else:
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
+        if self._mapping is not None:
+            _libc.madvise(self._mapping.address, self.size, mmap.MADV_RANDOM)
 
 
 def pages_of(offset: int, nbytes: int) -> range:
@@ -115,10 +179,15 @@ def pages_of(offset: int, nbytes: int) -> range:
     return range(offset // PAGE, -(-(offset + nbytes) // PAGE))
 
 
-def _no_readahead(fd: int, mapping: mmap.mmap) -> None:
-    """Has the system read what is asked for and no more: behind a record lies one that nobody may want."""
-    if sys.platform == "darwin":
-        fcntl.fcntl(fd, _F_RDAHEAD, 0)
-    else:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    mapping.madvise(mmap.MADV_RANDOM)
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: this process may have {limit} open at a time, and a model needs one for each of its files; "
+            "close other models, or raise the limit with `ulimit -n 4096` in the shell that starts this program",
+        ) from error

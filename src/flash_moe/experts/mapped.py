@@ -23,12 +23,16 @@ class MappedStore(ExpertStore):
 
     Pages that the page cache lacks are first read with large parallel requests, since single page faults are several
     times slower, and since a read that fails is an exception where a fault that fails ends the process.
+
+    Raises:
+        UnmappableError: a file lies in a file system that cannot map files.
     """
 
     _reader = UntilClosed[RecordReader]()
 
     def __init__(self, reader: RecordReader, capacity: int) -> None:
         super().__init__(reader.table.layouts, capacity)
+        reader.require_mappable()
         self._reader = reader
         self._scratch = threading.local()  # what is read is for the page cache; one buffer a thread receives it, small
         self._warming: dict[int, dict[int, Reads]] = {}  # by layer and expert
@@ -52,7 +56,10 @@ class MappedStore(ExpertStore):
                 except (ExpertReadError, Cancelled):
                     self._check()
                     self._warm(location).finish()  # an earlier call began the read, perhaps when the disk was ill
-            yield _array(location, words)
+            record = _array(location, words)
+            for file, _ in location.parts:  # what was copied is right then; what is used in place may still change
+                location.check(file)
+            yield record
 
     def _lost(self, layer: int, expert: int) -> None:
         self._warming.get(layer, {}).pop(expert, None)

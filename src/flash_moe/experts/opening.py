@@ -36,6 +36,7 @@ def open_store(
 
     Raises:
         ArgumentError: ``expert_io`` is unknown, or does not go with a cache.
+        CheckpointError: ``"mapped"``, and a file cannot be mapped or was changed; ``"resident"``, and one cannot be read.
     """
     if expert_io not in get_args(ExpertIO):
         raise ArgumentError(f"expert_io is {expert_io!r}, expected one of {', '.join(get_args(ExpertIO))}")

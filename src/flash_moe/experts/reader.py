@@ -12,8 +12,8 @@ import numpy as np
 
 from ..checkpoint.records import Extent, RecordTable
 from ..closing import UntilClosed
-from ..errors import ExpertReadError
-from .files import MappedFile
+from ..errors import CheckpointError, ExpertReadError
+from .files import MappedFile, UnmappableError
 from .read_queue import ReadQueue, Reads, Request
 
 IN_FLIGHT = 8  # requests that wait for the disk at a time; 4 to 9 saturate an SSD
@@ -58,11 +58,24 @@ class Location:
         return file.missing_bytes(extent.offset + start, nbytes) / nbytes
 
     def read_into(self, buffer: np.ndarray, file: MappedFile, offset: int) -> None:
-        """As :meth:`MappedFile.read_into`, with an :class:`ExpertReadError` that names file, layer and expert."""
+        """As :meth:`MappedFile.read_into`, with an :class:`ExpertReadError` that names file, layer and expert.
+
+        What was read is what the file held when its state was noted: a change before the end of the read is an error.
+        """
         try:
             file.read_into(buffer, offset)
         except (OSError, EOFError) as error:
             raise ExpertReadError(str(file.path), self.layer, self.expert, str(error)) from error
+        self.check(file)
+
+    def check(self, file: MappedFile) -> None:
+        """Raises ExpertReadError where a file of the record has changed."""
+        try:
+            reason = file.change()
+        except OSError as error:
+            reason = str(error)
+        if reason is not None:
+            raise ExpertReadError(str(file.path), self.layer, self.expert, reason)
 
 
 class RecordReader:
@@ -89,10 +102,33 @@ class RecordReader:
         self._queue.cancelled = cancelled
 
     def file(self, path: Path) -> MappedFile:
-        """The open file of that path. ModelClosedError after :meth:`close`."""
-        if (file := self._files.get(path)) is None:
-            file = self._files[path] = MappedFile(path)
+        """The open file of that path.
+
+        Raises:
+            CheckpointError: it cannot be opened, or was changed since its header was read.
+            ModelClosedError: after :meth:`close`.
+        """
+        try:
+            return self._file(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def _file(self, path: Path) -> MappedFile:
+        files = self._files
+        if (file := files.get(path)) is None:
+            file = files[path] = MappedFile(path, self.table.states[path])
         return file
+
+    def require_mappable(self) -> None:
+        """Opens all files.
+
+        Raises:
+            UnmappableError: one of them cannot be mapped.
+            CheckpointError: see :meth:`file`.
+        """
+        for path in self.table.files:
+            if (reason := self.file(path).unmappable) is not None:
+                raise UnmappableError(f"{path} cannot be mapped ({reason}), as expert_io='mapped' needs; use 'slots'")
 
     def evict(self, *, flush: bool = False) -> None:
         """Asks the system to drop all files from the page cache, see :meth:`MappedFile.evict`."""
@@ -107,19 +143,18 @@ class RecordReader:
         """Where a record lies, after checking that none of its files has changed.
 
         Raises:
-            ExpertReadError: a file cannot be opened or was changed since.
+            ExpertReadError: a file cannot be opened, or was changed since its header was read.
         """
         parts = []
         for extent in self.table.extents(layer, expert):
             try:
-                file = self.file(extent.file)
-                reason = file.change()
-            except (OSError, ValueError) as error:
-                reason = str(error)
-            if reason is not None:
-                raise ExpertReadError(str(extent.file), layer, expert, reason)
-            parts.append((file, extent))
-        return Location(layer, expert, tuple(parts))
+                parts.append((self._file(extent.file), extent))
+            except OSError as error:
+                raise ExpertReadError(str(extent.file), layer, expert, str(error)) from error
+        location = Location(layer, expert, tuple(parts))
+        for file, _ in parts:
+            location.check(file)
+        return location
 
     def read(self, location: Location, buffer: np.ndarray) -> Reads:
         """Starts filling ``buffer`` ([>= stride] uint8) with a record, see :meth:`run`.
