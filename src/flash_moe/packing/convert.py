@@ -98,7 +98,10 @@ def convert(
         "calibration": calibration and fingerprint(calibration),
     }
     staging = Staging(destination, plan)
-    _Conversion(checkpoint, table, target, resident, staging, rounding, calibrated, progress).run()
+    try:
+        _Conversion(checkpoint, table, target, resident, staging, rounding, calibrated, progress).run()
+    finally:
+        staging.release()
     return warnings(table, target)
 
 

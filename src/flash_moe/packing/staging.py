@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ _PLAN = "conversion.json"
 class Staging:
     """The folder ``DST.partial`` beside the destination: what is to become it, in ``content``, and notes on the work.
 
+    One process at a time works on it: the file ``DST.partial.lock`` is locked until :meth:`release`.
+
     A step's file is written under a temporary name, flushed to disk and renamed; a small JSON receipt is written after
     it. A step with a receipt is done and is not repeated when the same conversion is started again.
 
@@ -30,7 +34,8 @@ class Staging:
         folder: where the files of the destination are made.
 
     Raises:
-        CheckpointError: the destination exists, or the partial folder belongs to another conversion.
+        CheckpointError: the destination exists, another process is at work on it, or the partial folder belongs to another
+            conversion or is damaged.
     """
 
     def __init__(self, destination: Path, plan: Mapping[str, Any]) -> None:
@@ -38,8 +43,22 @@ class Staging:
         self._work = destination.with_name(destination.name + ".partial")
         self.folder = self._work / "content"
         self._plan = json.loads(json.dumps(plan))
-        if destination.exists():
-            raise CheckpointError(f"{destination} exists already; choose another destination, or delete it")
+        self._lock = _Lock(destination.with_name(destination.name + ".partial.lock"))
+        if destination.parent.is_dir():
+            self._lock.acquire(self._work)
+        try:
+            self._check()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Lets other processes work on the folder; this one must not any more."""
+        self._lock.release()
+
+    def _check(self) -> None:
+        if self.destination.exists():
+            raise CheckpointError(f"{self.destination} exists already; choose another destination, or delete it")
         if self._is_foreign():
             raise CheckpointError(
                 f"{self._work} was left by another conversion (other source or options); "
@@ -64,7 +83,15 @@ class Staging:
             )
 
     def begin(self) -> None:
-        """Makes the folder; what an interrupted step left is removed."""
+        """Makes the folder; what an interrupted step left is removed.
+
+        Raises:
+            CheckpointError: another process is at work on it.
+        """
+        if not self._lock.held:
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(self._work)
+            self._check()
         if not self.folder.exists() and self._work.exists():
             shutil.rmtree(self._work)  # notes on content that became a destination
         self._work.mkdir(parents=True, exist_ok=True)
@@ -105,7 +132,10 @@ class Staging:
     def saved(self, name: str) -> np.ndarray | None:
         """The array of that name, if there is one."""
         path = self._work / name
-        return np.load(path) if path.exists() else None
+        try:
+            return np.load(path) if path.exists() else None
+        except (ValueError, EOFError):  # the disk lost it: as if it had not been saved
+            return None
 
     def discard(self, name: str) -> None:
         """Removes a saved array, if there is one."""
@@ -124,11 +154,53 @@ class Staging:
         """Whether the partial folder holds the work of another conversion, or none of ours."""
         held = [file for file in self._work.glob("*") if ".tmp" not in file.suffixes]
         plan = self._note(_PLAN)
+        if plan is None and (self._work / _PLAN).exists():
+            raise CheckpointError(f"{self._work / _PLAN} is damaged; delete {self._work} and start again")
         return bool(held) and plan != self._plan and (plan is None or self.folder.exists())
 
     def _note(self, name: str) -> Any:
+        """A note; None where there is none, or the disk lost its content."""
         path = self._work / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError:
+            return None
+
+
+class _Lock:
+    """A file that one process at a time has locked. The lock ends with the process; the file goes when it is released."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._fd is not None
+
+    def acquire(self, guarded: Path) -> None:
+        """Locks the file. CheckpointError, which says who works on what it guards, where another process has done so."""
+        while self._fd is None:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._path.exists() and os.path.samestat(os.fstat(fd), self._path.stat()):
+                    os.truncate(fd, 0)
+                    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                    self._fd = fd
+            except BlockingIOError:
+                who = os.pread(fd, 1000, 0).decode(errors="replace") or "another process"
+                raise CheckpointError(f"{who} is at work on {guarded}; wait until it is done, or stop it") from None
+            finally:
+                if self._fd is None:  # its owner finished, and removed it, between opening and locking
+                    os.close(fd)
+
+    def release(self) -> None:
+        """Removes and unlocks the file, if this process has locked it."""
+        if self._fd is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = None
 
 
 def _write_text(path: Path, text: str) -> None:
