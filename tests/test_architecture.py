@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "experts": {"checkpoint", "formats", "record"},
     "ops": {"formats", "record", "shipped"},
     "checkpoint": {"formats", "record", "shipped"},
-    "structured": {"text"},
+    "structured": {"generation.constraint", "text"},
     "text": set(),
     "config": {"record", "rope"},
     "record": {"formats"},

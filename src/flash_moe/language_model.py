@@ -7,20 +7,22 @@ from typing import Any
 
 import mlx.core as mx
 
+from .checks import integer
 from .closing import UntilClosed, check_open
 from .config import ModelConfig
 from .errors import ArgumentError, PromptError
 from .experts.store import ExpertStore
 from .generation.chunks import prefill_chunk
 from .generation.engine import Engine
-from .generation.options import resolve_options
+from .generation.options import forbid, resolve_options
 from .generation.prefixes import Prefixes
 from .generation.result import Chunk, Generation
 from .generation.run import generate
-from .generation.sampling import Sampler
+from .generation.sampling import LogitsProcessor, Sampler
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
 from .nn.decoder import Decoder
+from .structured import Enforced, Enforcer, Specification
 from .text import Tokenizer
 from .text.prompt import Prompt, check_tokens, encode_prompt
 
@@ -49,6 +51,7 @@ class LanguageModel:
         self._decoder, self._store = decoder, store
         self._engine = Engine(decoder, prefill_chunk(config, experts_per_token))
         self._prefixes = Prefixes(self._engine.new_cache, tokenizer.eos_token_ids)
+        self._enforcer = Enforcer(tokenizer, config.vocab_size)
         self._defaults = defaults
 
     @property
@@ -66,9 +69,17 @@ class LanguageModel:
         top_k: int | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        strict_tools: bool | None = None,
+        response_format: Specification | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
         enable_thinking: bool | None = None,
         raw: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -83,16 +94,19 @@ class LanguageModel:
             ModelClosedError: the model was closed, perhaps by another thread meanwhile.
             ForkError: this process is a fork of the one that loaded the model.
         """
-        stream = self.stream(
-            prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, stop=stop, tools=tools, enable_thinking=enable_thinking,
-            raw=raw, progress=progress,
+        enforced, parse, stream = self._start(
+            prompt, tools, tool_choice, strict_tools, response_format, logits_processors, logprobs, enable_thinking, raw,
+            progress, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop=stop,
         )  # fmt: skip
         chunks = list(stream)
         last = chunks[-1]
         assert last.finish_reason is not None
+        text, tokens = "".join(c.text for c in chunks), tuple(c.token for c in chunks)
+        reported = tuple(c.logprobs for c in chunks if c.logprobs is not None)
         return Generation(
-            "".join(c.text for c in chunks), tuple(c.token for c in chunks), last.finish_reason, last.stats
+            text, tokens, last.finish_reason, last.stats, None if logprobs is None else reported, enforced.name, parse
         )
 
     def stream(
@@ -105,9 +119,17 @@ class LanguageModel:
         top_k: int | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        strict_tools: bool | None = None,
+        response_format: Specification | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
         enable_thinking: bool | None = None,
         raw: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -120,9 +142,20 @@ class LanguageModel:
             max_tokens: the most tokens to generate; the model's context length also ends a generation.
             temperature, top_p, top_k, min_p, repetition_penalty: see :class:`~flash_moe.generation.sampling.Sampling`.
                 None takes the checkpoint's generation_config.json, and greedy decoding where it says nothing.
+            presence_penalty, frequency_penalty, logit_bias: see there as well.
             seed: makes sampling reproducible.
             stop: strings that end the generation; they are not part of the text.
             tools: JSON schemas of functions, for the chat template.
+            tool_choice: ``"auto"``, ``"none"`` (no call), ``"required"`` (a call has to come) or the name of the function
+                to call. The last two need llguidance (the extra ``structured``).
+            strict_tools: whether calls are held to the schemas of ``tools``. None: where llguidance is installed and can
+                enforce them; :attr:`Generation.enforced` says whether it did.
+            response_format: what the text has to be: a pydantic class, a JSON schema (also in OpenAI's wrapping),
+                ``"json"``, a compiled regular expression or a list of strings. Needs llguidance; reasoning stays free.
+                :attr:`Generation.parsed` is what the format makes of the text.
+            logits_processors: functions ``f(tokens [T], logits [1, V]) -> logits [1, V]`` of MLX arrays, applied in order
+                before all else, as in mlx-lm; T tokens of prompt and reply so far.
+            logprobs: report the log probability of every token, and of so many of the most probable ones.
             enable_thinking: passed to the chat template unless None.
             raw: take a string as text to continue even if the model has a chat template.
             progress: called as ``progress(done, total)`` with tokens of the prompt.
@@ -130,10 +163,33 @@ class LanguageModel:
         Raises:
             As :meth:`generate`; arguments are checked when the stream is made, before the first token.
         """
-        options = resolve_options(
-            self._defaults, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, stop=stop,
-        )  # fmt: skip
+        return self._start(
+            prompt, tools, tool_choice, strict_tools, response_format, logits_processors, logprobs, enable_thinking, raw,
+            progress, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop=stop,
+        )[2]  # fmt: skip
+
+    def _start(
+        self,
+        prompt: Prompt,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: str,
+        strict_tools: bool | None,
+        response_format: Specification | None,
+        logits_processors: Sequence[LogitsProcessor],
+        logprobs: int | None,
+        enable_thinking: bool | None,
+        raw: bool,
+        progress: Callable[[int, int], None] | None,
+        **options: Any,
+    ) -> tuple[Enforced, Callable[[str], Any] | None, Iterator[Chunk]]:
+        """Checks all arguments; returns what is enforced, what reads the reply's format, and the stream."""
+        check_open(self, "_store")
+        chosen = resolve_options(self._defaults, vocab_size=self.config.vocab_size, **options)
+        if logprobs is not None:
+            logprobs = integer("logprobs", logprobs, 0, self.config.vocab_size)
+        enforced = self._enforcer.enforce(tools, tool_choice, strict_tools, response_format)
         tokens = self.encode(prompt, tools=tools, enable_thinking=enable_thinking, raw=raw)
         room = self.config.max_position_embeddings - len(tokens)
         if room < 1:
@@ -141,13 +197,20 @@ class LanguageModel:
                 f"the prompt has {len(tokens)} tokens, but the model's context of {self.config.max_position_embeddings} "
                 "must hold it and at least one more; shorten it"
             )
+        sampler = Sampler(
+            forbid(chosen.sampling, enforced.forbidden), tokens, constraint=self._enforcer.constraint(enforced, tokens),
+            processors=logits_processors, logprobs=logprobs,
+        )  # fmt: skip
+        thinking = self._enforcer.thinks(tokens)
+        parse = None if enforced.format is None else lambda text: enforced.parse(text, thinking)
         report = None if progress is None else lambda done: progress(done, len(tokens))
         k, own = self.experts_per_token, self.config.num_experts_per_tok
         recorder = Recorder(self._decoder, len(tokens), k, own)
-        return generate(
-            self._engine, self._prefixes, self.tokenizer, tokens, min(options.max_tokens, room),
-            Sampler(options.sampling, tokens), StopStrings(options.stop), recorder, report,
+        stream = generate(
+            self._engine, self._prefixes, self.tokenizer, tokens, min(chosen.max_tokens, room), sampler,
+            StopStrings(chosen.stop), recorder, report,
         )  # fmt: skip
+        return enforced, parse, stream
 
     def logits(self, token_ids: Sequence[int], last: int | None = None) -> mx.array:
         """Logits of every position of a teacher-forced pass.

@@ -14,7 +14,10 @@ class Spelled:
     """A format whose only reply is one sequence of tokens."""
 
     def __init__(self, *tokens: int) -> None:
-        self.rest = [*tokens, END]
+        self.rest, self.prepared = [*tokens, END], 0
+
+    def prepare(self) -> None:
+        self.prepared += 1
 
     def allows(self, token: int) -> bool:
         return token == self.rest[0]
@@ -75,3 +78,14 @@ def test_nothing_is_forced_where_reasoning_or_a_gap_may_come() -> None:
     constraint.accept(GAP)
     assert constraint.forced() == [A, B, END]
     assert reply(False).forced() == [] and reply(False, opening=None).forced() == [A, B, END]
+
+
+def test_reasoning_waits_for_no_grammar() -> None:
+    inner = Spelled(A)
+    constraint = AfterReasoning(inner, OPEN, CLOSE, [GAP], [END], SIZE, True)
+    for token in (7, 7, CLOSE):
+        constraint.prepare()
+        constraint.accept(token)
+    assert inner.prepared == 0
+    constraint.prepare()
+    assert inner.prepared == 1

@@ -123,6 +123,9 @@ class Only:
         self.mask = np.isin(np.arange(size), tokens)
         self.masks, self.accepted = 0, []
 
+    def prepare(self) -> None:
+        pass
+
     def allows(self, token: int) -> bool:
         return bool(self.mask[token])
 

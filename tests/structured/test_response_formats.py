@@ -118,6 +118,7 @@ def test_what_fits_is_taken_and_read(wanted: Any, text: str, value: Any, takes: 
         (["yes", "no"], "yes!"),
         ("json", "[1]"),
         ("json", '{"a": 01}'),
+        ("json", '{"' + "k" * 300 + '": 1}'),
         (re.compile("[a-z]+"), "abc1"),
         (SCHEMAS["object"], '{"a": 1, "b": "x", "c": 2}'),  # not declared
         (SCHEMAS["object"], '{"a": 1}'),

@@ -11,6 +11,10 @@ import numpy as np
 class Constraint(Protocol):
     """Where one reply is in its format. The sampler asks, and says which token it took."""
 
+    def prepare(self) -> None:
+        """Waits for what the next question needs, if it is still being made."""
+        ...
+
     def allows(self, token: int) -> bool:
         """Whether a token may come next; cheap."""
         ...
@@ -57,6 +61,11 @@ class AfterReasoning:
         self._opening = None if inside else opening
         self._gap, self._ends, self._size = frozenset(gap), frozenset(ends), size
         self._inside, self._may_pause = inside, False
+
+    def prepare(self) -> None:
+        """Waits for what the next question needs: nothing while reasoning goes on."""
+        if not self._inside:
+            self._constraint.prepare()
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next."""

@@ -78,14 +78,21 @@ class Engine:
         self, logits: mx.array, cache: SequenceCache, sampler: Sampler, count: int, task: Task | None = None
     ) -> Iterator[int]:
         """Yields up to ``count`` tokens, the first drawn from ``logits``; the caller stops when it has enough."""
-        for remaining in range(count, 0, -1):
+        done = cleared = 0
+        while True:
+            sampler.prepare()  # outside the turn, so that others need not wait
             with self._turn:
-                token = sampler(logits)
-            yield token
-            if remaining % CLEAR_INTERVAL == 0:
+                tokens = [sampler(logits)]
+                if not self._decoder.streaming.changes_experts:  # which acts on single tokens
+                    tokens += sampler.forced()
+            yield from tokens
+            done += len(tokens)
+            if done >= count:
+                return
+            if done - cleared >= CLEAR_INTERVAL:
+                cleared = done
                 mx.clear_cache()
-            if remaining > 1:
-                logits = self._logits(self._forward([token], cache, task))[0]
+            logits = self._logits(self._forward(tokens, cache, task)[-1:])[0]
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
         """Logits of every position of a teacher-forced pass, [T, V] float32."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checks import integer
@@ -29,12 +30,16 @@ class Options:
 def resolve_options(
     defaults: Mapping[str, Any],
     *,
+    vocab_size: int,
     max_tokens: int,
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
     min_p: float | None,
     repetition_penalty: float | None,
+    presence_penalty: float | None,
+    frequency_penalty: float | None,
+    logit_bias: Mapping[int, float] | None,
     seed: int | None,
     stop: str | Sequence[str] | None,
 ) -> Options:
@@ -42,17 +47,25 @@ def resolve_options(
 
     Args:
         defaults: values of sampling options that are None.
+        vocab_size: of the model's logits, for ``logit_bias``.
 
     Raises:
         ArgumentError: an option is out of range.
     """
     given = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
+        "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty, "logit_bias": logit_bias,
     }  # fmt: skip
     chosen = dict(defaults) | {name: value for name, value in given.items() if value is not None}
-    return Options(
-        max_tokens=integer("max_tokens", max_tokens, 1),
-        sampling=Sampling(**chosen, seed=seed),
-        stop=StopStrings(stop).stops,
-    )
+    sampling = Sampling(**chosen, seed=seed)
+    for token in sampling.logit_bias:
+        integer("a token id of logit_bias", token, 0, vocab_size - 1)
+    return Options(integer("max_tokens", max_tokens, 1), sampling, StopStrings(stop).stops)
+
+
+def forbid(sampling: Sampling, tokens: Collection[int]) -> Sampling:
+    """Returns the same with some tokens that must not come."""
+    if not tokens:
+        return sampling
+    return replace(sampling, logit_bias={**sampling.logit_bias, **dict.fromkeys(tokens, -math.inf)})

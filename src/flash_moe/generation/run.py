@@ -47,13 +47,14 @@ def generate(
     try:
         logits = engine.prefill(tokens, cache, progress, task)
         recorder.prefilled()
-        yield from _chunks(engine.decode(logits, cache, sampler, count, task), tokenizer, count, stops, recorder)
+        drawn = engine.decode(logits, cache, sampler, count, task)
+        yield from _chunks(drawn, sampler, tokenizer, count, stops, recorder)
     finally:  # also where the caller has had enough, or a pass failed: then the cache is not sound
         prefixes.put(cache)
 
 
 def _chunks(
-    drawn: Iterator[int], tokenizer: TokenText, count: int, stops: StopStrings, recorder: Recorder
+    drawn: Iterator[int], sampler: Sampler, tokenizer: TokenText, count: int, stops: StopStrings, recorder: Recorder
 ) -> Iterator[Chunk]:
     detokenizer = tokenizer.detokenizer()
     for number, token in enumerate(drawn, start=1):
@@ -70,6 +71,6 @@ def _chunks(
             reason = "stop"
         elif reason is not None:
             text += stops.flush()
-        yield Chunk(text, token, recorder.stats, reason)
+        yield Chunk(text, token, recorder.stats, reason, sampler.logprobs)
         if reason is not None:
             return

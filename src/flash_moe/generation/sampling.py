@@ -132,6 +132,11 @@ class Sampler:
         self._reported = logprobs
         self.logprobs: TokenLogprobs | None = None
 
+    def prepare(self) -> None:
+        """Waits for what the next draw needs beside logits; raises what :meth:`__call__` does."""
+        if self._constraint is not None:
+            self._constraint.prepare()
+
     def __call__(self, logits: mx.array) -> int:
         """Draws a token id from [V] float32 logits.
 

@@ -1,9 +1,11 @@
 """Replies in a format that is asked for: grammars of JSON, regular expressions, choices and tool calls."""
 
+from .enforcer import Enforced, Enforcer
 from .grammar import reply_grammar
 from .matcher import GrammarConstraint, Grammars, installed, require
-from .response_formats import ResponseFormat, response_format
+from .response_formats import ResponseFormat, Specification, response_format
 
 __all__ = [
-    "GrammarConstraint", "Grammars", "ResponseFormat", "installed", "reply_grammar", "require", "response_format",
+    "Enforced", "Enforcer", "GrammarConstraint", "Grammars", "ResponseFormat", "Specification", "installed",
+    "reply_grammar", "require", "response_format",
 ]  # fmt: skip

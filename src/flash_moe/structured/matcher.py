@@ -103,6 +103,10 @@ class GrammarConstraint:
         self._own: LLMatcher | None = None
         self._bits = np.zeros((size + 31) // 32, np.int32)
 
+    def prepare(self) -> None:
+        """Waits until the grammar is compiled."""
+        self._matcher()
+
     def allows(self, token: int) -> bool:
         """Whether a token may come next; far cheaper than :meth:`allowed`."""
         matcher = self._matcher()

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ..errors import ArgumentError, FormatError
 from .lark import json_rule, quoted, regex
-from .schema import MAX_CHARACTERS, subschemas
+from .schema import MAX_CHARACTERS, reaches_bound, subschemas
 
 Specification: TypeAlias = type | Mapping[str, Any] | str | re.Pattern[str] | Sequence[str]
 _EXPECTED = "a pydantic class, a JSON schema, 'json', a compiled regular expression or a list of strings"
@@ -58,7 +58,15 @@ def response_format(wanted: Specification | None) -> ResponseFormat | None:
 
 
 def _data(schema: Mapping[str, Any], parse: Callable[[str], Any]) -> ResponseFormat:
-    return ResponseFormat("json", (f"value: {json_rule(schema, 'response_format')}",), parse)
+    def complete(text: str) -> Any:
+        if reaches_bound(json.loads(text)):
+            raise FormatError(
+                "a string or an array of the reply was ended where its length reached the bound of those without a "
+                "maxLength or maxItems; give the schema one"
+            )
+        return parse(text)
+
+    return ResponseFormat("json", (f"value: {json_rule(schema, 'response_format')}",), complete)
 
 
 def _wrapped(wanted: Mapping[str, Any]) -> ResponseFormat | None:

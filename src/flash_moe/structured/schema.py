@@ -10,6 +10,7 @@ from ..text.tool_schemas import TYPE_ALIASES
 from .tags import tagless
 
 MAX_CHARACTERS = 65_536  # of a string
+MAX_KEY = 256  # characters of a key that is not declared
 MAX_ITEMS = 4_096  # of an array
 MAX_PROPERTIES = 256  # of an object whose keys are not declared
 MAX_DEPTH = 6  # of data without a schema
@@ -183,10 +184,8 @@ class _Preparation:
     def _free_object(self, schema: dict[str, Any], values: Any) -> dict[str, Any]:
         """An object whose keys are not declared."""
         schema.setdefault("maxProperties", max(MAX_PROPERTIES, schema.get("minProperties", 0)))
-        if self._in_call:
-            schema.update(patternProperties={_TAGLESS: values}, additionalProperties=False)
-        else:
-            schema["additionalProperties"] = values
+        key = tagless(MAX_KEY) if self._in_call else f"(?s:.{{0,{MAX_KEY}}})"
+        schema.update(patternProperties={f"^{key}$": values}, additionalProperties=False)
         return schema
 
 

@@ -93,6 +93,10 @@ class ChatTemplate:
                 "check that the messages have the roles, order and fields it expects, or pass a plain string prompt"
             ) from error
 
+    def mentions(self, text: str) -> bool:
+        """Whether a text stands anywhere in the template: in a message that it writes, or in its instructions."""
+        return any(text in source for source in self._sources.values())
+
     def _template(self, name: str) -> Template:
         if name not in self._sources:
             raise TokenizerError(

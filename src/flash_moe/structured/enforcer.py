@@ -1,0 +1,185 @@
+"""What is enforced in a reply: decides by what is asked for, by the model's template and by what is installed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ArgumentError
+from ..generation.constraint import AfterReasoning, Constraint
+from ..text import Tokenizer
+from ..text.reply import ReplyParser
+from .grammar import reply_grammar
+from .matcher import GrammarConstraint, Grammars, installed, require
+from .response_formats import ResponseFormat, Specification, response_format
+from .tools import CallForm, function_names
+
+_log = logging.getLogger(__name__)
+_FREE_CHOICES = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class Enforced:
+    """What a reply is held to.
+
+    Attributes:
+        name: ``"tools"``, ``"json"``, ``"regex"``, ``"choices"``, or two of them (``"tools or json"``); empty for nothing.
+        grammar: None for nothing.
+        format: of the reply's text, where one was asked for.
+        forbidden: tokens that must not come at all.
+    """
+
+    name: str = ""
+    grammar: GrammarConstraint | None = None
+    format: ResponseFormat | None = None
+    forbidden: tuple[int, ...] = ()
+
+    def parse(self, text: str, thinking: bool) -> Any:
+        """Returns what the format makes of a whole reply, None where it calls tools.
+
+        Args:
+            thinking: whether the prompt ended inside reasoning.
+
+        Raises:
+            FormatError: what reads the format refuses the text.
+        """
+        assert self.format is not None, "there is no format"
+        parser = ReplyParser(thinking=thinking, calls="tools" in self.name)
+        parts = [parser.feed(text), parser.finish()]
+        return (
+            None if any(part.tool_calls for part in parts) else self.format.parse("".join(part.text for part in parts))
+        )
+
+
+class Enforcer:
+    """Holds replies of one model to formats and to the schemas of tools.
+
+    Args:
+        tokenizer: the model's.
+        size: width of its logits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        self._tokenizer, self._size = tokenizer, size
+        self._grammars = Grammars(tokenizer, size)
+        self._tags = self._pair("<tool_call>", "</tool_call>")
+        self._reasoning = self._pair("<think>", "</think>")
+
+    def enforce(
+        self,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: str,
+        strict_tools: bool | None,
+        wanted: Specification | None,
+    ) -> Enforced:
+        """Decides what a reply is held to, and begins to compile its grammar beside the caller.
+
+        Args:
+            tools, tool_choice, strict_tools: as :meth:`flash_moe.Model.stream` takes them.
+            wanted: its ``response_format``.
+
+        Raises:
+            ArgumentError: what is asked for is not understood, contradicts itself or cannot be enforced.
+        """
+        format = response_format(wanted)
+        if format is not None:
+            require("response_format")
+        if tool_choice not in _FREE_CHOICES and not tools:
+            raise ArgumentError(f"tool_choice is {tool_choice!r}, expected tools to choose from; pass tools=[...]")
+        calls = bool(tools) and tool_choice != "none"
+        if not calls or tools is None:
+            grammar = (
+                None if format is None else self._grammars.constraint(reply_grammar((), "auto", "text", None, format))
+            )
+            opening = self._tokenizer.token_id("<tool_call>") if tools else None
+            return Enforced(
+                "" if format is None else format.kind, grammar, format, () if opening is None else (opening,)
+            )
+        needed = self._needed(tool_choice, strict_tools, format)
+        if not needed and (strict_tools is False or not installed()):
+            return Enforced()
+        try:
+            grammar = self._calls(tools, tool_choice, format)
+        except ArgumentError as error:
+            if needed:
+                raise
+            _log.warning(
+                "tool calls are not held to their schemas: %s; strict_tools=False is the same without this", error
+            )
+            return Enforced()
+        return Enforced("tools" if format is None else f"tools or {format.kind}", grammar, format)
+
+    def constraint(self, enforced: Enforced, prompt: Sequence[int]) -> Constraint | None:
+        """Returns the constraint of a reply to a prompt of these tokens; reasoning before it stays free."""
+        if enforced.grammar is None or self._reasoning is None:
+            return enforced.grammar
+        opening, closing = self._reasoning
+        inside = self.thinks(prompt)
+        template = self._tokenizer.chat_template
+        may_open = (
+            self._last(prompt, closing) < 0 and not inside and template is not None and template.mentions("<think>")
+        )
+        if not inside and not may_open:
+            return enforced.grammar
+        gap = [self._tokenizer.encode(text)[0] for text in ("\n", "\n\n")]
+        return AfterReasoning(
+            enforced.grammar, opening if may_open else None, closing, gap, self._grammars.ends, self._size, inside
+        )
+
+    def thinks(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt of these tokens ends inside reasoning."""
+        return self._reasoning is not None and self._last(prompt, self._reasoning[0]) > self._last(
+            prompt, self._reasoning[1]
+        )
+
+    def _needed(self, choice: str, strict: bool | None, format: ResponseFormat | None) -> str:
+        """The argument that asks for a grammar of calls, if one does."""
+        if strict:
+            needed = "strict_tools=True"
+        elif choice != "auto":
+            needed = f"tool_choice={choice!r}"
+        else:
+            needed = "response_format beside tools" if format is not None else ""
+        if needed:
+            if strict is False:
+                raise ArgumentError(
+                    f"{needed} holds calls to their schemas, which strict_tools=False switches off; drop it"
+                )
+            require(needed)
+        return needed
+
+    def _calls(
+        self, tools: Sequence[Mapping[str, Any]], choice: str, format: ResponseFormat | None
+    ) -> GrammarConstraint:
+        names = function_names(tools)
+        if choice not in ("auto", "required", *names):
+            raise ArgumentError(f"tool_choice is {choice!r}, expected 'auto', 'none', 'required' or one of {names}")
+        return self._grammars.constraint(reply_grammar(tools, choice, self._form(), self._tags, format))
+
+    def _form(self) -> CallForm:
+        """How the chat template has calls written."""
+        template = self._tokenizer.chat_template
+        if template is not None and self._tags is not None and template.mentions("<tool_call>"):
+            if template.mentions("<function="):
+                return "text"
+            if template.mentions('"arguments"'):
+                return "json"
+        raise ArgumentError(
+            "found no form of tool calls in the chat template that can be enforced, expected <function=NAME> or "
+            '{"name": ..., "arguments": ...} inside <tool_call>; pass strict_tools=False'
+        )
+
+    def _pair(self, opening: str, closing: str) -> tuple[int, int] | None:
+        first, last = self._tokenizer.token_id(opening), self._tokenizer.token_id(closing)
+        return None if first is None or last is None else (first, last)
+
+    def _last(self, prompt: Sequence[int], wanted: int) -> int:
+        """Where a token stands last in the message that the prompt ends with; -1 for nowhere."""
+        for position in range(len(prompt) - 1, -1, -1):
+            if prompt[position] == wanted:
+                return position
+            if prompt[position] in self._grammars.ends:
+                break
+        return -1
