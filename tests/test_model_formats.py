@@ -102,7 +102,7 @@ def test_reasoning_stays_free(model: Model) -> None:
 def test_required_and_named_calls(model: Model) -> None:
     tools = [WEATHER, TIME]
     for choice, names in (("required", {"get_weather", "get_time"}), ("get_time", {"get_time"})):
-        reply = model.generate("Hello! What is the time?", tools=tools, tool_choice=choice)
+        reply = model.generate(QUESTION, tools=tools, tool_choice=choice)
         assert {call["name"] for call in calls(reply, tools)} <= names and calls(reply, tools)
         assert reply.enforced == "tools"
 
@@ -158,9 +158,9 @@ def test_forced_tokens_run_together_and_change_nothing(model: Model, monkeypatch
     passes: list[int] = []
     forward = type(model._engine)._forward
 
-    def counted(self: Any, tokens: Any, cache: Any) -> Any:
+    def counted(self: Any, tokens: Any, *rest: Any) -> Any:
         passes.append(len(tokens))
-        return forward(self, tokens, cache)
+        return forward(self, tokens, *rest)
 
     monkeypatch.setattr(type(model._engine), "_forward", counted)
     replies, steps = [], []
