@@ -118,7 +118,7 @@ def test_nothing_typed_shows_help(arguments: list[str]) -> None:
         (["bench", "demo", "--tokens", "0"], "; see flash-moe bench model --help"),
         (["bench", "io"], "missing argument 'PATH'; see flash-moe bench io --help"),
         (["plan", "demo", "--skew", "nan"], "skew is nan, expected 0"),
-        (["generate", "demo", "hi", "--temperature", "-1"], "temperature is -1.0, expected 0 or more"),
+        (["generate", "demo", "hi", "--temperature", "-1"], "temperature is -1.0, expected a number of 0 or more"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
