@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from random_checkpoint import next_config, text_config, write_checkpoint
+from required_tools import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 from flash_moe import Model
 from flash_moe.packing.convert import convert

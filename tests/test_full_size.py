@@ -14,9 +14,19 @@ RECORD = 7_077_888
 
 SCRIPT = """
 import json, resource, sys, time
+from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from flash_moe import Model
+
+# What loading cannot do without: the always-read weights, read into fresh memory.
+start, weights = time.perf_counter(), []
+for file in Path(sys.argv[1]).glob("model-*.safetensors"):
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 26):
+            weights.append(part)
+plain = time.perf_counter() - start
+weights.clear()
 
 start = time.perf_counter()
 model = Model.load(sys.argv[1], expert_io=sys.argv[2])
@@ -26,7 +36,7 @@ weights = sum(a.nbytes for _, a in tree_flatten(model._decoder.parameters()))
 stats = model.generate([1], max_tokens=2, temperature=0).stats
 scale = 1 if sys.platform == "darwin" else 1024
 print(json.dumps({
-    "seconds": seconds, "requested_by_load": requested_by_load, "resident": weights,
+    "seconds": seconds, "plain": plain, "requested_by_load": requested_by_load, "resident": weights,
     "decode_bytes": stats.decode_bytes_requested,
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale, "mlx_peak": mx.get_peak_memory(),
 }))
@@ -55,7 +65,7 @@ def test_loading_and_one_token(expert_io: str, sparse: Path) -> None:
     found = json.loads(done.stdout)
     assert found["requested_by_load"] == 0
     assert found["decode_bytes"] == 60 * 4 * RECORD
-    assert found["seconds"] < 5
+    assert found["seconds"] < 4 * found["plain"]  # 0.8 seen
     if expert_io == "slots":  # mapped pages count as the process's, though they are the page cache's
         assert found["peak"] < found["resident"] + 1e9
     assert found["mlx_peak"] < found["resident"] + 1e9
