@@ -25,8 +25,7 @@ import numpy as np
 from random_checkpoint import text_config, write_checkpoint
 
 from flash_moe import Model
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
+from flash_moe.models import open_model
 from flash_moe.nn.prefetch_switch import PrefetchSwitch
 from flash_moe.packing.convert import convert
 
@@ -56,7 +55,7 @@ class PageCache:
     """Drops random records of a packed checkpoint from the page cache, the same ones in every run."""
 
     def __init__(self, folder: Path, cold: float) -> None:
-        table = RecordTable.of(Checkpoint.open(folder))
+        table = open_model(folder).records()
         self._extents = [table.extents(layer, e)[0] for layer in table.layouts for e in range(table.num_experts)]
         self._files = {extent.file: os.open(extent.file, os.O_RDONLY) for extent in self._extents}
         self._cold = cold

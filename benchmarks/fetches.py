@@ -27,7 +27,6 @@ from memory_limit import make
 
 from flash_moe.bench.fetches import bring
 from flash_moe.bench.raw_reads import open_files, raw_speed
-from flash_moe.checkpoint.files import Checkpoint
 from flash_moe.checkpoint.records import RecordTable
 from flash_moe.experts.files import MappedFile
 from flash_moe.experts.mapped import MappedStore
@@ -35,6 +34,7 @@ from flash_moe.experts.read_memory import read_buffer
 from flash_moe.experts.reader import IN_FLIGHT, RecordReader
 from flash_moe.experts.slots import SlotStore
 from flash_moe.experts.store import ExpertStore
+from flash_moe.models import open_model
 
 Set = tuple[int, list[int]]  # a layer and experts of it
 Contender = Callable[[Set], float]  # reads a set; seconds
@@ -91,7 +91,7 @@ def plain(reader: RecordReader, records: int, threads: int, request: int) -> Con
 
 
 def measure(folder: Path, records: int, rounds: int) -> None:
-    table = RecordTable.of(Checkpoint.open(folder))
+    table = open_model(folder).records()
     reader = RecordReader(table)
     contenders = {"slots": fetching(SlotStore(reader, records)), "mapped": fetching(MappedStore(reader, records))}
     for threads in sorted({min(os.cpu_count() or IN_FLIGHT, IN_FLIGHT), IN_FLIGHT, 2 * IN_FLIGHT}):

@@ -13,11 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from flash_moe import Model
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
 from flash_moe.config import FULL_ATTENTION
 from flash_moe.experts.files import MappedFile
 from flash_moe.experts.reader import REQUEST
+from flash_moe.models import open_model
 from flash_moe.nn.cache import DeltaCache, layer_cache
 from flash_moe.ops import expert_kernels
 from flash_moe.ops.dispatch import kernels, on_gpu
@@ -59,7 +58,7 @@ def page_cache_read(file: MappedFile, target: np.ndarray, threads: int) -> float
 
 def warm_contents(folder: Path) -> None:
     """Reads a model's files of experts into the page cache, each content once."""
-    files = {path.stat().st_ino: path for path in RecordTable.of(Checkpoint.open(folder)).files}
+    files = {path.stat().st_ino: path for path in open_model(folder).records().files}
     target = np.empty(_WARM_BYTES, np.uint8)
     for path in files.values():
         with path.open("rb", buffering=0) as file:
@@ -135,7 +134,7 @@ def resident_bytes(model: Model) -> dict[str, int]:
     config = model.config
     linear = [kind != FULL_ATTENTION for kind in config.layer_types]
     found = {"delta-net layers": 0, "attention layers": 0, "experts": 0, "head": 0}
-    for name, info in Checkpoint.open(model.path).resident.items():
+    for name, info in open_model(model.path).resident.items():
         if name.startswith("layers."):
             piece = "delta-net layers" if linear[int(name.split(".")[1])] else "attention layers"
             found["experts" if ".shared_expert." in name else piece] += info.nbytes

@@ -36,11 +36,10 @@ from sparse_checkpoint import FULL_SIZE
 from flash_moe import Model
 from flash_moe.bench.model import bench
 from flash_moe.bench.prompt import sample_prompt
-from flash_moe.checkpoint.files import Checkpoint
-from flash_moe.checkpoint.records import RecordTable
 from flash_moe.config import FULL_ATTENTION, LINEAR_ATTENTION
 from flash_moe.experts.files import MappedFile
 from flash_moe.experts.host_memory import keep_on_host
+from flash_moe.models import open_model
 from flash_moe.planning.plan import plan
 
 TINY: dict[str, Any] = text_config(
@@ -85,7 +84,7 @@ class Benchmark:
         gc.collect()  # models refer to themselves
         mx.clear_cache()
         folder, start = self.model_folder(name), time.perf_counter()
-        resident = sum(info.nbytes for info in Checkpoint.open(folder).resident.values())
+        resident = sum(info.nbytes for info in open_model(folder).resident.values())
         needed = mx.get_active_memory() + resident + 2 * options.get("expert_cache", 0)
         if needed > self.a.most_gb * 1e9:
             raise MemoryError(
@@ -113,7 +112,7 @@ class Benchmark:
         nbytes = self.a.copy_mb << 20
         self.found["copy"] = device_copy(nbytes)
         self.report.row("speeds", what="device copy, read and written", GB_per_s=self.found["copy"] / 1e9)
-        path = RecordTable.of(Checkpoint.open(self.model_folder("whole"))).files[0]
+        path = open_model(self.model_folder("whole")).records().files[0]
         warm_contents(path.parent)
         plain = np.ones(nbytes, np.uint8)  # ones: memory that was touched already
         file = MappedFile(path)
@@ -233,7 +232,7 @@ class Benchmark:
                 )  # fmt: skip
 
     def bank(self) -> None:
-        stride = RecordTable.of(Checkpoint.open(self.model_folder("whole"))).max_stride
+        stride = open_model(self.model_folder("whole")).records().max_stride
         for name in ("few", "whole"):
             count = self.a.few_experts if name == "few" else len(self.tokens) * self.k
             nbytes = stride * self.a.layers * count
