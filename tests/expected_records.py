@@ -45,7 +45,7 @@ def _record(tensors: Tensors, prefix: str, expert: int, experts: int) -> bytes:
 
 def _part(tensors: Tensors, prefix: str, expert: int, experts: int, projection: str, part: str) -> bytes:
     def share(name: str, pieces: int, piece: int) -> bytes:
-        data = tensors[name][2]
+        data = tensors[name][2] if name in tensors or not name.endswith(".biases") else b""  # affine modes only
         size = len(data) // pieces
         return data[piece * size : (piece + 1) * size]
 

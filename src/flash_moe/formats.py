@@ -13,53 +13,102 @@ from .errors import CheckpointError
 
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits and group size of each mode that is not affine
+GLOBAL_SCALE = 448.0 * 6.0  # the largest e4m3 times the largest e2m1: a global scale of this one changes nothing
 ITEM_SIZE = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
 FLOATS = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """Affine quantisation: w = scale · q + bias, one scale and bias per ``group_size`` weights of a row."""
+    """How weights are quantised, in one of MLX's modes.
+
+    Affine: w = scale · q + bias, one scale and bias per ``group_size`` weights of a row. In the other modes q is a small
+    floating point number and there is no bias: e2m1 (mxfp4, nvfp4) or e4m3 (mxfp8) with a scale of one byte, e8m0 or, for
+    nvfp4, e4m3.
+    """
 
     bits: int
     group_size: int
+    mode: str = "affine"
 
     def __post_init__(self) -> None:
+        if self.mode != "affine":
+            if not isinstance(self.mode, str) or self.mode not in MODES:
+                raise CheckpointError(f"quantised in mode {self.mode!r}, expected one of affine, {', '.join(MODES)}")
+            if (self.bits, self.group_size) != MODES[self.mode]:
+                bits, group_size = MODES[self.mode]
+                raise CheckpointError(
+                    f"quantised in mode {self.mode} to {self.bits!r} bits in groups of {self.group_size!r}, expected "
+                    f"{bits} bits in groups of {group_size}; restore the original config.json"
+                )
+            return
         if type(self.bits) is not int or self.bits not in QUANTIZED_BITS:
             raise CheckpointError(f"quantised to {self.bits!r} bits, expected one of {QUANTIZED_BITS}")
         if type(self.group_size) is not int or self.group_size not in GROUP_SIZES:
             raise CheckpointError(f"quantised in groups of {self.group_size!r}, expected one of {GROUP_SIZES}")
 
+    @classmethod
+    def of_mode(cls, mode: str) -> Quantization:
+        """The only one of a mode that is not affine."""
+        return cls(*MODES.get(mode, (0, 0)), mode)
+
+    @property
+    def is_affine(self) -> bool:
+        return self.mode == "affine"
+
+    def __str__(self) -> str:
+        return f"{self.bits}-bit, groups of {self.group_size}" if self.is_affine else self.mode
+
     def to_json(self) -> dict[str, Any]:
-        return {"bits": self.bits, "group_size": self.group_size}
+        """The arguments of MLX's quantised operations; without a mode it is affine, as in config.json's overrides."""
+        return {"bits": self.bits, "group_size": self.group_size} | ({} if self.is_affine else {"mode": self.mode})
 
 
 @dataclass(frozen=True)
 class ProjectionFormat:
-    """How one projection is stored: quantised (``dtype`` is that of scales and biases) or plain floats of ``dtype``."""
+    """How one projection is stored.
+
+    Attributes:
+        dtype: of the weights, or where they are quantised of the scales: U8 in all modes but affine.
+        quantization: None for plain floats.
+        global_scale: whether there is one more scale of all weights, a float32 (nvfp4 only).
+    """
 
     dtype: str
     quantization: Quantization | None = None
+    global_scale: bool = False
+
+    @classmethod
+    def quantized(cls, quantization: Quantization, dtype: str) -> ProjectionFormat:
+        """A format with scales of ``dtype``, if it is affine and ``dtype`` is a float; they are BF16 otherwise."""
+        if not quantization.is_affine:
+            return cls("U8", quantization)
+        return cls(dtype if dtype in FLOATS else "BF16", quantization)
 
     def to_json(self) -> dict[str, Any]:
-        return {"dtype": self.dtype} | (self.quantization.to_json() if self.quantization else {})
+        found: dict[str, Any] = {"dtype": self.dtype} | (self.quantization.to_json() if self.quantization else {})
+        return found | ({"global_scale": True} if self.global_scale else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ProjectionFormat:
         """Rebuilds a format written by :meth:`to_json`; KeyError or TypeError where it is none."""
-        rest = {key: value for key, value in data.items() if key != "dtype"}
-        return cls(data["dtype"], Quantization(**rest) if rest else None)
+        rest = {key: value for key, value in data.items() if key not in ("dtype", "global_scale")}
+        return cls(data["dtype"], Quantization(**rest) if rest else None, data.get("global_scale", False) is True)
 
 
-def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> dict[str, tuple[str, tuple[int, int]]]:
+def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each stored part of a [rows, columns] projection, by name.
 
     Raises:
         CheckpointError: the row cannot be split into whole groups, or its packed bits into whole words.
     """
     q = fmt.quantization
-    if fmt.dtype not in FLOATS:
-        raise CheckpointError(f"weights or scales of type {fmt.dtype}, expected BF16, F16 or F32")
+    expected = FLOATS if q is None or q.is_affine else ("U8",)
+    if fmt.dtype not in expected:
+        raise CheckpointError(
+            f"weights or scales of type {fmt.dtype}, expected {'U8' if expected == ('U8',) else 'BF16, F16 or F32'}"
+        )
     if q is None:
         return {"weight": (fmt.dtype, (rows, columns))}
     if columns % q.group_size or columns * q.bits % 32:
@@ -67,9 +116,15 @@ def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> dict[str, tup
             f"rows of {columns} weights cannot be quantised in groups of {q.group_size} at {q.bits} bits; "
             "choose a group size that divides the row"
         )
-    grouped = (rows, columns // q.group_size)
-    return {
+    scales = (fmt.dtype, (rows, columns // q.group_size))
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {
         "weight": ("U32", (rows, columns * q.bits // 32)),
-        "scales": (fmt.dtype, grouped),
-        "biases": (fmt.dtype, grouped),
+        "scales": scales,
     }
+    if q.is_affine:
+        parts["biases"] = scales
+    if fmt.global_scale:
+        if q.mode != "nvfp4":
+            raise CheckpointError(f"a global scale in mode {q.mode}, expected one in mode nvfp4 only; convert again")
+        parts["global_scale"] = ("F32", (1,))
+    return parts

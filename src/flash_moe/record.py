@@ -104,7 +104,7 @@ class ProjectionLayout:
 
     @property
     def format(self) -> ProjectionFormat:
-        return ProjectionFormat((self.scales or self.weight).dtype, self.quantization)
+        return ProjectionFormat((self.scales or self.weight).dtype, self.quantization, self.global_scale is not None)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,19 @@ def test_an_override_takes_nothing_from_the_section(mixed: Path, tmp_path: Path)
 
 def test_an_override_has_its_own_mode() -> None:
     section = {"bits": 4, "group_size": 32, "mode": "affine", "lm_head": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}
-    with pytest.raises(CheckpointError, match="lm_head is quantised in mode 'mxfp4'"):
-        QuantizationMap.from_config({"quantization": section})
+    quantization = QuantizationMap.from_config({"quantization": section})
+    weight = TensorInfo("w", "U32", (8, 32), Path("model.safetensors"), 0, 0)
+    scales = TensorInfo("s", "U8", (8, 8), Path("model.safetensors"), 0, 0)
+    assert quantization.of(["lm_head"], weight, scales) == Quantization(4, 32, "mxfp4")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 32, 0], ids=str)
+def test_scales_of_a_byte_for_groups_of_no_mode(groups: int) -> None:
+    quantization = QuantizationMap.from_config({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}})
+    weight = TensorInfo("w", "U32", (8, 32), Path("model.safetensors"), 0, 0)
+    scales = TensorInfo("s", "U8", (8, groups), Path("model.safetensors"), 0, 0)
+    with pytest.raises(CheckpointError, match=r"expected 64 \(nvfp4\), 128 \(mxfp4\) or 256"):
+        quantization.of(["lm_head"], weight, scales)
 
 
 @pytest.mark.parametrize("spelling", ["mlp.experts", "mlp.experts.{}", "mlp.switch_mlp"])

@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 
 from ..errors import CheckpointError
 from ..record import ExpertShape
-from .names import ExpertTensor, canonical_name, expert_tensor, is_file_name, is_stacked
+from .names import (
+    ExpertTensor,
+    canonical_name,
+    expert_modules,
+    expert_tensor,
+    is_file_name,
+    is_stacked,
+    module_path,
+)
 from .packed import MANIFEST, Manifest
 from .quantization import QuantizationMap, refuse_foreign_tensors
 from .safetensors import TensorInfo, read_header
@@ -84,6 +92,13 @@ class Checkpoint:
                     experts[expert] = info
         _check_index(index, found)
         refuse_foreign_tensors([*resident.values(), *experts.values()])
+        scales = [([module_path(name)], info) for name, info in resident.items() if name.endswith(".scales")]
+        scales += [
+            (expert_modules(expert.layer, expert.projection, fused=False), info)
+            for expert, info in experts.items()
+            if expert.part == "scales"
+        ]
+        quantization.check_default(scales)
         return cls(folder, raw, shape, quantization, resident, experts, metadata, **own)
 
     @property

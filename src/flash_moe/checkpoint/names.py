@@ -14,10 +14,10 @@ _PREFIXES = ("model.language_model.", "language_model.model.", "language_model."
 _IGNORED = ("mtp.", "visual.", "vision_tower.", "multi_modal_projector.")
 _EXPERT = re.compile(
     r"layers\.(?P<layer>\d+)\.mlp\.(?:switch_mlp|experts(?:\.(?P<expert>\d+))?)\."
-    r"(?P<projection>gate_proj|up_proj|down_proj|gate_up_proj)(?:\.(?P<part>weight|scales|biases))?$"
+    r"(?P<projection>gate_proj|up_proj|down_proj|gate_up_proj)(?:\.(?P<part>weight|scales|biases|global_scale))?$"
 )
 _LONGEST_NAME = 255  # bytes, on all common file systems
-_MODULE_PARTS = (".weight", ".scales", ".biases", ".bias")
+_MODULE_PARTS = (".weight", ".scales", ".biases", ".bias", ".global_scale")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,14 @@ def expert_tensor(canonical: str) -> ExpertTensor | None:
 def expert_module(layer: int, projection: str) -> str:
     """The canonical path of a projection of a layer's routed experts, whatever name a file gives it."""
     return f"layers.{layer}.mlp.switch_mlp.{projection}"
+
+
+def expert_modules(layer: int, projection: str, *, fused: bool) -> list[str]:
+    """Paths under which config.json may speak of a projection, the most exact first: it may name halves or the fused one."""
+    names = ["gate_up_proj", "gate_proj", "up_proj"] if projection == "gate_up_proj" else [projection]
+    if projection in ("gate_proj", "up_proj"):
+        names = ["gate_up_proj", projection] if fused else [projection, "gate_up_proj"]
+    return [expert_module(layer, name) for name in names]
 
 
 def is_file_name(value: object) -> bool:

@@ -1,6 +1,7 @@
 """Which tensors of a checkpoint are quantised, and how: config.json's ``quantization`` with its per-module overrides.
 
-What config.json states is checked against the shapes of the stored tensors; what it leaves open, the shapes decide.
+The stored tensors decide: scales of one byte are of a mode that bits and group size tell, others are affine. What
+config.json states about a module is checked against that; what it leaves open, the shapes decide.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..formats import GROUP_SIZES, QUANTIZED_BITS, Quantization
+from ..formats import GROUP_SIZES, MODES, QUANTIZED_BITS, Quantization
 from .names import canonical_name, expert_module, expert_tensor, module_path
 from .safetensors import TensorInfo
 
@@ -34,6 +35,13 @@ class StatedQuantization:
 
     bits: int | None
     group_size: int | None
+    mode: str | None = None
+    global_scale: bool = False
+
+    def allows(self, found: Quantization) -> bool:
+        """Whether nothing that is stated contradicts what was found."""
+        pairs = (self.bits, found.bits), (self.group_size, found.group_size), (self.mode, found.mode)
+        return all(stated is None or stated == value for stated, value in pairs)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class QuantizationMap:
         As in MLX, an override takes nothing from the section: what it leaves open is not the section's value.
 
         Raises:
-            CheckpointError: a quantisation that is not MLX's affine one, or an entry that is malformed.
+            CheckpointError: a quantisation that is not one of MLX's, or an entry that is malformed.
         """
         if (section := quantization_section(raw)) is None:
             return cls(None, {})
@@ -63,6 +71,10 @@ class QuantizationMap:
             overrides[module] = _entry(key, value)
         return cls(_entry("quantization", section), overrides)
 
+    def stated(self, modules: Iterable[str]) -> StatedQuantization | None:
+        """The override of the first of these paths that has one."""
+        return next((self.overrides[name] for name in modules if name in self.overrides), None)
+
     def of(self, modules: Iterable[str], weight: TensorInfo, scales: TensorInfo) -> Quantization:
         """Returns how a module is quantised, given its packed weight and its scales.
 
@@ -70,17 +82,58 @@ class QuantizationMap:
             modules: canonical paths under which config.json may have an override, the most exact first.
 
         Raises:
-            CheckpointError: config.json has no quantization section, or states what MLX does not have.
+            CheckpointError: config.json has no quantization section, or states what contradicts the tensors.
         """
-        stated = next((self.overrides[name] for name in modules if name in self.overrides), self.default)
-        if stated is None:
+        override = self.stated(modules)
+        if (stated := override or self.default) is None:
             raise CheckpointError(
                 f"{scales.file} holds {scales.name!r}, but config.json has no quantization section; "
                 "restore the original config.json"
             )
         # A row of n weights takes n · bits / 32 words and n / group_size scales.
         words, groups = (info.shape[-1] if info.shape else 0 for info in (weight, scales))
-        return _completed(stated, 32 * words // groups if groups else 0)
+        product = 32 * words // groups if groups else 0
+        if scales.dtype == "U8":
+            found = _byte_scaled(product, scales)
+            if override is not None and not override.allows(found):
+                raise _contradiction(scales, found.mode, override)
+            return found
+        if stated.mode not in (None, "affine"):
+            if override is not None:
+                raise _contradiction(scales, "affine", override)
+            stated = StatedQuantization(None, None)  # of another mode than the section's: the shapes decide
+        return _completed(stated, product)
+
+    def check_default(self, modules: Iterable[tuple[Iterable[str], TensorInfo]]) -> None:
+        """Raises CheckpointError where the section's mode is that of no module that it speaks for.
+
+        Args:
+            modules: canonical paths and scales of each quantised module.
+        """
+        spoken_for = [scales for paths, scales in modules if self.stated(paths) is None]
+        if self.default is None or not spoken_for:
+            return
+        if not any((scales.dtype == "U8") == (self.default.mode not in (None, "affine")) for scales in spoken_for):
+            raise _contradiction(spoken_for[0], f"dtype {spoken_for[0].dtype}", self.default)
+
+
+def _byte_scaled(product: int, scales: TensorInfo) -> Quantization:
+    """The mode whose bits times group size is ``product``."""
+    for mode, (bits, group_size) in MODES.items():
+        if bits * group_size == product:
+            return Quantization(bits, group_size, mode)
+    raise CheckpointError(
+        f"{scales.file}: {scales.name!r} has one byte for each {product} bits of weights, expected 64 (nvfp4), 128 (mxfp4) "
+        "or 256 (mxfp8); scales and weights do not belong together: download the checkpoint again"
+    )
+
+
+def _contradiction(scales: TensorInfo, found: str, stated: StatedQuantization) -> CheckpointError:
+    said = ", ".join(f"{name} {value}" for name, value in vars(stated).items() if value)
+    return CheckpointError(
+        f"{scales.file}: {scales.name!r} is {scales.dtype} {list(scales.shape)}, of {found}, but config.json says {said}; "
+        "restore the original config.json"
+    )
 
 
 def quantization_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -116,10 +169,16 @@ def refuse_foreign_tensors(tensors: Iterable[TensorInfo]) -> None:
 
 
 def _entry(key: str, value: Mapping[str, Any]) -> StatedQuantization:
-    mode = value.get("mode") or "affine"
-    if mode != "affine":
-        raise CheckpointError(f"config.json: {key} is quantised in mode {mode!r}; only 'affine' is supported")
-    return StatedQuantization(value.get("bits"), value.get("group_size"))  # mlx_lm writes null for MLX's defaults
+    bits, group_size, mode = (value.get(name) for name in ("bits", "group_size", "mode"))
+    if mode not in (None, "affine"):
+        try:
+            q = Quantization.of_mode(mode)
+            q = Quantization(q.bits if bits is None else bits, q.group_size if group_size is None else group_size, mode)
+        except CheckpointError as error:
+            raise CheckpointError(f"config.json: {key} is {error}") from None
+        bits, group_size = q.bits, q.group_size
+    # mlx_lm writes null for MLX's defaults
+    return StatedQuantization(bits, group_size, mode, value.get("global_scale") is True)
 
 
 def _completed(stated: StatedQuantization, product: int) -> Quantization:

@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..formats import FLOATS, ProjectionFormat, part_shapes
 from ..record import PROJECTIONS, ExpertShape, RecordLayout
 from .files import Checkpoint
-from .names import ExpertTensor, expert_module
+from .names import ExpertTensor, expert_modules
 from .packed import Manifest, open_layer
 from .safetensors import FileState, TensorInfo
 
@@ -148,21 +148,19 @@ class _Projection:
         self.fused = ExpertTensor(layer, None, "gate_up_proj", "weight") in self.experts and name != "down_proj"
         weight = self._tensor("weight", 0)
         quantization = None
+        modules = expert_modules(layer, name, fused=self.fused)
+        stated = checkpoint.quantization.stated(modules)
         if (scales := self._find("scales", 0)) is not None:
-            quantization = checkpoint.quantization.of(self._modules(), weight, scales)
-        floats = self._tensor("scales", 0) if quantization else weight
-        if floats.dtype not in FLOATS:
+            quantization = checkpoint.quantization.of(modules, weight, scales)
+        floats = scales or weight
+        if floats.dtype not in (("U8",) if quantization and not quantization.is_affine else FLOATS):
             raise CheckpointError(
                 f"{floats.file}: tensor {floats.name!r} is {floats.dtype}, expected {', '.join(FLOATS)} "
                 "(or U32 with scales and biases); use the bf16 checkpoint or one written by mlx_lm.convert"
             )
-        self.format = ProjectionFormat(floats.dtype, quantization)
+        has_global = self._find("global_scale", 0) is not None or (stated is not None and stated.global_scale)
+        self.format = ProjectionFormat(floats.dtype, quantization, has_global)
         self.parts = part_shapes(*self.shape.matrix(name), self.format)
-
-    def _modules(self) -> list[str]:
-        """Paths under which config.json may say how the projection is quantised; it may name the fused one or halves."""
-        names = {"down_proj": ["down_proj"]}.get(self.name, [self.name, "gate_up_proj"])
-        return [expert_module(self.layer, name) for name in (reversed(names) if self.fused else names)]
 
     def _find(self, part: str, expert: int | None) -> TensorInfo | None:
         name = "gate_up_proj" if self.fused else self.name
@@ -179,15 +177,18 @@ class _Projection:
 
     def run(self, part: str, at: int, nbytes: int) -> _Run:
         """The run of one part, after its tensors' dtypes and shapes have been checked."""
-        dtype, (rows, columns) = self.parts[part]
+        dtype, shape = self.parts[part]
         first = self._tensor(part, 0)
         if first is not self._find(part, None):
             tensors = [self._tensor(part, expert) for expert in range(self.shape.num_experts)]
             for info in tensors:
-                _check(info, dtype, (rows, columns))
+                _check(info, dtype, shape)
             return _Run(nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
-        stored_rows = 2 * rows if self.fused else rows
-        _check(first, dtype, (self.shape.num_experts, stored_rows, columns))
+        if part == "global_scale":  # a number for each expert
+            shape = shape[1:]
+        elif self.fused:
+            shape = (2 * shape[0], *shape[1:])
+        _check(first, dtype, (self.shape.num_experts, *shape))
         step = first.nbytes // self.shape.num_experts
         skip = nbytes if self.fused and self.name == "up_proj" else 0
         return _Run(nbytes, at, first.file, first.offset + skip, step)

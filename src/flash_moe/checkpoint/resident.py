@@ -15,7 +15,7 @@ from ..formats import FLOATS
 from .files import Checkpoint
 from .safetensors import TensorInfo, check_unchanged
 
-_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32}
+_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 
 
 def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
@@ -25,7 +25,7 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
         CheckpointError: a tensor has a dtype that no weight has, or a file changed since its header was read.
     """
     for info in checkpoint.resident.values():
-        if info.dtype not in (*FLOATS, "U32"):
+        if info.dtype not in (*FLOATS, "U32") and not (info.dtype == "U8" and info.name.endswith(".scales")):
             raise CheckpointError(
                 f"{info.file}: {info.name!r} is {info.dtype}, expected {', '.join(FLOATS)} or packed U32; "
                 "use the bf16 checkpoint or one written by mlx_lm.convert"

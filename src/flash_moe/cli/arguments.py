@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,7 @@ from ..errors import HubError
 from .console import log_to_stderr
 
 OWN = "own"
+Value = TypeVar("Value", int, str)
 MODEL_HELP = "A folder, a repository on the Hugging Face hub (org/name), or demo."
 LOCAL_HELP = "A folder, a hub repository (org/name) that was downloaded before, or demo."
 ExpertsPerToken = Annotated[
@@ -167,7 +168,7 @@ def size(text: str, option: str) -> int:
     return round(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
 
 
-def one_of(value: int, allowed: Iterable[int], option: str) -> int:
+def one_of(value: Value, allowed: Iterable[Value], option: str) -> Value:
     """The value, if it is allowed."""
     if value not in (allowed := tuple(allowed)):
         raise typer.BadParameter(

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ..formats import GROUP_SIZES, QUANTIZED_BITS
+from ..formats import GROUP_SIZES, MODES, QUANTIZED_BITS
 from .arguments import MODEL_HELP, JsonOption, RevisionOption, VerboseOption, one_of
 from .console import print_json, say, warn
 from .progress import Bar
@@ -58,6 +58,13 @@ def command(
         int,
         typer.Option(metavar="|".join(map(str, GROUP_SIZES)), help="Weights per scale where something is quantised."),
     ] = 64,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(MODES),
+            help="Quantise in a mode whose bits and groups are fixed, instead of affinely with --bits.",
+        ),
+    ] = None,
     rounding: Annotated[
         RoundingChoice,
         typer.Option(
@@ -95,6 +102,10 @@ def command(
         if value is not None:
             one_of(value, QUANTIZED_BITS, option)
     one_of(group_size, GROUP_SIZES, "--group-size")
+    if mode is not None:
+        one_of(mode, tuple(MODES), "--mode")
+        if bits is not None or expert_bits is not None or down_bits is not None:
+            raise typer.BadParameter(f"{mode} has bits of its own; leave --bits out.", param_hint="'--mode'")
     if calibrate is None and calibrate_tokens is not None:
         raise typer.BadParameter(
             "it says how much of a text is used; pass --calibrate too.", param_hint="'--calibrate-tokens'"
@@ -130,6 +141,7 @@ def command(
                 expert_bits=expert_bits,
                 down_bits=down_bits,
                 group_size=group_size,
+                mode=mode,  # type: ignore[arg-type]
                 rounding=rounding.value,
                 calibration=calibration,
                 progress=progress,

@@ -94,7 +94,7 @@ class LayerwiseModel:
         config = self.config
         weights = self._weights()
         embedding = weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
-        states = [embedding.rows(mx.array(tokens)) for tokens in self.checked(sequences)]
+        states = [embedding.rows(mx.array(tokens), self.dtype) for tokens in self.checked(sequences)]
         mx.eval(states)
         del embedding
         report = progress or (lambda done, total: None)

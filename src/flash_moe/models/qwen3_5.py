@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..formats import Quantization
 from .family import Family, ModelFiles, ResidentWeights
 
-_FLOAT32 = ("A_log", "dt_bias")
+_FLOAT32 = ("A_log", "dt_bias", ".global_scale")
 _ZERO_CENTRED = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
 
 
@@ -35,13 +35,14 @@ class Qwen35(Family):
         arrays: dict[str, mx.array] = {}
         quantization: dict[str, Quantization] = {}
         for name, array in stored.items():
-            if array.dtype != mx.uint32:
+            is_float = array.dtype not in (mx.uint32, mx.uint8)
+            if is_float:
                 array = array.astype(mx.float32 if name.endswith(_FLOAT32) or hugging_face else dtype)
             if hugging_face and _is_zero_centred(name):
                 array = array + 1.0
             if name.endswith("conv1d.weight"):
                 array = _taps_first(array, files.resident[name], hugging_face)
-            arrays[name] = array if array.dtype == mx.uint32 or name.endswith(_FLOAT32) else array.astype(dtype)
+            arrays[name] = array.astype(dtype) if is_float and not name.endswith(_FLOAT32) else array
             if name.endswith(".scales"):
                 module = module_path(name)
                 if (weight := files.resident.get(f"{module}.weight")) is None:

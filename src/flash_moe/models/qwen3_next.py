@@ -35,6 +35,8 @@ def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quan
     heads, ratio = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     dk, dv = config.linear_key_head_dim, config.linear_value_head_dim * ratio
     for name in [n for n in arrays if ".in_proj_qkvz" in n or ".in_proj_ba" in n]:
+        if name.endswith(".global_scale"):
+            continue
         array = arrays.pop(name)
         module, part = module_path(name), name[len(module_path(name)) :]
         if module.endswith("qkvz"):

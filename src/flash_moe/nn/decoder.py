@@ -200,7 +200,7 @@ class Decoder(Module):
 
     def _run(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
         with kernels(self._use_kernels):
-            x = self.embed_tokens.rows(tokens)
+            x = self.embed_tokens.rows(tokens, self.dtype)
             for layer, state in zip(self.layers, cache.layers, strict=True):
                 x = layer(x, state)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)

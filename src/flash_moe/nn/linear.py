@@ -8,16 +8,16 @@ from itertools import accumulate
 
 import mlx.core as mx
 
-from ..formats import Quantization
+from ..formats import GLOBAL_SCALE, Quantization
 from ..ops.dispatch import on_gpu
-from ..ops.linear import linear
+from ..ops.linear import dequantized, linear
 from .module import Module
 
 _JOIN_BYTES = 8 << 20  # on the CPU: above this a product takes longer than starting it, and copying takes long, too
 
 
 class Linear(Module):
-    """y = x · Wᵀ + b.
+    """y = x · Wᵀ + b; with a global scale (nvfp4) W is what its parts say times that scale over the largest one.
 
     Shape:
         x: [T, in] to y: [T, out].
@@ -30,13 +30,17 @@ class Linear(Module):
         biases: mx.array | None = None,
         quantization: Quantization | None = None,
         bias: mx.array | None = None,
+        global_scale: mx.array | None = None,
     ) -> None:
         super().__init__()
         self.weight, self.scales, self.biases, self.bias = weight, scales, biases, bias
         self.quantization = quantization
+        self.factor = None if global_scale is None else global_scale.reshape(1) / GLOBAL_SCALE
 
     def __call__(self, x: mx.array) -> mx.array:
         y = linear(x, self.weight, self.scales, self.biases, self.quantization)
+        if self.factor is not None:
+            y = y * self.factor.astype(y.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -77,7 +81,7 @@ def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
     groups: list[list[Linear]] = []
     for layer in layers:
         last = groups[-1] if groups else []
-        alike = last and _storage(last[0]) == _storage(layer)
+        alike = last and layer.factor is None and _storage(last[0]) == _storage(layer)
         if alike and sum(member.weight.nbytes for member in [*last, layer]) <= limit:
             last.append(layer)
         else:
@@ -85,8 +89,8 @@ def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
     return groups
 
 
-def _storage(layer: Linear) -> tuple[Quantization | None, bool, mx.Dtype]:
-    return layer.quantization, layer.bias is None, layer.weight.dtype
+def _storage(layer: Linear) -> tuple[Quantization | None, bool, bool, mx.Dtype]:
+    return layer.quantization, layer.bias is None, layer.factor is None, layer.weight.dtype
 
 
 def _joined(layers: Sequence[Linear]) -> Linear:
@@ -102,8 +106,9 @@ def _joined(layers: Sequence[Linear]) -> Linear:
 class Embedding(Linear):
     """A table of token vectors; as a linear layer it is the tied output head."""
 
-    def rows(self, ids: mx.array) -> mx.array:
-        """The vectors of token ids: [T] int32 to [T, H]."""
-        if (q := self.quantization) is None or self.scales is None or self.biases is None:
-            return self.weight[ids]
-        return mx.dequantize(self.weight[ids], self.scales[ids], self.biases[ids], group_size=q.group_size, bits=q.bits)
+    def rows(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+        """The vectors of token ids: [T] int32 to [T, H] in ``dtype``."""
+        if self.quantization is None or self.scales is None:
+            return self.weight[ids].astype(dtype)
+        biases = None if self.biases is None else self.biases[ids]
+        return dequantized(self.weight[ids], self.scales[ids], biases, self.quantization, dtype)

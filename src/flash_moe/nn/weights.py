@@ -55,7 +55,12 @@ class Weights:
     def linear(self, name: str, out_features: int, in_features: int, *, bias: bool = False) -> Linear:
         """The linear layer ``name``, quantised or not as the checkpoint has it."""
         parts = self._matrix(name, out_features, in_features)
-        return Linear(*parts, bias=self.at(name).array("bias", out_features) if bias else None)
+        own = self.at(name)
+        return Linear(
+            *parts,
+            bias=own.array("bias", out_features) if bias else None,
+            global_scale=self._arrays.get(own._join("global_scale")),
+        )
 
     def linears(self, out_features: Mapping[str, int], in_features: int, *, bias: bool = False) -> Linears:
         """Several linear layers of the same input: names to output sizes."""
@@ -69,13 +74,14 @@ class Weights:
     def _matrix(
         self, name: str, rows: int, columns: int
     ) -> tuple[mx.array, mx.array | None, mx.array | None, Quantization | None]:
+        """Weight, scales and biases of a matrix, and how it is quantised; None for what it does not have."""
         own = self.at(name)
         q = self._quantization.get(own._path)
         if q is None:
             return own.array("weight", rows, columns), None, None, None
         groups = columns // q.group_size
-        weight = own.array("weight", rows, columns * q.bits // 32)
-        return weight, own.array("scales", rows, groups), own.array("biases", rows, groups), q
+        weight, scales = own.array("weight", rows, columns * q.bits // 32), own.array("scales", rows, groups)
+        return weight, scales, own.array("biases", rows, groups) if q.is_affine else None, q
 
     def _join(self, name: str | int) -> str:
         return f"{self._path}.{name}" if self._path else str(name)

@@ -41,8 +41,8 @@ class Source:
 
 
 def supports(layout: RecordLayout, count: int) -> bool:
-    """Whether :func:`experts_for_token` takes ``count`` records of this layout: all projections quantised."""
-    return count <= MAX_RECORDS and all(p.quantization is not None for _, p in layout.projections)
+    """Whether :func:`experts_for_token` takes ``count`` records of this layout: all projections affinely quantised."""
+    return count <= MAX_RECORDS and all(p.biases is not None for _, p in layout.projections)
 
 
 def experts_for_token(
@@ -133,8 +133,8 @@ def down(
 
 def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Template:
     """Type of scales, bits and group size of a projection, and the words of a record at which its parts lie."""
-    weight, scales, biases = projection.parts
-    assert projection.quantization is not None
+    weight, scales, biases = projection.weight, projection.scales, projection.biases
+    assert projection.quantization is not None and scales is not None and biases is not None
     return [
         (f"{prefix}S", DTYPES[scales.dtype]), (f"{prefix}BITS", projection.quantization.bits),
         (f"{prefix}GROUP", projection.quantization.group_size), (name, weight.offset // 4),

@@ -7,13 +7,20 @@ from collections.abc import Iterable, Sequence
 import mlx.core as mx
 import numpy as np
 
+from ..formats import GLOBAL_SCALE
 from ..record import Part, ProjectionLayout, RecordLayout
 from .blas import on_cpu, to_numpy, use_blas
 from .streams import cpu_streams
 
 _LARGE = 256 << 10  # bytes of a record that is worth a stream
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
-DTYPES = {"U32": mx.uint32, "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}  # of a record's parts
+DTYPES = {
+    "U32": mx.uint32,
+    "F32": mx.float32,
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "U8": mx.uint8,
+}  # of a record's parts
 
 
 def experts_for_token(
@@ -109,7 +116,7 @@ def dequantized(records: mx.array, projection: ProjectionLayout, dtype: mx.Dtype
 
 
 class _Views:
-    """The parts of records [N, words] as arrays [N, rows, columns] over the same memory."""
+    """The parts of records [N, words] as arrays [N, rows, columns] or [N, rows] over the same memory."""
 
     def __init__(self, records: mx.array) -> None:
         self._count, self._words = records.shape
@@ -119,18 +126,30 @@ class _Views:
     def part(self, part: Part) -> mx.array:
         if (typed := self._typed.get(part.dtype)) is None:
             typed = self._typed[part.dtype] = self._flat.view(DTYPES[part.dtype])
-        rows, columns = part.shape
         stride, first = 4 * self._words // typed.itemsize, part.offset // typed.itemsize
-        return mx.as_strided(typed, (self._count, rows, columns), (stride, columns, 1), first)
+        inner = (part.shape[1], 1) if len(part.shape) == 2 else (1,)
+        return mx.as_strided(typed, (self._count, *part.shape), (stride, *inner), first)
 
-    def quantized(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
-        weight, scales, biases = (self.part(part) for part in projection.parts)
-        return weight, scales.astype(dtype), biases.astype(dtype)
+    def quantized(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array | None]:
+        """Weight, scales and biases; scales of a byte stay as they are, and have no biases."""
+        assert projection.scales is not None
+        weight, scales = self.part(projection.weight), self.part(projection.scales)
+        if projection.biases is None:
+            return weight, scales, None
+        return weight, scales.astype(dtype), self.part(projection.biases).astype(dtype)
+
+    def factor(self, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array | None:
+        """What outputs are to be multiplied with, [N, 1, 1]; MLX takes a global scale only on a GPU."""
+        if projection.global_scale is None:
+            return None
+        return (self.part(projection.global_scale)[..., None] / GLOBAL_SCALE).astype(dtype)
 
     def matrix(self, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array:
         if (q := projection.quantization) is None:
             return self.part(projection.weight).astype(dtype)
-        return mx.dequantize(*self.quantized(projection, dtype), group_size=q.group_size, bits=q.bits)
+        w = mx.dequantize(*self.quantized(projection, dtype), **q.to_json(), dtype=dtype)
+        factor = self.factor(projection, dtype)
+        return w if factor is None else w * factor
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -141,9 +160,9 @@ def _batched(x: mx.array, views: _Views, projection: ProjectionLayout) -> mx.arr
     """[1 or K, 1, in] times every record: [K, 1, out]."""
     if (q := projection.quantization) is None:
         return x @ views.matrix(projection, x.dtype).swapaxes(-1, -2)
-    return mx.quantized_matmul(
-        x, *views.quantized(projection, x.dtype), transpose=True, group_size=q.group_size, bits=q.bits
-    )
+    y = mx.quantized_matmul(x, *views.quantized(projection, x.dtype), transpose=True, **q.to_json())
+    factor = views.factor(projection, x.dtype)
+    return y if factor is None else y * factor
 
 
 def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: mx.array) -> mx.array:
@@ -154,8 +173,10 @@ def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: m
         # MLX 0.32.4 on CUDA is wrong with sorted_indices
         return mx.gather_mm(x.astype(dtype), w, rhs_indices=index).astype(x.dtype)
     # MLX on CUDA takes no strided matrices; and rows that share a record would each read it over the bus
-    w, scales, biases = (mx.contiguous(part) for part in views.quantized(projection, x.dtype))
-    return mx.gather_qmm(
-        x, w, scales, biases, rhs_indices=index, transpose=True,
-        group_size=q.group_size, bits=q.bits, sorted_indices=True,
-    )  # fmt: skip
+    weight, scales, biases = views.quantized(projection, x.dtype)
+    weight, scales = mx.contiguous(weight), mx.contiguous(scales)
+    if biases is not None:
+        biases = mx.contiguous(biases)
+    y = mx.gather_qmm(x, weight, scales, biases, rhs_indices=index, transpose=True, sorted_indices=True, **q.to_json())
+    factor = views.factor(projection, x.dtype)
+    return y if factor is None else y * factor[index]

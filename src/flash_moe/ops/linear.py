@@ -1,4 +1,4 @@
-"""x · Wᵀ (+ bias), with W plain or affinely quantised."""
+"""x · Wᵀ (+ bias), with W plain or quantised."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ def linear(
     Args:
         x: [T, in], float.
         weight: [out, in] float, or [out, in · bits / 32] uint32 when quantised.
-        scales, biases: [out, in / group_size], the dtype of x; None when not quantised.
+        scales, biases: [out, in / group_size], the dtype of x; None when not quantised. Where the mode is not affine,
+            scales are uint8 and biases None.
 
     Returns:
         [T, out], the dtype of x.
     """
-    if quantization is None or scales is None or biases is None:
+    if quantization is None or scales is None:
         return matmul(x, weight.T)
     if use_blas(x.shape[0], x.dtype):
         return _blas_quantized(x, weight, scales, biases, quantization)
+    if biases is None:
+        return mx.quantized_matmul(x, weight, scales, transpose=True, **quantization.to_json())
     group_size = quantization.group_size
     tokens, columns = x.shape
     sizes = tokens, columns, weight.shape[0], quantization.bits, group_size, x.dtype, scales.dtype
@@ -46,12 +49,21 @@ def linear(
     return mx.quantized_matmul(x, weight, scales, biases, transpose=True, group_size=group_size, bits=quantization.bits)
 
 
-def _blas_quantized(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, q: Quantization) -> mx.array:
+def dequantized(
+    weight: mx.array, scales: mx.array, biases: mx.array | None, quantization: Quantization, dtype: mx.Dtype
+) -> mx.array:
+    """The weights [out, in] in ``dtype``."""
+    return mx.dequantize(weight, scales, biases, **quantization.to_json(), dtype=dtype)
+
+
+def _blas_quantized(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, q: Quantization
+) -> mx.array:
     """Dequantises a block of rows at a time and multiplies with BLAS, so that memory stays bounded."""
     rows, out = to_numpy(x), np.empty((x.shape[0], weight.shape[0]), np.float32)
     step = max(1, _BLOCK_WEIGHTS // x.shape[1])
     for i in range(0, weight.shape[0], step):
         block = slice(i, i + step)
-        w = mx.dequantize(weight[block], scales[block], biases[block], group_size=q.group_size, bits=q.bits)
+        w = dequantized(weight[block], scales[block], None if biases is None else biases[block], q, x.dtype)
         np.matmul(rows, to_numpy(w).T, out=out[:, block])
     return mx.array(out)

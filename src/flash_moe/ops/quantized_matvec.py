@@ -38,7 +38,13 @@ def _rows(tokens: int, out: int) -> int:
 def supports(x: mx.array, weight: mx.array, quantization: Quantization | None) -> bool:
     """Whether :func:`quantized_matvec` takes these: few tokens, and a matrix of more than a toy's size."""
     # Metal gives a kernel buffers of fewer than 8 elements in another address space
-    return quantization is not None and x.dtype in _FLOATS and x.shape[0] <= MAX_TOKENS and weight.size >= 8
+    return (
+        quantization is not None
+        and quantization.is_affine
+        and x.dtype in _FLOATS
+        and x.shape[0] <= MAX_TOKENS
+        and weight.size >= 8
+    )
 
 
 def quantized_matvec(

@@ -75,7 +75,7 @@ class Calibration:
         """Starts before the first layer."""
         config = self._config
         embedding = self._weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
-        self._states = [embedding.rows(mx.array(sequence)) for sequence in self._tokens]
+        self._states = [embedding.rows(mx.array(sequence), mx.float32) for sequence in self._tokens]
         self._next = 0
         mx.eval(self._states)
 

@@ -20,11 +20,10 @@ from ..config import ModelConfig
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError
 from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
-from ..formats import Quantization
 from ..models import ModelFiles, open_model
 from ..record import RecordLayout
 from .calibration import Calibration
-from .plan import fingerprint, identity, target_layouts, warnings
+from .plan import Mode, Widths, fingerprint, identity, warnings
 from .requantize import Rounding, changed_projections, requantize
 from .resident import ResidentFiles, save_arrays
 from .staging import Staging
@@ -44,6 +43,7 @@ def convert(
     expert_bits: int | None = None,
     down_bits: int | None = None,
     group_size: int = 64,
+    mode: Mode | None = None,
     rounding: Rounding = "search",
     calibration: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
@@ -56,11 +56,13 @@ def convert(
     Args:
         source: folder of an MLX-quantised, Hugging Face float or packed checkpoint.
         destination: folder to make; must not exist.
-        bits: 2, 3, 4, 5, 6 or 8; floats outside the experts never get fewer than 4. None keeps quantised weights as
-            they are and makes floats 4-bit.
+        bits: 2, 3, 4, 5, 6 or 8; floats outside the experts never get fewer than 4. None keeps a quantised checkpoint
+            as it is and makes floats 4-bit.
         expert_bits: of the experts; None for ``bits``.
         down_bits: of the experts' down projections, which matter most; None for those of the experts.
         group_size: weights per scale where something is quantised: 32, 64 or 128.
+        mode: ``"mxfp4"``, ``"nvfp4"`` or ``"mxfp8"`` quantises all in one of these modes of MLX, whose bits and groups are
+            fixed, but for routers and gates; None or ``"affine"`` goes by ``bits``.
         rounding: ``"search"`` for scales and biases that lose least, ``"nearest"`` for those of MLX.
         calibration: token ids of texts that the experts are quantised for, for instance from
             :func:`flash_moe.evaluation.calibration_tokens`; None to round each weight for itself.
@@ -78,7 +80,8 @@ def convert(
     source, destination = Path(source), Path(destination)
     checkpoint = open_model(source)
     table = checkpoint.records()
-    target = target_layouts(table, bits if expert_bits is None else expert_bits, down_bits, group_size)
+    widths = Widths(bits, expert_bits, down_bits, group_size, mode)
+    target = widths.layouts(checkpoint, table)
     if rounding not in get_args(Rounding):
         raise ArgumentError(f"rounding is {rounding!r}, expected one of {', '.join(get_args(Rounding))}")
     calibrated = None
@@ -87,13 +90,15 @@ def convert(
             raise ArgumentError(
                 "no expert is to be quantised, so calibration changes nothing; say to how many bits, or leave it out"
             )
-        if rounding == "nearest":
-            raise ArgumentError("rounding 'nearest' takes no calibration; leave one of the two out")
+        if rounding == "nearest" or mode not in (None, "affine"):
+            what = f"mode {mode!r}" if rounding != "nearest" else "rounding 'nearest'"
+            raise ArgumentError(f"{what} takes no calibration; leave one of the two out")
         calibrated = Calibration(checkpoint, table, target, calibration)
-    resident = ResidentFiles(checkpoint, Quantization(max(bits or 4, 4), group_size), rounding)
+    resident = ResidentFiles(checkpoint, widths.floats(checkpoint), rounding)
     plan = identity(checkpoint, table) | {
         "bits": [bits, expert_bits, down_bits],
         "group_size": group_size,
+        "mode": mode,
         "rounding": rounding,
         "calibration": calibration and fingerprint(calibration),
     }

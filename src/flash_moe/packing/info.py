@@ -91,7 +91,7 @@ def _format(layout: RecordLayout) -> str:
     for name in PROJECTIONS:
         fmt = layout.formats[name]
         q = fmt.quantization
-        texts.append(f"{q.bits}-bit, groups of {q.group_size}" if q else fmt.dtype)
+        texts.append(f"{q}{' with a global scale' if fmt.global_scale else ''}" if q else fmt.dtype)
     if len(set(texts)) == 1:
         return texts[0]
     return "; ".join(f"{name} {text}" for name, text in zip(PROJECTIONS, texts, strict=True))

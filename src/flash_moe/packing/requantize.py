@@ -35,7 +35,8 @@ def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, ro
     """
     parts: list[dict[str, np.ndarray]] = [{} for _ in range(records.shape[0])]
     for name in changed_projections(source, target):
-        new = _nearest if rounding == "nearest" else _searched
+        quantization = target.formats[name].quantization
+        new = _nearest if rounding == "nearest" or (quantization and not quantization.is_affine) else _searched
         for record, found in zip(parts, new(records, source, target, name), strict=True):
             record |= found
     return assembled(records, source, target, parts)
@@ -72,12 +73,13 @@ def _nearest(
 ) -> Iterator[dict[str, np.ndarray]]:
     fmt = target.formats[name]
     assert fmt.quantization is not None
-    dtype = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}[fmt.dtype]
-    weights = dequantized(records, getattr(source, name), dtype)
-    arrays = mx.quantize(weights, group_size=fmt.quantization.group_size, bits=fmt.quantization.bits)
+    stored = fmt.dtype if fmt.quantization.is_affine else source.formats[name].dtype
+    dtype = {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
+    weights = dequantized(records, source.linears[name], dtype)
+    arrays = mx.quantize(weights, **fmt.quantization.to_json())
     kinds = [as_bytes(array) for array in arrays]
     for values in zip(*kinds, strict=True):
-        yield {f"{name}.{kind}": value for kind, value in zip(("weight", "scales", "biases"), values, strict=True)}
+        yield {f"{name}.{kind}": value for kind, value in zip(("weight", "scales", "biases"), values, strict=False)}
 
 
 def _searched(
@@ -98,13 +100,13 @@ def searched(weights: np.ndarray, quantization: Quantization, dtype: str) -> Aff
 
 def as_floats(record: mx.array, source: RecordLayout, name: str) -> np.ndarray:
     """A projection of a single record [1, words] as float32, [out, in]."""
-    weights = dequantized(record, getattr(source, name), mx.float32)[0]
+    weights = dequantized(record, source.linears[name], mx.float32)[0]
     mx.eval(weights)
     return np.array(weights)
 
 
 def as_bytes(array: mx.array) -> np.ndarray:
     """The bytes of an array, [rows of the first axis, bytes]."""
-    words = mx.contiguous(array).view(mx.uint32 if array.itemsize == 4 else mx.uint16)
+    words = mx.contiguous(array).view({4: mx.uint32, 2: mx.uint16, 1: mx.uint8}[array.itemsize])
     mx.eval(words)
     return np.array(words, copy=False).reshape(len(words), -1).view(np.uint8)

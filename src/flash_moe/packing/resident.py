@@ -19,7 +19,7 @@ from ..models import ModelFiles
 from .affine import packed
 from .requantize import Rounding, as_bytes, searched
 
-_DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8"}
 _GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
 _GATE_QUANTIZATION = Quantization(8, 64)
 _BLOCK = 1 << 24  # weights at a time as float32: 64 MiB
@@ -29,11 +29,11 @@ class ResidentFiles:
     """The resident part of a conversion.
 
     Args:
-        quantization: for weights that the source holds as floats; quantised ones are kept as they are.
+        quantization: for weights that the source holds as floats, or None to keep them; quantised ones are kept.
         rounding: how they are quantised.
     """
 
-    def __init__(self, checkpoint: ModelFiles, quantization: Quantization, rounding: Rounding) -> None:
+    def __init__(self, checkpoint: ModelFiles, quantization: Quantization | None, rounding: Rounding) -> None:
         self._checkpoint, self._family, self._rounding = checkpoint, checkpoint.family, rounding
         self._arrays = read_arrays(checkpoint)
         self._quantization = {
@@ -58,7 +58,8 @@ class ResidentFiles:
                 total += info.nbytes
             else:
                 weights, item = self._arrays[name].size, self._arrays[name].itemsize
-                total += weights * q.bits // 8 + 2 * item * weights // q.group_size
+                per_group = 2 * item if q.is_affine else 1
+                total += weights * q.bits // 8 + per_group * weights // q.group_size
         return total
 
     def config_section(self) -> dict[str, Any] | None:
@@ -67,9 +68,8 @@ class ResidentFiles:
         for module, q in self._quantization.items():
             section.setdefault("group_size", q.group_size)
             section.setdefault("bits", q.bits)
-            section.setdefault("mode", "affine")
-            path = self._family.mlx_name(module + ".")[:-1]
-            section[path] = {"group_size": q.group_size, "bits": q.bits}
+            section.setdefault("mode", q.mode)
+            section[self._family.mlx_name(module + ".")[:-1]] = q.to_json()
         return section or None
 
     def _converted(self, mine: Callable[[str], bool]) -> dict[str, mx.array]:
@@ -82,14 +82,14 @@ class ResidentFiles:
                 out[self._family.mlx_name(name)] = array
                 continue
             parts = _quantized(array, q, self._rounding)
-            for kind, part in zip(("weight", "scales", "biases"), parts, strict=True):
+            for kind, part in zip(("weight", "scales", "biases"), parts, strict=False):
                 out[self._family.mlx_name(f"{module_path(name)}.{kind}")] = part
         return out
 
-    def _wanted(self, name: str, default: Quantization) -> Quantization | None:
+    def _wanted(self, name: str, default: Quantization | None) -> Quantization | None:
         """How a tensor is to be quantised; None for what is quantised already, or is no matrix."""
         array, module = self._arrays[name], module_path(name)
-        if not name.endswith(".weight") or array.ndim != 2 or f"{module}.scales" in self._arrays:
+        if default is None or not name.endswith(".weight") or array.ndim != 2 or f"{module}.scales" in self._arrays:
             return None
         q = _GATE_QUANTIZATION if module.endswith(_GATES) else default
         return None if array.shape[1] % q.group_size else q
@@ -104,9 +104,9 @@ def _below(prefix: str, name: str) -> bool:
 
 
 def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.array]:
-    """Words, scales and biases of a matrix [rows, columns]."""
-    if rounding == "nearest":
-        return list(mx.quantize(array, group_size=q.group_size, bits=q.bits))
+    """Words and scales of a matrix [rows, columns], and biases where it is affine."""
+    if rounding == "nearest" or not q.is_affine:
+        return list(mx.quantize(array, **q.to_json()))
     blocks, step = [], max(1, _BLOCK // array.shape[1])
     for start in range(0, array.shape[0], step):
         weights = np.array(array[start : start + step].astype(mx.float32))

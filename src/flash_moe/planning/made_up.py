@@ -34,6 +34,8 @@ def made_up_records(layout: RecordLayout, count: int) -> mx.array:
 def _block(dtype: str) -> np.ndarray:
     """Numbers of a dtype; 16-bit floats as their bits in uint16."""
     rng = np.random.default_rng(0)
+    if dtype == "U8":  # scales of one byte: about 0.01 as e4m3, and as e8m0 as far from infinity as others
+        return np.full(_BLOCK, 0x06, np.uint8)
     if dtype == "U32":
         return rng.integers(0, 1 << 32, _BLOCK, dtype=np.uint32)
     floats = (0.01 * rng.standard_normal(_BLOCK)).astype(np.float32)

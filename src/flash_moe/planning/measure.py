@@ -62,7 +62,7 @@ def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
         for part, info in stored.items()
     }
     held = {
-        part: array if array is None or array.dtype == mx.uint32 else array.astype(dtype)
+        part: array if array is None or array.dtype in (mx.uint32, mx.uint8) else array.astype(dtype)
         for part, array in arrays.items()
     }
     scales = stored["scales"]

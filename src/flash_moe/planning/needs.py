@@ -78,7 +78,7 @@ def needs(
     config = checkpoint.config
     held: Counter[str] = Counter()
     for name, info in checkpoint.resident.items():
-        size = 4 if info.dtype == "U32" or name.endswith(_FLOAT32) else float_bytes
+        size = 4 if info.dtype == "U32" or name.endswith(_FLOAT32) else 1 if info.dtype == "U8" else float_bytes
         part = ".".join(name.split(".")[:2]) if name.startswith("layers.") else name.split(".")[0]
         held[part] += math.prod(info.shape) * size
     layers: Counter[Kind] = Counter()
