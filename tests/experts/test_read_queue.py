@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from flash_moe.errors import Cancelled, ModelClosedError
 from flash_moe.experts.read_queue import ReadQueue, Reads
 from flash_moe.experts.threads import Threads
 
@@ -98,6 +99,9 @@ def test_what_is_given_up_is_not_read(queue: ReadQueue) -> None:
     assert (half.missing, none.missing, wanted.missing) == (5, 0, 7)
     assert not wanted.cancel(), "it was read whole"
     assert not half.cancel(), "once is enough"
+    for reads in (none, half):
+        with pytest.raises(Cancelled):
+            reads.finish()
 
 
 def test_reads_of_nothing_have_ended(queue: ReadQueue) -> None:
@@ -207,6 +211,31 @@ def test_close_waits_for_what_has_begun_only() -> None:
     queue.close()
     assert ended(held) and ended(behind)
     assert done == []
+    held.finish()
+    for call in (behind.finish, lambda: queue.add([Job()]), lambda: queue.do([Job()])):
+        with pytest.raises(ModelClosedError):
+            call()
+
+
+def test_a_thread_that_waits_is_told_to_stop() -> None:
+    """By closing and by cancelling alike, though the read hangs; the read itself goes on."""
+    for stop in ("close", "cancel"):
+        queue, gate = ReadQueue(in_flight=1, cores=1), Gate(missing=1)
+        reads = add(queue, [gate])
+        assert gate.begun.wait(SOON)
+        if stop == "close":
+            threading.Timer(0.1, queue.close).start()
+        else:
+            deadline = time.monotonic() + 0.1
+            queue.cancelled = lambda deadline=deadline: time.monotonic() > deadline
+        start = time.monotonic()
+        with pytest.raises(ModelClosedError if stop == "close" else Cancelled):
+            reads.finish()
+        assert time.monotonic() - start < SOON / 2
+        assert not ended(reads)
+        gate.open.set()
+        reads.drain()
+        queue.close()
 
 
 @pytest.mark.parametrize("cores", [1, 2, 8])
