@@ -1,4 +1,4 @@
-"""Prompts that begin as the sequence before: a conversation that goes on, or another question about the same text."""
+"""Prompts that begin as a sequence before: a conversation that goes on, or another question about the same text."""
 
 from __future__ import annotations
 
@@ -11,54 +11,76 @@ MARKS = 3  # kept of a sequence; each costs the recurrent states of all layers
 
 
 class Prefixes:
-    """Keeps the last sequence, for a prompt that shares its beginning.
+    """Keeps sequences, for prompts that share their beginning with one; those used last, up to a number of bytes.
 
-    A sequence that is being extended belongs to who took it: streams that run at the same time never share one.
+    A sequence that is being extended belongs to the stream that took it: two streams never share one.
 
     Args:
         new_cache: makes an empty cache.
         ends: token ids that end a message.
+        limit: bytes of caches to keep.
+        least: sequences to keep, however large they are.
     """
 
-    def __init__(self, new_cache: Callable[[], SequenceCache], ends: Collection[int]) -> None:
+    def __init__(
+        self, new_cache: Callable[[], SequenceCache], ends: Collection[int], limit: int = 0, least: int = 1
+    ) -> None:
         self._new_cache, self._ends = new_cache, ends
-        self._last: SequenceCache | None = None
+        self._limit, self._least = limit, least
+        self._kept: list[SequenceCache] = []  # the one used last is last
         self._lock = RLock()  # a stream may be collected, and give its cache back, while its own thread holds it
 
     def take(self, tokens: Sequence[int]) -> SequenceCache:
-        """A cache that holds as much of ``tokens`` as possible, though not the last, whose logits are wanted."""
+        """Returns a cache that holds as much of ``tokens`` as possible, though not the last, whose logits are wanted."""
         with self._lock:
-            cache, self._last = self._last, None
-        if cache is not None:
-            common = shared(cache.tokens, tokens[:-1])
-            if common < len(cache.tokens):
-                mark = max((mark for mark in cache.marks if mark <= common), default=0)
-                if mark:
-                    cache.cut_back(mark)
-                else:
-                    cache = None
-        if cache is None:
-            cache = self._new_cache()
+            length, best = max(
+                ((usable(cache, tokens), cache) for cache in self._kept), key=lambda found: found[0], default=(0, None)
+            )
+            if best is None or not length or best not in self._kept:
+                cache = self._new_cache()
+            elif any(mark > length for mark in best.marks):
+                cache = best.fork(length)  # of another conversation, which may go on as well
+            else:
+                self._kept.remove(best)
+                cache = best
+                if length < len(cache.tokens):
+                    cache.cut_back(length)
         ahead = [length for length in boundaries(tokens, self._ends) if length > len(cache.tokens)]
-        wanted = cache.marks + ahead
+        wanted = sorted({*cache.marks, *([len(cache.tokens)] if cache.tokens else []), *ahead})
         cache.mark([*wanted[:1], *wanted[1:][1 - MARKS :]])  # the first is often a system prompt's end
         return cache
 
     def put(self, cache: SequenceCache) -> None:
-        """Gives a cache back; one whose layers disagree is dropped."""
-        if cache.sound:
-            with self._lock:
-                self._last = cache
+        """Gives a cache back. One whose last pass failed half-way goes back to a mark, or is dropped."""
+        if not cache.recover() or not cache.tokens:
+            return
+        with self._lock:
+            self._kept.append(cache)
+            while len(self._kept) > self._least and sum(kept.nbytes for kept in self._kept) > self._limit:
+                del self._kept[0]
 
     def clear(self) -> None:
-        """Forgets the sequence and frees its memory."""
+        """Forgets all sequences and frees their memory."""
         with self._lock:
-            self._last = None
+            self._kept.clear()
+
+
+def usable(cache: SequenceCache, tokens: Sequence[int]) -> int:
+    """Returns how many of ``tokens``, without the last, a cache can be made to hold."""
+    common = shared(cache.tokens, tokens[:-1])
+    return common if common == len(cache.tokens) else max((mark for mark in cache.marks if mark <= common), default=0)
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Returns how many tokens two sequences have in common at their beginning."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # the first `low` are alike; slices compare much faster than elements
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def boundaries(tokens: Sequence[int], ends: Collection[int]) -> list[int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 
@@ -44,6 +47,25 @@ class KVCache:
         """Forgets all but the first ``length`` tokens."""
         self.length = length
 
+    def fork(self, length: int) -> KVCache:
+        """Returns another cache that holds the first ``length`` tokens, in shared memory until it grows."""
+        other = copy.copy(self)
+        other.length, other.keys, other.values = length, self.keys[:, :, :length], self.values[:, :, :length]
+        return other
+
+    @property
+    def saved(self) -> int:
+        """What :meth:`restore` takes."""
+        return self.length
+
+    def restore(self, saved: int) -> None:
+        """Goes back to what was saved."""
+        self.length = saved
+
+    def holds(self, length: int) -> bool:
+        """Whether the cache can be cut back to ``length``."""
+        return length <= self.length
+
     @property
     def arrays(self) -> list[mx.array]:
         return [self.keys, self.values]
@@ -84,6 +106,27 @@ class DeltaCache:
         """Goes back to a mark."""
         (self.conv, self.state), self.length = self.marks[length], length
 
+    def fork(self, length: int) -> DeltaCache:
+        """Returns another cache that holds the first ``length`` tokens: all of this one, or those up to a mark."""
+        other = copy.copy(self)
+        other.marks = {mark: states for mark, states in self.marks.items() if mark <= length}
+        if length < self.length:
+            other.cut_back(length)
+        return other
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What :meth:`restore` takes; keeps the states in memory."""
+        return self.conv, self.state, self.length, dict(self.marks)
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Goes back to what was saved."""
+        self.conv, self.state, self.length, self.marks = saved
+
+    def holds(self, length: int) -> bool:
+        """Whether the cache can be cut back to ``length``."""
+        return length in self.marks
+
     @property
     def arrays(self) -> list[mx.array]:
         return [self.conv, self.state]
@@ -118,11 +161,12 @@ class SequenceCache:
         return all(layer.length == len(self.tokens) for layer in self.layers)
 
     def mark(self, lengths: Sequence[int]) -> None:
-        """Asks for marks at these lengths, some of which may lie ahead; gives up all others."""
+        """Asks for marks at these lengths, the present one or some that lie ahead; drops all others."""
         self.marks = sorted(lengths)
         for layer in self._delta_layers:
             layer.wanted = frozenset(lengths)
-            layer.marks = {length: layer.marks[length] for length in lengths if length in layer.marks}
+            states = layer.marks | {layer.length: (layer.conv, layer.state)}
+            layer.marks = {length: states[length] for length in lengths if length in states}
 
     def cut_back(self, length: int) -> None:
         """Forgets all tokens from ``length``, a mark, on."""
@@ -130,6 +174,38 @@ class SequenceCache:
             layer.cut_back(length)
         del self.tokens[length:]
         self.mark([mark for mark in self.marks if mark <= length])
+
+    def fork(self, length: int) -> SequenceCache:
+        """Returns another cache of the first ``length`` tokens: all of them, or those up to a mark."""
+        other = copy.copy(self)
+        other.layers, other.tokens = [layer.fork(length) for layer in self.layers], self.tokens[:length]
+        other.mark([mark for mark in self.marks if mark <= length])
+        return other
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Takes back what a pass that fails half-way has done. Until it ends, old recurrent states stay in memory."""
+        count, saved = len(self.tokens), [layer.saved for layer in self.layers]
+        try:
+            yield
+        except BaseException:
+            del self.tokens[count:]
+            for layer, state in zip(self.layers, saved, strict=True):
+                layer.restore(state)  # type: ignore[arg-type]
+            raise
+
+    def recover(self) -> bool:
+        """Makes a cache sound whose last pass failed half-way, by going back to a mark that all layers hold.
+
+        Returns:
+            Whether there is one.
+        """
+        if self.sound:
+            return True
+        held = [mark for mark in self.marks if mark <= len(self.tokens) and all(x.holds(mark) for x in self.layers)]
+        if held:
+            self.cut_back(held[-1])
+        return bool(held)
 
     @property
     def _delta_layers(self) -> list[DeltaCache]:

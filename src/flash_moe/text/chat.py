@@ -64,8 +64,9 @@ class ChatTemplate:
 
         Args:
             messages: dicts with a string `role` and a `content` that is a string or a list of
-                `{"type": "text", "text": ...}`; other keys (`tool_calls`, `reasoning_content`) go to the template
-                as they are, except that keys holding None are dropped. Nothing is modified.
+                `{"type": "text", "text": ...}`. OpenAI's form is fine: arguments of `tool_calls` may be JSON text,
+                `reasoning` stands for `reasoning_content`, and keys holding None are dropped (`content` becomes
+                empty). Other keys go to the template as they are. Nothing is modified.
             tools: JSON schemas of the functions the model may call, as in OpenAI's API.
             add_generation_prompt: whether to end with the header of the assistant's next message.
             **variables: further variables for the template, such as `enable_thinking`.
@@ -167,6 +168,13 @@ def _checked_message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         found = f"the role {message['role']!r}" if "role" in message else f"only the keys {sorted(map(str, message))}"
         raise TokenizerError(f"message {index} has {found}, expected a string 'role'; {remedy}")
     checked = {key: _plain(value, f"message {index}") for key, value in message.items() if value is not None}
+    if "content" in message:
+        checked.setdefault("content", "")
+    if "reasoning" in checked:  # OpenAI's and others' name of what templates call so
+        checked.setdefault("reasoning_content", checked["reasoning"])
+    if isinstance(calls := checked.get("tool_calls"), list):
+        for call in calls:
+            _parse_arguments(call, index)
     if not isinstance(content := checked.get("content", ""), (str, list)):
         found = type(content).__name__
         raise TokenizerError(f"message {index} has content of type {found}, expected text or a list of parts; {remedy}")
@@ -174,6 +182,22 @@ def _checked_message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         # Joined here because text-only templates would drop, or print, a list.
         checked["content"] = "".join(_text_of(part, index) for part in content)
     return checked
+
+
+def _parse_arguments(call: Any, index: int) -> None:
+    """Puts a mapping where OpenAI's form has JSON text: templates read the arguments one by one."""
+    call = call.get("function", call) if isinstance(call, dict) else None
+    if isinstance(call, dict) and isinstance(arguments := call.get("arguments"), str):
+        try:
+            parsed = json.loads(arguments or "{}", strict=False)
+        except (ValueError, RecursionError):
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise TokenizerError(
+                f"message {index} calls {call.get('name')!r:.80} with the arguments {arguments!r:.200}, expected a JSON "
+                "object; repair them or leave the call out"
+            )
+        call["arguments"] = parsed
 
 
 def _text_of(part: object, index: int) -> str:
