@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,17 @@ def test_the_context_ends_a_generation(packed_checkpoint: Path, copy: Path, edit
         result = small.generate(PROMPT, max_tokens=500, temperature=0)
     assert len(PROMPT) + len(result.tokens) == 45
     assert result.finish_reason == "length"
+
+
+def test_time_that_the_caller_takes_is_no_time_of_the_model(model: Model) -> None:
+    usual = model.generate(PROMPT, max_tokens=6, temperature=0).stats
+    stream = model.stream([*PROMPT, 1], max_tokens=6, temperature=0)
+    wait = 0.3 + usual.prompt_seconds + usual.decode_seconds
+    time.sleep(wait)
+    for chunk in stream:
+        time.sleep(wait)
+        stats = chunk.stats
+    assert stats.prompt_seconds < wait
+    assert stats.time_to_first_token < wait
+    assert stats.decode_seconds < 5 * wait
+    assert stats.generated_tokens_per_second > 1 / wait

@@ -15,7 +15,7 @@ from .experts.store import ExpertStore
 from .generation.chunks import prefill_chunk
 from .generation.engine import Engine
 from .generation.options import forbid, resolve_options
-from .generation.prefixes import Prefixes
+from .generation.prefixes import Prefixes, kept
 from .generation.result import Chunk, Generation
 from .generation.run import generate
 from .generation.sampling import LogitsProcessor, Sampler
@@ -32,6 +32,7 @@ class LanguageModel:
 
     Args:
         defaults: sampling options of generations that name none.
+        prompt_cache: as :meth:`flash_moe.Model.load` takes it.
     """
 
     _decoder, _store = UntilClosed[Decoder](), UntilClosed[ExpertStore]()
@@ -45,12 +46,13 @@ class LanguageModel:
         store: ExpertStore,
         experts_per_token: int,
         defaults: Mapping[str, Any],
+        prompt_cache: int | None = None,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self._experts_per_token = experts_per_token
         self._decoder, self._store = decoder, store
         self._engine = Engine(decoder, prefill_chunk(config, experts_per_token))
-        self._prefixes = Prefixes(self._engine.new_cache, tokenizer.eos_token_ids)
+        self._prefixes = Prefixes(self._engine.new_cache, tokenizer.eos_token_ids, *kept(prompt_cache))
         self._enforcer = Enforcer(tokenizer, config.vocab_size)
         self._defaults = defaults
 
@@ -205,10 +207,9 @@ class LanguageModel:
         parse = None if enforced.format is None else lambda text: enforced.parse(text, thinking)
         report = None if progress is None else lambda done: progress(done, len(tokens))
         k, own = self.experts_per_token, self.config.num_experts_per_tok
-        recorder = Recorder(self._decoder, len(tokens), k, own)
         stream = generate(
             self._engine, self._prefixes, self.tokenizer, tokens, min(chosen.max_tokens, room), sampler,
-            StopStrings(chosen.stop), recorder, report,
+            StopStrings(chosen.stop), lambda: Recorder(self._decoder, len(tokens), k, own), report,
         )  # fmt: skip
         return enforced, parse, stream
 
@@ -235,9 +236,10 @@ class LanguageModel:
         if not 1 <= last <= len(tokens):
             raise ArgumentError(f"last is {last}, expected 1 to {len(tokens)}, the number of tokens")
         cache = self._prefixes.take(tokens[: len(tokens) - last + 1])
-        logits = self._engine.last_logits(tokens, last, cache)
-        self._prefixes.put(cache)
-        return logits
+        try:
+            return self._engine.last_logits(tokens, last, cache)
+        finally:
+            self._prefixes.put(cache)
 
     def encode(
         self,
@@ -259,5 +261,5 @@ class LanguageModel:
         )
 
     def forget(self) -> None:
-        """Frees the memory of the last conversation, which a prompt with the same beginning would have continued."""
+        """Frees the memory of earlier sequences, which prompts with the same beginning would have continued."""
         self._prefixes.clear()

@@ -15,6 +15,7 @@ from .closing import enter_process, is_open, take
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
 from .generation.defaults import sampling_defaults
+from .generation.prefixes import kept
 from .language_model import LanguageModel
 from .loading import prove_kernels, resolve_dtype
 from .models import ModelFiles, open_model
@@ -38,10 +39,11 @@ class Model(LanguageModel):
         decoder: Decoder,
         store: ExpertStore,
         experts_per_token: int,
+        prompt_cache: int | None = None,
     ) -> None:
         self.path = checkpoint.folder
         defaults = sampling_defaults(checkpoint.folder)
-        super().__init__(checkpoint.config, tokenizer, decoder, store, experts_per_token, defaults)
+        super().__init__(checkpoint.config, tokenizer, decoder, store, experts_per_token, defaults, prompt_cache)
 
     @classmethod
     def load(
@@ -54,6 +56,7 @@ class Model(LanguageModel):
         prefetch: bool = False,
         drop_cold_below: float = 0.0,
         prefer_cached: float = 0.0,
+        prompt_cache: int | None = None,
         dtype: str | None = None,
         kernels: bool | None = None,
         revision: str | None = None,
@@ -77,6 +80,9 @@ class Model(LanguageModel):
                 weights is below this (0 to 1; at least one expert stays). Faster and less exact; 0 is off.
             prefer_cached: while decoding, use an expert that is in memory instead of a chosen one that is not, if its
                 router probability is at least 1 - prefer_cached times the other's (0 to 1). As above; 0 is off.
+            prompt_cache: bytes for the keys, values and states of earlier sequences: a prompt that begins like one of
+                them runs only what is new. Those used last are kept. None keeps a sixteenth of the memory's size, and
+                the last one however large it is; 0 keeps none.
             dtype: of activations: ``"float32"``, ``"bfloat16"`` or ``"float16"``. By default the checkpoint's own on a
                 GPU, and float32 on the CPU, where it is fastest.
             kernels: whether this library's own GPU kernels are used. None uses those that proved right, and faster than
@@ -100,6 +106,7 @@ class Model(LanguageModel):
         checkpoint = open_model(resolve(path, revision=revision, token=token))
         config = checkpoint.config
         k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
+        kept(prompt_cache)
         streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
         compute = resolve_dtype(dtype, checkpoint)
         tokenizer = Tokenizer.load(checkpoint.folder)
@@ -117,7 +124,7 @@ class Model(LanguageModel):
         except BaseException:
             store.close()
             raise
-        return cls(checkpoint, tokenizer, decoder, store, k)
+        return cls(checkpoint, tokenizer, decoder, store, k, prompt_cache)
 
     @property
     def streaming(self) -> StreamingOptions:

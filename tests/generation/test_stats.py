@@ -59,6 +59,13 @@ def test_summary_names_a_reduced_k() -> None:
     assert "75% in memory" in str(STATS)
 
 
+@pytest.mark.parametrize(
+    ("missing", "shown"), [(0, "100%"), (1, "99%"), (4, "99%"), (990, "1%"), (999, "<1%"), (1000, "0%")]
+)
+def test_all_in_memory_is_written_only_for_all(missing: int, shown: str) -> None:
+    assert f"· {shown} in memory" in str(dataclasses.replace(STATS, expert_bytes_missing=missing))
+
+
 def test_summary_says_what_prefetching_did() -> None:
     trial = Comparison(seconds=0.8, seconds_without=1.0, missing=5, missing_without=5)
     stats = PrefetchStats("on", 20, 0.854, 4096, trial, trial.saved)

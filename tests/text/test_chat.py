@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import time
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
@@ -46,6 +46,39 @@ TOOL = {
     },
 }
 VARIABLES = {"plain": {}, "off": {"enable_thinking": False}, "on": {"enable_thinking": True}, "dated": {"dated": 1}}
+
+
+TEXTS = [{"type": "text", "text": "Sonnig"}, {"type": "text", "text": ", warm."}]
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Köln", "days": [1, null]}', '{\n "city": "a\\nb"\n}', "{}"])
+def test_history_in_openais_form_renders_as_its_equivalent(qwen: SimpleNamespace, arguments: str) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    parsed = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": json.loads(arguments)}}
+    given = [
+        USER,
+        {"role": "assistant", "content": None, "reasoning": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": TEXTS},
+        {"role": "assistant", "content": TEXTS, "refusal": None, "reasoning_content": "so"},
+    ]
+    equivalent = [
+        USER,
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [parsed]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "Sonnig, warm."},
+        {"role": "assistant", "content": "Sonnig, warm.", "reasoning_content": "so"},
+    ]
+    theirs = qwen.theirs.apply_chat_template(equivalent, tokenize=False, add_generation_prompt=False)
+    assert qwen.ours.apply_chat_template(given, add_generation_prompt=False) == theirs
+    assert given[1]["tool_calls"][0]["function"]["arguments"] is arguments
+
+
+@pytest.mark.parametrize(
+    "arguments", ["{", "[1]", "3", "null", "[" * 100_000], ids=["cut", "list", "number", "null", "deep"]
+)
+def test_arguments_that_are_no_object_are_an_error(qwen: SimpleNamespace, arguments: str) -> None:
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]}
+    with pytest.raises(TokenizerError, match="message 1 calls 'weather' with the arguments"):
+        qwen.ours.apply_chat_template([USER, message])
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -140,7 +173,7 @@ def test_no_default_among_named_templates():
         ([{"role": "user", "content": "Hi", "image": object()}], "message 0 holds a value of type object"),
         ([USER, SYSTEM], "TemplateError: the system message must come first"),
         ([{"role": "wizard", "content": "Hi"}], "unexpected role wizard"),
-        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{}"}]}], "TypeError"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}], "TypeError"),
     ],
 )
 def test_bad_messages(qwen, messages, match):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ..generation.summary import format_bytes
+from ..generation.summary import format_bytes, percent
 from ..planning.estimate import Seconds
 from ..planning.plan import STATES, Plan
 
@@ -30,19 +30,21 @@ def table(plan: Plan) -> str:
         *([_line("  bank for experts", format_bytes(memory.slots))] if memory.slots else []),
         _line(
             "  left to keep experts in",
-            f"{format_bytes(memory.left)}: {kept:.0%} of {format_bytes(need.experts)}" if memory.fits else "nothing",
+            f"{format_bytes(memory.left)}: {percent(kept)} of {format_bytes(need.experts)}"
+            if memory.fits
+            else "nothing",
         ),
         _line("fits", "yes" if memory.fits else f"no: {format_bytes(-memory.left)} too little"),
         _line("largest context", f"{memory.largest_context:,} tokens{limit}"),
         _line("experts per token", format_bytes(need.bytes_per_token)),
         "",
         _row("", [f"{state}" for state in STATES]),
-        _row("experts in memory, decoding", [f"{plan.shares[state].decode:.0%}" for state in STATES]),
+        _row("experts in memory, decoding", [percent(plan.shares[state].decode) for state in STATES]),
         _row("tokens per second", _cells(plan.decode, lambda s: f"{1 / s.total:.2f}")),
         _row("ms per token", _cells(plan.decode, lambda s: _ms(s.total))),
         *_term_rows(plan, plan.decode, _ms),
         "",
-        _row("experts in memory, prompt", [f"{plan.shares[state].prompt:.0%}" for state in STATES]),
+        _row("experts in memory, prompt", [percent(plan.shares[state].prompt) for state in STATES]),
         _row(f"s to the first of {plan.prompt:,} tokens", _cells(plan.prefill, lambda s: f"{s.total:.2f}")),
         *_term_rows(plan, plan.prefill, lambda seconds: f"{seconds:.2f}"),
         "",

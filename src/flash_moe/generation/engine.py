@@ -109,13 +109,14 @@ class Engine:
         return mx.concatenate(parts)
 
     def _forward(self, tokens: Sequence[int], cache: SequenceCache, task: Task | None = None) -> mx.array:
-        with self._turn:
+        many = len(tokens) > 1
+        with self._turn, cache.undone_on_error() if many else nullcontext():
             decoder = self._decoder
             with nullcontext() if task is None else decoder.serving(task):
                 hidden = decoder(mx.array(list(tokens), dtype=mx.int32), cache)
             cache.tokens.extend(tokens)
             mx.async_eval(hidden, *cache.arrays)
-            if len(tokens) > 1:
+            if many:
                 mx.eval(hidden, *cache.arrays, *cache.marked_arrays)
             return hidden
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from threading import RLock
 
+from ..checks import integer
 from ..nn.cache import SequenceCache
+from .chunks import memory_limit
 
 MARKS = 3  # kept of a sequence; each costs the recurrent states of all layers
 
@@ -38,8 +40,11 @@ class Prefixes:
             )
             if best is None or not length or best not in self._kept:
                 cache = self._new_cache()
-            elif any(mark > length for mark in best.marks):
-                cache = best.fork(length)  # of another conversation, which may go on as well
+            elif length < len(best.tokens) and 2 * best.nbytes <= self._limit:
+                cache = best.fork(length)  # the other conversation may go on as well
+                if length >= max(best.marks, default=0):  # or is this one, with its last reply rewritten
+                    self._kept.remove(best)
+                    self._kept.insert(0, best)
             else:
                 self._kept.remove(best)
                 cache = best
@@ -63,6 +68,15 @@ class Prefixes:
         """Forgets all sequences and frees their memory."""
         with self._lock:
             self._kept.clear()
+
+
+def kept(prompt_cache: int | None) -> tuple[int, int]:
+    """Returns the bytes and the number of sequences to keep: one, and a sixteenth of the memory, where nothing is said.
+
+    Raises:
+        ArgumentError: ``prompt_cache`` is no number of bytes.
+    """
+    return (memory_limit() // 16, 1) if prompt_cache is None else (integer("prompt_cache", prompt_cache, 0), 0)
 
 
 def usable(cache: SequenceCache, tokens: Sequence[int]) -> int:

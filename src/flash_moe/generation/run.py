@@ -38,18 +38,19 @@ def generate(
     count: int,
     sampler: Sampler,
     stops: StopStrings,
-    recorder: Recorder,
+    record: Callable[[], Recorder],
     progress: Callable[[int], None] | None,
 ) -> Iterator[Chunk]:
-    """Yields a chunk per token until the model, a stop string or ``count`` ends it."""
-    cache, task = prefixes.take(tokens), recorder.task
+    """Yields a chunk per token until the model, a stop string or ``count`` ends it. Time runs from the first one on."""
+    recorder, cache = record(), prefixes.take(tokens)
+    task = recorder.task
     recorder.reused(len(cache.tokens))
     try:
         logits = engine.prefill(tokens, cache, progress, task)
         recorder.prefilled()
         drawn = engine.decode(logits, cache, sampler, count, task)
         yield from _chunks(drawn, sampler, tokenizer, count, stops, recorder)
-    finally:  # also where the caller has had enough, or a pass failed: then the cache is not sound
+    finally:  # also where the caller has had enough, its callback failed or a pass did
         prefixes.put(cache)
 
 
@@ -71,6 +72,8 @@ def _chunks(
             reason = "stop"
         elif reason is not None:
             text += stops.flush()
-        yield Chunk(text, token, recorder.stats, reason, sampler.logprobs)
+        chunk = Chunk(text, token, recorder.stats, reason, sampler.logprobs)
+        with recorder.away():
+            yield chunk
         if reason is not None:
             return

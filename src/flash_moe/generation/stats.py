@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +24,9 @@ class Stats:
     Attributes:
         prompt_tokens, generated_tokens: counts; a final end-of-sequence token counts as generated.
         reused_tokens: of the prompt, those whose state was there from the generation before.
-        prompt_seconds: from the call to the first logits. decode_seconds: from then on.
-        time_to_first_token: seconds from the call to the first token; None before it.
+        prompt_seconds: from the moment the first token is asked for to its logits. decode_seconds: from then on; time
+            that a program spends between the chunks of a stream does not count.
+        time_to_first_token: seconds from the same moment to the first token; None before it.
         experts_per_token: the K used. model_experts_per_token: the model's own.
         expert_bytes_requested: bytes of all expert records asked for, in prefill and decode.
         expert_bytes_missing: those that were not in memory (page cache or expert cache) when asked for, or when a
@@ -96,7 +99,8 @@ class Recorder:
         self.task = Task()
         self._streaming = StreamingRecorder(decoder, self.task)
         self._prompt_tokens, self._reused, self._k, self._model_k = prompt_tokens, 0, k, model_k
-        self._start = time.perf_counter()
+        self._away = 0.0
+        self._start = self._now()
         self._prefilled: float | None = None
         self._prefill_bytes = 0
         self._first: float | None = None
@@ -109,19 +113,31 @@ class Recorder:
 
     def prefilled(self) -> None:
         """The first logits are there."""
-        self._prefilled = time.perf_counter()
+        self._prefilled = self._now()
         self._prefill_bytes = self.task.store.bytes_requested
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Stops the clock while the caller has a chunk."""
+        left = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._away += time.perf_counter() - left
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._away
 
     def token(self) -> None:
         """A token has been chosen."""
-        self._last = time.perf_counter()
+        self._last = self._now()
         self._first = self._first or self._last
         self._tokens += 1
 
     @property
     def stats(self) -> Stats:
         """The statistics up to the last token."""
-        prefilled = self._prefilled or time.perf_counter()
+        prefilled = self._prefilled or self._now()
         counted = self.task.store
         return Stats(
             prompt_tokens=self._prompt_tokens,

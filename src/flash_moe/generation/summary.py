@@ -22,12 +22,19 @@ def summary(stats: Stats) -> str:
     if stats.expert_bytes_requested:
         if stats.expert_bytes_per_token:
             parts.append(f"{format_bytes(stats.expert_bytes_per_token)} of experts per token")
-        parts.append(f"{stats.hit_rate:.0%} in memory")
+        parts.append(f"{percent(stats.hit_rate)} in memory")
     if stats.prefetch is not None:
         parts.append(str(stats.prefetch))
     if stats.choice is not None:
         parts.append(str(stats.choice))
     return " · ".join(parts)
+
+
+def percent(share: float) -> str:
+    """A share for people: "100%" only of all, "0%" only of nothing."""
+    if 0 < share < 1:
+        return "<1%" if share < 0.01 else f"{min(round(100 * share), 99)}%"
+    return f"{share:.0%}"
 
 
 def format_bytes(count: float) -> str:
