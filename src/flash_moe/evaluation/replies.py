@@ -26,7 +26,9 @@ class Recognized:
     finish_reason: str = "stop"
 
 
-def greedy(model: Model, max_tokens: int, enable_thinking: bool | None = None) -> Callable[[ToolCallCase], Reply]:
+def greedy(
+    model: Model, max_tokens: int, enable_thinking: bool | None = None, strict_tools: bool = False
+) -> Callable[[ToolCallCase], Reply]:
     """Replies of a model without any randomness.
 
     A reply that differs from the calls of its case as the chat template writes them, even if only in the order of
@@ -35,6 +37,7 @@ def greedy(model: Model, max_tokens: int, enable_thinking: bool | None = None) -
 
     Args:
         enable_thinking: for the chat template where a case does not say.
+        strict_tools: whether calls are held to the schemas of their tools.
     """
 
     def reply(case: ToolCallCase) -> Reply:
@@ -45,7 +48,14 @@ def greedy(model: Model, max_tokens: int, enable_thinking: bool | None = None) -
         room = min(max_tokens, model.config.max_position_embeddings - len(prompt))
         if 0 < len(expected) <= room and _is_likeliest(model, prompt, expected):
             return Recognized(model.tokenizer.decode(expected[:-1], skip_special_tokens=True))
-        return model.generate(prompt, max_tokens=max_tokens, temperature=0, repetition_penalty=1)
+        return model.generate(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=0,
+            repetition_penalty=1,
+            tools=case.tools,
+            strict_tools=strict_tools,
+        )
 
     return reply
 
