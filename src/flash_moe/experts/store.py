@@ -21,6 +21,9 @@ from .read_queue import Reads
 __all__ = ["Arrivals", "ExpertStore", "Records", "StoreStats"]
 
 
+Watcher = Callable[[int, Sequence[int], Sequence[int]], None]
+
+
 @dataclass
 class StoreStats:
     """Counters since a store was opened, of all layers or of one; or those of one generation.
@@ -81,7 +84,21 @@ class ExpertStore(ABC):
         self._begun: defaultdict[int, list[_Begun]] = defaultdict(list)  # by layer, since its last fetch
         self._counting: tuple[StoreStats, ...] = ()
         self._cancelled: Callable[[], bool] | None = None
+        self._watchers: tuple[Watcher, ...] = ()
         self._last = time.perf_counter()
+
+    @contextmanager
+    def watch(self, used: Watcher) -> Iterator[None]:
+        """Calls ``used(layer, experts, missing)`` after each fetch, in the thread that fetched, until the block ends.
+
+        ``missing`` has the bytes of each record that were not in memory. It must return fast and not raise. A layer that
+        is fully resident on a GPU is not fetched, and not seen.
+        """
+        self._watchers = *self._watchers, used
+        try:
+            yield
+        finally:
+            self._watchers = tuple(watcher for watcher in self._watchers if watcher is not used)
 
     @contextmanager
     def counting(self, stats: StoreStats) -> Iterator[StoreStats]:
@@ -148,22 +165,23 @@ class ExpertStore(ABC):
             self._cancel(layer)  # nobody waits for the others any more
             raise
         end = time.perf_counter()
-        brought, missing = set(), 0
+        read: dict[int, int] = {}  # missing bytes of records that were not in the store's own memory
         for expert, reads, counting in self._begun.pop(layer, ()):
             if expert in experts:
-                brought.add(expert)
-                missing += reads.missing
+                read[expert] = reads.missing
             else:
                 for stats in self._counters(layer, counting):
                     stats.bytes_unused += reads.missing
         for stats in self._counters(layer, self._counting):
             stats.fetches += 1
             stats.bytes_requested += self.layouts[layer].stride * len(experts)
-            stats.bytes_brought += self.layouts[layer].stride * len(brought)
-            stats.bytes_missing += missing
+            stats.bytes_brought += self.layouts[layer].stride * len(read)
+            stats.bytes_missing += sum(read.values())
             stats.fetch_seconds += waited + end - start
             stats.seconds += end - self._last
         self._last = end
+        for used in self._watchers:
+            used(layer, experts, [read.get(expert, 0) for expert in experts])
 
     def _note(self, layer: int, expert: int, reads: Reads) -> None:
         """The reads of a record have begun."""
