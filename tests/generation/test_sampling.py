@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_moe import ArgumentError, NumericalError
-from flash_moe.generation.filters import kept_tokens
+from flash_moe.generation.filters import decisive_tokens, kept_tokens
 from flash_moe.generation.sampling import Sampler, Sampling
 
 
@@ -172,12 +172,40 @@ def test_draws_under_a_format_are_those_of_masked_logits(options: dict) -> None:
     np.testing.assert_allclose(draws / draws.sum(), expected, atol=0.035)
 
 
-def test_top_k_asks_about_single_tokens_rather_than_for_a_mask() -> None:
-    logits = mx.array(np.linspace(0, 5, 3000, dtype=np.float32))
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.sampled_from([1, 3, 50, 300]),
+    spread=st.sampled_from([0.1, 1.0, 5.0, 30.0]),
+    share=st.sampled_from([0.02, 0.5, 0.98]),
+    top_k=st.sampled_from([0, 1, 3, 40, 70]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.3]),
+    min_p=st.sampled_from([0.0, 0.01, 0.2, 1.0]),
+)
+def test_few_tokens_decide_as_a_mask_would(
+    seed: int, size: int, spread: float, share: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    random = np.random.RandomState(seed)
+    logits, allowed = spread * random.randn(size), random.rand(size) < share
+    sampling = Sampling(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p)
+    ids = decisive_tokens(logits, sampling, lambda token: bool(allowed[token]))
+    if ids is not None and sampling.filters:
+        expected, shares = kept_tokens(np.where(allowed, logits, -np.inf), sampling)
+        chosen, probabilities = kept_tokens(logits[ids], sampling)
+        assert ids[chosen].tolist() == expected.tolist()
+        np.testing.assert_allclose(probabilities, shares, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 20, "top_p": 0.95}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 1}], ids=str
+)
+def test_a_likely_token_needs_no_mask(options: dict) -> None:
+    logits = np.random.RandomState(0).randn(3000).astype(np.float32)
+    logits[2998] = 30
+    sampling = Sampling(temperature=1, **options)
     constraint = Only(3000, *range(2000, 2999))
-    assert Sampler(Sampling(temperature=1, top_k=1), constraint=constraint)(logits) == 2998 and constraint.masks == 0
+    assert Sampler(sampling, constraint=constraint)(mx.array(logits)) == 2998 and constraint.masks == 0
     constraint = Only(3000, 7)
-    assert Sampler(Sampling(temperature=1, top_k=1), constraint=constraint)(logits) == 7 and constraint.masks == 1
+    assert Sampler(sampling, constraint=constraint)(mx.array(logits)) == 7 and constraint.masks == 1
 
 
 def test_forced_tokens_are_accepted_and_counted() -> None:

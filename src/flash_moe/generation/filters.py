@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+_ASKED = 64  # tokens that a format is asked about one by one, rather than for a mask of all; about 10 µs each
 _CANDIDATES = 1024  # most probable tokens that top_p looks at first; nearly always they are enough
 
 
@@ -42,6 +44,46 @@ def kept_tokens(logits: np.ndarray, filters: Filters) -> tuple[np.ndarray, np.nd
     above = kept >= filters.min_p * kept[0]
     ids, kept = ids[above], kept[above]
     return ids, kept / kept.sum()
+
+
+def decisive_tokens(logits: np.ndarray, filters: Filters, allows: Callable[[int], bool]) -> np.ndarray | None:
+    """Returns allowed tokens, most probable first, among which are all that the filters keep of the allowed ones.
+
+    Their probabilities relative to each other are then all that counts. None where more tokens than a few would have to be
+    asked about.
+
+    Args:
+        allows: whether a format allows a token.
+    """
+    ids = largest(logits, _ASKED)
+    ids = ids[np.argsort(-logits[ids], kind="stable")]
+    weights = np.exp(logits[ids] - logits[ids[0]])
+    kept: list[int] = []
+    for position, token in enumerate(ids.tolist()):
+        if allows(token):
+            kept.append(position)
+            if len(kept) == filters.top_k or _settled(weights, kept, filters, logits.size):
+                return ids[kept]
+    return None
+
+
+def _settled(weights: np.ndarray, kept: list[int], filters: Filters, size: int) -> bool:
+    """Whether no token behind the last of ``kept`` can pass the filters, whichever of them are allowed.
+
+    Args:
+        weights: of the most probable tokens, in order, relative to the first.
+        size: number of all tokens; those behind ``weights`` have at most the last one's weight.
+    """
+    behind = weights[kept[-1] + 1 :]
+    room = filters.top_k - len(kept) if filters.top_k else size
+    if filters.top_p < 1:
+        unseen = max(0, min(room - behind.size, size - weights.size))
+        sums = np.cumsum(weights[kept])
+        totals = sums[-1] + np.array([0, behind[:room].sum() + unseen * weights[-1]])
+        fewest, most = np.searchsorted(sums, filters.top_p * totals)
+        return bool(fewest == most < len(kept))
+    following = behind[0] if behind.size else weights[-1]
+    return bool(following < filters.min_p * weights[kept[0]])
 
 
 def _candidates(probabilities: np.ndarray, filters: Filters) -> np.ndarray:

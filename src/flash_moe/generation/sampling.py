@@ -13,12 +13,10 @@ import numpy as np
 from ..checks import integer, real
 from ..errors import ArgumentError, NumericalError
 from .constraint import Constraint
-from .filters import kept_tokens, largest
+from .filters import decisive_tokens, kept_tokens, largest
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 """``f(tokens [T] int32, logits [1, V] float32) -> logits [1, V]``, as mlx-lm's: T tokens of prompt and reply so far."""
-
-_ASKED = 64  # tokens that a constraint is asked about one by one, rather than for a mask of all; about 5 µs each
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class Sampler:
         _check(values.max())
         self._adjust(values)
         if constraint is not None and s.filters and s.temperature:  # what they keep depends on what is allowed
-            return self._choose(self._allowed(values, constraint))
+            return self._choose(values, constraint)
         token = self._choose(values)
         if constraint is None or constraint.allows(token):
             return token
@@ -214,29 +212,21 @@ class Sampler:
             tokens, counts = (np.fromiter(part, np.int64) for part in (self._counts.keys(), self._counts.values()))
             values[tokens] -= s.presence_penalty + s.frequency_penalty * counts
 
-    def _allowed(self, values: np.ndarray, constraint: Constraint) -> np.ndarray:
-        """Logits with -inf where the constraint refuses; behind the top_k allowed ones all may be -inf."""
-        k = self._sampling.top_k
-        if 0 < k <= _ASKED // 2:
-            ids = largest(values, _ASKED)
-            kept: list[int] = []
-            for token in ids[np.argsort(-values[ids], kind="stable")].tolist():
-                if constraint.allows(token):
-                    kept.append(token)
-                if len(kept) == k:
-                    few = np.full_like(values, -np.inf)
-                    few[kept] = values[kept]
-                    return few
-        return np.where(constraint.allowed(), values, -np.inf)
-
-    def _choose(self, values: np.ndarray) -> int:
-        _check(largest_value := float(values.max()))
-        if self._sampling.temperature == 0:
+    def _choose(self, values: np.ndarray, filtered_by: Constraint | None = None) -> int:
+        """Draws from logits; with a constraint, from those of the tokens that it allows."""
+        s, ids = self._sampling, None
+        _check(highest := float(values.max()))
+        if s.temperature == 0:
             return int(values.argmax())
         with np.errstate(over="ignore"):  # a tiny temperature takes all but the largest to -inf
-            scaled = (values - largest_value) / self._sampling.temperature
-        ids, probabilities = kept_tokens(scaled, self._sampling)
-        return int(self._random.choice(ids, p=probabilities))
+            scaled = (values - highest) / s.temperature
+        if filtered_by is not None:
+            ids = decisive_tokens(scaled, s, filtered_by.allows)
+            scaled = np.where(filtered_by.allowed(), scaled, -np.inf) if ids is None else scaled[ids]
+            _check(scaled.max())
+        chosen, probabilities = kept_tokens(scaled, s)
+        token = int(self._random.choice(chosen, p=probabilities))
+        return token if ids is None else int(ids[token])
 
 
 def token_logprobs(logits: mx.array, token: int, count: int) -> TokenLogprobs:
