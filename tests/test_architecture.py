@@ -88,8 +88,8 @@ MAY_IMPORT = {
 
 PUBLIC = [
     "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "DiskSpaceError", "ExpertReadError", "FlashMoEError",
-    "ForkError", "Generation", "HubError", "Model", "ModelClosedError", "NumericalError", "PromptError", "Stats",
-    "TokenizerError", "ToolCallError", "__version__", "convert", "parse_tool_calls", "verify",
+    "ForkError", "FormatError", "Generation", "HubError", "Model", "ModelClosedError", "NumericalError", "PromptError", "Stats",
+    "TokenLogprobs", "TokenizerError", "ToolCallError", "__version__", "convert", "parse_tool_calls", "verify",
 ]  # fmt: skip
 
 HEAVY = [

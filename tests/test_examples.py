@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {
+    "formats": "Order(item=",
     "quickstart": "About 6 GB for the weights that every token reads",
     "streaming": "page cache",
     "tool_calls": 'get_weather({"city": "Oslo", "days": 3}) -> ',

@@ -25,6 +25,7 @@ from .errors import (
     ExpertReadError,
     FlashMoEError,
     ForkError,
+    FormatError,
     HubError,
     ModelClosedError,
     NumericalError,
@@ -33,6 +34,7 @@ from .errors import (
     ToolCallError,
 )
 from .generation.result import Chunk, Generation
+from .generation.sampling import TokenLogprobs
 from .generation.stats import Stats
 from .model import Model
 from .text.tool_calls import parse_tool_calls
@@ -52,6 +54,7 @@ __all__ = [
     "ExpertReadError",
     "FlashMoEError",
     "ForkError",
+    "FormatError",
     "Generation",
     "HubError",
     "Model",
@@ -59,6 +62,7 @@ __all__ = [
     "NumericalError",
     "PromptError",
     "Stats",
+    "TokenLogprobs",
     "TokenizerError",
     "ToolCallError",
     "__version__",
