@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 class SlotTable(Generic[Key]):
-    """Assigns keys to a fixed number of slots; the least recently used key gives way."""
+    """Assigns keys to a fixed number of slots; the least recently used key gives way.
 
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
+    Args:
+        lost: called with every key that loses its slot.
+    """
+
+    def __init__(self, slots: int, lost: Callable[[Key], None] = lambda key: None) -> None:
+        self._slots, self._lost = slots, lost
         self._free = dict.fromkeys(range(slots - 1, -1, -1))  # the last is given away first
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
 
@@ -56,9 +60,11 @@ class SlotTable(Generic[Key]):
             if victim is None:
                 raise ValueError(f"all {len(self._slot_of)} slots are in use; ask for fewer records at a time")
             slot = self._slot_of.pop(victim)
+            self._lost(victim)
         self._slot_of[key] = slot
         return slot
 
     def release(self, key: Key) -> None:
         """Frees the slot of ``key``, whose content is not valid."""
         self._free[self._slot_of.pop(key)] = None
+        self._lost(key)

@@ -16,6 +16,7 @@ from .lru import SlotTable
 from .read_memory import new_bank
 from .read_queue import Reads
 from .reader import RecordReader
+from .slot_tables import SlotTables
 from .store import ExpertStore
 
 _Key = tuple[int, int]  # layer, expert
@@ -52,7 +53,9 @@ class SlotStore(ExpertStore):
         self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
         if not cache_bytes and count < everything:
             keep_on_host(self._bytes)
-        self._slots: SlotTable[_Key] = SlotTable(count)
+        self.keeps_experts = cache_bytes > 0
+        self._tables = SlotTables(list(self.layouts), reader.table.num_experts) if self.keeps_experts else None
+        self._slots: SlotTable[_Key] = SlotTable(count, self._unload)
         self._experts = reader.table.num_experts
         self._first_slots = (
             {layer: i * self._experts for i, layer in enumerate(self.layouts)} if count == everything else {}
@@ -77,6 +80,8 @@ class SlotStore(ExpertStore):
                 # an earlier call began the read, perhaps when the disk was ill
                 self._start([key], [(layer, other) for other in experts])
                 self._finish(key)
+            if self._tables is not None:
+                self._tables.load(layer, expert, self._slots[key])
             yield self._slots[key]
         if layer in self._held:
             self._hold(layer, experts)
@@ -90,6 +95,22 @@ class SlotStore(ExpertStore):
 
     def _whole(self, layer: int) -> mx.array | None:
         return self._whole_layers.get(layer)
+
+    def ahead(self, layer: int) -> tuple[mx.array, mx.array]:
+        assert self._tables is not None
+        return self._bank, self._tables.of(layer)
+
+    def _loaded_layers(self, layers: Sequence[int], ids: np.ndarray) -> int:
+        assert self._tables is not None
+        count = self._tables.loaded_layers(layers, ids)
+        for layer, experts in zip(layers[:count], ids.tolist(), strict=False):
+            for expert in experts:
+                self._slots.touch((layer, expert))
+        return count
+
+    def _unload(self, key: _Key) -> None:
+        if self._tables is not None:
+            self._tables.unload(*key)
 
     def _hold(self, layer: int, experts: Sequence[int]) -> None:
         """Notes that these records are in their slots for good; the last of a layer makes it whole."""
@@ -111,7 +132,9 @@ class SlotStore(ExpertStore):
         mx.eval(*self._readers.values())
         self._reading.clear()
         self._readers.clear()
-        self._slots = SlotTable(self._bank.shape[0])
+        self._slots = SlotTable(self._bank.shape[0], self._unload)
+        if self._tables is not None:
+            self._tables.clear()
         self._held = {layer: set() for layer in self._first_slots}
         self._whole_layers.clear()
         self._reader.evict(flush=flush)

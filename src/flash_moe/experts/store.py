@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import ArgumentError, Cancelled
 from ..record import RecordLayout
@@ -68,6 +69,7 @@ class ExpertStore(ABC):
         capacity: the most records that one fetch may ask for.
         can_evict: whether :meth:`evict` does anything.
         holds_everything: whether every record is in the store's own memory for good.
+        keeps_experts: whether records stay in a bank beyond their fetch, and :meth:`ahead` says where.
         stats, by_layer: counters of all layers together, and of each.
     """
 
@@ -75,6 +77,7 @@ class ExpertStore(ABC):
     capacity: int
     can_evict = True
     holds_everything = False
+    keeps_experts = False
     stats: StoreStats
     by_layer: Mapping[int, StoreStats]
 
@@ -238,6 +241,37 @@ class ExpertStore(ABC):
 
     def _whole(self, layer: int) -> mx.array | None:
         return None
+
+    def ahead(self, layer: int) -> tuple[mx.array, mx.array]:
+        """Where a device finds the records of a layer by itself, in a store that keeps experts.
+
+        Returns:
+            The bank, [N, words] uint32, and the row of each expert, [E] uint32: any row for one that is not loaded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no experts")
+
+    def use_loaded(self, layers: Sequence[int], ids: np.ndarray) -> int:
+        """Counts what a token that ran ahead used, as fetches, as far as all was loaded.
+
+        Args:
+            layers: through which it went, in order.
+            ids: [layers, K], the experts that it used in each.
+
+        Returns:
+            How many of the layers, from the first on, had all their experts.
+        """
+        self._check()
+        count = self._loaded_layers(layers, ids)
+        for layer, experts in zip(layers[:count], ids, strict=False):
+            for stats in self._counters(layer, self._counting):
+                stats.fetches += 1
+                stats.bytes_requested += self.layouts[layer].stride * len(experts)
+        self._last = time.perf_counter()
+        return count
+
+    def _loaded_layers(self, layers: Sequence[int], ids: np.ndarray) -> int:
+        """What :meth:`use_loaded` returns; the experts of these layers are the latest used."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no experts")
 
     @abstractmethod
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:

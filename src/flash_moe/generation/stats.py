@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ..nn.decoder import Decoder
 from ..nn.task import Task
-from .streaming_stats import ChoiceStats, PrefetchStats, StreamingRecorder
+from .streaming_stats import AheadStats, ChoiceStats, PrefetchStats, StreamingRecorder
 from .summary import summary
 
 
@@ -36,6 +36,7 @@ class Stats:
         peak_memory_bytes: the most memory MLX has held since the process started.
         prefetch: what prefetching did; None where it is off.
         choice: experts that were dropped or swapped; None where that is off.
+        ahead: tokens that did not wait for the host in every layer; None where no bank on a GPU keeps experts.
     """
 
     prompt_tokens: int
@@ -53,6 +54,7 @@ class Stats:
     peak_memory_bytes: int
     prefetch: PrefetchStats | None = None
     choice: ChoiceStats | None = None
+    ahead: AheadStats | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -155,4 +157,5 @@ class Recorder:
             peak_memory_bytes=mx.get_peak_memory(),
             prefetch=self._streaming.prefetch,
             choice=self._streaming.choice,
+            ahead=self._streaming.ahead,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..nn.decoder import Decoder
 from ..nn.expert_choice import ChoiceCounters
@@ -82,12 +83,38 @@ class ChoiceStats:
         return ", ".join(parts) or "no expert dropped or swapped"
 
 
+@dataclass(frozen=True)
+class AheadStats:
+    """Tokens that ran through all layers before the host knew their experts, where a bank on a GPU keeps experts.
+
+    Attributes:
+        decision: ``"on"`` if the next token runs ahead, else ``"off"``.
+        tokens, waited: decoded tokens that ran ahead, and those that waited for the host in every layer.
+        clean: those of the first whose experts were all loaded.
+        restarts: layers behind which tokens ran ahead again, since one of their experts had to be read.
+        token_seconds, waiting_seconds: of a token that ran ahead, and of one that waited, when last measured; None before.
+    """
+
+    decision: Literal["on", "off"]
+    tokens: int
+    waited: int
+    clean: int
+    restarts: int
+    token_seconds: float | None
+    waiting_seconds: float | None
+
+    def __str__(self) -> str:
+        share = f" ({self.clean / self.tokens:.0%} without a miss)" if self.tokens else ""
+        return f"{self.tokens} of {self.tokens + self.waited} tokens ran ahead{share}"
+
+
 class StreamingRecorder:
     """Makes statistics of a task's counters, where the decoder has these options on."""
 
     def __init__(self, decoder: Decoder, task: Task) -> None:
         self._switch = None if decoder.prefetcher is None else decoder.prefetcher.switch
         self._chooses, self._task = decoder.choice is not None, task
+        self._ahead = None if decoder.run_ahead is None else decoder.run_ahead.switch
 
     @property
     def prefetch(self) -> PrefetchStats | None:
@@ -103,6 +130,17 @@ class StreamingRecorder:
             trial=trial,
             time_saved=None if trial is None else trial.saved,
         )
+
+    @property
+    def ahead(self) -> AheadStats | None:
+        """None where no bank on a GPU keeps experts."""
+        if self._ahead is None:
+            return None
+        counted, seconds = self._task.ahead, self._ahead.seconds
+        return AheadStats(
+            "on" if self._ahead.ahead else "off", counted.ahead, counted.waited, counted.clean, counted.restarts,
+            seconds.get(True), seconds.get(False),
+        )  # fmt: skip
 
     @property
     def choice(self) -> ChoiceStats | None:

@@ -27,6 +27,8 @@ def summary(stats: Stats) -> str:
         parts.append(str(stats.prefetch))
     if stats.choice is not None:
         parts.append(str(stats.choice))
+    if stats.ahead is not None and stats.ahead.tokens:
+        parts.append(str(stats.ahead))
     return " · ".join(parts)
 
 

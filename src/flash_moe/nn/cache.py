@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -42,6 +43,10 @@ class KVCache:
         """Tokens to make room for: what is missing, and an eighth of what is there, so that growth is rarer and rarer."""
         capacity = self.keys.shape[2]
         return -(-max(self.length - capacity, capacity // 8) // KV_STEP) * KV_STEP
+
+    def undo(self) -> Callable[[], None]:
+        """Returns what takes back the tokens added from now on, of which keys and values are written again."""
+        return partial(self.cut_back, self.length)
 
     def cut_back(self, length: int) -> None:
         """Forgets all but the first ``length`` tokens."""
@@ -101,6 +106,15 @@ class DeltaCache:
         self.conv, self.state, self.length = conv, state, self.length + tokens
         if self.length in self.wanted:
             self.marks[self.length] = conv, state
+
+    def undo(self) -> Callable[[], None]:
+        """Returns what takes back the tokens added from now on."""
+        before = self.conv, self.state, self.length
+
+        def restore() -> None:
+            self.conv, self.state, self.length = before
+
+        return restore
 
     def cut_back(self, length: int) -> None:
         """Goes back to a mark."""

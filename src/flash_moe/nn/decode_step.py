@@ -43,7 +43,28 @@ class DecodeStep:
             [1, H], not evaluated.
         """
         whole = self._moe.whole(x)
-        bank = () if whole is None else (whole,)
+        found = self._run(x, cache, () if whole is None else (whole,))
+        y = self._moe.experts(*found) if whole is None else found[0]
+        mx.async_eval(y)
+        return y
+
+    def ahead(self, x: mx.array, cache: KVCache | DeltaCache, bank: mx.array, table: mx.array) -> list[mx.array]:
+        """Runs the layer with the experts that are loaded; of others the output is wrong.
+
+        Args:
+            x, cache: as above.
+            bank, table: of :meth:`~flash_moe.experts.store.ExpertStore.ahead`.
+
+        Returns:
+            The output [1, H], and the experts' ids [1, K] uint32; not evaluated.
+        """
+        found = self._run(x, cache, (bank, table))
+        mx.async_eval(found)
+        return found
+
+    def _run(self, x: mx.array, cache: KVCache | DeltaCache, bank: tuple[mx.array, ...]) -> list[mx.array]:
+        """What :meth:`_finish_layer` returns."""
+        found: list[mx.array]
         if isinstance(cache, DeltaCache):
             conv, state, *found = self._delta(x, cache.conv, cache.state, *bank)
             cache.advance(1, conv, state)
@@ -53,9 +74,7 @@ class DecodeStep:
             found = self._attend(x, q, gate, cache.keys, cache.values, cache_sizes(cache.length, cache.keys), *bank)
         else:
             found = self._finish(x, self._mixer(rms_norm(x, self._input_norm, self._eps), cache), *bank)
-        y = found[0] if bank else self._moe.experts(*found)
-        mx.async_eval(y)
-        return y
+        return found
 
     def _delta_layer(self, x: mx.array, conv: mx.array, state: mx.array, *bank: mx.array) -> list[mx.array]:
         mixed, conv, state = self._mixer.step(rms_norm(x, self._input_norm, self._eps), conv, state)
@@ -69,7 +88,10 @@ class DecodeStep:
         return self._finish_layer(x, self._mixer.attend(*attention), *bank)
 
     def _finish_layer(self, x: mx.array, mixed: mx.array, *bank: mx.array) -> list[mx.array]:
-        """The layer's output where the bank is given, else all that :meth:`SparseMoE.experts` takes."""
+        """The layer's output where a bank is given, and with a table of slots the ids; else what the experts take."""
         h, x = add_rms_norm(mixed, x, self._post_norm, self._eps)
-        routed = self._moe.route(h, x)
-        return [self._moe.of_bank(h, *routed, *bank)] if bank else [h, *routed]
+        ids, weights, rest = self._moe.route(h, x)
+        if not bank:
+            return [h, ids, weights, rest]
+        rows = ids if len(bank) == 1 else bank[1][ids]
+        return [self._moe.of_bank(h, rows, weights, rest, bank[0]), ids]

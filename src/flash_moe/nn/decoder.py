@@ -21,6 +21,7 @@ from .gated_delta_net import GatedDeltaNet
 from .mlp import SwiGLU
 from .module import Module
 from .prefetch import LayerPrefetch, Prefetcher
+from .run_ahead import RunAhead
 from .sparse_moe import SparseMoE
 from .streaming import PLAIN, StreamingOptions
 from .task import Task
@@ -71,6 +72,11 @@ class DecoderLayer(Module):
         mx.async_eval(x)
         return x
 
+    def ahead(self, x: mx.array, cache: KVCache | DeltaCache) -> list[mx.array]:
+        """One token through a sparse layer, with the experts that the store's bank has; see :meth:`DecodeStep.ahead`."""
+        assert self._step is not None
+        return self._step.ahead(x, cache, *self.mlp.ahead())
+
     def describe(self, x: mx.array, cache: KVCache | DeltaCache) -> None:
         """Describes the layer's work on x [T, H], but that of the routed experts, as :func:`needed_kernels` wants it."""
         mixed = self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
@@ -112,6 +118,7 @@ class Decoder(Module):
         streaming: as given.
         choice: chooses the experts of single tokens and counts; None where the options leave that to the router.
         prefetcher: predicts and counts; None without the option.
+        run_ahead: runs single tokens where experts are kept in a bank on a GPU; None elsewhere.
     """
 
     def __init__(
@@ -152,6 +159,9 @@ class Decoder(Module):
         if streaming.prefetch:
             self.prefetcher = Prefetcher(store, experts_per_token)
             self._connect(self.prefetcher)
+        self.run_ahead: RunAhead | None = None
+        if store.keeps_experts and on_gpu() and not (streaming.prefetch or streaming.changes_experts):
+            self.run_ahead = RunAhead(self.layers, store)
 
     def _connect(self, shared: Prefetcher) -> None:
         """Lets every sparse layer prefetch for the next one."""
@@ -165,7 +175,11 @@ class Decoder(Module):
         """Within it all passes are for this task: they count in its counters, and end when it is cancelled."""
         counted = [
             (shared, shared.counters, own)
-            for shared, own in ((self.prefetcher, task.prefetch), (self.choice, task.choice))
+            for shared, own in (
+                (self.prefetcher, task.prefetch),
+                (self.choice, task.choice),
+                (self.run_ahead, task.ahead),
+            )
             if shared is not None
         ]
         with self._store.counting(task.store):
@@ -201,8 +215,11 @@ class Decoder(Module):
     def _run(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
         with kernels(self._use_kernels):
             x = self.embed_tokens.rows(tokens, self.dtype)
-            for layer, state in zip(self.layers, cache.layers, strict=True):
-                x = layer(x, state)
+            if self.run_ahead is not None and tokens.size == 1:
+                x = self.run_ahead(x, cache.layers)
+            else:
+                for layer, state in zip(self.layers, cache.layers, strict=True):
+                    x = layer(x, state)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: mx.array) -> mx.array:

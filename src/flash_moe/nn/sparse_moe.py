@@ -84,6 +84,10 @@ class SparseMoE(Module):
         kernels_choose = self._choice is None and self.prefetch is None and self.uses_kernel(x)
         return self._store.whole(self._layer, self._k) if kernels_choose else None
 
+    def ahead(self) -> tuple[mx.array, mx.array]:
+        """The store's bank and the table of the layer's slots in it, for a token that runs ahead."""
+        return self._store.ahead(self._layer)
+
     def route(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """All that does not need the routed experts.
 
@@ -120,6 +124,8 @@ class SparseMoE(Module):
 
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: mx.array) -> mx.array:
         """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
+        if not self.uses_kernel(x):
+            return rest + experts_for_token(x, bank[rows.reshape(-1)], weights[0], self._layout)
         return expert_kernels.experts_for_token(
             x, bank, weights, self._layout, rows=rows, shared=self._shared(weights, rows.size), residual=rest
         )

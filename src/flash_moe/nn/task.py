@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..experts.store import StoreStats
 from .expert_choice import ChoiceCounters
 from .prefetch import PrefetchCounters
+from .run_ahead import AheadCounters
 
 
 @dataclass
@@ -15,7 +16,7 @@ class Task:
     """What forward passes on behalf of one generation count, and whether it still wants them.
 
     Attributes:
-        store, prefetch, choice: counters of this task alone.
+        store, prefetch, choice, ahead: counters of this task alone.
         cancelled: asked by every layer, and while it waits for reads; where it says yes, the pass ends with
             :class:`~flash_moe.errors.Cancelled`.
     """
@@ -23,4 +24,5 @@ class Task:
     store: StoreStats = field(default_factory=StoreStats)
     prefetch: PrefetchCounters = field(default_factory=PrefetchCounters)
     choice: ChoiceCounters = field(default_factory=ChoiceCounters)
+    ahead: AheadCounters = field(default_factory=AheadCounters)
     cancelled: Callable[[], bool] | None = None
