@@ -1,0 +1,33 @@
+"""What a store counts."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+
+@dataclass
+class StoreStats:
+    """Counters since a store was opened, of all layers or of one; or those of one generation.
+
+    Attributes:
+        fetches: calls of :meth:`ExpertStore.fetch` and :meth:`ExpertStore.fetch_each`.
+        bytes_requested: bytes of all records asked for.
+        bytes_brought: those of them that were not in the store's own memory, but in the page cache or only in files.
+        bytes_missing: those of them that were not in the page cache either, when their reads were asked for; slots ask
+            of a sample of each record.
+        bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
+        fetch_seconds: time spent waiting in them.
+        seconds: time from the end of the fetch before, of whatever layer, to the end of each fetch.
+    """
+
+    fetches: int = 0
+    bytes_requested: int = 0
+    bytes_brought: int = 0
+    bytes_missing: int = 0
+    bytes_unused: int = 0
+    fetch_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def since(self, before: StoreStats) -> StoreStats:
+        """What was counted after ``before`` was copied from these counters."""
+        return StoreStats(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
