@@ -69,9 +69,9 @@ def fill(path: Path, rng: np.random.Generator, expert_bits: int, largest: float)
             if name == "experts":
                 layout = RecordLayout.from_json(json.loads(metadata["layout"]))
                 record = np.zeros(layout.stride, np.uint8)
-                for kind, part in layout.parts():
+                for part in layout.parts:
                     record[part.offset : part.offset + part.nbytes] = values(
-                        kind, part.nbytes, rng, expert_bits, largest
+                        part.key, part.nbytes, rng, expert_bits, largest
                     )
                 for _ in range(entry["shape"][0]):
                     file.write(record.tobytes())

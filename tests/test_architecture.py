@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "packing": {"models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
     "generation": {"nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "formats", "record"},
-    "experts": {"checkpoint", "formats", "record"},
+    "experts": {"checkpoint", "formats", "record", "shipped"},
     "ops": {"formats", "record", "shipped"},
     "checkpoint": {"formats", "record", "shipped"},
     "structured": {"generation.constraint", "text"},
@@ -102,6 +102,7 @@ HEAVY = [
     "mlx_lm",
     "torch",
     "matplotlib",
+    "numba",
     "llguidance",
     "pydantic",
 ]

@@ -10,7 +10,7 @@ from types import TracebackType
 import mlx.core as mx
 
 from .checkpoint.hub import resolve
-from .checks import DEFAULT_EXPERTS_PER_TOKEN, resolve_experts_per_token
+from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer, resolve_experts_per_token
 from .closing import enter_process, is_open, take
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
@@ -59,6 +59,7 @@ class Model(LanguageModel):
         prompt_cache: int | None = None,
         dtype: str | None = None,
         kernels: bool | None = None,
+        threads: int | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         progress: Progress | None = None,
@@ -88,7 +89,9 @@ class Model(LanguageModel):
             kernels: whether this library's own GPU kernels are used. None uses those that proved right, and faster than
                 MLX's ops, on this machine at this model's sizes: the first load tries them for some seconds, in a
                 process of its own, and remembers the verdicts. ``FLASH_MOE_KERNELS`` in the environment says on, off or
-                auto where this is None; off goes before whatever this says.
+                auto where this is None; off goes before whatever this says. On the CPU they take Numba, and None uses them
+                for all but the smallest models.
+            threads: threads that compute on the CPU, where its kernels are used; None takes one per physical core.
             revision: branch, tag or commit on the hub.
             token: access token for the hub; by default the one of ``hf auth login``.
             progress: called as ``progress(stage, done, total)`` while loading, with the stages ``"layers"``, ``"kernels"``
@@ -107,6 +110,7 @@ class Model(LanguageModel):
         config = checkpoint.config
         k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
         kept(prompt_cache)
+        threads = None if threads is None else integer("threads", threads, 1)
         streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
         compute = resolve_dtype(dtype, checkpoint)
         tokenizer = Tokenizer.load(checkpoint.folder)
@@ -120,7 +124,7 @@ class Model(LanguageModel):
         store = open_store(table, expert_io, k, expert_cache, report("expert bytes", table.nbytes))
         try:
             layers = report("layers", config.num_hidden_layers)
-            decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming)
+            decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads)
         except BaseException:
             store.close()
             raise

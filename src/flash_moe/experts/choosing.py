@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError, ExpertReadError
+from ..shipped import user_cache
 from .files import UnmappableError
 from .mapped import MappedStore
 from .reader import RecordReader
@@ -145,9 +146,7 @@ def _key(table: RecordTable) -> str:
 
 def _cache_file() -> Path:
     """Where choices are remembered: the user's cache directory."""
-    standard = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser(standard)  # noqa: PTH111 (there may be no home)
-    return Path(folder) / "flash_moe" / "expert_io.json"
+    return user_cache() / "expert_io.json"
 
 
 def _recall(file: Path) -> dict[str, Streaming]:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
-import mlx.core as mx
 import numpy as np
 
 from ..closing import UntilClosed, take
@@ -37,7 +36,7 @@ class MappedStore(ExpertStore):
         self._scratch = threading.local()  # what is read is for the page cache; one buffer a thread receives it, small
         self._warming: dict[int, dict[int, Reads]] = {}  # by layer and expert
 
-    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[mx.array]:
+    def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[np.ndarray]:
         locations = [self._reader.locate(layer, expert) for expert in experts]
         warming = self._warming.pop(layer, {})
         begun = {e: self._warm(location) for e, location in zip(experts, locations, strict=True) if e not in warming}
@@ -45,8 +44,8 @@ class MappedStore(ExpertStore):
 
     def _find(
         self, layer: int, locations: Sequence[Location], warming: Mapping[int, Reads], begun: Mapping[int, Reads]
-    ) -> Iterator[mx.array]:
-        words = self.layouts[layer].stride // 4
+    ) -> Iterator[np.ndarray]:
+        stride = self.layouts[layer].stride
         for location in locations:
             if (reads := begun.get(location.expert)) is not None:
                 reads.finish()
@@ -56,10 +55,10 @@ class MappedStore(ExpertStore):
                 except (ExpertReadError, Cancelled):
                     self._check()
                     self._warm(location).finish()  # an earlier call began the read, perhaps when the disk was ill
-            record = _array(location, words)
-            for file, _ in location.parts:  # what was copied is right then; what is used in place may still change
+            yield _bytes(location, stride)
+        for location in locations:  # what was copied or computed meanwhile is right; what is used later may still change
+            for file, _ in location.parts:
                 location.check(file)
-            yield record
 
     def _lost(self, layer: int, expert: int) -> None:
         self._warming.get(layer, {}).pop(expert, None)
@@ -138,12 +137,12 @@ def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
     return ranges
 
 
-def _array(location: Location, words: int) -> mx.array:
-    """A record over its mapped pages; where it lies in pieces, they are put together first."""
+def _bytes(location: Location, stride: int) -> np.ndarray:
+    """A record's mapped pages; where it lies in pieces, they are put together first."""
     if len(location.parts) == 1:
         ((file, extent),) = location.parts
-        return mx.asarray(file.pages[extent.offset : extent.offset + extent.nbytes].view(np.uint32))
-    record = np.zeros(4 * words, np.uint8)
+        return file.pages[extent.offset : extent.offset + extent.nbytes]
+    record = np.zeros(stride, np.uint8)
     for file, extent in location.parts:
         record[extent.at : extent.at + extent.nbytes] = file.pages[extent.offset : extent.offset + extent.nbytes]
-    return mx.array(record.view(np.uint32))
+    return record

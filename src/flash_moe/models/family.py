@@ -17,6 +17,7 @@ from ..checkpoint.safetensors import check_unchanged
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
+from ..nn.cpu_choice import affine, uses_cpu_kernels
 from ..nn.decoder import Decoder
 from ..nn.needed_kernels import needed_kernels
 from ..nn.streaming import PLAIN, StreamingOptions
@@ -60,13 +61,13 @@ class ModelFiles(Checkpoint):
         """
         return self.family.records(self)
 
-    def load_resident(self, dtype: mx.Dtype) -> ResidentWeights:
-        """All weights but the routed experts, in one convention; floating point ones are cast to ``dtype``.
+    def load_resident(self, dtype: mx.Dtype, keep_matrices: bool = False) -> ResidentWeights:
+        """All weights but the routed experts, in one convention; see :meth:`Family.in_one_convention`.
 
         Raises:
             CheckpointError: a tensor has a dtype that no weight has, lacks its quantisation, or has an impossible shape.
         """
-        return self.family.in_one_convention(self, read_arrays(self), dtype)
+        return self.family.in_one_convention(self, read_arrays(self), dtype, keep_matrices)
 
     def kernel_cases(
         self,
@@ -96,20 +97,26 @@ class ModelFiles(Checkpoint):
         progress: Callable[[int], None] | None = None,
         kernels: bool | None = None,
         streaming: StreamingOptions = PLAIN,
+        threads: int | None = None,
     ) -> Decoder:
         """The network with its resident weights in memory; arguments are those of :class:`~.nn.decoder.Decoder`.
 
         Raises:
             CheckpointError: a weight is missing, malformed or does not belong to the others, or a file was changed meanwhile.
         """
-        resident = self.load_resident(dtype)
-        weights = Weights(resident.arrays, resident.quantization)
+        cpu = uses_cpu_kernels(self.config, store.layouts, experts_per_token, dtype, kernels)
+        resident = self.load_resident(dtype, keep_matrices=cpu)
+        if cpu and not all(affine(q) for q in resident.quantization.values()):
+            cpu, resident = False, self.load_resident(dtype)
+        weights = Weights(resident.arrays, resident.quantization, join=not cpu)
         try:
             decoder = Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming)
         except RuntimeError:
             check_unchanged(self.resident.values())  # it may say that a file ends too early
             raise
         check_unchanged(self.resident.values())
+        if cpu:
+            decoder.run_on_cpu(threads)
         return decoder
 
 
@@ -135,8 +142,12 @@ class Family(ABC):
         return RecordTable.of(files)
 
     @abstractmethod
-    def in_one_convention(self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype) -> ResidentWeights:
+    def in_one_convention(
+        self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype, keep_matrices: bool = False
+    ) -> ResidentWeights:
         """Brings arrays as ``files`` stores them, all or those of some layers, to what the network takes.
+
+        Floating point arrays are cast to ``dtype``; with ``keep_matrices`` those of matrices stay as they are stored.
 
         Raises:
             CheckpointError: a tensor lacks its quantisation, or has an impossible shape.

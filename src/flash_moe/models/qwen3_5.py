@@ -30,19 +30,23 @@ class Qwen35(Family):
     def config(self, raw: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig.from_dict(raw)
 
-    def in_one_convention(self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype) -> ResidentWeights:
+    def in_one_convention(
+        self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype, keep_matrices: bool = False
+    ) -> ResidentWeights:
         hugging_face = not files.follows_mlx
         arrays: dict[str, mx.array] = {}
         quantization: dict[str, Quantization] = {}
         for name, array in stored.items():
+            keeps = keep_matrices and _is_of_matrix(name, array)
             is_float = array.dtype not in (mx.uint32, mx.uint8)
-            if is_float:
+            if is_float and not keeps:
                 array = array.astype(mx.float32 if name.endswith(_FLOAT32) or hugging_face else dtype)
             if hugging_face and _is_zero_centred(name):
                 array = array + 1.0
             if name.endswith("conv1d.weight"):
                 array = _taps_first(array, files.resident[name], hugging_face)
-            arrays[name] = array.astype(dtype) if is_float and not name.endswith(_FLOAT32) else array
+            as_stored = not is_float or keeps or name.endswith(_FLOAT32)
+            arrays[name] = array if as_stored else array.astype(dtype)
             if name.endswith(".scales"):
                 module = module_path(name)
                 if (weight := files.resident.get(f"{module}.weight")) is None:
@@ -59,6 +63,11 @@ class Qwen35(Family):
         if _is_zero_centred(name):
             return (array.astype(mx.float32) + 1.0).astype(array.dtype)
         return array.moveaxis(2, 1) if name.endswith("conv1d.weight") else array
+
+
+def _is_of_matrix(canonical: str, array: mx.array) -> bool:
+    """Whether an array is of a linear layer's or an embedding's matrix; convolutions have three dimensions."""
+    return array.ndim == 2 and canonical.endswith((".weight", ".scales", ".biases"))
 
 
 def _is_zero_centred(canonical: str) -> bool:

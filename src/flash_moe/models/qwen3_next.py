@@ -20,8 +20,10 @@ class Qwen3Next(Qwen35):
 
     model_types = ("qwen3_next",)
 
-    def in_one_convention(self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype) -> ResidentWeights:
-        found = super().in_one_convention(files, stored, dtype)
+    def in_one_convention(
+        self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype, keep_matrices: bool = False
+    ) -> ResidentWeights:
+        found = super().in_one_convention(files, stored, dtype, keep_matrices)
         arrays, quantization = dict(found.arrays), dict(found.quantization)
         _split_interleaved(arrays, quantization, files.config)
         return ResidentWeights(arrays, quantization)

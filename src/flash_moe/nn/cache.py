@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..config import FULL_ATTENTION, ModelConfig
 
@@ -30,14 +31,28 @@ class KVCache:
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Adds [1, Hkv, T, D] keys and values; returns those of all tokens, [1, Hkv, S, D]."""
-        start, self.length = self.length, self.length + keys.shape[2]
+        start = self.length
+        self._lengthen(keys.shape[2])
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def _lengthen(self, tokens: int) -> None:
+        self.length += tokens
         if self.length > self.keys.shape[2]:
             room = mx.zeros((*self._shape[:2], self._more(), self._shape[3]), dtype=self._dtype)
             self.keys = mx.concatenate([self.keys, room], axis=2)
             self.values = mx.concatenate([self.values, room], axis=2)
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def extend(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Adds tokens whose keys and values the caller writes in place, behind those before.
+
+        Returns:
+            keys and values, [Hkv, capacity, D], in the memory of the cache.
+        """
+        self._lengthen(tokens)
+        mx.eval(self.keys, self.values)
+        return np.array(self.keys, copy=False)[0], np.array(self.values, copy=False)[0]
 
     def _more(self) -> int:
         """Tokens to make room for: what is missing, and an eighth of what is there, so that growth is rarer and rarer."""
@@ -92,18 +107,40 @@ class DeltaCache:
         self.conv = mx.zeros((config.linear_conv_kernel_dim - 1, channels), dtype=dtype)
         self.state = mx.zeros((heads, dv, dk), dtype=mx.float32)
         self.length = 0
+        self._changes_in_place = False
         self.wanted: Collection[int] = ()
         self.marks: dict[int, tuple[mx.array, mx.array]] = {}
 
+    def cuts(self, tokens: int) -> list[int]:
+        """Where, within so many further tokens, a mark is wanted."""
+        return [cut for length in sorted(self.wanted) if 0 < (cut := length - self.length) < tokens]
+
     def pieces(self, x: mx.array) -> list[mx.array]:
         """The tokens x [T, ...] in pieces that end where a mark is wanted."""
-        cuts = sorted(length - self.length for length in self.wanted)
-        cuts = [cut for cut in cuts if 0 < cut < x.shape[0]]
+        cuts = self.cuts(x.shape[0])
         return list(mx.split(x, cuts)) if cuts else [x]
+
+    def in_place(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Conv and recurrent state in memory that the caller changes to those after further tokens.
+
+        The length is ahead of them until :meth:`changed` says that it has: an interrupted change must be noticed.
+        """
+        if not self._changes_in_place:
+            self.conv, self.state = mx.array(np.array(self.conv)), mx.array(np.array(self.state))
+            self._changes_in_place = True
+        mx.eval(self.conv, self.state)
+        self.length += tokens
+        return np.array(self.conv, copy=False), np.array(self.state, copy=False)
+
+    def changed(self) -> None:
+        """Keeps a copy of the states if a mark is wanted here."""
+        if self.length in self.wanted:
+            self.marks[self.length] = mx.array(np.array(self.conv)), mx.array(np.array(self.state))
 
     def advance(self, tokens: int, conv: mx.array, state: mx.array) -> None:
         """Takes the states after further tokens."""
         self.conv, self.state, self.length = conv, state, self.length + tokens
+        self._changes_in_place = False
         if self.length in self.wanted:
             self.marks[self.length] = conv, state
 
@@ -119,6 +156,7 @@ class DeltaCache:
     def cut_back(self, length: int) -> None:
         """Goes back to a mark."""
         (self.conv, self.state), self.length = self.marks[length], length
+        self._changes_in_place = False
 
     def fork(self, length: int) -> DeltaCache:
         """Returns another cache that holds the first ``length`` tokens: all of this one, or those up to a mark."""

@@ -97,9 +97,9 @@ class DecoderLayer(Module):
         return h, *self.mlp.route(h, x)
 
     def router_logits(self, residual: mx.array) -> mx.array:
-        """The logits, [T, E], of a sparse layer's router for what the residual stream will be behind the mixer, [T, H]."""
+        """The logits, [T, E] float32, of a sparse layer's router for a residual stream, [T, H], behind the mixer."""
         logits: mx.array = self.mlp.gates(rms_norm(residual, self.post_attention_layernorm, self._eps))[0]
-        return logits
+        return logits.astype(mx.float32)
 
 
 class Decoder(Module):
@@ -155,6 +155,7 @@ class Decoder(Module):
             if progress is not None:
                 progress(i + 1)
         mx.eval(self.parameters())
+        self._cpu: Any = None
         self.prefetcher: Prefetcher | None = None
         if streaming.prefetch:
             self.prefetcher = Prefetcher(store, experts_per_token)
@@ -162,6 +163,21 @@ class Decoder(Module):
         self.run_ahead: RunAhead | None = None
         if store.keeps_experts and on_gpu() and not (streaming.prefetch or streaming.changes_experts):
             self.run_ahead = RunAhead(self.layers, store)
+
+    def run_on_cpu(self, threads: int | None = None) -> None:
+        """Runs tokens through the kernels of the CPU from now on, which takes Numba.
+
+        Args:
+            threads: that work on a token; None takes one per physical core.
+        """
+        from .cpu_decoder import CpuDecoder
+
+        self._cpu = CpuDecoder(self, threads)
+
+    @property
+    def runs_on_cpu_kernels(self) -> bool:
+        """Whether tokens run through the kernels of the CPU."""
+        return self._cpu is not None
 
     def _connect(self, shared: Prefetcher) -> None:
         """Lets every sparse layer prefetch for the next one."""
@@ -213,6 +229,8 @@ class Decoder(Module):
             return self._run(tokens, cache)
 
     def _run(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
+        if self._cpu is not None:
+            return self._cpu(tokens, cache)
         with kernels(self._use_kernels):
             x = self.embed_tokens.rows(tokens, self.dtype)
             if self.run_ahead is not None and tokens.size == 1:
@@ -224,6 +242,8 @@ class Decoder(Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[T, H] hidden states to [T, V] float32 logits."""
+        if self._cpu is not None:
+            return self._cpu.logits(hidden)
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         with kernels(self._use_kernels):
             return head(hidden).astype(mx.float32)

@@ -12,7 +12,7 @@ from .cache import DeltaCache
 from .module import Module
 from .weights import Weights
 
-_L2_EPS = 1e-6  # added to the sum of squares of q and k, as transformers' l2norm does
+L2_EPS = 1e-6  # added to the sum of squares of q and k, as transformers' l2norm does
 
 
 class GatedDeltaNet(Module):
@@ -37,7 +37,7 @@ class GatedDeltaNet(Module):
         self.log_decay = -mx.exp(weights.array("A_log", heads))
         self.norm = weights.array("norm.weight", config.linear_value_head_dim)
         self.qk_scale = mx.array([config.linear_key_head_dim**-0.5, 1.0], dtype=self.conv1d.dtype)[:, None, None]
-        epsilons = {"l2_eps": _L2_EPS, "eps": config.rms_norm_eps}
+        epsilons = {"l2_eps": L2_EPS, "eps": config.rms_norm_eps}
         self.constants = pack_constants(self.log_decay, self.dt_bias, self.norm, **epsilons)
         self._config = config
 
@@ -62,6 +62,6 @@ class GatedDeltaNet(Module):
         qkv, z, b, a = self.in_proj(x)
         y, conv, state = delta_net(
             qkv, z, b, a, conv, state, conv_weight=self.conv1d, qk_scale=self.qk_scale, log_decay=self.log_decay,
-            dt_bias=self.dt_bias, norm_weight=self.norm, l2_eps=_L2_EPS, eps=c.rms_norm_eps,
+            dt_bias=self.dt_bias, norm_weight=self.norm, l2_eps=L2_EPS, eps=c.rms_norm_eps,
         )  # fmt: skip
         return self.out_proj(y), conv, state

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from ..experts.store import ExpertStore, StoreStats
 from .prefetch_switch import PrefetchSwitch
 
-Router = Callable[[mx.array], mx.array]  # [1, H], the residual stream, to [1, E] logits
+Router = Callable[[Any], Any]  # [1, H], the residual stream, to [1, E] float32 logits; arrays of MLX or NumPy
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Prefetcher:
         self.counters.tokens += predicted
         self.switch.record(self._clock() - start, spent.bytes_missing)
 
-    def predict(self, layer: int, logits: mx.array) -> None:
+    def predict(self, layer: int, logits: Any) -> None:
         """Starts to read the likeliest experts of a layer. logits: [1, E] float32."""
         values = np.array(logits)[0]
         experts = np.argsort(-values, kind="stable")[: self._k].tolist()  # what is read last can still be given up
@@ -87,11 +87,11 @@ class LayerPrefetch:
     def __init__(self, shared: Prefetcher, layer: int, following: tuple[int, Router] | None) -> None:
         self._shared, self._layer, self._following = shared, layer, following
 
-    def logits(self, residual: mx.array) -> mx.array | None:
+    def logits(self, residual: Any) -> Any:
         """What the next layer's router says of this residual stream, [1, E] float32, not evaluated; None if nobody asks."""
-        return self._following[1](residual).astype(mx.float32) if self._following and self._shared.active else None
+        return self._following[1](residual) if self._following and self._shared.active else None
 
-    def reading(self, experts: Sequence[int], logits: mx.array | None) -> None:
+    def reading(self, experts: Sequence[int], logits: Any) -> None:
         """This layer's experts are being read; those of the next line up behind them, so that the disk never rests."""
         self._shared.needed(self._layer, experts)
         if self._following and logits is not None:

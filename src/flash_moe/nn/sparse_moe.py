@@ -39,6 +39,7 @@ class SparseMoE(Module):
         choice: decides which experts a single token uses, on the host; None uses those that the router chose.
 
     Attributes:
+        layer, store, k, choice: as given; normalize: whether the weights of a token's experts sum to one.
         prefetch: reads ahead for the next layer; None does not.
     """
 
@@ -54,11 +55,11 @@ class SparseMoE(Module):
         super().__init__()
         hidden, intermediate = config.hidden_size, config.shared_expert_intermediate_size
         self.gates = weights.linears({"gate": config.num_experts, "shared_expert_gate": 1}, hidden)
-        self._layer, self._store, self._k, self._normalize = layer, store, experts_per_token, config.norm_topk_prob
-        self._choice = None if store.holds_everything else choice
+        self.layer, self.store, self.k, self.normalize = layer, store, experts_per_token, config.norm_topk_prob
+        self.choice = None if store.holds_everything else choice
         self.prefetch: LayerPrefetch | None = None
         self._layout = store.layouts[layer]
-        self._fewest = self._k if choice is None else 1  # experts that a token may use
+        self._fewest = self.k if choice is None else 1  # experts that a token may use
         self._layout_json = json.dumps(self._layout.to_json())
         shared, self._record = weights.at("shared_expert"), None
         if on_gpu() and kernels_wanted() is not False and self._supported():
@@ -73,16 +74,16 @@ class SparseMoE(Module):
     def uses_kernel(self, x: mx.array) -> bool:
         """Whether the experts of these tokens [T, H] are computed by kernels."""
         shared = int(self._record is not None)
-        sizes = self._fewest, self._k, shared, self._layout_json, x.dtype
+        sizes = self._fewest, self.k, shared, self._layout_json, x.dtype
         return x.shape[0] == 1 and self._supported() and use_kernel("experts", *sizes)
 
     def _supported(self) -> bool:
-        return expert_kernels.supports(self._layout, self._k + 1)
+        return expert_kernels.supports(self._layout, self.k + 1)
 
     def whole(self, x: mx.array) -> mx.array | None:
         """The store's bank of the layer for one token, where it has one and kernels can choose from it."""
-        kernels_choose = self._choice is None and self.prefetch is None and self.uses_kernel(x)
-        return self._store.whole(self._layer, self._k) if kernels_choose else None
+        kernels_choose = self.choice is None and self.prefetch is None and self.uses_kernel(x)
+        return self.store.whole(self.layer, self.k) if kernels_choose else None
 
     def ahead(self) -> tuple[mx.array, mx.array]:
         """The store's bank and the table of the layer's slots in it, for a token that runs ahead."""
@@ -96,7 +97,7 @@ class SparseMoE(Module):
             their sum is added to, [T, H]. Where the host chooses, K is E here, and the weights are not normalised.
         """
         router, shared_gate = self.gates(x)
-        chosen = (self._k, self._normalize) if self._choice is None or x.shape[0] > 1 else (router.shape[1], False)
+        chosen = (self.k, self.normalize) if self.choice is None or x.shape[0] > 1 else (router.shape[1], False)
         if self._record is not None and self.uses_kernel(x):
             return *route(router, *chosen, shared_gate), residual
         ids, weights = route(router, *chosen)
@@ -105,8 +106,8 @@ class SparseMoE(Module):
     def describe(self, x: mx.array, residual: mx.array) -> None:
         """Describes :meth:`route` with kernels and without, and asks for the routed experts' kernel."""
         self.route(x, residual)
-        if self._record is not None and not self.uses_kernel(x) and self._choice is None and x.shape[0] == 1:
-            route(self.gates(x)[0], self._k, self._normalize, self.gates(x)[1])
+        if self._record is not None and not self.uses_kernel(x) and self.choice is None and x.shape[0] == 1:
+            route(self.gates(x)[0], self.k, self.normalize, self.gates(x)[1])
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
         """Fetches the routed experts and adds their part to the rest."""
@@ -115,10 +116,10 @@ class SparseMoE(Module):
         mx.async_eval(ids, weights)
         # in an evaluation of its own, for which the host does not wait: it computes the shared expert during the fetch
         mx.async_eval(rest, *([] if ahead is None else [ahead]))
-        chosen = chosen_experts(ids, weights, self._layer)
+        chosen = chosen_experts(ids, weights, self.layer)
         if one:
-            if self._choice is not None:
-                chosen, weights = self._choose(self._choice, chosen, weights)
+            if self.choice is not None:
+                chosen, weights = self._choose(self.choice, chosen, weights)
             return self._for_token(x, chosen[0].tolist(), weights, rest, ahead)
         return rest + self._for_rows(x, chosen, weights)
 
@@ -135,7 +136,7 @@ class SparseMoE(Module):
         count = ids.shape[1]
         probabilities = np.empty(count, np.float32)
         probabilities[ids[0]] = np.array(weights)[0, :count]
-        used, factors = choice(probabilities, partial(self._store.in_memory, self._layer))
+        used, factors = choice(probabilities, partial(self.store.in_memory, self.layer))
         return used[None], mx.concatenate([mx.array(factors[None]), weights[:, count:]], axis=1)
 
     def _for_token(
@@ -144,10 +145,10 @@ class SparseMoE(Module):
         meanwhile = None if self.prefetch is None else partial(self.prefetch.reading, chosen, ahead)
         records: Records | Arrivals
         if not self.uses_kernel(x) and takes_each(self._layout, x.dtype):
-            records = self._store.fetch_each(self._layer, chosen, meanwhile)
+            records = self.store.fetch_each(self.layer, chosen, meanwhile)
             y = rest + experts_for_token(x, records, weights[0], self._layout)  # all have arrived when it returns
         else:
-            records = self._store.fetch(self._layer, chosen, meanwhile)
+            records = self.store.fetch(self.layer, chosen, meanwhile)
             y = self._of_records(x, records, weights, rest)
         records.used_by(y)
         return y
@@ -174,15 +175,15 @@ class SparseMoE(Module):
         experts, counts = np.unique(chosen, return_counts=True)
         rows = x[mx.array(order // k)]  # [T·K, H], sorted by expert
         outputs, start = [], 0
-        groups = [slice(i, i + self._store.capacity) for i in range(0, len(experts), self._store.capacity)]
+        groups = [slice(i, i + self.store.capacity) for i in range(0, len(experts), self.store.capacity)]
         for number, group in enumerate(groups):
-            records = self._store.fetch(self._layer, experts[group].tolist())
+            records = self.store.fetch(self.layer, experts[group].tolist())
             stop = start + int(counts[group].sum())
             y = experts_for_rows(rows[start:stop], records.stacked(), counts[group].tolist(), self._layout)
             records.used_by(y)
             mx.async_eval(y)
             if number + 1 < len(groups):
-                self._store.prefetch(self._layer, experts[groups[number + 1]].tolist())
+                self.store.prefetch(self.layer, experts[groups[number + 1]].tolist())
             outputs.append(y)
             start = stop
         inverse = np.empty_like(order)
@@ -198,9 +199,14 @@ def chosen_experts(ids: mx.array, weights: mx.array, layer: int) -> np.ndarray:
         NumericalError: a weight is NaN.
     """
     chosen = np.array(ids)
-    if np.isnan(np.array(weights, copy=False)).any():
+    check_routing(np.array(weights, copy=False), layer)
+    return chosen
+
+
+def check_routing(weights: np.ndarray, layer: int) -> None:
+    """Raises NumericalError if a routing weight is NaN."""
+    if np.isnan(weights).any():
         raise NumericalError(
             f"the router of layer {layer} produced NaN; the checkpoint is damaged (run `flash-moe verify`) "
             "or its activations overflow (load it with dtype='float32')"
         )
-    return chosen

@@ -1,0 +1,70 @@
+"""Whether a model runs through the kernels of the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from ..config import ModelConfig
+from ..formats import Quantization
+from ..ops.blas import on_cpu
+from ..record import PROJECTIONS, RecordLayout
+
+_log = logging.getLogger(__name__)
+_FEWEST_WEIGHTS = 1 << 24  # of a token; below it, loading the kernels takes longer than they save in a short reply
+
+
+def uses_cpu_kernels(
+    config: ModelConfig,
+    layouts: Mapping[int, RecordLayout],
+    experts_per_token: int,
+    dtype: mx.Dtype,
+    wanted: bool | None,
+) -> bool:
+    """Decides by device, size of the model and what is installed.
+
+    Args:
+        wanted: as ``kernels`` of :meth:`flash_moe.Model.load`; ``FLASH_MOE_KERNELS`` counts, too.
+    """
+    setting = os.environ.get("FLASH_MOE_KERNELS", "").lower()
+    if not on_cpu(dtype) or wanted is False or setting == "off":
+        return False
+    forced = wanted is True or setting == "on"
+    if not forced and token_weights(config, experts_per_token) < _FEWEST_WEIGHTS:
+        return False
+    if not all(supported(layout) for layout in layouts.values()):
+        return False
+    if importlib.util.find_spec("numba") is None:
+        _log.warning("without Numba the CPU is about 20 times slower; install it with: pip install 'flash-moe[cpu]'")
+        return False
+    from ..ops.cpu.attention import supports
+
+    return supports(config.head_dim)
+
+
+def supported(layout: RecordLayout) -> bool:
+    """Whether experts are SwiGLU with plain or affinely quantised projections."""
+    parts = {part.name for part in layout.parts}
+    return (
+        set(layout.linears) == set(PROJECTIONS)
+        and all(map(affine, layout.quantization.values()))
+        and not parts & {"bias", "global_scale"}
+    )
+
+
+def affine(quantization: Quantization) -> bool:
+    """Whether kernels know this quantisation."""
+    return quantization.is_affine
+
+
+def token_weights(config: ModelConfig, experts_per_token: int) -> int:
+    """About how many weights a token is multiplied with."""
+    c, attention = config, config.layer_types.count("full_attention")
+    mixer = c.hidden_size * (2 * c.key_dim + 3 * c.value_dim) * (c.num_hidden_layers - attention)
+    mixer += c.hidden_size * c.head_dim * (3 * c.num_attention_heads + 2 * c.num_key_value_heads) * attention
+    experts = 3 * c.hidden_size * (c.moe_intermediate_size * experts_per_token + c.shared_expert_intermediate_size)
+    return mixer + experts * sum(c.sparse_layers) + c.hidden_size * c.vocab_size

@@ -1,0 +1,93 @@
+"""The whole network over NumPy arrays and the kernels of the CPU."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..ops.cpu.memory import aligned, view
+from ..ops.cpu.norm import rms_norm
+from ..ops.cpu.workers import workers
+from .attention import GatedAttention
+from .cache import DeltaCache, KVCache, SequenceCache
+from .cpu_layers import AttentionMixer, DeltaMixer, Pass, Weights
+from .cpu_moe import CpuMoE, DenseMlp
+from .linear import Embedding
+from .prefetch import LayerPrefetch
+from .sparse_moe import SparseMoE
+
+
+class CpuLayer:
+    """A layer of the decoder; y, [T, H], is the residual stream and changes in place."""
+
+    def __init__(self, config: Any, layer: Any, weights: Weights) -> None:
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        self._input_norm, self._post_norm = (view(norm.astype(mx.float32)) for norm in norms)
+        self._eps = np.float32(config.rms_norm_eps)
+        kind = AttentionMixer if isinstance(layer.mixer, GatedAttention) else DeltaMixer
+        self._mixer: Any = kind(config, layer.mixer, weights)
+        self.mlp: Any = CpuMoE(layer.mlp, weights) if isinstance(layer.mlp, SparseMoE) else DenseMlp(layer.mlp, weights)
+
+    def __call__(self, y: np.ndarray, cache: KVCache | DeltaCache, run: Pass) -> None:
+        h = run.room("normed", y.shape[1])
+        rms_norm(y, self._input_norm, self._eps, h)
+        self._mixer(h, y, cache, run)
+        rms_norm(y, self._post_norm, self._eps, h)
+        self.mlp(h, y, run)
+
+    def router_logits(self, residual: np.ndarray) -> np.ndarray:
+        """As :meth:`~.decoder.DecoderLayer.router_logits`."""
+        h = aligned(*residual.shape)
+        rms_norm(residual, self._post_norm, self._eps, h)
+        return self.mlp.router_logits(h)
+
+
+class CpuDecoder:
+    """Runs a :class:`~.decoder.Decoder`, whose weights and caches it uses where they are.
+
+    Args:
+        threads: that work on a token; None takes one per physical core.
+    """
+
+    def __init__(self, decoder: Any, threads: int | None) -> None:
+        self._config, self._embedding = decoder.config, decoder.embed_tokens
+        weights = Weights(workers(threads))
+        self._layers = [CpuLayer(self._config, layer, weights) for layer in decoder.layers]
+        self._norm = view(decoder.norm.astype(mx.float32))
+        self._head = weights.products([decoder.embed_tokens if self._config.tie_word_embeddings else decoder.lm_head])
+        self._frequencies = np.array(self._config.rope_frequencies)
+        self._weights = weights
+        if decoder.prefetcher is not None:
+            sparse = [(i, layer) for i, layer in enumerate(self._layers) if isinstance(layer.mlp, CpuMoE)]
+            for (i, layer), following in zip_longest(sparse, sparse[1:]):
+                router = None if following is None else (following[0], following[1].router_logits)
+                layer.mlp.prefetch = LayerPrefetch(decoder.prefetcher, i, router)
+
+    def __call__(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
+        """As :meth:`~.decoder.Decoder.__call__`; everything has been computed when it returns."""
+        count = tokens.size
+        y = aligned(count, self._config.hidden_size)
+        y[:] = embedded(self._embedding, tokens)
+        angles = (cache.length + np.arange(count))[:, None] * self._frequencies
+        turns = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        run = Pass(count, turns)
+        for layer, state in zip(self._layers, cache.layers, strict=True):
+            layer(y, state, run)
+        rms_norm(y, self._norm, np.float32(self._config.rms_norm_eps), y)
+        return mx.array(y)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """As :meth:`~.decoder.Decoder.logits`."""
+        return mx.array(self._head(view(hidden), aligned(hidden.shape[0], self._head.rows)))
+
+
+def embedded(table: Embedding, tokens: mx.array) -> np.ndarray:
+    """The vectors of token ids: [T, H] float32."""
+    q, rows = table.quantization, table.weight[tokens]
+    if q is not None and table.scales is not None and table.biases is not None:
+        scales, biases = (array[tokens].astype(mx.float32) for array in (table.scales, table.biases))
+        rows = mx.dequantize(rows, scales, biases, group_size=q.group_size, bits=q.bits)
+    return view(rows.astype(mx.float32))

@@ -1,0 +1,130 @@
+"""The decoder's layers over NumPy arrays and the kernels of the CPU, for one token or many.
+
+Weights stay where the modules of :mod:`flash_moe.nn` keep them, caches too; MLX computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import ModelConfig
+from ..ops.cpu.attention import Attention
+from ..ops.cpu.experts import Swiglu
+from ..ops.cpu.formats import Format
+from ..ops.cpu.gated_delta import GatedDelta
+from ..ops.cpu.memory import aligned, view
+from ..ops.cpu.products import Matrix, Products
+from ..ops.cpu.workers import Workers
+from .attention import GatedAttention
+from .cache import DeltaCache, KVCache
+from .gated_delta_net import L2_EPS, GatedDeltaNet
+from .linear import Linear
+from .mlp import SwiGLU
+
+_DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
+
+
+@dataclass
+class Pass:
+    """What the layers of one forward pass share: T tokens, and memory that one layer leaves to the next.
+
+    Attributes:
+        turns: [T, 2, rotary / 2] float32, cosines and sines of the positions' angles.
+    """
+
+    tokens: int
+    turns: np.ndarray
+    _rooms: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+
+    def room(self, name: str, columns: int) -> np.ndarray:
+        """[T, columns] float32 of any content."""
+        if (room := self._rooms.get((name, columns))) is None:
+            room = self._rooms[name, columns] = aligned(self.tokens, columns)
+        return room
+
+
+class Weights:
+    """Describes stored weights to kernels, and keeps the memory that they name by address."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self._keep: list[np.ndarray] = []
+
+    def matrix(self, layer: Linear) -> Matrix:
+        """A linear layer's matrix, where it lies."""
+        q = layer.quantization
+        parts = [part for part in (layer.weight, layer.scales, layer.biases) if part is not None]
+        arrays = [view(part) for part in parts]
+        self._keep += arrays
+        places = [array.ctypes.data for array in arrays] + [0, 0]
+        fmt = Format(_DTYPES[parts[-1].dtype], *(q.bits, q.group_size) if q else ())
+        rows, words = layer.weight.shape
+        columns = words * 32 // q.bits if q else words
+        return Matrix(fmt, rows, columns, (places[0], places[1], places[2]))
+
+    def products(self, layers: Sequence[Linear]) -> Products:
+        """Linear layers of one input."""
+        return Products([self.matrix(layer) for layer in layers], self.workers)
+
+    def swiglu(self, mlp: SwiGLU) -> Swiglu:
+        """An MLP's three matrices."""
+        gate, up = (self.matrix(layer) for layer in mlp.gate_up_proj.groups)
+        return Swiglu(gate, up, self.matrix(mlp.down_proj))
+
+
+class DeltaMixer:
+    """y += Gated DeltaNet of h; see :class:`~.gated_delta_net.GatedDeltaNet`."""
+
+    def __init__(self, config: ModelConfig, layer: GatedDeltaNet, weights: Weights) -> None:
+        self._in, self._out = weights.products(layer.in_proj.groups), weights.products([layer.out_proj])
+        constants = (view(a.astype(mx.float32)) for a in (layer.conv1d, layer.log_decay, layer.dt_bias, layer.norm))
+        self._delta = GatedDelta(
+            *constants, key_heads=config.linear_num_key_heads, key_dim=config.linear_key_head_dim, l2_eps=L2_EPS,
+            eps=config.rms_norm_eps, workers=weights.workers,
+        )  # fmt: skip
+
+    def __call__(self, h: np.ndarray, y: np.ndarray, cache: DeltaCache, run: Pass) -> None:
+        proj = self._in(h, run.room("projections", self._in.rows))
+        out = run.room("mixed", self._out.columns)
+        ends = [*cache.cuts(run.tokens), run.tokens]
+        for start, stop in zip([0, *ends], ends, strict=False):
+            conv, state = cache.in_place(stop - start)
+            self._delta(proj[start:stop], conv, state, out[start:stop])
+            cache.changed()
+        self._out(out, y, add=True)
+
+
+class AttentionMixer:
+    """y += attention of h; see :class:`~.attention.GatedAttention`."""
+
+    def __init__(self, config: ModelConfig, layer: GatedAttention, weights: Weights) -> None:
+        inputs = layer.qkv_proj.groups
+        self._in, self._out = weights.products(inputs), weights.products([layer.o_proj])
+        self._bias, self._out_bias = bias_of(inputs), bias_of([layer.o_proj])
+        norms = (view(norm.astype(mx.float32)) for norm in (layer.q_norm, layer.k_norm))
+        self._attention = Attention(
+            *norms, heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, rotary=config.rotary_dims,
+            eps=config.rms_norm_eps, workers=weights.workers,
+        )  # fmt: skip
+
+    def __call__(self, h: np.ndarray, y: np.ndarray, cache: KVCache, run: Pass) -> None:
+        proj = self._in(h, run.room("projections", self._in.rows))
+        out = run.room("mixed", self._out.columns)
+        if self._bias is not None:
+            proj += self._bias
+        if self._out_bias is not None:
+            y += self._out_bias
+        before = cache.length
+        keys, values = cache.extend(run.tokens)
+        self._attention(proj, keys, values, before, run.turns, out)
+        self._out(out, y, add=True)
+
+
+def bias_of(layers: Sequence[Linear]) -> np.ndarray | None:
+    """What linear layers of one input add to their outputs, if anything."""
+    biases = [view(layer.bias.astype(mx.float32)) for layer in layers if layer.bias is not None]
+    return np.concatenate(biases) if biases else None

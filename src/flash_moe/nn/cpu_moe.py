@@ -1,0 +1,113 @@
+"""The Mixture of Experts over NumPy arrays and the kernels of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from ..ops.cpu.arranged import Arranged
+from ..ops.cpu.experts import Experts, Rows, Swiglu
+from ..ops.cpu.memory import aligned
+from ..ops.cpu.router import route
+from .cpu_layers import Pass, Weights
+from .expert_choice import ExpertChoice
+from .mlp import SwiGLU
+from .prefetch import LayerPrefetch
+from .sparse_moe import SparseMoE, check_routing
+
+_AT_ONCE = 8  # experts of a prompt that are computed together, while those behind them are read
+
+
+class DenseMlp:
+    """y += MLP of h."""
+
+    def __init__(self, mlp: SwiGLU, weights: Weights) -> None:
+        self._experts = Experts(None, weights.swiglu(mlp), weights.workers)
+
+    def __call__(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
+        all_rows = Rows(None, np.arange(run.tokens), np.ones(run.tokens, np.float32))
+        self._experts.add(self._experts.arrange(h), [all_rows], y)
+
+
+class CpuMoE:
+    """y += what the experts make of h; see :class:`~.sparse_moe.SparseMoE`.
+
+    Attributes:
+        prefetch: reads ahead for the next layer; None does not.
+    """
+
+    def __init__(self, moe: SparseMoE, weights: Weights) -> None:
+        self._layer, self._store, self._k, self._normalize = moe.layer, moe.store, moe.k, moe.normalize
+        self._choice: ExpertChoice | None = moe.choice
+        self.prefetch: LayerPrefetch | None = None
+        self.gates = weights.products(moe.gates.groups)
+        routed = Swiglu.of_record(self._store.layouts[self._layer])
+        self._experts = Experts(routed, weights.swiglu(moe.shared_expert), weights.workers)
+
+    def router_logits(self, h: np.ndarray) -> np.ndarray:
+        """The router's logits, [T, E]."""
+        return self.gates(h, aligned(len(h), self.gates.rows))[:, :-1]
+
+    def __call__(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
+        logits = self.gates(h, run.room("gates", self.gates.rows))
+        ids, weights = np.empty((run.tokens, self._k), np.int64), np.empty((run.tokens, self._k), np.float32)
+        shared_gate = logits[:, -1]
+        with np.errstate(over="ignore"):  # exp may overflow to inf, where the gate is 0
+            shared = Rows(None, np.arange(run.tokens), 1 / (1 + np.exp(-shared_gate)))
+        probabilities = logits[:, :-1].copy()
+        route(probabilities, self._normalize, ids, weights)
+        check_routing(weights, self._layer)
+        arranged = self._experts.arrange(h)
+        if run.tokens > 1:
+            self._experts.add(arranged, [shared], y)
+            self._rows(arranged, ids, weights, y)
+        else:
+            self._token(arranged, logits[0, :-1], ids[0], weights[0], shared, y)
+
+    def _token(
+        self, arranged: Arranged, logits: np.ndarray, ids: np.ndarray, weights: np.ndarray, shared: Rows, y: np.ndarray
+    ) -> None:
+        """Each expert as soon as its record is there; those that are in memory anyway together."""
+        if self._choice is not None:
+            probabilities = np.exp(logits - logits.max())
+            probabilities /= probabilities.sum()
+            ids, weights = self._choice(probabilities, partial(self._store.in_memory, self._layer))
+        chosen, one = ids.tolist(), np.zeros(1, np.int64)
+        records = self._store.fetch_bytes(self._layer, chosen)
+        if self._store.holds_everything:
+            rows = [Rows(r.ctypes.data, one, weights[i : i + 1]) for i, r in enumerate(records)]
+            self._experts.add(arranged, [shared, *rows], y)
+            return
+        self._experts.add(arranged, [shared], y)
+        if self.prefetch is not None:
+            self.prefetch.reading(chosen, self.prefetch.logits(y))
+        for i, record in enumerate(records):
+            self._experts.add(arranged, [Rows(record.ctypes.data, one, weights[i : i + 1])], y)
+
+    def _rows(self, arranged: Arranged, ids: np.ndarray, weights: np.ndarray, y: np.ndarray) -> None:
+        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens."""
+        order = np.argsort(ids, axis=None, kind="stable")
+        experts, starts = np.unique(ids.reshape(-1)[order], return_index=True)
+        ends, sorted_weights = [*starts[1:].tolist(), ids.size], weights.reshape(-1)[order]
+        tokens = order // ids.shape[1]
+        capacity = self._store.capacity
+        for first in range(0, len(experts), capacity):
+            group = range(first, min(first + capacity, len(experts)))
+            records = self._store.fetch_bytes(self._layer, experts[first : group.stop].tolist())
+            following = experts[group.stop : group.stop + capacity].tolist()
+            if following:
+                self._store.prefetch(self._layer, following)
+            for several in _several(zip(group, records, strict=True)):
+                rows = [
+                    Rows(record.ctypes.data, tokens[starts[i] : ends[i]], sorted_weights[starts[i] : ends[i]])
+                    for i, record in several
+                ]
+                self._experts.add(arranged, rows, y)
+
+
+def _several(records: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
+    while found := list(islice(records, _AT_ONCE)):
+        yield found

@@ -1,0 +1,77 @@
+"""x in the order of its matrices' weights, one copy per form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import carray, types
+
+from .atomic import call4
+from .compiling import MATRIX, function, kernel
+from .formats import Format
+from .memory import aligned, record
+from .rows import ARRANGE, pointer
+from .workers import Workers, run
+
+FORM = record("order target width table")
+"""A form: the address of its order, where its rows begin, bytes of a row, and a table of the rows' addresses."""
+
+_ARRANGE = record("arrange forms count tokens columns x x_step")
+
+
+class Arranged:
+    """Room for [T, columns] in the order of each format; formats of one order share one."""
+
+    def __init__(self, formats: Sequence[Format], columns: int, tokens: int) -> None:
+        orders = [fmt.arrangement(columns) for fmt in formats]
+        widths = {order: 4 * fmt.arranged(columns) for order, fmt in zip(orders, formats, strict=True)}
+        self.form_of = [list(widths).index(order) for order in orders]
+        self.tables = np.empty((len(widths), tokens), np.int64)
+        self.forms = np.zeros(len(widths), FORM)
+        self._orders = [order_array(order) for order in widths]
+        self._memory = [aligned(tokens, width, dtype=np.uint8) for width in widths.values()]
+        for i, width in enumerate(widths.values()):
+            place, table = self._memory[i].ctypes.data, self.tables[i]
+            table[:] = place + np.arange(tokens) * width
+            self.forms[i] = self._orders[i].ctypes.data, place, width, table.ctypes.data
+        self._record = np.zeros(1, _ARRANGE)
+        self._record[0] = ARRANGE, self.forms.ctypes.data, len(widths), tokens, columns, 0, 0
+        self.address = self._record.ctypes.data
+
+    def fill(self, x: np.ndarray, workers: Workers) -> None:
+        """Arranges x, [T, columns] float32."""
+        workers.call(fill, self.address, ARRANGE_JOB, x)
+
+
+def order_array(order: tuple[int, ...]) -> np.ndarray:
+    """:meth:`Format.arrangement` as :func:`~.rows.arrange` takes it."""
+    array = np.zeros(16, np.int64)
+    array[: len(order)] = order
+    return array
+
+
+@kernel(3)
+def _arrange(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
+    """A row of x in the order of each form."""
+    job = carray(pointer(arguments), 1, _ARRANGE)[0]
+    forms = carray(pointer(job.forms), job.count, FORM)
+    for i in range(job.count):
+        call4(
+            job.arrange,
+            forms[i].order,
+            job.columns,
+            job.x + ticket * job.x_step,
+            forms[i].target + ticket * forms[i].width,
+        )
+
+
+ARRANGE_JOB = _arrange.address
+
+
+@function(types.int64, types.int64, types.int64, MATRIX)
+def fill(block, arguments, job, x):  # type: ignore[no-untyped-def]
+    """Arranges all rows of x."""
+    records = carray(pointer(arguments), 1, _ARRANGE)
+    records[0].x, records[0].x_step = x.ctypes.data, x.strides[0]
+    run(block, job, arguments, records[0].tokens)

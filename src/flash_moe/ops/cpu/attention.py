@@ -1,0 +1,194 @@
+"""Attention between its projections: norms, rotary embedding, cache, softmax and output gate."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, types
+
+from .compiling import MATRIX, function, helper, kernel
+from .functions import exp, f32, sigmoid
+from .memory import record
+from .rows import mix, pointer, tile
+from .vectors import ROWS, TOKENS, VECTORS, WIDTH
+from .workers import Workers, run
+
+_QUERIES = 16  # of a ticket: they read a key together
+_ATTENTION = record(
+    "tokens heads kv_heads dim half proj proj_step keys values capacity before q_norm k_norm turns factors out out_step"
+)
+
+
+def supports(dim: int) -> bool:
+    """Whether the kernels can be used with heads of this width."""
+    return dim % WIDTH == 0
+
+
+@helper
+def _head(source, weight, eps, turns, half, dim, target):  # type: ignore[no-untyped-def]
+    """A head's norm and rotary embedding: addresses of [D] float32."""
+    x, out = carray(pointer(source), dim, np.float32), carray(pointer(target), dim, np.float32)
+    w, turn = carray(pointer(weight), dim, np.float32), carray(pointer(turns), (2, half), np.float32)
+    total = f32(0)
+    for i in range(dim):
+        total += x[i] * x[i]
+    factor = f32(1) / np.sqrt(total / f32(dim) + eps)
+    for i in range(dim):
+        out[i] = x[i] * factor * w[i]
+    for i in range(half):
+        a, b = out[i], out[i + half]
+        out[i], out[i + half] = a * turn[0, i] - b * turn[1, i], b * turn[0, i] + a * turn[1, i]
+
+
+@kernel(3)
+def _heads(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
+    """A token's query, key and value heads; the latter go into the cache."""
+    job = carray(pointer(arguments), 1, _ATTENTION)[0]
+    dim, x = job.dim, job.proj + ticket * job.proj_step
+    eps, turns = carray(pointer(job.factors), 2, np.float32)[0], job.turns + ticket * 8 * job.half
+    for h in range(job.heads):
+        q = x + 8 * h * dim
+        _head(q, job.q_norm, eps, turns, job.half, dim, q)
+    k, v = x + 8 * job.heads * dim, x + 4 * dim * (2 * job.heads + job.kv_heads)
+    for h in range(job.kv_heads):
+        place = 4 * dim * (h * job.capacity + job.before + ticket)
+        _head(k + 4 * h * dim, job.k_norm, eps, turns, job.half, dim, job.keys + place)
+        source = carray(pointer(v + 4 * h * dim), dim, np.float32)
+        target = carray(pointer(job.values + place), dim, np.float32)
+        for i in range(dim):
+            target[i] = source[i]
+
+
+@kernel(3)
+def _attend(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
+    """A head and a block of queries."""
+    job = carray(pointer(arguments), 1, _ATTENTION)[0]
+    dim, h, first = job.dim, ticket % job.heads, ticket // job.heads * _QUERIES
+    queries = min(_QUERIES, job.tokens - first)
+    seen = job.before + first + queries  # keys that the last of them sees
+    place = 4 * dim * job.capacity * (h * job.kv_heads // job.heads)
+    keys, values = job.keys + place, job.values + place
+    small, xs = carray(pointer(scratch), (TOKENS, ROWS), np.float32), carray(pointer(scratch + 256), _QUERIES, np.int64)
+    scores = carray(pointer(scratch + 512), (queries, seen), np.float32)
+    for i in range(queries):
+        xs[i] = job.proj + (first + i) * job.proj_step + 8 * h * dim
+    whole = seen // ROWS * ROWS
+    for s in range(0, whole, ROWS):
+        i = 0
+        while i < queries:
+            count = TOKENS if i + TOKENS <= queries else 1
+            if count == TOKENS:
+                tile(ROWS, TOKENS, keys + 4 * dim * s, 4 * dim, scratch + 256 + 8 * i, dim, scratch)
+            else:
+                tile(ROWS, 1, keys + 4 * dim * s, 4 * dim, scratch + 256 + 8 * i, dim, scratch)
+            for j in range(count):
+                for r in range(ROWS):
+                    scores[i + j, s + r] = small[j, r]
+            i += count
+    for s in range(whole, seen):
+        for i in range(queries):
+            tile(1, 1, keys + 4 * dim * s, 4 * dim, scratch + 256 + 8 * i, dim, scratch)
+            scores[i, s] = small[0, 0]
+    scale = carray(pointer(job.factors), 2, np.float32)[1]
+    for i in range(queries):
+        row, own = scores[i], seen - queries + i + 1
+        largest, total = row[0], f32(0)
+        for s in range(own):
+            largest = max(largest, row[s])
+        for s in range(own):
+            row[s] = exp((row[s] - largest) * scale)
+            total += row[s]
+        for s in range(own):
+            row[s] /= total
+        for s in range(own, seen):
+            row[s] = f32(0)
+    i = 0
+    while i < queries:
+        count = TOKENS if i + TOKENS <= queries else 1
+        p, out = scratch + 512 + 4 * i * seen, job.out + (first + i) * job.out_step + 4 * h * dim
+        d = 0
+        while d < dim:
+            wide = d + VECTORS * WIDTH <= dim
+            if count == TOKENS and wide:
+                mix(TOKENS, VECTORS, p, 4 * seen, values + 4 * d, 4 * dim, seen, out + 4 * d, job.out_step)
+            elif wide:
+                mix(1, VECTORS, p, 4 * seen, values + 4 * d, 4 * dim, seen, out + 4 * d, job.out_step)
+            else:
+                for j in range(count):
+                    mix(
+                        1,
+                        1,
+                        p + 4 * j * seen,
+                        4 * seen,
+                        values + 4 * d,
+                        4 * dim,
+                        seen,
+                        out + j * job.out_step + 4 * d,
+                        0,
+                    )
+            d += VECTORS * WIDTH if wide else WIDTH
+        for j in range(count):
+            y = carray(pointer(out + j * job.out_step), dim, np.float32)
+            gate = carray(pointer(xs[i + j] + 4 * dim), dim, np.float32)
+            for n in range(dim):
+                y[n] *= sigmoid(gate[n])
+        i += count
+
+
+_HEADS_JOB, _ATTEND_JOB = _heads.address, _attend.address
+
+
+@function(*(types.int64,) * 4, MATRIX, *(types.float32[:, :, ::1],) * 2, types.int64, types.float32[:, :, ::1], MATRIX)
+def _run(block, arguments, heads, attend, proj, keys, values, before, turns, out):  # type: ignore[no-untyped-def]
+    records = carray(pointer(arguments), 1, _ATTENTION)
+    job = records[0]
+    job.tokens, job.before, job.capacity = proj.shape[0], before, keys.shape[1]
+    job.proj, job.proj_step = proj.ctypes.data, proj.strides[0]
+    job.keys, job.values, job.turns = keys.ctypes.data, values.ctypes.data, turns.ctypes.data
+    job.out, job.out_step = out.ctypes.data, out.strides[0]
+    run(block, heads, arguments, job.tokens)
+    run(block, attend, arguments, job.heads * ((job.tokens + _QUERIES - 1) // _QUERIES))
+
+
+class Attention:
+    """A layer's constants.
+
+    Args:
+        q_norm, k_norm: [D] float32.
+        heads, kv_heads: Hq and Hkv.
+        rotary: dimensions of a head that turn.
+    """
+
+    def __init__(
+        self,
+        q_norm: np.ndarray,
+        k_norm: np.ndarray,
+        *,
+        heads: int,
+        kv_heads: int,
+        rotary: int,
+        eps: float,
+        workers: Workers,
+    ) -> None:
+        self._workers, dim = workers, len(q_norm)
+        self._keep = [q_norm, k_norm, np.array([eps, dim**-0.5], np.float32)]
+        q, k, factors = (a.ctypes.data for a in self._keep)
+        self._record = np.zeros(1, _ATTENTION)
+        self._record[0] = (0, heads, kv_heads, dim, rotary // 2, 0, 0, 0, 0, 0, 0, q, k, 0, factors, 0, 0)
+        self._address = self._record.ctypes.data
+
+    def __call__(
+        self, proj: np.ndarray, keys: np.ndarray, values: np.ndarray, before: int, turns: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Runs T tokens.
+
+        Args:
+            proj: [T, 2·Hq·D + 2·Hkv·D] float32: per head query and gate; keys; values. Used up.
+            keys, values: [Hkv, capacity, D] float32, the cache; those of the tokens are written behind ``before`` others.
+            turns: [T, 2, rotary / 2] float32, cosines and sines of the tokens' angles.
+            out: [T, Hq·D] float32, written.
+        """
+        context = before + len(proj)
+        self._workers.call(
+            _run, self._address, _HEADS_JOB, _ATTEND_JOB, proj, keys, values, before, turns, out,
+            scratch=512 + 4 * min(_QUERIES, len(proj)) * context,
+        )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Compiles kernels with Numba, once per machine: machine code is kept in the user's cache folder.
+
+Numba finds kept code again if the function itself is the same, and knows nothing of the functions that it calls. So the
+folder's name is a digest of all sources of the kernels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import cfunc, njit, types
+
+from ...shipped import user_cache
+
+_log = logging.getLogger(__name__)
+_FAST = {"fastmath": {"reassoc", "nsz", "contract", "arcp"}, "error_model": "numpy"}
+MATRIX = types.float32[:, ::1]
+_KEPT = 3  # folders of other versions that are left
+
+
+def helper(python: Callable[..., Any]) -> Any:
+    """Compiles a function into those that call it."""
+    return njit(**_FAST)(python)
+
+
+def kernel(arguments: int) -> Callable[[Callable[..., Any]], Any]:
+    """Compiles a C function of so many int64, to be called by its address."""
+    return _compile(cfunc(types.void(*(types.int64,) * arguments), cache=folder() is not None, **_FAST))
+
+
+def function(*arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
+    """Compiles a function that Python calls with these types, and that lets other threads of Python run."""
+    return _compile(njit([types.void(*arguments)], cache=folder() is not None, nogil=True, **_FAST))
+
+
+def _compile(decorate: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    def compiled(python: Callable[..., Any]) -> Any:
+        with _cache_in(folder()):
+            return decorate(python)
+
+    return compiled
+
+
+@cache
+def folder() -> Path | None:
+    """Where machine code is kept; None where no such place can be written."""
+    given = numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
+    base = Path(given) if given else user_cache() / "kernels"
+    digest = hashlib.sha256(numba.__version__.encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    own = base / digest.hexdigest()[:16]
+    try:
+        if not own.is_dir():
+            own.mkdir(parents=True)
+            _log.info("compiling kernels for this machine; the next start finds them in %s", own)
+            _forget(base, own)
+        if not os.access(own, os.W_OK):
+            raise PermissionError(f"{own} cannot be written")
+    except OSError as error:
+        _log.warning("kernels for the CPU are compiled anew every time: %s; set NUMBA_CACHE_DIR", error)
+        return None
+    return own
+
+
+def _forget(base: Path, own: Path) -> None:
+    """Deletes what versions before the last few left."""
+    others = sorted((f for f in base.iterdir() if f.is_dir() and f != own), key=lambda f: f.stat().st_mtime)
+    for old in others[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _cache_in(place: Path | None) -> Iterator[None]:
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = "" if place is None else str(place)
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before

@@ -1,0 +1,196 @@
+"""SwiGLU experts from where their bytes lie: y += Σ_e weight_e · down_e(silu(gate_e · x) · up_e · x)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import carray, types
+
+from ...record import RecordLayout
+from .arranged import Arranged, order_array
+from .atomic import call4, call9
+from .compiling import function, kernel
+from .formats import Format
+from .functions import sigmoid
+from .memory import aligned, record
+from .products import CHUNK, MATRIX, MATRIX_BYTES, PANEL, PRODUCT, Matrix, scratch_bytes
+from .rows import ARRANGE, pointer
+from .workers import Workers, run
+
+_DOWN_ROWS = 72  # of a ticket
+_ROWS = 16  # hidden rows of a ticket
+
+_ENTRY = record("matrices base first count gate_xs up_xs order chunks")
+"""An expert with its rows: its matrices, where its bytes begin, tables of x, the order of its hidden rows, its tickets."""
+
+_EXPERTS = record("product arrange entries count rows gates ups hiddens weights ys chunk tickets hidden_size")
+
+
+@kernel(3)
+def _gate_up(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
+    """A chunk of an expert's gate and up, and of silu(gate) · up, for all its rows."""
+    job = carray(pointer(arguments), 1, _EXPERTS)[0]
+    entries = carray(pointer(job.entries), job.count, _ENTRY)
+    i = 0
+    while ticket >= entries[i].chunks:
+        ticket -= entries[i].chunks
+        i += 1
+    e = entries[i]
+    m = carray(pointer(e.matrices), 3, MATRIX)
+    first = ticket * job.chunk
+    last = min(first + job.chunk, m[0].rows)
+    gates, ups = job.gates + 8 * e.first, job.ups + 8 * e.first
+    call9(job.product, e.matrices, e.base, e.gate_xs, gates, 0, e.count, first, last, scratch)
+    call9(job.product, e.matrices + MATRIX_BYTES, e.base, e.up_xs, ups, 0, e.count, first, last, scratch)
+    for r in range(e.count):
+        gate = carray(pointer(carray(pointer(gates), e.count, np.int64)[r] + 4 * first), last - first, np.float32)
+        up = carray(pointer(carray(pointer(ups), e.count, np.int64)[r] + 4 * first), last - first, np.float32)
+        for j in range(last - first):
+            gate[j] *= sigmoid(gate[j]) * up[j]
+
+
+@kernel(3)
+def _hidden(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
+    """Some hidden rows in the order of their expert's down projection."""
+    job = carray(pointer(arguments), 1, _EXPERTS)[0]
+    entries = carray(pointer(job.entries), job.count, _ENTRY)
+    gates, hiddens = carray(pointer(job.gates), job.rows, np.int64), carray(pointer(job.hiddens), job.rows, np.int64)
+    i = 0
+    for row in range(ticket * _ROWS, min((ticket + 1) * _ROWS, job.rows)):
+        while row >= entries[i].first + entries[i].count:
+            i += 1
+        m = carray(pointer(entries[i].matrices), 3, MATRIX)
+        call4(job.arrange, entries[i].order, m[2].columns, gates[row], hiddens[row])
+
+
+@kernel(3)
+def _down(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
+    """A chunk of the outputs of all experts, in their order, so that the sum is the same whatever arrives together."""
+    job = carray(pointer(arguments), 1, _EXPERTS)[0]
+    entries = carray(pointer(job.entries), job.count, _ENTRY)
+    first = ticket * _DOWN_ROWS
+    last = min(first + _DOWN_ROWS, job.hidden_size)
+    for i in range(job.count):
+        e = entries[i]
+        hiddens, ys, weights = job.hiddens + 8 * e.first, job.ys + 8 * e.first, job.weights + 4 * e.first
+        matrix = e.matrices + 2 * MATRIX_BYTES
+        call9(job.product, matrix, e.base, hiddens, ys, weights, e.count, first, last, scratch)
+
+
+_GATE_UP_JOB, _HIDDEN_JOB, _DOWN_JOB = _gate_up.address, _hidden.address, _down.address
+
+
+@function(*(types.int64,) * 5)
+def _compute(block, arguments, gate_up, hidden, down):  # type: ignore[no-untyped-def]
+    job = carray(pointer(arguments), 1, _EXPERTS)[0]
+    run(block, gate_up, arguments, job.tickets)
+    run(block, hidden, arguments, (job.rows + _ROWS - 1) // _ROWS)
+    run(block, down, arguments, (job.hidden_size + _DOWN_ROWS - 1) // _DOWN_ROWS)
+
+
+@dataclass(frozen=True)
+class Swiglu:
+    """The three matrices of an expert; parts are offsets in a record or addresses."""
+
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+    @classmethod
+    def of_record(cls, layout: RecordLayout) -> Swiglu:
+        """As the records of a layer have it."""
+        matrices = []
+        for _, projection in layout.projections:
+            q, parts = projection.quantization, projection.parts
+            fmt = Format(parts[-1].dtype, q.bits, q.group_size) if q else Format(parts[0].dtype)
+            offsets = [part.offset for part in parts] + [0, 0]
+            matrices.append(Matrix(fmt, projection.rows, projection.columns, (offsets[0], offsets[1], offsets[2])))
+        return cls(*matrices)
+
+    def describe(self, gate_form: int, up_form: int) -> np.ndarray:
+        """[3] :data:`~.products.MATRIX`."""
+        rows = [self.gate.describe(gate_form), self.up.describe(up_form), self.down.describe()]
+        return np.array(rows, MATRIX)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An expert and the rows that go to it.
+
+    Attributes:
+        base: the address of its record; None for the shared expert.
+        tokens: [n] int64, indices of rows of x; weights: [n] float32.
+    """
+
+    base: int | None
+    tokens: np.ndarray
+    weights: np.ndarray
+
+
+class Experts:
+    """The experts of a layer.
+
+    Args:
+        routed: as their records have them; None where there is only the shared one.
+        shared: the shared expert, with addresses instead of offsets.
+    """
+
+    def __init__(self, routed: Swiglu | None, shared: Swiglu, workers: Workers) -> None:
+        self._workers, self._kinds = workers, (routed or shared, shared)
+        formats = [m.format for kind in self._kinds for m in (kind.gate, kind.up)]
+        self._formats, self._hidden_size = formats, shared.gate.columns
+        self._forms = Arranged(formats, self._hidden_size, 1).form_of
+        self._matrices = [kind.describe(*self._forms[2 * i : 2 * i + 2]) for i, kind in enumerate(self._kinds)]
+        downs = [kind.down for kind in self._kinds]
+        self._orders = [order_array(m.format.arrangement(m.columns)) for m in downs]
+        self._width = max(m.columns for m in downs)  # of hidden rows
+        self._hidden_width = max(m.format.arranged(m.columns) for m in downs)
+        self._scratch = scratch_bytes(max(self._hidden_size, self._width))
+        self._one = Arranged(formats, self._hidden_size, 1)
+
+    def arrange(self, x: np.ndarray) -> Arranged:
+        """x, [T, H] float32, as :meth:`add` takes it."""
+        arranged = self._one if len(x) == 1 else Arranged(self._formats, self._hidden_size, len(x))
+        arranged.fill(x, self._workers)
+        return arranged
+
+    def add(self, arranged: Arranged, experts: Sequence[Rows], y: np.ndarray) -> None:
+        """Adds what some experts make of their rows to y, one after the other.
+
+        Args:
+            y: [T, H] float32.
+        """
+        counts = [len(e.tokens) for e in experts]
+        starts = np.cumsum([0, *counts])
+        rows = int(starts[-1])
+        tokens = np.concatenate([e.tokens for e in experts])
+        weights = np.concatenate([e.weights for e in experts])
+        tables = np.take(arranged.tables, tokens, axis=1)  # [forms, rows], addresses
+        gates, hidden = aligned(2 * rows, self._width), aligned(rows, self._hidden_width)
+        pointers = _addresses(gates), _addresses(hidden)
+        one = max(counts) == 1
+        chunk = max(8, CHUNK // (2 * self._hidden_size) // 8 * 8) if one else PANEL
+        entries = np.zeros(len(experts), _ENTRY)
+        tickets = 0
+        for i, (expert, count, first) in enumerate(zip(experts, counts, starts.tolist(), strict=False)):
+            kind = int(expert.base is None)
+            matrices = self._matrices[kind]
+            gate, up = (tables[form, first:].ctypes.data for form in self._forms[2 * kind : 2 * kind + 2])
+            chunks = -(-self._kinds[kind].gate.rows // chunk)
+            entries[i] = (
+                matrices.ctypes.data, expert.base or 0, first, count, gate, up, self._orders[kind].ctypes.data, chunks
+            )  # fmt: skip
+            tickets += chunks
+        job, ys = np.zeros(1, _EXPERTS), y.ctypes.data + tokens * y.strides[0]
+        job[0] = (
+            PRODUCT, ARRANGE, entries.ctypes.data, len(experts), rows, pointers[0].ctypes.data, pointers[0][rows:].ctypes.data,
+            pointers[1].ctypes.data, weights.ctypes.data, ys.ctypes.data, chunk, tickets, self._hidden_size,
+        )  # fmt: skip
+        self._workers.call(_compute, job.ctypes.data, _GATE_UP_JOB, _HIDDEN_JOB, _DOWN_JOB, scratch=self._scratch)
+
+
+def _addresses(array: np.ndarray) -> np.ndarray:
+    """The address of each row."""
+    return array.ctypes.data + np.arange(len(array)) * array.strides[0]

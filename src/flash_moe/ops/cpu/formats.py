@@ -1,0 +1,120 @@
+"""How weights are stored, and the two kernels of each form: a row times a vector, and a row as float32.
+
+How a row is multiplied
+    y[r] = Σ_g scale[r, g] · (Σ_i q[r, g, i] · x[g, i]) + bias[r, g] · (Σ_i x[g, i])
+The integers q become float32 as they are; scale and bias are applied once a group.
+
+The order of weights
+    Stored bits never move. A *pack* is the smallest run of whole bytes (or a word) that holds whole weights. A lane of a
+    vector is a pack, and one mask gives the j-th weight of 16 packs. So x is arranged once per product: [block, lane, j]
+    becomes [block, j, lane], with blocks of 16 packs, and smaller ones for what is left of a row. A weight is not shifted
+    down: 16 · q is as good as q where x is divided by 16, and powers of two change no digit.
+
+        bits  pack     weights
+        4     4 bytes  8
+        8     1 byte   1
+        2     1 byte   4
+        6     3 bytes  4
+        3     3 bytes  8
+        5     5 bytes  8
+
+    Plain floats are packs of one weight without scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+from ...record import round_up
+from .vectors import FLOAT, I8, I32, I64, ITEM_SIZES, LANES, Emitter, constant, vector
+
+_PACKS = {2: (1, 4), 3: (3, 8), 4: (4, 8), 5: (5, 8), 6: (3, 4), 8: (1, 1)}  # bits: bytes and weights of a pack
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a matrix is stored.
+
+    Attributes:
+        dtype: of plain weights, or of scales and biases: "BF16", "F16" or "F32".
+        bits, group_size: of affine quantisation; 0 for plain weights.
+    """
+
+    dtype: str
+    bits: int = 0
+    group_size: int = 0
+
+    @property
+    def pack(self) -> tuple[int, int]:
+        """Bytes and weights of a pack."""
+        return _PACKS[self.bits] if self.bits else (ITEM_SIZES[self.dtype], 1)
+
+    @property
+    def unit(self) -> int:
+        """Packs that go together where a row has fewer than 16 left."""
+        return gcd(LANES, self.group_size // self.pack[1]) if self.bits else 1
+
+    def steps(self, lanes: int) -> int:
+        """Blocks of so many packs that share a scale."""
+        return max(1, self.group_size // (lanes * self.pack[1])) if self.bits else 1
+
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """By how many bits each weight of a pack stays shifted up."""
+        bits, (nbytes, count) = self.bits, self.pack
+        if not bits:
+            return (0,)
+        return tuple(0 if bits * (j + 1) > min(8 * nbytes, 31) else bits * j for j in range(count))
+
+    def arrangement(self, columns: int) -> tuple[int, ...]:
+        """How :func:`~.rows.arrange` orders x: floats until its sums begin, then packs and blocks, then shifts."""
+        packs, count, block = columns // self.pack[1], self.pack[1], LANES * self.steps(LANES) if self.bits else 0
+        return round_up(columns, LANES), packs, count, packs // max(block, 1) * block, block, self.unit, *self.shifts
+
+    def arranged(self, columns: int) -> int:
+        """Floats of x in this order, with its sums, on whole cache lines."""
+        sums = columns // self.pack[1] // self.steps(LANES) if self.bits else 0
+        return round_up(columns, LANES) + round_up(sums, LANES)
+
+    def row_bytes(self, e: Emitter, columns: Any) -> Any:
+        """Bytes of a row of ``columns`` weights."""
+        nbytes, count = self.pack
+        return e.builder.mul(e.builder.sdiv(columns, I64(count)), I64(nbytes))
+
+    def unpack(self, e: Emitter, address: Any, lanes: int) -> list[Any]:
+        """The j-th weights of ``lanes`` packs, as float32 vectors; each is too large by its shift."""
+        if not self.bits:
+            return [e.floats(self.dtype, address, lanes)]
+        words, last = self._words(e, address, lanes)
+        b, bits = e.builder, self.bits
+        values = []
+        for j, shift in enumerate(self.shifts):
+            if shift or j == 0:
+                value = b.and_(words, constant(I32, [(1 << bits) - 1 << shift] * lanes)) if self.pack[1] > 1 else words
+            elif last is None:
+                value = b.lshr(words, constant(I32, [bits * j] * lanes))  # the highest bits of a word
+            elif bits * j < 32:  # 5 bits: two of them in the word, three in the fifth byte
+                low = b.lshr(words, constant(I32, [30] * lanes))
+                value = b.or_(low, b.shl(b.and_(last, constant(I32, [7] * lanes)), constant(I32, [2] * lanes)))
+            else:
+                value = b.lshr(last, constant(I32, [bits * j - 32] * lanes))
+            values.append(b.sitofp(value, vector(FLOAT, lanes)))
+        return values
+
+    def _words(self, e: Emitter, address: Any, lanes: int) -> tuple[Any, Any]:
+        """Packs as 32-bit integers, and the fifth bytes where there are any."""
+        b, nbytes = e.builder, self.pack[0]
+        kind = vector(I32, lanes)
+        if nbytes == 4:
+            return e.load(kind, address), None
+        stored = e.load(vector(I8, nbytes * lanes), address)
+        if nbytes == 1:
+            return b.zext(stored, kind), None
+        behind = nbytes * lanes  # a zero, see Emitter.shuffle
+        places = [lane * nbytes + i if i < nbytes else behind for lane in range(lanes) for i in range(4)]
+        words = b.bitcast(e.shuffle(stored, places), kind)
+        if nbytes < 5:
+            return words, None
+        return words, b.zext(e.shuffle(stored, [lane * nbytes + 4 for lane in range(lanes)]), kind)

@@ -1,0 +1,168 @@
+"""Gated DeltaNet between its projections: convolution, delta rule, norm and gate; states change in place.
+
+The rule is that of :mod:`flash_moe.ops.gated_delta`, token by token: a head's state stays in the core's own cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, types
+
+from .atomic import call10
+from .compiling import MATRIX, function, kernel
+from .functions import f32, sigmoid
+from .memory import record
+from .rows import pointer
+from .workers import Workers, run
+
+_DELTA = record(
+    "convolve tokens key_heads heads dk dv taps proj proj_step out out_step conv_weight conv state "
+    "log_decay dt_bias norm epsilons"
+)
+
+
+@kernel(10)
+def _convolve(x, step, first, count, tokens, taps, weight, state, channels, kept):  # type: ignore[no-untyped-def]
+    """SiLU of the causal convolution of some channels, in place, the last token first; and their new state.
+
+    Args:
+        x: address of [T, ...], ``step`` bytes from row to row; weight: of [taps, C]; state: of [taps - 1, C].
+        kept: address of memory for [taps - 1, count].
+    """
+    old = taps - 1
+    new = carray(pointer(kept), (old, count), np.float32)
+    states = carray(pointer(state), (old, channels), np.float32)
+    weights = carray(pointer(weight), (taps, channels), np.float32)
+    for i in range(old):
+        t = tokens - old + i
+        source = carray(pointer(state + 4 * (old + t) * channels if t < 0 else x + t * step), first + count, np.float32)
+        for c in range(count):
+            new[i, c] = source[first + c]
+    for t in range(tokens - 1, -1, -1):
+        row = carray(pointer(x + t * step + 4 * first), count, np.float32)
+        for c in range(count):
+            row[c] *= weights[old, first + c]
+        for i in range(old):
+            if t - old + i < 0:
+                for c in range(count):
+                    row[c] += states[t + i, first + c] * weights[i, first + c]
+            else:
+                before = carray(pointer(x + (t - old + i) * step + 4 * first), count, np.float32)
+                for c in range(count):
+                    row[c] += before[c] * weights[i, first + c]
+        for c in range(count):
+            row[c] *= sigmoid(row[c])
+    for i in range(old):
+        for c in range(count):
+            states[i, first + c] = new[i, c]
+
+
+@kernel(3)
+def _head(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
+    """A key head with its value heads, all tokens."""
+    job = carray(pointer(arguments), 1, _DELTA)[0]
+    dk, dv, group = job.dk, job.dv, job.heads // job.key_heads
+    key_dim, value_dim = job.key_heads * dk, job.heads * dv
+    channels, values = 2 * key_dim + value_dim, 2 * key_dim + ticket * group * dv
+    for part in range(3):
+        first, count = (part * key_dim + ticket * dk, dk) if part < 2 else (values, group * dv)
+        call10(
+            job.convolve, job.proj, job.proj_step, first, count, job.tokens, job.taps, job.conv_weight, job.conv, channels,
+            scratch,
+        )  # fmt: skip
+    log_decay = carray(pointer(job.log_decay), job.heads, np.float32)
+    dt_bias = carray(pointer(job.dt_bias), job.heads, np.float32)
+    norm, epsilons = carray(pointer(job.norm), dv, np.float32), carray(pointer(job.epsilons), 2, np.float32)
+    states = carray(pointer(job.state), (job.heads, dv, dk), np.float32)
+    for t in range(job.tokens):
+        x = carray(pointer(job.proj + t * job.proj_step), channels + value_dim + 2 * job.heads, np.float32)
+        out = carray(pointer(job.out + t * job.out_step), value_dim, np.float32)
+        q, k = x[ticket * dk : (ticket + 1) * dk], x[key_dim + ticket * dk : key_dim + (ticket + 1) * dk]
+        qq, kk = f32(0), f32(0)
+        for i in range(dk):
+            qq += q[i] * q[i]
+            kk += k[i] * k[i]
+        q_factor = f32(1) / np.sqrt((qq + epsilons[0]) * f32(dk))
+        k_factor = f32(1) / np.sqrt(kk + epsilons[0])
+        for i in range(dk):
+            q[i] *= q_factor
+            k[i] *= k_factor
+        for h in range(ticket * group, (ticket + 1) * group):
+            v, z = x[2 * key_dim + h * dv :], x[channels + h * dv :]
+            b, a = x[channels + value_dim + h], x[channels + value_dim + job.heads + h]
+            dt = a + dt_bias[h]
+            dt = dt if dt != dt else max(dt, f32(0)) + np.log1p(np.exp(-abs(dt)))  # softplus; NaN stays
+            decay, beta = np.exp(dt * log_decay[h]), sigmoid(b)
+            y, squares = out[h * dv :], f32(0)
+            for i in range(dv):
+                s = states[h, i]
+                found = f32(0)
+                for j in range(dk):
+                    found += s[j] * k[j]
+                write, total = (v[i] - found * decay) * beta, f32(0)
+                for j in range(dk):
+                    value = s[j] * decay + write * k[j]
+                    s[j] = value
+                    total += value * q[j]
+                y[i] = total
+                squares += total * total
+            factor = f32(1) / np.sqrt(squares / f32(dv) + epsilons[1])
+            for i in range(dv):
+                y[i] *= factor * norm[i] * z[i] * sigmoid(z[i])
+
+
+_CONVOLVE, _HEAD_JOB = _convolve.address, _head.address
+
+
+@function(*(types.int64,) * 3, MATRIX, MATRIX, types.float32[:, :, ::1], MATRIX)
+def _step(block, arguments, head, proj, conv, state, out):  # type: ignore[no-untyped-def]
+    records = carray(pointer(arguments), 1, _DELTA)
+    job = records[0]
+    job.tokens = proj.shape[0]
+    job.proj, job.proj_step = proj.ctypes.data, proj.strides[0]
+    job.out, job.out_step = out.ctypes.data, out.strides[0]
+    job.conv, job.state = conv.ctypes.data, state.ctypes.data
+    run(block, head, arguments, job.key_heads)
+
+
+class GatedDelta:
+    """A layer's constants.
+
+    Args:
+        conv_weight: [taps, C]; log_decay, dt_bias: [Hv]; norm: [Dv]; all float32.
+        key_heads, key_dim: Hk and Dk.
+        l2_eps: added to the sums of squares of q and k; eps: of the norm.
+    """
+
+    def __init__(
+        self,
+        conv_weight: np.ndarray,
+        log_decay: np.ndarray,
+        dt_bias: np.ndarray,
+        norm: np.ndarray,
+        *,
+        key_heads: int,
+        key_dim: int,
+        l2_eps: float,
+        eps: float,
+        workers: Workers,
+    ) -> None:
+        self._workers = workers
+        epsilons = np.array([l2_eps, eps], np.float32)
+        self._keep = [np.ascontiguousarray(a) for a in (conv_weight, log_decay, dt_bias, norm, epsilons)]
+        taps, heads, dv = len(conv_weight), len(log_decay), len(norm)
+        conv_at, *others = (a.ctypes.data for a in self._keep)
+        self._record = np.zeros(1, _DELTA)
+        self._record[0] = (_CONVOLVE, 0, key_heads, heads, key_dim, dv, taps, 0, 0, 0, 0, conv_at, 0, 0, *others)
+        self._address = self._record.ctypes.data
+        self._scratch = 4 * (taps - 1) * max(key_dim, heads // key_heads * dv)
+
+    def __call__(self, proj: np.ndarray, conv: np.ndarray, state: np.ndarray, out: np.ndarray) -> None:
+        """Runs T tokens.
+
+        Args:
+            proj: [T, 2·Hk·Dk + 2·Hv·Dv + 2·Hv] float32: q, k, v, z, b and a; used up.
+            conv: [taps - 1, C] and state: [Hv, Dv, Dk], float32; changed in place.
+            out: [T, Hv·Dv] float32, written.
+        """
+        self._workers.call(_step, self._address, _HEAD_JOB, proj, conv, state, out, scratch=self._scratch)

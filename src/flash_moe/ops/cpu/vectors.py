@@ -1,0 +1,140 @@
+"""Vector code that LLVM's vectoriser does not find by itself, written down as LLVM IR.
+
+A vector has 16 lanes whatever the machine: LLVM splits it into registers that exist. Addresses are integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+LANES = 16
+_FEATURES = llvm.get_host_cpu_features()
+WIDTH = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4  # lanes of a register
+VECTORS = 2 if WIDTH == 8 else 4  # of a value row, for that many tokens
+ROWS, TOKENS = (3, 4) if WIDTH == 8 else (6, 4)  # sums that fit into the registers at a time
+FLOAT, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_FAST = ("contract", "nsz")
+ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
+    """The vector type of that many lanes."""
+    return ir.VectorType(kind, lanes)
+
+
+def constant(kind: ir.Type, values: Sequence[float]) -> ir.Constant:
+    """A constant vector."""
+    return ir.Constant(vector(kind, len(values)), list(values))
+
+
+class Emitter:
+    """Short names for what kernels are made of.
+
+    Args:
+        builder: where instructions go.
+    """
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    def load(self, kind: ir.Type, address: Any, align: int = 1) -> Any:
+        """A value or vector from memory."""
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=align)
+
+    def store(self, value: Any, address: Any, align: int = 4) -> None:
+        """A value or vector to memory."""
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+    def offset(self, address: Any, index: Any, size: int) -> Any:
+        """address + index · size."""
+        return self.builder.add(address, self.builder.mul(index, I64(size)))
+
+    def plus(self, address: Any, nbytes: int) -> Any:
+        """address + a constant."""
+        return self.builder.add(address, I64(nbytes)) if nbytes else address
+
+    def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
+        """a · b + total, rounded once where the machine can."""
+        return self.builder.fadd(self.builder.fmul(a, b, flags=_FAST), total, flags=_FAST)
+
+    def shuffle(self, value: Any, lanes: Sequence[int]) -> Any:
+        """The named lanes of a vector; those behind its end are zero."""
+        return self.builder.shuffle_vector(value, ir.Constant(value.type, None), constant(I32, lanes))
+
+    def spread(self, value: Any, lanes: int) -> Any:
+        """A vector of n lanes as one of ``lanes``, each repeated next to itself."""
+        n = value.type.count
+        return self.shuffle(value, [lane * n // lanes for lane in range(lanes)])
+
+    def splat(self, value: Any, lanes: int) -> Any:
+        """A scalar in every lane."""
+        one = self.builder.insert_element(ir.Constant(vector(value.type, 1), ir.Undefined), value, I32(0))
+        return self.spread(one, lanes)
+
+    def floats(self, kind: str, address: Any, lanes: int) -> Any:
+        """Stored floats ("BF16", "F16" or "F32") as a vector of float32."""
+        b = self.builder
+        if kind == "F32":
+            return self.load(vector(FLOAT, lanes), address)
+        if kind == "F16":
+            return b.fpext(self.load(vector(ir.HalfType(), lanes), address), vector(FLOAT, lanes))
+        bits = b.zext(self.load(vector(I16, lanes), address), vector(I32, lanes))
+        return b.bitcast(b.shl(bits, constant(I32, [16] * lanes)), vector(FLOAT, lanes))
+
+    def sum(self, value: Any) -> Any:
+        """The sum of all lanes, halving."""
+        while (n := value.type.count) > 1:
+            low, high = (self.shuffle(value, range(start, start + n // 2)) for start in (0, n // 2))
+            value = self.builder.fadd(low, high)
+        return self.builder.extract_element(value, I32(0))
+
+    def variable(self, kind: ir.Type) -> Variable:
+        """A zero that changes."""
+        return Variable(self.builder, kind)
+
+    @contextmanager
+    def loop(self, first: Any, last: Any) -> Iterator[Any]:
+        """Emits its body as a loop over [first, last)."""
+        b = self.builder
+        head, body, end = (b.append_basic_block(name) for name in ("head", "body", "end"))
+        start = b.block
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(first, start)
+        b.cbranch(b.icmp_signed("<", index, last), body, end)
+        b.position_at_end(body)
+        yield index
+        index.add_incoming(b.add(index, I64(1)), b.block)
+        b.branch(head)
+        b.position_at_end(end)
+
+
+class Variable:
+    """A value that loops change; LLVM keeps it in registers."""
+
+    def __init__(self, builder: ir.IRBuilder, kind: ir.Type) -> None:
+        self._builder = builder
+        with builder.goto_entry_block():
+            self._place = builder.alloca(kind)
+        self._zero = ir.Constant(kind, None if isinstance(kind, ir.VectorType) else 0)
+        self.clear()
+
+    def clear(self) -> None:
+        self._builder.store(self._zero, self._place)
+
+    @property
+    def value(self) -> Any:
+        return self._builder.load(self._place)
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._builder.store(value, self._place)
+
+
+Emit = Callable[..., None]
