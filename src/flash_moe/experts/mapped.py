@@ -56,7 +56,9 @@ class MappedStore(ExpertStore):
                     self._check()
                     self._warm(location).finish()  # an earlier call began the read, perhaps when the disk was ill
             yield _bytes(location, stride)
-        for location in locations:  # what was copied or computed meanwhile is right; what is used later may still change
+        for (
+            location
+        ) in locations:  # what was copied or computed meanwhile is right; what is used later may still change
             for file, _ in location.parts:
                 location.check(file)
 
