@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
+
+from .read_queue import Reads
+from .store_stats import StoreStats
+
+Watcher = Callable[[int, Sequence[int], Sequence[int]], None]
 
 
 @dataclass(frozen=True)
@@ -54,3 +61,16 @@ class Arrivals:
     def used_by(self, output: mx.array) -> None:
         """As :meth:`Records.used_by`, after the last record has arrived."""
         self._on_use(output)
+
+
+def as_array(record: np.ndarray) -> mx.array:
+    """Bytes of a record as [words] uint32: in place on Metal, copied elsewhere."""
+    return mx.asarray(record.view(np.uint32))
+
+
+class Begun(NamedTuple):
+    """The reads of a record that the next fetch of its layer has not asked for yet, and who is counting them."""
+
+    expert: int
+    reads: Reads
+    counting: tuple[StoreStats, ...]

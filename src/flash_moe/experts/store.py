@@ -8,34 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import ArgumentError, Cancelled
 from ..record import RecordLayout
-from .fetched import Arrivals, Records
+from .fetched import Arrivals, Begun, Records, Watcher, as_array
 from .read_queue import Reads
 from .store_stats import StoreStats
 
 __all__ = ["Arrivals", "ExpertStore", "Records", "StoreStats"]
-
-
-Watcher = Callable[[int, Sequence[int], Sequence[int]], None]
-
-
-class _Begun(NamedTuple):
-    """The reads of a record that the next fetch of its layer has not asked for yet, and who is counting them."""
-
-    expert: int
-    reads: Reads
-    counting: tuple[StoreStats, ...]
-
-
-def as_array(record: np.ndarray) -> mx.array:
-    """Bytes of a record as [words] uint32: in place on Metal, copied elsewhere."""
-    return mx.asarray(record.view(np.uint32))
 
 
 class ExpertStore(ABC):
@@ -61,7 +45,7 @@ class ExpertStore(ABC):
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
         self.by_layer = {layer: StoreStats() for layer in layouts}
-        self._begun: defaultdict[int, list[_Begun]] = defaultdict(list)  # by layer, since its last fetch
+        self._begun: defaultdict[int, list[Begun]] = defaultdict(list)  # by layer, since its last fetch
         self._counting: tuple[StoreStats, ...] = ()
         self._cancelled: Callable[[], bool] | None = None
         self._watchers: tuple[Watcher, ...] = ()
@@ -179,19 +163,14 @@ class ExpertStore(ABC):
                 for stats in self._counters(layer, counting):
                     stats.bytes_unused += reads.missing
         for stats in self._counters(layer, self._counting):
-            stats.fetches += 1
-            stats.bytes_requested += self.layouts[layer].stride * len(experts)
-            stats.bytes_brought += self.layouts[layer].stride * len(read)
-            stats.bytes_missing += sum(read.values())
-            stats.fetch_seconds += waited + end - start
-            stats.seconds += end - self._last
+            stats.count(self.layouts[layer].stride, len(experts), read, waited + end - start, end - self._last)
         self._last = end
         for used in self._watchers:
             used(layer, experts, [read.get(expert, 0) for expert in experts])
 
     def _note(self, layer: int, expert: int, reads: Reads) -> None:
         """The reads of a record have begun."""
-        self._begun[layer].append(_Begun(expert, reads, self._counting))
+        self._begun[layer].append(Begun(expert, reads, self._counting))
 
     def _cancel(self, layer: int, wanted: Sequence[int] = ()) -> None:
         """Cancels what has not begun of the reads of a layer, except those of the wanted experts."""

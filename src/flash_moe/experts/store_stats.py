@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
 
@@ -31,3 +32,16 @@ class StoreStats:
     def since(self, before: StoreStats) -> StoreStats:
         """What was counted after ``before`` was copied from these counters."""
         return StoreStats(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
+
+    def count(self, stride: int, requested: int, brought: Mapping[int, int], waited: float, seconds: float) -> None:
+        """Counts a fetch.
+
+        Args:
+            requested: records of ``stride`` bytes. brought: missing bytes of those that were not in the store's memory.
+        """
+        self.fetches += 1
+        self.bytes_requested += stride * requested
+        self.bytes_brought += stride * len(brought)
+        self.bytes_missing += sum(brought.values())
+        self.fetch_seconds += waited
+        self.seconds += seconds
