@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,18 +16,19 @@ from .generation.chunks import prefill_chunk
 from .generation.engine import Engine
 from .generation.options import forbid, resolve_options
 from .generation.prefixes import Prefixes, kept
-from .generation.result import Chunk, Generation
-from .generation.run import generate
+from .generation.run import Request, generate
 from .generation.sampling import LogitsProcessor, Sampler
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
 from .nn.decoder import Decoder
-from .structured import Enforced, Enforcer, Specification
+from .structured import Enforcer, Specification
 from .text import Tokenizer
-from .text.prompt import Prompt, check_tokens, encode_prompt
+from .text.prompt import Prompt, Tool, check_tokens, encode_prompt
+from .text.reply import REASONING_CLOSED, THINK_END, ReplyParser
+from .text_generation import Event, Run, TextGeneration, cancelled
 
 
-class LanguageModel:
+class LanguageModel(TextGeneration):
     """Generates text; base of :class:`flash_moe.Model`, which opens the parts.
 
     Args:
@@ -61,138 +62,35 @@ class LanguageModel:
         """Experts used per token and layer (K), chosen when the model was loaded."""
         return self._experts_per_token
 
-    def generate(
+    def _start(  # type: ignore[override]  # the abstract one leaves the names to the methods that call it
         self,
         prompt: Prompt,
         *,
-        max_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str = "auto",
-        strict_tools: bool | None = None,
-        response_format: Specification | None = None,
-        logits_processors: Sequence[LogitsProcessor] = (),
-        logprobs: int | None = None,
-        enable_thinking: bool | None = None,
-        raw: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Generation:
-        """Generates a reply and returns it whole; arguments are those of :meth:`stream`.
-
-        Raises:
-            PromptError: the prompt is empty, too long, or holds a token id outside the vocabulary.
-            ArgumentError: an option is out of range.
-            TokenizerError: the messages do not fit the chat template.
-            ExpertReadError: the bytes of an expert could not be read; no token was made without them.
-            ModelClosedError: the model was closed, perhaps by another thread meanwhile.
-            ForkError: this process is a fork of the one that loaded the model.
-        """
-        enforced, parse, stream = self._start(
-            prompt, tools, tool_choice, strict_tools, response_format, logits_processors, logprobs, enable_thinking, raw,
-            progress, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop=stop,
-        )  # fmt: skip
-        chunks = list(stream)
-        last = chunks[-1]
-        assert last.finish_reason is not None
-        text, tokens = "".join(c.text for c in chunks), tuple(c.token for c in chunks)
-        reported = tuple(c.logprobs for c in chunks if c.logprobs is not None)
-        return Generation(
-            text, tokens, last.finish_reason, last.stats, None if logprobs is None else reported, enforced.name, parse
-        )
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str = "auto",
-        strict_tools: bool | None = None,
-        response_format: Specification | None = None,
-        logits_processors: Sequence[LogitsProcessor] = (),
-        logprobs: int | None = None,
-        enable_thinking: bool | None = None,
-        raw: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Chunk]:
-        """Generates a reply token by token; leaving the loop early is fine.
-
-        Args:
-            prompt: a string (a user's message if the model has a chat template, else text to continue), a list of chat
-                messages ``{"role": ..., "content": ...}``, or a list of token ids.
-            max_tokens: the most tokens to generate; the model's context length also ends a generation.
-            temperature, top_p, top_k, min_p, repetition_penalty: see :class:`~flash_moe.generation.sampling.Sampling`.
-                None takes the checkpoint's generation_config.json, and greedy decoding where it says nothing.
-            presence_penalty, frequency_penalty, logit_bias: see there as well.
-            seed: makes sampling reproducible.
-            stop: strings that end the generation; they are not part of the text.
-            tools: JSON schemas of functions, for the chat template.
-            tool_choice: ``"auto"``, ``"none"`` (no call), ``"required"`` (a call has to come) or the name of the function
-                to call. The last two need llguidance (the extra ``structured``).
-            strict_tools: whether calls are held to the schemas of ``tools``. None: where llguidance is installed and can
-                enforce them; :attr:`Generation.enforced` says whether it did.
-            response_format: what the text has to be: a pydantic class, a JSON schema (also in OpenAI's wrapping),
-                ``"json"``, a compiled regular expression or a list of strings. Needs llguidance; reasoning stays free.
-                :attr:`Generation.parsed` is what the format makes of the text.
-            logits_processors: functions ``f(tokens [T], logits [1, V]) -> logits [1, V]`` of MLX arrays, applied in order
-                before all else, as in mlx-lm; T tokens of prompt and reply so far.
-            logprobs: report the log probability of every token, and of so many of the most probable ones.
-            enable_thinking: passed to the chat template unless None.
-            raw: take a string as text to continue even if the model has a chat template.
-            progress: called as ``progress(done, total)`` with tokens of the prompt.
-
-        Raises:
-            As :meth:`generate`; arguments are checked when the stream is made, before the first token.
-        """
-        return self._start(
-            prompt, tools, tool_choice, strict_tools, response_format, logits_processors, logprobs, enable_thinking, raw,
-            progress, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop=stop,
-        )[2]  # fmt: skip
-
-    def _start(
-        self,
-        prompt: Prompt,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Sequence[Tool] | None,
         tool_choice: str,
         strict_tools: bool | None,
         response_format: Specification | None,
         logits_processors: Sequence[LogitsProcessor],
         logprobs: int | None,
         enable_thinking: bool | None,
+        template_variables: Mapping[str, Any] | None,
+        prefill: str,
         raw: bool,
+        cancel: Event | None,
         progress: Callable[[int, int], None] | None,
+        stopped: Callable[[], bool] | None = None,
+        prefixes: Prefixes | None = None,
         **options: Any,
-    ) -> tuple[Enforced, Callable[[str], Any] | None, Iterator[Chunk]]:
-        """Checks all arguments; returns what is enforced, what reads the reply's format, and the stream."""
+    ) -> Run:
         check_open(self, "_store")
         chosen = resolve_options(self._defaults, vocab_size=self.config.vocab_size, **options)
         if logprobs is not None:
             logprobs = integer("logprobs", logprobs, 0, self.config.vocab_size)
         enforced = self._enforcer.enforce(tools, tool_choice, strict_tools, response_format)
-        tokens = self.encode(prompt, tools=tools, enable_thinking=enable_thinking, raw=raw)
+        tokens = self.encode(
+            prompt, tools=tools, enable_thinking=enable_thinking, template_variables=template_variables,
+            prefill=prefill, raw=raw,
+        )  # fmt: skip
         room = self.config.max_position_embeddings - len(tokens)
         if room < 1:
             raise PromptError(
@@ -204,14 +102,21 @@ class LanguageModel:
             processors=logits_processors, logprobs=logprobs,
         )  # fmt: skip
         thinking = self._enforcer.thinks(tokens)
-        parse = None if enforced.format is None else lambda text: enforced.parse(text, thinking)
-        report = None if progress is None else lambda done: progress(done, len(tokens))
-        k, own = self.experts_per_token, self.config.num_experts_per_tok
-        stream = generate(
-            self._engine, self._prefixes, self.tokenizer, tokens, min(chosen.max_tokens, room), sampler,
-            StopStrings(chosen.stop), lambda: Recorder(self._decoder, len(tokens), k, own), report,
+        parser = ReplyParser(tools if tool_choice != "none" else None, thinking=thinking)
+        if prefill and not thinking:
+            parser.feed(prefill.rpartition(THINK_END)[2])
+        request = Request(
+            tokens, min(chosen.max_tokens, room), sampler, StopStrings(chosen.stop), parser, chosen.reasoning_budget,
+            self.tokenizer.encode(REASONING_CLOSED), cancelled(cancel, stopped),
+            None if progress is None else lambda done: progress(done, len(tokens)),
         )  # fmt: skip
-        return enforced, parse, stream
+        k, own = self.experts_per_token, self.config.num_experts_per_tok
+        chunks = generate(
+            self._engine, prefixes or self._prefixes, self.tokenizer, request,
+            lambda: Recorder(self._decoder, len(tokens), k, own),
+        )  # fmt: skip
+        parse = None if enforced.format is None else enforced.format.parse
+        return Run(chunks, enforced.name, parse, logprobs is not None, prefill)
 
     def logits(self, token_ids: Sequence[int], last: int | None = None) -> mx.array:
         """Logits of every position of a teacher-forced pass.
@@ -245,11 +150,13 @@ class LanguageModel:
         self,
         prompt: Prompt,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         enable_thinking: bool | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        prefill: str = "",
         raw: bool = False,
     ) -> list[int]:
-        """The token ids that :meth:`generate` would run for a prompt.
+        """The token ids that :meth:`generate` would run for a prompt; arguments are those of :meth:`stream`.
 
         Raises:
             PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.
@@ -257,8 +164,9 @@ class LanguageModel:
         """
         check_open(self, "_store")
         return encode_prompt(
-            prompt, self.tokenizer, self.config.vocab_size, tools=tools, enable_thinking=enable_thinking, raw=raw
-        )
+            prompt, self.tokenizer, self.config.vocab_size, tools=tools, enable_thinking=enable_thinking,
+            variables=template_variables, prefill=prefill, raw=raw,
+        )  # fmt: skip
 
     def forget(self) -> None:
         """Frees the memory of earlier sequences, which prompts with the same beginning would have continued."""

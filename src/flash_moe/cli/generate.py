@@ -117,7 +117,7 @@ def _reply(model: Model, messages: Any, options: dict[str, Any], as_json: bool) 
                     bar.count(len(chunks), options["max_tokens"], "tokens at most")
                 else:
                     bar.close()
-                    write(chunk.text)
+                    write(chunk.raw_text)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -129,7 +129,7 @@ def _reply(model: Model, messages: Any, options: dict[str, Any], as_json: bool) 
 
 
 def _ends_line(chunks: list[Chunk]) -> bool:
-    return next((chunk.text for chunk in reversed(chunks) if chunk.text), "").endswith("\n")
+    return next((chunk.raw_text for chunk in reversed(chunks) if chunk.raw_text), "").endswith("\n")
 
 
 def _finish(model: Model, chunks: list[Chunk], interrupted: bool, max_tokens: int, as_json: bool) -> None:
@@ -141,6 +141,7 @@ def _finish(model: Model, chunks: list[Chunk], interrupted: bool, max_tokens: in
     if as_json:
         reply = {
             "text": "".join(chunk.text for chunk in chunks),
+            "reasoning": "".join(chunk.reasoning for chunk in chunks) or None,
             "finish_reason": reason,
             "tokens": [chunk.token for chunk in chunks],
             "stats": last.stats.to_dict(),

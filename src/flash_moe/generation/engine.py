@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from threading import RLock
 from typing import Any
 
 import mlx.core as mx
 
 from ..closing import UntilClosed
+from ..errors import Cancelled
 from ..nn.cache import SequenceCache
 from ..nn.decoder import Decoder
 from ..nn.task import Task
 from .sampling import Sampler
 
 CLOSE_SECONDS = 1.0  # that closing waits for the pass that is running
+TURN_SECONDS = 0.1  # after which a generation that waits for its turn looks whether it was cancelled
 CLEAR_INTERVAL = 16  # tokens; MLX keeps freed buffers by size, and a growing context leaves one of every size
 
 
@@ -69,7 +71,7 @@ class Engine:
             hidden = self._forward(chunk, cache, task)
             if progress is not None:
                 progress(start + len(chunk))
-        logits = self._logits(hidden[-1:])[0]
+        logits = self._logits(hidden[-1:], task)[0]
         mx.eval(logits)
         mx.clear_cache()  # memory that prefill no longer needs is better used by the page cache
         return logits
@@ -81,7 +83,7 @@ class Engine:
         done = cleared = 0
         while True:
             sampler.prepare()  # outside the turn, so that others need not wait
-            with self._turn:
+            with self._in_turn(task):
                 tokens = [sampler(logits)]
                 if not self._decoder.streaming.changes_experts:  # which acts on single tokens
                     tokens += sampler.forced()
@@ -92,7 +94,7 @@ class Engine:
             if done - cleared >= CLEAR_INTERVAL:
                 cleared = done
                 mx.clear_cache()
-            logits = self._logits(self._forward(tokens, cache, task)[-1:])[0]
+            logits = self._logits(self._forward(tokens, cache, task)[-1:], task)[0]
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
         """Logits of every position of a teacher-forced pass, [T, V] float32."""
@@ -110,7 +112,7 @@ class Engine:
 
     def _forward(self, tokens: Sequence[int], cache: SequenceCache, task: Task | None = None) -> mx.array:
         many = len(tokens) > 1
-        with self._turn, cache.undone_on_error() if many else nullcontext():
+        with self._in_turn(task), cache.undone_on_error() if many else nullcontext():
             decoder = self._decoder
             with nullcontext() if task is None else decoder.serving(task):
                 hidden = decoder(mx.array(list(tokens), dtype=mx.int32), cache)
@@ -120,6 +122,18 @@ class Engine:
                 mx.eval(hidden, *cache.arrays, *cache.marked_arrays)
             return hidden
 
-    def _logits(self, hidden: mx.array) -> mx.array:
-        with self._turn:
+    def _logits(self, hidden: mx.array, task: Task | None = None) -> mx.array:
+        with self._in_turn(task):
             return self._decoder.logits(hidden)
+
+    @contextmanager
+    def _in_turn(self, task: Task | None) -> Iterator[None]:
+        """Waits for the passes of other sequences, unless the task is cancelled meanwhile."""
+        turn, cancelled = self._turn, None if task is None else task.cancelled
+        while not turn.acquire(timeout=-1 if cancelled is None else TURN_SECONDS):
+            if cancelled is not None and cancelled():
+                raise Cancelled("the generation was cancelled while it waited for its turn")
+        try:
+            yield
+        finally:
+            turn.release()

@@ -20,11 +20,13 @@ class Options:
         max_tokens: the most tokens to generate.
         sampling: how tokens are drawn.
         stop: strings that end the generation.
+        reasoning_budget: the most tokens of reasoning; None for any number.
     """
 
     max_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
+    reasoning_budget: int | None = None
 
 
 def resolve_options(
@@ -42,6 +44,7 @@ def resolve_options(
     logit_bias: Mapping[int, float] | None,
     seed: int | None,
     stop: str | Sequence[str] | None,
+    reasoning_budget: int | None = None,
 ) -> Options:
     """Returns checked options; arguments are those of :meth:`flash_moe.Model.stream`.
 
@@ -61,7 +64,8 @@ def resolve_options(
     sampling = Sampling(**chosen, seed=seed)
     for token in sampling.logit_bias:
         integer("a token id of logit_bias", token, 0, vocab_size - 1)
-    return Options(integer("max_tokens", max_tokens, 1), sampling, StopStrings(stop).stops)
+    budget = None if reasoning_budget is None else integer("reasoning_budget", reasoning_budget, 0)
+    return Options(integer("max_tokens", max_tokens, 1), sampling, StopStrings(stop).stops, budget)
 
 
 def forbid(sampling: Sampling, tokens: Collection[int]) -> Sampling:

@@ -1,10 +1,13 @@
-"""One generation, from the tokens of a prompt to chunks of text."""
+"""One generation, from the tokens of a prompt to chunks of a reply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from ..errors import Cancelled
+from ..text.reply import ReplyParser
 from .engine import Engine
 from .prefixes import Prefixes
 from .result import Chunk, FinishReason
@@ -30,50 +33,122 @@ class TokenText(Protocol):
     def detokenizer(self) -> Detokenizer: ...
 
 
+@dataclass(frozen=True)
+class Request:
+    """A generation that is ready to run, once.
+
+    Attributes:
+        tokens: the prompt.
+        count: the most tokens to generate.
+        parser: takes the reply apart; it has read what the prompt ends with of the reply.
+        budget: tokens of reasoning after which it is closed; None leaves that to the model.
+        closing: the tokens that close it.
+        cancelled: asked for every token, by every layer and while reads are waited for.
+        progress: called with the tokens of the prompt that are done.
+    """
+
+    tokens: Sequence[int]
+    count: int
+    sampler: Sampler
+    stops: StopStrings
+    parser: ReplyParser
+    budget: int | None = None
+    closing: Sequence[int] = ()
+    cancelled: Callable[[], bool] | None = None
+    progress: Callable[[int], None] | None = None
+
+
 def generate(
-    engine: Engine,
-    prefixes: Prefixes,
-    tokenizer: TokenText,
-    tokens: Sequence[int],
-    count: int,
-    sampler: Sampler,
-    stops: StopStrings,
-    record: Callable[[], Recorder],
-    progress: Callable[[int], None] | None,
+    engine: Engine, prefixes: Prefixes, tokenizer: TokenText, request: Request, record: Callable[[], Recorder]
 ) -> Iterator[Chunk]:
-    """Yields a chunk per token until the model, a stop string or ``count`` ends it. Time runs from the first one on."""
-    recorder, cache = record(), prefixes.take(tokens)
-    task = recorder.task
+    """Yields a chunk per token until the model, a stop string, the count or the caller ends it.
+
+    Time runs from the first chunk that is asked for; ``record`` is called then.
+    """
+    recorder, cache = record(), prefixes.take(request.tokens)
+    task, writer = recorder.task, _Writer(tokenizer, request, recorder)
+    task.cancelled = request.cancelled
     recorder.reused(len(cache.tokens))
     try:
-        logits = engine.prefill(tokens, cache, progress, task)
-        recorder.prefilled()
-        drawn = engine.decode(logits, cache, sampler, count, task)
-        yield from _chunks(drawn, sampler, tokenizer, count, stops, recorder)
+        try:
+            logits = engine.prefill(request.tokens, cache, request.progress, task)
+            recorder.prefilled()
+            writer.watch_budget()
+            for token in engine.decode(logits, cache, request.sampler, request.count, task):
+                chunk = writer.chunk(token)
+                with recorder.away():
+                    yield chunk
+                if chunk.finish_reason is not None:
+                    return
+                if request.cancelled is not None and request.cancelled():
+                    break
+        except Cancelled:
+            if request.cancelled is None or not request.cancelled():
+                raise
+        with recorder.away():
+            yield writer.cancelled()
     finally:  # also where the caller has had enough, its callback failed or a pass did
         prefixes.put(cache)
 
 
-def _chunks(
-    drawn: Iterator[int], sampler: Sampler, tokenizer: TokenText, count: int, stops: StopStrings, recorder: Recorder
-) -> Iterator[Chunk]:
-    detokenizer = tokenizer.detokenizer()
-    for number, token in enumerate(drawn, start=1):
-        recorder.token()
+class _Writer:
+    """Makes chunks of tokens."""
+
+    def __init__(self, tokenizer: TokenText, request: Request, recorder: Recorder) -> None:
+        self._request, self._recorder, self._ends = request, recorder, tokenizer.eos_token_ids
+        self._detokenizer = tokenizer.detokenizer()
+        self._count = self._thought = 0
+        self._called = self._failed = False
+
+    def chunk(self, token: int) -> Chunk:
+        """Returns what a token adds to the reply."""
+        self._recorder.token()
+        self._count += 1
         reason: FinishReason | None = None
-        if token in tokenizer.eos_token_ids:
-            piece, reason = detokenizer.finish(), "stop"
+        if token in self._ends:
+            piece, reason = self._detokenizer.finish(), "stop"
         else:
-            piece = detokenizer.add(token)
-            if number == count:
-                piece, reason = piece + detokenizer.finish(), "length"
-        text, stopped = stops.feed(piece)
+            piece = self._detokenizer.add(token)
+            if self._count == self._request.count:
+                piece, reason = piece + self._detokenizer.finish(), "length"
+        text, stopped = self._request.stops.feed(piece)
         if stopped:
             reason = "stop"
-        elif reason is not None:
-            text += stops.flush()
-        chunk = Chunk(text, token, recorder.stats, reason, sampler.logprobs)
-        with recorder.away():
-            yield chunk
-        if reason is not None:
+        chunk = self._parsed(text, token, reason)
+        self.watch_budget()
+        return chunk
+
+    def cancelled(self) -> Chunk:
+        """Returns the end of a reply that its caller no longer wants."""
+        return self._parsed("", None, "cancelled")  # without half a character, if one is pending
+
+    def watch_budget(self) -> None:
+        """Has reasoning closed once it has taken the tokens that it may take."""
+        request = self._request
+        if request.budget is None or request.parser.where != "reasoning":
             return
+        if self._thought == request.budget:
+            request.sampler.push(request.closing)
+        self._thought += 1
+
+    def _parsed(self, raw: str, token: int | None, reason: FinishReason | None) -> Chunk:
+        parser = self._request.parser
+        if reason is not None:
+            raw += self._request.stops.flush()
+        parts = parser.feed(raw, last=reason is not None)
+        self._called = self._called or bool(parts.tool_calls)
+        self._failed = self._failed or parts.error is not None
+        if reason == "stop" and self._called and not self._failed:
+            reason = "tool_calls"
+        return Chunk(
+            text=parts.text,
+            token=token,
+            stats=self._recorder.stats,
+            finish_reason=reason,
+            logprobs=None if token is None else self._request.sampler.logprobs,
+            reasoning=parts.reasoning,
+            tool_calls=tuple(parts.tool_calls),
+            tool_call_error=parts.error,
+            raw_text=raw,
+            where=parser.where,
+        )

@@ -126,6 +126,7 @@ class Sampler:
         self._random = np.random.default_rng(sampling.seed)
         self._prompt, self._seen = list(prompt), set(prompt)
         self._reply: list[int] = []
+        self._pushed: list[int] = []
         self._counts: dict[int, int] = {}
         self._reported = logprobs
         self.logprobs: TokenLogprobs | None = None
@@ -146,7 +147,7 @@ class Sampler:
         adjusted = logits
         for processor in self._processors:
             adjusted = self._processed(processor, adjusted)
-        token = self._draw(adjusted)
+        token = self._pushed.pop(0) if self._pushed else self._draw(adjusted)
         if self._reported is not None:
             self.logprobs = token_logprobs(logits, token, self._reported)
         if self._constraint is not None:
@@ -154,12 +155,16 @@ class Sampler:
         self._note(token)
         return token
 
+    def push(self, tokens: Sequence[int]) -> None:
+        """Has the next draws give these tokens, whatever the logits."""
+        self._pushed += tokens
+
     def forced(self) -> list[int]:
         """Takes the tokens that the format leaves no choice about, and returns them.
 
         There are none where every token's logits are wanted, by a processor or for a report.
         """
-        if self._constraint is None or self._processors or self._reported is not None:
+        if self._constraint is None or self._processors or self._pushed or self._reported is not None:
             return []
         tokens = self._constraint.forced()
         for token in tokens:

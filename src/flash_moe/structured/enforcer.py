@@ -10,7 +10,6 @@ from typing import Any
 from ..errors import ArgumentError
 from ..generation.constraint import AfterReasoning, Constraint
 from ..text import Tokenizer
-from ..text.reply import ReplyParser
 from .grammar import reply_grammar
 from .matcher import GrammarConstraint, Grammars, installed, require
 from .response_formats import ResponseFormat, Specification, response_format
@@ -35,22 +34,6 @@ class Enforced:
     grammar: GrammarConstraint | None = None
     format: ResponseFormat | None = None
     forbidden: tuple[int, ...] = ()
-
-    def parse(self, text: str, thinking: bool) -> Any:
-        """Returns what the format makes of a whole reply, None where it calls tools.
-
-        Args:
-            thinking: whether the prompt ended inside reasoning.
-
-        Raises:
-            FormatError: what reads the format refuses the text.
-        """
-        assert self.format is not None, "there is no format"
-        parser = ReplyParser(thinking=thinking, calls="tools" in self.name)
-        parts = [parser.feed(text), parser.finish()]
-        return (
-            None if any(part.tool_calls for part in parts) else self.format.parse("".join(part.text for part in parts))
-        )
 
 
 class Enforcer:

@@ -7,9 +7,11 @@ from typing import Any, TypeAlias
 
 from ..checks import shown
 from ..errors import PromptError
+from .reply import REASONING_CLOSED, THINK
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]] | Sequence[int]
+Tool: TypeAlias = Mapping[str, Any]
 
 
 def encode_prompt(
@@ -19,13 +21,16 @@ def encode_prompt(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool | None = None,
+    variables: Mapping[str, Any] | None = None,
+    prefill: str = "",
     raw: bool = False,
 ) -> list[int]:
     """The token ids of a string, a list of chat messages, or a list of token ids.
 
     Args:
         vocab_size: ids the model has; it may be more than the tokenizer's.
-        tools, enable_thinking: for the chat template.
+        tools, enable_thinking, variables: for the chat template.
+        prefill: what the reply begins with.
         raw: a string is text to continue, even if there is a chat template.
 
     Raises:
@@ -38,13 +43,27 @@ def encode_prompt(
         raise PromptError(f"the prompt is of type {kind}, expected a string, chat messages or token ids")
     if not prompt:
         raise PromptError("the prompt is empty; pass some text, messages or token ids")
+    if not isinstance(prefill, str):
+        raise PromptError(f"prefill is {shown(prefill)}, expected a string")
     if not isinstance(prompt, str) and not isinstance(prompt[0], Mapping):
-        return check_tokens(prompt, vocab_size)
+        tokens = check_tokens(prompt, vocab_size)
+        return tokens + check_tokens(tokenizer.encode(prefill), vocab_size) if prefill else tokens
     if isinstance(prompt, str) and (raw or tokenizer.chat_template is None):
-        return check_tokens(tokenizer.encode(prompt), vocab_size)
+        return check_tokens(tokenizer.encode(prompt + prefill), vocab_size)
     messages: Sequence[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = tokenizer.apply_chat_template(messages, tools=tools, enable_thinking=enable_thinking)
-    return check_tokens(tokenizer.encode(text), vocab_size)
+    if clash := sorted({"messages", "tools", "add_generation_prompt", "enable_thinking"} & set(variables or ())):
+        raise PromptError(f"template_variables holds {clash[0]!r}, which is set otherwise; leave it out there")
+    text = tokenizer.apply_chat_template(messages, tools=tools, enable_thinking=enable_thinking, **(variables or {}))
+    return check_tokens(tokenizer.encode(continued(text, prefill)), vocab_size)
+
+
+def continued(text: str, prefill: str) -> str:
+    """Returns the text of a prompt with the beginning of the reply; reasoning that is open is closed before it."""
+    if prefill and text.rstrip().endswith(THINK):
+        if prefill.startswith(THINK):
+            return text.rstrip().removesuffix(THINK) + prefill
+        return text + REASONING_CLOSED + prefill
+    return text + prefill
 
 
 def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:

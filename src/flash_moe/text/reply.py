@@ -16,6 +16,7 @@ from ..errors import ToolCallError
 from .call_reader import CLOSE, FUNCTION, FUNCTION_END, OPEN, CallReader, ToolCall
 
 THINK, THINK_END = "<think>", "</think>"
+REASONING_CLOSED = f"\n{THINK_END}\n\n"  # as chat templates close it
 Where = Literal["reasoning", "text", "tool_call"]
 
 _MARKUP = re.compile(r"<tool_call>|</tool_call>|<function=([^<>\n]+)>")
@@ -63,29 +64,32 @@ class ReplyParser:
         self._gap = False  # white space that comes next stands behind reasoning or a call
         self._said = self._reasoned = self._mid_line = False
 
-    def feed(self, text: str) -> Parts:
-        """Takes the next piece of the reply."""
+    def feed(self, text: str, last: bool = False) -> Parts:
+        """Takes the next piece of the reply.
+
+        Args:
+            last: whether the reply ends with it.
+        """
         self._held += text
         parts = Parts()
         while self._step(parts):
             pass
+        if last:
+            self._finish(parts)
         return parts
 
-    def finish(self) -> Parts:
-        """Takes the end of the reply."""
-        parts = Parts()
+    def _finish(self, parts: Parts) -> None:
         if self.where == "tool_call":
-            parts.error = ToolCallError(
+            parts.error = parts.error or ToolCallError(
                 f"the reply ends inside a tool call ({self._held[-40:]!r} are its last characters), expected "
                 f"{FUNCTION_END if self._bare else CLOSE}; raise max_tokens if that was reached, or generate the reply "
                 "again"
             )
         elif self.where == "reasoning":
-            parts.reasoning = self._held.rstrip()
+            parts.reasoning += self._held.rstrip()
         elif not self._gap or self._held.strip():
             self._say(parts, self._held)
         self._held = ""
-        return parts
 
     def _begin(self, parts: Parts) -> bool:
         """Before the first character that is no white space: a model may open its reasoning by itself."""

@@ -59,12 +59,8 @@ def _read(
     if thinking:
         position = text.index(THINK_END) + len(THINK_END) if THINK_END in text else len(text)
     parser = ReplyParser(tools, calls=True)
-    parts = [parser.feed(text[position:]), parser.finish()]
-    calls = [call for part in parts for call in part.tool_calls]
-    errors = [part.error for part in parts if part.error is not None]
-    reasoning = "".join(part.reasoning for part in parts)
-    rest = text[:position] + reasoning + "".join(part.text for part in parts)
-    return calls, rest.strip(), errors[0] if errors else None
+    parts = parser.feed(text[position:], last=True)
+    return parts.tool_calls, (text[:position] + parts.reasoning + parts.text).strip(), parts.error
 
 
 def _plain(call: ToolCall) -> dict[str, Any]:

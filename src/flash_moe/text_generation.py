@@ -1,0 +1,278 @@
+"""Replies whole and in pieces, for programs with and without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .errors import ArgumentError
+from .generation.result import Chunk, Generation
+from .generation.sampling import LogitsProcessor
+from .structured import Specification
+from .text.prompt import Prompt, Tool
+
+
+class Event(Protocol):
+    """What ``cancel=`` takes: a ``threading.Event``, or anything else of its kind."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """A reply that is about to be generated.
+
+    Attributes:
+        chunks: its parts; the work is done while they are asked for.
+        enforced, parse, logprobs, prefill: arguments of :meth:`Generation.of`.
+    """
+
+    chunks: Iterator[Chunk]
+    enforced: str
+    parse: Callable[[str], Any] | None
+    logprobs: bool
+    prefill: str
+
+    def reply(self, chunks: Sequence[Chunk]) -> Generation:
+        """Returns the reply that all chunks make."""
+        return Generation.of(
+            chunks, enforced=self.enforced, parse=self.parse, logprobs=self.logprobs, prefill=self.prefill
+        )
+
+
+class TextGeneration(ABC):
+    """The methods of a model that generate text.
+
+    Threads and tasks may share a model. Every stream is a sequence of its own; forward passes of several streams take
+    turns, a token or a chunk of a prompt at a time. One stream belongs to one thread at a time.
+    """
+
+    @abstractmethod
+    def _start(self, prompt: Prompt, **options: Any) -> Run:
+        """Checks all arguments of :meth:`stream`; nothing runs yet.
+
+        Args:
+            stopped: beside ``cancel``, ends the generation once it returns true.
+            prefixes: keeps the caches instead of the model.
+        """
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: str = "auto",
+        strict_tools: bool | None = None,
+        response_format: Specification | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_budget: int | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        prefill: str = "",
+        raw: bool = False,
+        cancel: Event | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """Generates a reply and returns it whole; arguments are those of :meth:`stream`.
+
+        Raises:
+            PromptError: the prompt is empty, too long, or holds a token id outside the vocabulary.
+            ArgumentError: an option is out of range.
+            TokenizerError: the messages do not fit the chat template.
+            ExpertReadError: the bytes of an expert could not be read; no token was made without them.
+            ModelClosedError: the model was closed, perhaps by another thread meanwhile.
+            ForkError: this process is a fork of the one that loaded the model.
+        """
+        run = self._start(**_arguments(locals()))
+        return run.reply(list(run.chunks))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: str = "auto",
+        strict_tools: bool | None = None,
+        response_format: Specification | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_budget: int | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        prefill: str = "",
+        raw: bool = False,
+        cancel: Event | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Chunk]:
+        """Generates a reply token by token; leaving the loop early is fine.
+
+        Args:
+            prompt: a string (a user's message if the model has a chat template, else text to continue), a list of chat
+                messages ``{"role": ..., "content": ...}``, or a list of token ids.
+            max_tokens: the most tokens to generate; the model's context length also ends a generation.
+            temperature, top_p, top_k, min_p, repetition_penalty: see :class:`~flash_moe.generation.sampling.Sampling`.
+                None takes the checkpoint's generation_config.json, and greedy decoding where it says nothing.
+            presence_penalty, frequency_penalty, logit_bias: see there as well.
+            seed: makes sampling reproducible.
+            stop: strings that end the generation; they are not part of the text.
+            tools: JSON schemas of functions that the model may call; :attr:`Generation.tool_calls` are its calls.
+            tool_choice: ``"auto"``, ``"none"`` (no call), ``"required"`` (a call has to come) or the name of the function
+                to call. The last two need llguidance (the extra ``structured``).
+            strict_tools: whether calls are held to the schemas of ``tools``. None: where llguidance is installed and can
+                enforce them; :attr:`Generation.enforced` says whether it did.
+            response_format: what the text has to be: a pydantic class, a JSON schema (also in OpenAI's wrapping),
+                ``"json"``, a compiled regular expression or a list of strings. Needs llguidance; reasoning stays free.
+                :attr:`Generation.parsed` is what the format makes of the text.
+            logits_processors: functions ``f(tokens [T], logits [1, V]) -> logits [1, V]`` of MLX arrays, applied in order
+                before all else, as in mlx-lm; T tokens of prompt and reply so far.
+            logprobs: report the log probability of every token, and of so many of the most probable ones.
+            enable_thinking: passed to the chat template unless None.
+            reasoning_budget: tokens after which the model's reasoning is closed; None leaves that to the model.
+            template_variables: more variables for the chat template, such as ``{"preserve_thinking": True}``.
+            prefill: text that the reply begins with. Where the prompt ends inside reasoning, it begins the answer, unless
+                it starts with ``<think>``.
+            raw: take a string as text to continue even if the model has a chat template.
+            cancel: ends the generation, within a layer of a prompt or a token, once its ``is_set()`` is true, such as a
+                ``threading.Event`` that another thread sets. The reply so far stays.
+            progress: called as ``progress(done, total)`` with tokens of the prompt.
+
+        Raises:
+            As :meth:`generate`; arguments are checked when the stream is made, before the first token.
+        """
+        return self._start(**_arguments(locals())).chunks
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: str = "auto",
+        strict_tools: bool | None = None,
+        response_format: Specification | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_budget: int | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        prefill: str = "",
+        raw: bool = False,
+        cancel: Event | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """As :meth:`generate`, in a thread of its own. Cancelling the task stops the work before this raises."""
+        arguments = _arguments(locals())
+        left = threading.Event()
+        run = self._start(**arguments, stopped=left.is_set)
+        async with aclosing(_in_thread(run.chunks, left)) as chunks:
+            return run.reply([chunk async for chunk in chunks])
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: str = "auto",
+        strict_tools: bool | None = None,
+        response_format: Specification | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_budget: int | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        prefill: str = "",
+        raw: bool = False,
+        cancel: Event | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """As :meth:`stream`, in a thread of its own.
+
+        Cancelling the task that waits for a chunk stops the work before this raises. Who leaves the loop early closes
+        the iterator, ``async with contextlib.aclosing(model.astream(...)) as chunks``; the event loop does so later.
+        """
+        arguments = _arguments(locals())
+        left = threading.Event()
+        return _in_thread(self._start(**arguments, stopped=left.is_set).chunks, left)
+
+
+def cancelled(cancel: Event | None, stopped: Callable[[], bool] | None) -> Callable[[], bool] | None:
+    """Returns what tells whether a generation is to end; None where nothing can.
+
+    Raises:
+        ArgumentError: ``cancel`` has no ``is_set()``.
+    """
+    if cancel is None:
+        return stopped
+    if not callable(getattr(cancel, "is_set", None)):
+        raise ArgumentError(f"cancel is of type {type(cancel).__name__}, expected a threading.Event or one of its kind")
+    if stopped is None:
+        return cancel.is_set
+    return lambda: stopped() or cancel.is_set()
+
+
+def _arguments(names: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a method, of all its local names."""
+    return {name: value for name, value in names.items() if name != "self"}
+
+
+async def _in_thread(chunks: Iterator[Chunk], left: threading.Event) -> AsyncGenerator[Chunk, None]:
+    """Yields chunks that a thread makes; leaving sets ``left``, waits for the thread and ends it."""
+    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "flash_moe astream")
+    try:
+        while (chunk := await loop.run_in_executor(thread, next, chunks, None)) is not None:
+            yield chunk
+    finally:
+        left.set()
+        thread.submit(chunks.close)  # type: ignore[attr-defined]
+        ending = loop.run_in_executor(None, thread.shutdown)
+        await asyncio.shield(ending)
