@@ -14,8 +14,10 @@ from .errors import CheckpointError
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits and group size of each mode that is not affine
+SOURCE_MODES = {"fp8": (8, 1)}  # that other libraries write, and that convert turns into something else
+FP8_BLOCK = 128  # rows and columns that share a scale
 GLOBAL_SCALE = 448.0 * 6.0  # the largest e4m3 times the largest e2m1: a global scale of this one changes nothing
-ITEM_SIZE = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
+ITEM_SIZE = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2, "U8": 1, "F8_E4M3": 1}
 FLOATS = ("BF16", "F16", "F32")
 
 
@@ -34,10 +36,10 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.mode != "affine":
-            if not isinstance(self.mode, str) or self.mode not in MODES:
+            if not isinstance(self.mode, str) or self.mode not in MODES | SOURCE_MODES:
                 raise CheckpointError(f"quantised in mode {self.mode!r}, expected one of affine, {', '.join(MODES)}")
-            if (self.bits, self.group_size) != MODES[self.mode]:
-                bits, group_size = MODES[self.mode]
+            bits, group_size = (MODES | SOURCE_MODES)[self.mode]
+            if (self.bits, self.group_size) != (bits, group_size):
                 raise CheckpointError(
                     f"quantised in mode {self.mode} to {self.bits!r} bits in groups of {self.group_size!r}, expected "
                     f"{bits} bits in groups of {group_size}; restore the original config.json"
@@ -56,6 +58,11 @@ class Quantization:
     @property
     def is_affine(self) -> bool:
         return self.mode == "affine"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether MLX has no such mode; weights are then as good as floats."""
+        return self.mode in SOURCE_MODES
 
     def __str__(self) -> str:
         return f"{self.bits}-bit, groups of {self.group_size}" if self.is_affine else self.mode

@@ -99,8 +99,8 @@ class ProjectionLayout:
     @property
     def columns(self) -> int:
         """Inputs of the layer."""
-        words = self.weight.shape[1]
-        return words if self.quantization is None else words * 32 // self.quantization.bits
+        words, bits = self.weight.shape[1], 8 * ITEM_SIZE[self.weight.dtype]
+        return words if self.quantization is None else words * bits // self.quantization.bits
 
     @property
     def format(self) -> ProjectionFormat:

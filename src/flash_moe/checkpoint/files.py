@@ -6,12 +6,13 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError
 from ..record import ExpertShape
+from .foreign import adopted, is_foreign
 from .names import (
     ExpertTensor,
     canonical_name,
@@ -22,7 +23,7 @@ from .names import (
     module_path,
 )
 from .packed import MANIFEST, Manifest
-from .quantization import QuantizationMap, refuse_foreign_tensors
+from .quantization import QuantizationMap, is_quantized_by_others, refuse_foreign_tensors
 from .safetensors import TensorInfo, read_header
 
 _log = logging.getLogger(__name__)
@@ -54,22 +55,27 @@ class Checkpoint:
     metadata: Mapping[Path, Mapping[str, str]]
 
     @classmethod
-    def open(cls: type[Opened], folder: Path, raw: Mapping[str, Any], shape: ExpertShape, **own: Any) -> Opened:
+    def open(
+        cls: type[Opened], folder: Path, raw: Mapping[str, Any], shape: ExpertShape, *, adopt: bool = False, **own: Any
+    ) -> Opened:
         """Reads the headers of all shards.
 
         Args:
             raw: the content of config.json.
             shape: what its routed experts are like.
+            adopt: take weights that other libraries have quantised (see :mod:`.foreign`), which are refused otherwise.
             own: the attributes that a subclass adds.
 
         Raises:
             CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
         """
-        quantization = QuantizationMap.from_config(raw)
+        foreign = adopt and is_foreign(raw)
+        quantization = QuantizationMap(None, {}) if foreign else QuantizationMap.from_config(raw)
         resident: dict[str, TensorInfo] = {}
         experts: dict[ExpertTensor, TensorInfo] = {}
         metadata = {}
         found: dict[str, Path] = {}
+        needed: dict[str, TensorInfo] = {}
         files, index = _weight_files(folder)
         for file in files:
             header = read_header(file, _is_needed)
@@ -80,18 +86,19 @@ class Checkpoint:
                 if name in found:
                     raise CheckpointError(f"tensor {name!r} is in {found[name]} and in {file}; remove the stale file")
                 found[name] = file
-                expert = expert_tensor(canonical)
-                twin = resident.get(canonical) if expert is None else experts.get(expert)
-                if twin is not None:
-                    raise CheckpointError(
-                        f"{twin.name!r} of {twin.file} and {name!r} of {file} are the same weight; remove the stale one"
-                    )
-                if expert is None:
-                    resident[canonical] = info
-                else:
-                    experts[expert] = info
+                if (twin := needed.get(canonical)) is not None:
+                    raise _twins(twin, info)
+                needed[canonical] = info
         _check_index(index, found)
-        refuse_foreign_tensors([*resident.values(), *experts.values()])
+        if adopt and (foreign or is_quantized_by_others(needed.values())):
+            needed, quantization = adopted(needed), replace(quantization, shapes_decide=True)
+        else:
+            refuse_foreign_tensors(needed.values())
+        for canonical, info in needed.items():
+            if (expert := expert_tensor(canonical)) is None:
+                resident[canonical] = info
+            elif (twin := experts.setdefault(expert, info)) is not info:
+                raise _twins(twin, info)
         scales = [([module_path(name)], info) for name, info in resident.items() if name.endswith(".scales")]
         scales += [
             (expert_modules(expert.layer, expert.projection, fused=False), info)
@@ -112,6 +119,12 @@ class Checkpoint:
             return any(is_stacked(info.name) for info in self.experts.values())
         packed = (self.folder / MANIFEST).exists()
         return packed or any(metadata.get("format") == "mlx" for metadata in self.metadata.values())
+
+
+def _twins(one: TensorInfo, other: TensorInfo) -> CheckpointError:
+    return CheckpointError(
+        f"{one.name!r} of {one.file} and {other.name!r} of {other.file} are the same weight; remove the stale one"
+    )
 
 
 def has_all_weights(folder: Path) -> bool:

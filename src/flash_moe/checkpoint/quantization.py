@@ -16,7 +16,7 @@ from .names import canonical_name, expert_module, expert_tensor, module_path
 from .safetensors import TensorInfo
 
 _DEFAULT = Quantization(4, 64)  # of mlx.core.quantize in affine mode
-_REMEDY = "Use the bf16 checkpoint or one written by mlx_lm.convert"
+_REMEDY = "Use the bf16 checkpoint or one written by mlx_lm.convert; `flash-moe convert` also takes FP8 and NVFP4"
 _FOREIGN_TENSORS = {  # endings of names that other libraries use for quantised weights
     ".qweight": "GPTQ or AWQ",
     ".qzeros": "GPTQ or AWQ",
@@ -46,10 +46,15 @@ class StatedQuantization:
 
 @dataclass(frozen=True)
 class QuantizationMap:
-    """The default quantisation of a checkpoint and the modules that differ from it, by canonical path."""
+    """The default quantisation of a checkpoint and the modules that differ from it, by canonical path.
+
+    Attributes:
+        shapes_decide: whether modules may be quantised of which config.json says nothing.
+    """
 
     default: StatedQuantization | None
     overrides: Mapping[str, StatedQuantization]
+    shapes_decide: bool = False
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any]) -> QuantizationMap:
@@ -85,7 +90,8 @@ class QuantizationMap:
             CheckpointError: config.json has no quantization section, or states what contradicts the tensors.
         """
         override = self.stated(modules)
-        if (stated := override or self.default) is None:
+        stated = override or self.default or (StatedQuantization(None, None) if self.shapes_decide else None)
+        if stated is None:
             raise CheckpointError(
                 f"{scales.file} holds {scales.name!r}, but config.json has no quantization section; "
                 "restore the original config.json"
@@ -160,12 +166,20 @@ def quantization_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def refuse_foreign_tensors(tensors: Iterable[TensorInfo]) -> None:
     """Raises CheckpointError where another library than MLX has quantised the weights, whatever config.json states."""
     for info in tensors:
-        for ending, method in _FOREIGN_TENSORS.items():
-            if info.name.endswith(ending):
-                raise CheckpointError(
-                    f"{info.file} holds {info.name!r}, which is {method}, expected floats or MLX's weight, scales and "
-                    f"biases. {_REMEDY}"
-                )
+        if (method := _foreign_method(info)) is not None:
+            raise CheckpointError(
+                f"{info.file} holds {info.name!r}, which is {method}, expected floats or MLX's weight, scales and "
+                f"biases. {_REMEDY}"
+            )
+
+
+def is_quantized_by_others(tensors: Iterable[TensorInfo]) -> bool:
+    """Whether another library than MLX has quantised the weights."""
+    return any(_foreign_method(info) is not None for info in tensors)
+
+
+def _foreign_method(info: TensorInfo) -> str | None:
+    return next((method for ending, method in _FOREIGN_TENSORS.items() if info.name.endswith(ending)), None)
 
 
 def _entry(key: str, value: Mapping[str, Any]) -> StatedQuantization:

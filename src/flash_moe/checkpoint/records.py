@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..formats import FLOATS, ProjectionFormat, part_shapes
+from ..formats import FLOATS, FP8_BLOCK, ProjectionFormat, Quantization, part_shapes
 from ..record import PROJECTIONS, ExpertShape, RecordLayout
 from .files import Checkpoint
 from .names import ExpertTensor, expert_modules
@@ -131,10 +131,10 @@ def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> N
 
 def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[_Run]]:
     """Layout and runs of a layer whose projections are separate tensors."""
-    shape = checkpoint.shape
     sources = {name: _Projection(checkpoint, layer, name) for name in PROJECTIONS}
-    formats = {name: source.format for name, source in sources.items()}
-    layout = RecordLayout.build(shape.hidden_size, shape.intermediate_size, formats)
+    parts = [(name, part, *stored) for name, source in sources.items() for part, stored in source.parts.items()]
+    quantization = {name: q for name, source in sources.items() if (q := source.format.quantization) is not None}
+    layout = RecordLayout.of(parts, quantization)
     return layout, [sources[part.linear].run(part.name, part.offset, part.nbytes) for part in layout.parts]
 
 
@@ -148,6 +148,14 @@ class _Projection:
         self.fused = ExpertTensor(layer, None, "gate_up_proj", "weight") in self.experts and name != "down_proj"
         weight = self._tensor("weight", 0)
         quantization = None
+        if weight.dtype == "F8_E4M3":
+            block = self._tensor("scales", 0)
+            self.format = ProjectionFormat(block.dtype, Quantization(8, 1, "fp8"))
+            self.parts = {
+                "weight": (weight.dtype, self.shape.matrix(name)),
+                "scales": (block.dtype, self._block(block)),
+            }
+            return
         modules = expert_modules(layer, name, fused=self.fused)
         stated = checkpoint.quantization.stated(modules)
         if (scales := self._find("scales", 0)) is not None:
@@ -161,6 +169,21 @@ class _Projection:
         has_global = self._find("global_scale", 0) is not None or (stated is not None and stated.global_scale)
         self.format = ProjectionFormat(floats.dtype, quantization, has_global)
         self.parts = part_shapes(*self.shape.matrix(name), self.format)
+
+    def _block(self, scales: TensorInfo) -> tuple[int, ...]:
+        """The shape of an expert's FP8 scales: one for each block of 128 × 128, for each row, or for all."""
+        stacked = scales is self._find("scales", None)
+        shape = scales.shape[1:] if stacked else scales.shape
+        if self.fused and len(shape) == 2:
+            shape = (shape[0] // 2, shape[1])
+        rows, columns = self.shape.matrix(self.name)
+        allowed = ((-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)), (rows, 1), (1,))
+        if shape not in allowed:
+            raise CheckpointError(
+                f"{scales.file}: {scales.name!r} has scales of shape {list(scales.shape)}, expected for each expert one of "
+                f"{', '.join(str(list(each)) for each in allowed)}; config.json and weights do not belong together"
+            )
+        return shape
 
     def _find(self, part: str, expert: int | None) -> TensorInfo | None:
         name = "gate_up_proj" if self.fused else self.name
@@ -186,7 +209,7 @@ class _Projection:
             return _Run(nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
         if part == "global_scale":  # a number for each expert
             shape = shape[1:]
-        elif self.fused:
+        elif self.fused and len(shape) == 2:
             shape = (2 * shape[0], *shape[1:])
         _check(first, dtype, (self.shape.num_experts, *shape))
         step = first.nbytes // self.shape.num_experts

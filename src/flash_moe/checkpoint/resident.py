@@ -13,9 +13,17 @@ import numpy as np
 from ..errors import CheckpointError
 from ..formats import FLOATS
 from .files import Checkpoint
+from .names import module_path
 from .safetensors import TensorInfo, check_unchanged
 
-_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+_DTYPES = {
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+    "F8_E4M3": mx.uint8,
+}
 
 
 def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
@@ -24,8 +32,12 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
     Raises:
         CheckpointError: a tensor has a dtype that no weight has, or a file changed since its header was read.
     """
-    for info in checkpoint.resident.values():
-        if info.dtype not in (*FLOATS, "U32") and not (info.dtype == "U8" and info.name.endswith(".scales")):
+    for name, info in checkpoint.resident.items():
+        if (
+            info.dtype not in (*FLOATS, "U32")
+            and not (info.dtype == "U8" and name.endswith(".scales"))
+            and not (info.dtype == "F8_E4M3" and f"{module_path(name)}.scales" in checkpoint.resident)
+        ):
             raise CheckpointError(
                 f"{info.file}: {info.name!r} is {info.dtype}, expected {', '.join(FLOATS)} or packed U32; "
                 "use the bf16 checkpoint or one written by mlx_lm.convert"
@@ -39,7 +51,10 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
             stored = {}
         for name, info in checkpoint.resident.items():
             if info.file == file:
-                arrays[name] = stored[info.name] if info.name in stored else _read(info)
+                array = stored[info.name] if info.name in stored else _read(info)
+                if array.dtype != _DTYPES[info.dtype]:
+                    array = array.view(_DTYPES[info.dtype])
+                arrays[name] = array.reshape(info.shape)
     return arrays
 
 

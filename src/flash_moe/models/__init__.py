@@ -21,8 +21,11 @@ FAMILIES: tuple[Family, ...] = (
 __all__ = ["FAMILIES", "Family", "ModelFiles", "open_model"]
 
 
-def open_model(folder: Path) -> ModelFiles:
+def open_model(folder: Path, *, adopt: bool = False) -> ModelFiles:
     """Opens a checkpoint folder by the rules of its family; reads config.json and headers only.
+
+    Args:
+        adopt: take weights that other libraries have quantised, to convert them.
 
     Raises:
         ConfigError: config.json is missing, or describes a model that cannot be run.
@@ -32,4 +35,4 @@ def open_model(folder: Path) -> ModelFiles:
     known = {model_type: family for family in FAMILIES for model_type in family.model_types}
     if not isinstance(model_type := raw.get("model_type"), str) or model_type not in known:
         raise ConfigError(f"model_type is {model_type!r}; flash_moe runs {', '.join(known)}")
-    return ModelFiles.open_as(known[model_type], folder, raw)
+    return ModelFiles.open_as(known[model_type], folder, raw, adopt=adopt)

@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.files import Checkpoint
+from ..checkpoint.foreign import mlx_global_scale
+from ..checkpoint.names import module_path
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import check_unchanged
@@ -24,6 +26,7 @@ from ..nn.streaming import PLAIN, StreamingOptions
 from ..nn.weights import Weights
 from ..ops.dispatch import Case
 from ..ops.experts import DTYPES
+from ..ops.fp8 import from_fp8
 from ..record import RecordLayout
 
 
@@ -48,10 +51,10 @@ class ModelFiles(Checkpoint):
     config: ModelConfig
 
     @classmethod
-    def open_as(cls, family: Family, folder: Path, raw: Mapping[str, Any]) -> ModelFiles:
-        """Opens a folder as a checkpoint of ``family``; ``raw`` is the content of its config.json."""
+    def open_as(cls, family: Family, folder: Path, raw: Mapping[str, Any], *, adopt: bool = False) -> ModelFiles:
+        """Opens a folder as a checkpoint of ``family``; arguments are those of :meth:`Checkpoint.open`."""
         config = family.config(raw)
-        return cls.open(folder, raw, config.experts, family=family, config=config)
+        return cls.open(folder, raw, config.experts, adopt=adopt, family=family, config=config)
 
     def records(self) -> RecordTable:
         """Where the experts' records are; reads headers only.
@@ -61,13 +64,27 @@ class ModelFiles(Checkpoint):
         """
         return self.family.records(self)
 
+    def read_resident(self) -> dict[str, mx.array]:
+        """All weights but the routed experts, lazily, as stored; FP8 as what it stands for.
+
+        Raises:
+            CheckpointError: a tensor has a dtype that no weight has.
+        """
+        arrays = read_arrays(self)
+        for name, info in self.resident.items():
+            if info.dtype == "F8_E4M3":
+                arrays[name] = from_fp8(arrays[name], arrays.pop(f"{module_path(name)}.scales"))
+            elif name.endswith(".global_scale"):
+                arrays[name] = mlx_global_scale(info.name, arrays[name])
+        return arrays
+
     def load_resident(self, dtype: mx.Dtype, keep_matrices: bool = False) -> ResidentWeights:
         """All weights but the routed experts, in one convention; see :meth:`Family.in_one_convention`.
 
         Raises:
             CheckpointError: a tensor has a dtype that no weight has, lacks its quantisation, or has an impossible shape.
         """
-        return self.family.in_one_convention(self, read_arrays(self), dtype, keep_matrices)
+        return self.family.in_one_convention(self, self.read_resident(), dtype, keep_matrices)
 
     def kernel_cases(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 from ..formats import GLOBAL_SCALE
 from ..record import Part, ProjectionLayout, RecordLayout
 from .blas import on_cpu, to_numpy, use_blas
+from .fp8 import from_fp8
 from .streams import cpu_streams
 
 _LARGE = 256 << 10  # bytes of a record that is worth a stream
@@ -20,6 +21,7 @@ DTYPES = {
     "BF16": mx.bfloat16,
     "F16": mx.float16,
     "U8": mx.uint8,
+    "F8_E4M3": mx.uint8,
 }  # of a record's parts
 
 
@@ -147,6 +149,9 @@ class _Views:
     def matrix(self, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array:
         if (q := projection.quantization) is None:
             return self.part(projection.weight).astype(dtype)
+        if q.is_foreign:
+            assert projection.scales is not None
+            return from_fp8(self.part(projection.weight), self.part(projection.scales)).astype(dtype)
         w = mx.dequantize(*self.quantized(projection, dtype), **q.to_json(), dtype=dtype)
         factor = self.factor(projection, dtype)
         return w if factor is None else w * factor

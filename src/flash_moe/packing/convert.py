@@ -24,7 +24,7 @@ from ..models import ModelFiles, open_model
 from ..record import RecordLayout
 from .calibration import Calibration
 from .plan import Mode, Widths, fingerprint, identity, warnings
-from .requantize import Rounding, changed_projections, requantize
+from .requantize import Rounding, adopt_global_scales, changed_projections, requantize
 from .resident import ResidentFiles, save_arrays
 from .staging import Staging
 
@@ -54,7 +54,8 @@ def convert(
     can be killed at any moment: the destination appears when it is complete, and starting again continues.
 
     Args:
-        source: folder of an MLX-quantised, Hugging Face float or packed checkpoint.
+        source: folder of a checkpoint: quantised by MLX, floats, packed, or quantised by others in FP8 or NVFP4 (Qwen's
+            own, compressed-tensors, ModelOpt). NVFP4 stays as it is, FP8 counts as the floats that it stands for.
         destination: folder to make; must not exist.
         bits: 2, 3, 4, 5, 6 or 8; floats outside the experts never get fewer than 4. None keeps a quantised checkpoint
             as it is and makes floats 4-bit.
@@ -78,7 +79,7 @@ def convert(
         NumericalError: weights, or activations in the calibration, are NaN or infinite.
     """
     source, destination = Path(source), Path(destination)
-    checkpoint = open_model(source)
+    checkpoint = open_model(source, adopt=True)
     table = checkpoint.records()
     widths = Widths(bits, expert_bits, down_bits, group_size, mode)
     target = widths.layouts(checkpoint, table)
@@ -221,6 +222,7 @@ class _Conversion:
             for start in range(0, experts, step):
                 group = range(start, min(start + step, experts))
                 reader.read_all(layer, group, list(buffers[: len(group)]))
+                adopt_global_scales(self.checkpoint, layer, source, buffers[: len(group)])
                 if self.calibration is not None:
                     rewritten = self.calibration.rewrite(group, bank[: len(group)])
                 else:
@@ -232,8 +234,11 @@ class _Conversion:
         return checksums
 
     def _write_descriptions(self, manifest: Manifest, weight_map: dict[str, str]) -> None:
-        config: dict[str, Any] = dict(self.checkpoint.raw_config)
-        config.pop("quantization_config", None)
+        config: dict[str, Any] = json.loads(json.dumps(self.checkpoint.raw_config))
+        for owner in (config, config.get("text_config")):
+            if isinstance(owner, dict):
+                for key in ("quantization_config", "compression_config"):
+                    owner.pop(key, None)
         if (section := self.resident.config_section()) is not None:
             config["quantization"] = section
         for pattern in _COPIED:

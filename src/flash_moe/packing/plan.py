@@ -65,6 +65,8 @@ class Widths:
         for i, old in table.layouts.items():
             formats = {}
             for name, fmt in old.formats.items():
+                if fmt.quantization is not None and fmt.quantization.is_foreign:
+                    fmt = ProjectionFormat("BF16")
                 new = wanted[name] or fmt.quantization or floats
                 same = new is None or new == fmt.quantization
                 formats[name] = fmt if new is None or same else ProjectionFormat.quantized(new, fmt.dtype)
@@ -85,7 +87,7 @@ def warnings(table: RecordTable, target: Mapping[int, RecordLayout]) -> list[str
     for i, layout in table.layouts.items():
         for name in changed_projections(layout, target[i]):
             old, new = layout.formats[name].quantization, target[i].formats[name].quantization
-            if old is not None and new is not None:
+            if old is not None and new is not None and not old.is_foreign:
                 here, there = (f"{q.bits} bits" if q.is_affine else q.mode for q in (old, new))
                 if old.is_affine and new.is_affine:
                     here = str(old.bits)

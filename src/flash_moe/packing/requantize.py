@@ -8,7 +8,10 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint.foreign import mlx_global_scale
+from ..checkpoint.names import ExpertTensor
 from ..formats import ProjectionFormat, Quantization
+from ..models import ModelFiles
 from ..ops.experts import dequantized
 from ..record import PROJECTIONS, RecordLayout
 from .affine import Affine, packed, stored
@@ -57,6 +60,18 @@ def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, par
     return out
 
 
+def adopt_global_scales(checkpoint: ModelFiles, layer: int, layout: RecordLayout, records: np.ndarray) -> None:
+    """Turns the global scales of records [N, stride] uint8, as another library stores them, into MLX's, in place."""
+    for name, linear in layout.linears.items():
+        if (part := linear.global_scale) is None:
+            continue
+        found = (checkpoint.experts.get(ExpertTensor(layer, expert, name, "global_scale")) for expert in (None, 0))
+        if (info := next(filter(None, found), None)) is not None:
+            values = records[:, part.offset : part.offset + part.nbytes]
+            scales = mlx_global_scale(info.name, values.copy().view(np.float32))
+            values[:] = np.asarray(scales, np.float32).view(np.uint8)
+
+
 def affine_parts(name: str, affine: Affine, fmt: ProjectionFormat) -> dict[str, np.ndarray]:
     """The parts of a projection [rows, groups, size] as they are stored."""
     assert fmt.quantization is not None
@@ -73,7 +88,8 @@ def _nearest(
 ) -> Iterator[dict[str, np.ndarray]]:
     fmt = target.formats[name]
     assert fmt.quantization is not None
-    stored = fmt.dtype if fmt.quantization.is_affine else source.formats[name].dtype
+    old = source.formats[name]
+    stored = fmt.dtype if fmt.quantization.is_affine or old.quantization is not None else old.dtype
     dtype = {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
     weights = dequantized(records, source.linears[name], dtype)
     arrays = mx.quantize(weights, **fmt.quantization.to_json())

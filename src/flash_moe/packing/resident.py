@@ -12,7 +12,6 @@ import numpy as np
 
 from ..checkpoint.names import module_path
 from ..checkpoint.quantization import quantization_section
-from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import build_header
 from ..formats import Quantization
 from ..models import ModelFiles
@@ -35,7 +34,7 @@ class ResidentFiles:
 
     def __init__(self, checkpoint: ModelFiles, quantization: Quantization | None, rounding: Rounding) -> None:
         self._checkpoint, self._family, self._rounding = checkpoint, checkpoint.family, rounding
-        self._arrays = read_arrays(checkpoint)
+        self._arrays = checkpoint.read_resident()
         self._quantization = {
             name.removesuffix(".weight"): q
             for name in self._arrays
@@ -50,22 +49,27 @@ class ResidentFiles:
             yield f"model-resident-{i:05d}.safetensors", partial(self._converted, partial(_below, prefix))
 
     def nbytes(self) -> int:
-        """Bytes that the files will hold, headers aside."""
+        """Bytes that the files will hold, headers aside; before any group is made."""
         total = 0
-        for name, info in self._checkpoint.resident.items():
+        for name, array in self._arrays.items():
             q = self._quantization.get(module_path(name))
             if q is None or not name.endswith(".weight"):
-                total += info.nbytes
+                total += array.nbytes
             else:
-                weights, item = self._arrays[name].size, self._arrays[name].itemsize
-                per_group = 2 * item if q.is_affine else 1
-                total += weights * q.bits // 8 + per_group * weights // q.group_size
+                per_group = 2 * array.itemsize if q.is_affine else 1
+                total += array.size * q.bits // 8 + per_group * array.size // q.group_size
         return total
 
     def config_section(self) -> dict[str, Any] | None:
         """What config.json must say about quantisation."""
-        section: dict[str, Any] = dict(quantization_section(self._checkpoint.raw_config) or {})
-        for module, q in self._quantization.items():
+        section: dict[str, Any] = {}
+        found = dict(self._quantization)
+        if self._checkpoint.quantization.shapes_decide:  # by another library: nothing of MLX is stated yet
+            scaled = [name for name in self._checkpoint.resident if name.endswith(".global_scale")]
+            found |= {module_path(name): Quantization.of_mode("nvfp4") for name in scaled}
+        else:
+            section |= quantization_section(self._checkpoint.raw_config) or {}
+        for module, q in found.items():
             section.setdefault("group_size", q.group_size)
             section.setdefault("bits", q.bits)
             section.setdefault("mode", q.mode)

@@ -1,0 +1,91 @@
+"""Weights that other libraries have quantised, under the names and types that MLX has for the same bytes.
+
+With q and s what a file calls weight and scale, w is
+
+    Qwen, DeepSeek       q · s, q of e4m3, s (``weight_scale_inv``) one for each block of 128 × 128
+    compressed-tensors   q · s, q of e4m3, s one for each row, block or matrix; or q · s / g in NVFP4 (``weight_packed``)
+    ModelOpt             q · s, q of e4m3; or q · s · g in NVFP4, g called ``weight_scale_2``
+
+NVFP4 is e2m1 in groups of 16 with scales of e4m3, packed as MLX packs them, so only the global scale g differs.
+Sources: transformers ``FP8Linear``; https://github.com/vllm-project/compressed-tensors; NVIDIA's TensorRT-Model-Optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import CheckpointError
+from ..formats import FLOATS, GLOBAL_SCALE
+from .names import module_path
+from .safetensors import TensorInfo
+
+METHODS = ("fp8", "compressed-tensors", "modelopt")  # of config.json's quantization_config
+_PARTS = {  # endings of names, the longer ones first
+    "weight_global_scale": "global_scale",
+    "weight_scale_inv": "scales",
+    "weight_scale_2": "global_scale",
+    "weight_packed": "weight",
+    "weight_scale": "scales",
+    "scale_inv": "scales",
+}
+_OF_ACTIVATIONS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".q_scale", ".weight_shape")
+
+
+def is_foreign(raw: Mapping[str, Any]) -> bool:
+    """Whether config.json says that a library whose weights can be converted has quantised them."""
+    text = raw.get("text_config")
+    for owner in (raw, text if isinstance(text, Mapping) else {}):
+        section = owner.get("quantization_config") or owner.get("compression_config")
+        if isinstance(section, Mapping) and section.get("quant_method") in METHODS:
+            return True
+    return False
+
+
+def adopted(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of a checkpoint, by canonical name, with names and types that MLX would have; others stay as they are.
+
+    Raises:
+        CheckpointError: weights are quantised in a way that has no place here.
+    """
+    found = {_adopted_name(name): info for name, info in tensors.items() if not name.endswith(_OF_ACTIVATIONS)}
+    for name, info in list(found.items()):
+        module = module_path(name)
+        if name.endswith((".scales", ".global_scale")) and not info.shape:
+            found[name] = replace(info, shape=(1,))
+        if not name.endswith(".scales"):
+            continue
+        key = f"{module}.weight" if f"{module}.weight" in found else module
+        if (weight := found.get(key)) is None:
+            raise CheckpointError(f"{info.file} holds {info.name!r} but no weight for it; finish the download")
+        if (weight.dtype, info.dtype) == ("U8", "F8_E4M3") and weight.shape[-1] % 8 == 0:
+            if f"{module}.global_scale" not in found:
+                raise CheckpointError(
+                    f"{info.file}: NVFP4 weights {weight.name!r} lack their global scale (weight_scale_2 or "
+                    "weight_global_scale); the checkpoint is incomplete: finish the download"
+                )
+            found[key] = replace(weight, dtype="U32", shape=(*weight.shape[:-1], weight.shape[-1] // 4))
+            found[name] = replace(info, dtype="U8")
+        elif weight.dtype == "F8_E4M3" and info.dtype in FLOATS:
+            pass
+        elif weight.name.endswith("weight_packed") or weight.dtype not in (*FLOATS, "U32"):
+            raise CheckpointError(
+                f"{weight.file}: {weight.name!r} is {weight.dtype} with scales of {info.dtype}, expected e4m3 with scales "
+                "of floats (FP8) or packed e2m1 with scales of e4m3 (NVFP4); convert the bf16 checkpoint instead"
+            )
+    return found
+
+
+def mlx_global_scale(name: str, value: Any) -> Any:
+    """The global scale that MLX takes, from a tensor (of NumPy or MLX) with that stored name."""
+    if name.endswith("weight_global_scale"):
+        return GLOBAL_SCALE / value
+    return value * GLOBAL_SCALE if name.endswith("weight_scale_2") else value
+
+
+def _adopted_name(canonical: str) -> str:
+    for ending, part in _PARTS.items():
+        if canonical.endswith((f".{ending}", f"_{ending}")):
+            return f"{canonical[: -len(ending) - 1]}.{part}"
+    return canonical

@@ -1,0 +1,83 @@
+"""Sources in FP8 and NVFP4: what they are converted to, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from foreign_checkpoints import LAYOUTS, content, save, write_foreign
+
+from flash_moe import CheckpointError, Model
+from flash_moe.packing.convert import convert
+from flash_moe.packing.info import describe
+from flash_moe.packing.verify import verify
+
+TOKENS = [17, 250, 3, 99, 140, 8, 8, 61, 230, 77, 5]
+
+
+def logits(folder: Path, **options: object) -> np.ndarray:
+    with Model.load(folder, experts_per_token=None, dtype="float32", **options) as model:
+        return np.array(model.logits(TOKENS))
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "FP8" in name])
+@pytest.mark.parametrize("options", [{}, {"bits": 8, "rounding": "nearest"}, {"mode": "mxfp8"}], ids=str)
+def test_fp8_converts_as_the_bf16_that_it_stands_for(layout: str, options: dict, tmp_path: Path) -> None:
+    foreign, plain, _ = write_foreign(tmp_path, layout)
+    assert convert(foreign, tmp_path / "a", group_size=32, **options) == convert(
+        plain, tmp_path / "b", group_size=32, **options
+    )
+    files = sorted(file.name for file in (tmp_path / "b").iterdir())
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == files
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "NVFP4" in name])
+def test_nvfp4_is_repacked_bit_for_bit(layout: str, tmp_path: Path) -> None:
+    foreign, plain, tensors = write_foreign(tmp_path, layout)
+    assert convert(foreign, tmp_path / "packed") == []
+    assert describe(tmp_path / "packed").expert_formats == {"nvfp4 with a global scale": 2}
+    layer = json.loads((tmp_path / "packed" / "flash_moe.json").read_text())["layers"]["1"]
+    stride = layer["layout"]["stride"]
+    records = (tmp_path / "packed" / layer["file"]).read_bytes()[-4 * stride :]
+    for expert in range(4):
+        record, at = records[expert * stride : (expert + 1) * stride], 0
+        for projection in ("gate_proj", "up_proj", "down_proj"):
+            prefix = f"model.language_model.layers.1.mlp.experts.{expert}.{projection}."
+            weight = tensors.get(prefix + "weight") or tensors[prefix + "weight_packed"]
+            for part in (content(weight[1]), content(tensors[prefix + "weight_scale"][1])):
+                assert record[at : at + len(part)] == part
+                at += -(-len(part) // 64) * 64
+            at += 64  # the global scale
+    packed = logits(tmp_path / "packed")
+    for store in ("slots", "resident"):
+        np.testing.assert_array_equal(logits(tmp_path / "packed", expert_io=store), packed)
+    # floats become 8-bit in both, and what stands for NVFP4 survives that nearly unchanged
+    convert(foreign, tmp_path / "8-bit", bits=8, group_size=32)
+    convert(plain, tmp_path / "plain-8-bit", bits=8, group_size=32)
+    np.testing.assert_allclose(logits(tmp_path / "8-bit"), logits(tmp_path / "plain-8-bit"), atol=0.08)
+    verify(tmp_path / "packed")
+
+
+def test_foreign_weights_are_not_run_but_named(tmp_path: Path) -> None:
+    foreign, _, _ = write_foreign(tmp_path, "Qwen FP8")
+    with pytest.raises(CheckpointError, match=r"'fp8', expected MLX's .*flash-moe convert"):
+        Model.load(foreign)
+
+
+def test_a_global_scale_is_missed(tmp_path: Path) -> None:
+    lost = "model.language_model.layers.1.mlp.experts.2.up_proj.weight_scale_2"
+    foreign, _, _ = write_foreign(tmp_path, "ModelOpt NVFP4", without=lost)
+    with pytest.raises(CheckpointError, match=r"experts\.2\.up_proj\.weight' lack their global scale"):
+        convert(foreign, tmp_path / "packed")
+
+
+def test_fp8_scales_of_another_shape_are_refused(tmp_path: Path) -> None:
+    lost = "model.language_model.layers.0.mlp.experts.0.gate_proj.weight_scale_inv"
+    foreign, _, tensors = write_foreign(tmp_path, "Qwen FP8", without=lost)
+    save(foreign / "more.safetensors", {lost: ("BF16", tensors[lost][1][:, :1])})
+    with pytest.raises(CheckpointError, match=r"scales of shape \[2, 1\], expected for each expert one of \[2, 2\]"):
+        convert(foreign, tmp_path / "packed")
