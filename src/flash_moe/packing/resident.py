@@ -34,7 +34,7 @@ class ResidentFiles:
 
     def __init__(self, checkpoint: ModelFiles, quantization: Quantization | None, rounding: Rounding) -> None:
         self._checkpoint, self._family, self._rounding = checkpoint, checkpoint.family, rounding
-        self._arrays = checkpoint.read_resident()
+        self._arrays, self._default = checkpoint.read_resident(), quantization
         self._quantization = {
             name.removesuffix(".weight"): q
             for name in self._arrays
@@ -69,10 +69,8 @@ class ResidentFiles:
             found |= {module_path(name): Quantization.of_mode("nvfp4") for name in scaled}
         else:
             section |= quantization_section(self._checkpoint.raw_config) or {}
-        for module, q in found.items():
-            section.setdefault("group_size", q.group_size)
-            section.setdefault("bits", q.bits)
-            section.setdefault("mode", q.mode)
+        for module, q in sorted(found.items()):
+            section = (self._default or q).to_json() | {"mode": (self._default or q).mode} | section
             section[self._family.mlx_name(module + ".")[:-1]] = q.to_json()
         return section or None
 
