@@ -76,7 +76,7 @@ class ResidentFiles:
 
     def _converted(self, mine: Callable[[str], bool]) -> dict[str, mx.array]:
         out: dict[str, mx.array] = {}
-        for name in [name for name in self._arrays if mine(name)]:
+        for name in sorted(filter(mine, self._arrays)):
             array = self._arrays.pop(name)  # let go: once evaluated it takes memory
             array = self._family.mlx_array(self._checkpoint, name, array)
             q = self._quantization.get(module_path(name)) if name.endswith(".weight") else None
