@@ -2,8 +2,10 @@
 
     python benchmarks/decode_397b.py [--layers 8] [--k 4]
 
-Random 4-bit weights in groups of 64. flash_moe runs twice: as for a resident model, where the host never waits, as it
-never does in mlx-lm; and with the router's indices read back in every layer, as streaming needs.
+Random 4-bit weights in groups of 64. flash_moe runs as for a resident model, where the host never waits, as it never does
+in mlx-lm; with the router's indices read back in every layer, as streaming needs, with kernels and without; and ahead of
+the host, with all experts loaded and with misses in a share of experts, drawn anew for every token (reading them takes
+no time here). Kernels are those that prove themselves first; what that takes is printed, and again when it is remembered.
 """
 
 from __future__ import annotations
@@ -21,15 +23,21 @@ warnings.simplefilter("ignore")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
 from random_checkpoint import tensor_shapes  # noqa: E402
 from sparse_checkpoint import FULL_SIZE, GATES, QUANTIZATION  # noqa: E402
 from turns import medians  # noqa: E402
 
-from flash_moe.checkpoint.names import mlx_name, module_path  # noqa: E402
+from flash_moe.checkpoint.names import module_path  # noqa: E402
 from flash_moe.config import ModelConfig  # noqa: E402
 from flash_moe.experts.store import ExpertStore  # noqa: E402
+from flash_moe.models.qwen3_5 import Qwen35  # noqa: E402
 from flash_moe.nn.decoder import Decoder  # noqa: E402
+from flash_moe.nn.needed_kernels import needed_kernels  # noqa: E402
+from flash_moe.nn.run_ahead import AheadSwitch, best_length  # noqa: E402
+from flash_moe.nn.streaming import PLAIN  # noqa: E402
 from flash_moe.nn.weights import Weights  # noqa: E402
+from flash_moe.proofs.prover import name_of, prove  # noqa: E402
 from flash_moe.record import PROJECTIONS, ProjectionFormat, RecordLayout  # noqa: E402
 
 TOKENS, WARM_UP, REPEATS = 40, 8, 5
@@ -38,9 +46,18 @@ TOKENS, WARM_UP, REPEATS = 40, 8, 5
 class Banks(ExpertStore):
     """Banks that are in memory already."""
 
-    def __init__(self, banks: dict[int, mx.array], layout: RecordLayout, no_wait: bool) -> None:
+    def __init__(self, banks: dict[int, mx.array], layout: RecordLayout, no_wait: bool, missing: float | None) -> None:
         super().__init__(dict.fromkeys(banks, layout), len(banks[0]))
         self._banks, self.no_wait = banks, no_wait
+        self.keeps_experts, self._missing = missing is not None, missing or 0.0
+        self._table, self._random = mx.arange(len(banks[0]), dtype=mx.uint32), np.random.default_rng(0)
+
+    def ahead(self, layer: int) -> tuple[mx.array, mx.array]:
+        return self._banks[layer], self._table
+
+    def _loaded_layers(self, layers: Any, ids: np.ndarray) -> int:
+        whole = (self._random.random(ids.shape) >= self._missing).all(axis=1)
+        return len(layers) if whole.all() else int(whole.argmin())
 
     def _arrive(self, layer: int, experts: Any) -> Iterator[int]:
         return iter(experts)
@@ -57,6 +74,16 @@ class Banks(ExpertStore):
     def prefetch(self, layer: int, experts: Any) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Ahead(AheadSwitch):
+    """Always ahead, as far as it is best with this share of layers that lack an expert."""
+
+    def __init__(self, missing: float, layers: int) -> None:
+        super().__init__(layers)
+        self.ahead, self.length = True, max(2, best_length(missing, layers)[0])
+
+    def record(self, seconds: float, misses: int) -> None: ...
 
 
 def quantized(shape: tuple[int, ...], q: Any) -> tuple[mx.array, mx.array, mx.array]:
@@ -125,14 +152,14 @@ def mlx_lm_model(text: dict[str, Any], arrays: Any, modules: Any, banks: Any, la
     for name, array in arrays.items():
         if name.endswith("conv1d.weight"):
             array = array.T[..., None]
-        weights.append((mlx_name(name, "qwen3_5_moe"), array))
+        weights.append((Qwen35().mlx_name(name), array))
     for layer, bank in banks.items():
-        for name, part in layout.parts():
+        for part in layout.parts:
             words = bank[:, part.offset // 4 : (part.offset + part.nbytes) // 4]
             typed = words if part.dtype == "U32" else words.view(mx.bfloat16)
             array = mx.contiguous(typed.reshape(len(bank), *part.shape))
             mx.eval(array)
-            weights.append((f"language_model.model.layers.{layer}.mlp.switch_mlp.{name}", array))
+            weights.append((f"language_model.model.layers.{layer}.mlp.switch_mlp.{part.key}", array))
     model.load_weights(weights)
     mx.eval(model.parameters())
     return model
@@ -171,7 +198,11 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[4, 10])
     arguments = parser.parse_args()
     text = FULL_SIZE | {"num_hidden_layers": arguments.layers, "num_experts": arguments.experts}
-    layout = RecordLayout.build(4096, 1024, dict.fromkeys(PROJECTIONS, ProjectionFormat("BF16", QUANTIZATION)))
+    layout = RecordLayout.build(
+        text["hidden_size"],
+        text["moe_intermediate_size"],
+        dict.fromkeys(PROJECTIONS, ProjectionFormat("BF16", QUANTIZATION)),
+    )
     mx.random.seed(0)
     arrays, modules = resident(text)
     banks = make_banks(text, layout)
@@ -185,10 +216,29 @@ def main() -> None:
         runs: dict[str, Callable[[], float]] = {}
         model = mlx_lm_model(text_k, arrays, modules, banks, layout)
         runs["mlx-lm"] = mlx_lm_run(model)
-        variants = (("kernels off", False, False), ("indices read back", None, False), ("resident", None, True))
-        for name, kernels, no_wait in variants:
-            store = Banks(banks, layout, no_wait)
-            decoder = Decoder(config, Weights(arrays, modules), store, k, mx.bfloat16, use_kernels=kernels)
+        weights = Weights(arrays, modules)
+        for what in ("tried", "remembered"):
+            start = time.perf_counter()
+            cases = needed_kernels(config, weights, dict.fromkeys(banks, layout), k, mx.bfloat16, PLAIN)
+            verdicts = prove(cases)
+            print(f"| K={k}: {len(cases)} kernels {what} | {1e3 * (time.perf_counter() - start):.0f} | | |", flush=True)
+        for case in cases:
+            verdict = verdicts.get(case)
+            if verdict is None or not verdict.used:
+                print(f"not used: {name_of(case)}: {verdict}", flush=True)
+        variants = [
+            ("kernels off, indices read back", False, False, None),
+            ("kernels off, ahead", False, False, 0.0),
+            ("indices read back", None, False, None),
+            *((f"ahead, {1 - missing:.1%} loaded", None, False, missing) for missing in (0.0, 0.001, 0.01, 0.05, 0.1)),
+            ("resident", None, True, None),
+        ]
+        for name, kernels, no_wait, missing in variants:
+            store = Banks(banks, layout, no_wait, missing)
+            decoder = Decoder(config, weights, store, k, mx.bfloat16, use_kernels=kernels)
+            if missing is not None:
+                assert decoder.run_ahead is not None
+                decoder.run_ahead.switch = Ahead(1 - (1 - missing) ** k, arguments.layers)
             runs[f"flash_moe, {name}"] = our_run(decoder)
         times = medians(REPEATS, runs)
         for name, found in times.items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flash_moe import Model
 from flash_moe.experts import opening
 from flash_moe.nn import decoder as decoder_module
-from flash_moe.nn.run_ahead import MOST_MISSES, PHASE, RECHECK, RESTARTS, AheadSwitch
+from flash_moe.nn.run_ahead import GAIN, PHASE, RECHECK, AheadSwitch, best_length
 
 TOKENS = [80, 72, 101, 108, 111, 32, 119, 80]
 EXPERTS = 16
@@ -24,7 +24,7 @@ class Fixed(AheadSwitch):
     """A way that does not change."""
 
     def __init__(self, ahead: bool) -> None:
-        super().__init__()
+        super().__init__(4)
         self.ahead = ahead
 
     def record(self, seconds: float, misses: int) -> None:
@@ -43,11 +43,12 @@ def model(quantized_checkpoint: Path) -> Iterator[Model]:
             yield model
 
 
-def run(model: Model, ahead: bool, load: list[list[tuple[int, int]]]) -> list[np.ndarray]:
+def run(model: Model, ahead: bool, load: list[list[tuple[int, int]]], length: int = 4) -> list[np.ndarray]:
     """Logits and states after every token; before it, some experts are fetched, which takes the place of others."""
     model._store.evict()
     assert model._decoder.run_ahead is not None
     model._decoder.run_ahead.switch = Fixed(ahead)
+    model._decoder.run_ahead.switch.length = length
     cache, found = model._decoder.new_cache(), []
     for token, keys in zip(TOKENS, load, strict=True):
         for layer, expert in keys:
@@ -62,9 +63,11 @@ KEYS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, EXPERTS - 1)), max_s
 
 
 @settings(max_examples=12)
-@given(st.lists(KEYS, min_size=len(TOKENS), max_size=len(TOKENS)))
-def test_every_mixture_of_hits_and_misses_gives_the_same_bits(model: Model, load: list[list[tuple[int, int]]]) -> None:
-    for waited, ahead in zip(run(model, False, load), run(model, True, load), strict=True):
+@given(st.lists(KEYS, min_size=len(TOKENS), max_size=len(TOKENS)), st.integers(1, 4))
+def test_every_mixture_of_hits_and_misses_gives_the_same_bits(
+    model: Model, load: list[list[tuple[int, int]]], length: int
+) -> None:
+    for waited, ahead in zip(run(model, False, load), run(model, True, load, length), strict=True):
         np.testing.assert_array_equal(waited, ahead)
 
 
@@ -84,7 +87,7 @@ def test_restarts_are_bounded(model: Model) -> None:
     counters = model._decoder.run_ahead.counters  # type: ignore[union-attr]
     before = counters.restarts
     run(model, True, [[] for _ in TOKENS])
-    assert 0 < counters.restarts - before <= (RESTARTS + 1) * len(TOKENS)
+    assert 0 < counters.restarts - before <= 4 * len(TOKENS)
 
 
 def test_used_experts_are_the_last_to_give_way(model: Model) -> None:
@@ -105,7 +108,7 @@ def phase(switch: AheadSwitch, seconds: float, misses: int = 0) -> None:
 
 
 def test_the_faster_way_is_chosen_and_the_other_tried_again() -> None:
-    switch = AheadSwitch()
+    switch = AheadSwitch(60)
     assert not switch.ahead
     phase(switch, 2.0)
     assert switch.ahead
@@ -123,14 +126,23 @@ def test_the_faster_way_is_chosen_and_the_other_tried_again() -> None:
 
 
 def test_with_many_misses_nothing_runs_ahead() -> None:
-    switch = AheadSwitch()
+    switch = AheadSwitch(60)
     for _ in range(3 * RECHECK):
-        phase(switch, 1.0, MOST_MISSES + 1)
+        phase(switch, 1.0, 60)
         assert not switch.ahead
     phase(switch, 1.0, 0)
     assert switch.ahead
-    phase(switch, 0.5, MOST_MISSES + 1)
+    phase(switch, 0.5, 60)
     assert not switch.ahead
+
+
+def test_the_fewer_misses_the_more_layers_before_the_host_looks() -> None:
+    lengths, promised = zip(*(best_length(missing, 60) for missing in (0.0, 0.001, 0.02, 0.2, 0.8)), strict=True)
+    assert lengths[0] == 60
+    assert list(lengths) == sorted(lengths, reverse=True)
+    assert list(promised) == sorted(promised, reverse=True)
+    assert promised[0] == pytest.approx(0.5, abs=0.01)
+    assert promised[3] > GAIN > promised[4]
 
 
 def test_the_statistics_say_what_was_done(model: Model) -> None:

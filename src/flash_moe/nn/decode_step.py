@@ -56,7 +56,7 @@ class DecodeStep:
             bank, table: of :meth:`~flash_moe.experts.store.ExpertStore.ahead`.
 
         Returns:
-            The output [1, H], and the experts' ids [1, K] uint32; not evaluated.
+            The output [1, H], and all that :meth:`SparseMoE.experts` takes; not evaluated.
         """
         found = self._run(x, cache, (bank, table))
         mx.async_eval(found)
@@ -88,10 +88,11 @@ class DecodeStep:
         return self._finish_layer(x, self._mixer.attend(*attention), *bank)
 
     def _finish_layer(self, x: mx.array, mixed: mx.array, *bank: mx.array) -> list[mx.array]:
-        """The layer's output where a bank is given, and with a table of slots the ids; else what the experts take."""
+        """What the experts take; behind the layer's output with a bank and a table of slots, in its place with a bank."""
         h, x = add_rms_norm(mixed, x, self._post_norm, self._eps)
         ids, weights, rest = self._moe.route(h, x)
         if not bank:
             return [h, ids, weights, rest]
-        rows = ids if len(bank) == 1 else bank[1][ids]
-        return [self._moe.of_bank(h, rows, weights, rest, bank[0]), ids]
+        if len(bank) == 1:
+            return [self._moe.of_bank(h, ids, weights, rest, bank[0])]
+        return [self._moe.of_bank(h, bank[1][ids], weights, rest, bank[0]), h, ids, weights, rest]
