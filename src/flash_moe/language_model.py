@@ -23,7 +23,8 @@ from .generation.stopping import StopStrings
 from .nn.decoder import Decoder
 from .structured import Enforcer, Specification
 from .text import Tokenizer
-from .text.prompt import Prompt, Tool, check_tokens, encode_prompt
+from .text.function_tools import Tool, tool_schemas
+from .text.prompt import Prompt, check_tokens, encode_prompt
 from .text.reply import REASONING_CLOSED, THINK_END, ReplyParser
 from .text_generation import Event, Run, TextGeneration, cancelled
 
@@ -86,9 +87,10 @@ class LanguageModel(TextGeneration):
         chosen = resolve_options(self._defaults, vocab_size=self.config.vocab_size, **options)
         if logprobs is not None:
             logprobs = integer("logprobs", logprobs, 0, self.config.vocab_size)
-        enforced = self._enforcer.enforce(tools, tool_choice, strict_tools, response_format)
+        schemas = tool_schemas(tools)
+        enforced = self._enforcer.enforce(schemas, tool_choice, strict_tools, response_format)
         tokens = self.encode(
-            prompt, tools=tools, enable_thinking=enable_thinking, template_variables=template_variables,
+            prompt, tools=schemas, enable_thinking=enable_thinking, template_variables=template_variables,
             prefill=prefill, raw=raw,
         )  # fmt: skip
         room = self.config.max_position_embeddings - len(tokens)
@@ -102,7 +104,7 @@ class LanguageModel(TextGeneration):
             processors=logits_processors, logprobs=logprobs,
         )  # fmt: skip
         thinking = self._enforcer.thinks(tokens)
-        parser = ReplyParser(tools if tool_choice != "none" else None, thinking=thinking)
+        parser = ReplyParser(schemas if tool_choice != "none" else None, thinking=thinking)
         if prefill and not thinking:
             parser.feed(prefill.rpartition(THINK_END)[2])
         request = Request(
@@ -164,7 +166,7 @@ class LanguageModel(TextGeneration):
         """
         check_open(self, "_store")
         return encode_prompt(
-            prompt, self.tokenizer, self.config.vocab_size, tools=tools, enable_thinking=enable_thinking,
+            prompt, self.tokenizer, self.config.vocab_size, tools=tool_schemas(tools), enable_thinking=enable_thinking,
             variables=template_variables, prefill=prefill, raw=raw,
         )  # fmt: skip
 

@@ -15,7 +15,8 @@ from .errors import ArgumentError
 from .generation.result import Chunk, Generation
 from .generation.sampling import LogitsProcessor
 from .structured import Specification
-from .text.prompt import Prompt, Tool
+from .text.function_tools import Tool
+from .text.prompt import Prompt
 
 
 class Event(Protocol):
@@ -144,7 +145,8 @@ class TextGeneration(ABC):
             presence_penalty, frequency_penalty, logit_bias: see there as well.
             seed: makes sampling reproducible.
             stop: strings that end the generation; they are not part of the text.
-            tools: JSON schemas of functions that the model may call; :attr:`Generation.tool_calls` are its calls.
+            tools: functions that the model may call, or their JSON schemas; :attr:`Generation.tool_calls` are its calls.
+                :meth:`flash_moe.Model.chat` makes the calls.
             tool_choice: ``"auto"``, ``"none"`` (no call), ``"required"`` (a call has to come) or the name of the function
                 to call. The last two need llguidance (the extra ``structured``).
             strict_tools: whether calls are held to the schemas of ``tools``. None: where llguidance is installed and can

@@ -11,7 +11,6 @@ from .reply import REASONING_CLOSED, THINK
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]] | Sequence[int]
-Tool: TypeAlias = Mapping[str, Any]
 
 
 def encode_prompt(
