@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, settings
 from random_checkpoint import next_config, text_config, write_checkpoint
@@ -19,6 +20,9 @@ from flash_moe.packing.convert import convert
 # Machines that run the tests may be slow and busy: time is no property of the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+# On a machine with a GPU, FLASH_MOE_TEST_DEVICE=cpu has this process run its tests on the CPU.
+if os.environ.get("FLASH_MOE_TEST_DEVICE") == "cpu":
+    mx.set_default_device(mx.cpu)
 # Which store is faster is no property of the code either.
 os.environ["FLASH_MOE_EXPERT_IO"] = "slots"
 

@@ -102,8 +102,9 @@ def _with_prelude(name: str, flags: list[str]) -> list[str]:
     return [*flags, "-include-pch", str(_cached(f"{name}-{_fixed_key()}.pch", make))]
 
 
-def _lint(source: Source, unit: str, key: str) -> None:
+def check(source: Source) -> None:
     """Raise MetalError unless the source is clean C++ with no lint reports. The same for every mode."""
+    unit = translation_unit(source)
 
     def make(path: Path) -> None:
         problems = [problem for name, text in source.files.items() for problem in lint_text(name, text)]
@@ -114,7 +115,7 @@ def _lint(source: Source, unit: str, key: str) -> None:
             raise MetalError("\n".join(problems))
         path.write_text("")
 
-    _cached(f"lint-{key}.ok", make, remember_failure=True)
+    _cached(f"lint-{_key(_fixed_key(), unit)}.ok", make, remember_failure=True)
 
 
 def build(source: Source, mode: str) -> Path:
@@ -123,9 +124,8 @@ def build(source: Source, mode: str) -> Path:
     Raises:
         MetalError: When the source does not compile or breaks a rule of Metal.
     """
+    check(source)
     unit = translation_unit(source)
-    key = _key(_fixed_key(), unit)
-    _lint(source, unit, key)
 
     def make(path: Path) -> None:
         cpp = path.with_suffix(".cpp")
@@ -135,4 +135,4 @@ def build(source: Source, mode: str) -> Path:
         linking = ["-shared", "-nostdlib++", "-Wl,-Bsymbolic", "-Wl,--no-undefined", "-x", "none", str(_runtime())]
         clang.run([*compiling, str(cpp), *linking, "-lm", "-o", str(path)])
 
-    return _cached(f"{mode}-{key}.so", make)
+    return _cached(f"{mode}-{_key(_fixed_key(), unit)}.so", make)
