@@ -73,8 +73,8 @@ class FunctionTool:
                     raise ArgumentError(f"{self.name} takes {parameter}, expected parameters that can be given by name")
                 default = ... if parameter.default is parameter.empty else parameter.default
                 # Under a name of our own, since pydantic keeps some for itself ("schema", "_x", "model_config").
-                text = {"description": described[key]} if described.get(key) else {}
-                field = Field(default, alias=key, **text)
+                extra: dict[str, Any] = {"description": described[key]} if described.get(key) else {}
+                field = Field(default, alias=key, **extra)
                 fields[f"p{number}"] = (types.get(key, Any), field)
             model = create_model(
                 self.name, __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=False), **fields
