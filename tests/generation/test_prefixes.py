@@ -192,6 +192,51 @@ def test_conversations_in_turn_run_only_what_is_new(model: Model, shared_system:
     assert together == alone
 
 
+@pytest.fixture(params=[None, True], ids=["MLX", "CPU kernels"])
+def any_model(packed_checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
+    """Through MLX, and through the kernels of the CPU, which change states in place."""
+    with Model.load(packed_checkpoint, kernels=request.param) as model:
+        assert model._decoder.runs_on_cpu_kernels == bool(request.param)
+        yield model
+
+
+def test_another_turn_after_the_one_before_was_taken_back(any_model: Model) -> None:
+    model, options = any_model, {"max_tokens": 12, "temperature": 0}
+    tokens = [10, 20, 30, 40, 50]
+    tokens += [*model.generate(tokens, **options).tokens, 60, 70]
+    for end in (tokens, [*tokens[:-2], 80, 90, 100]):
+        reply = model.generate(end, **options)
+        assert reply.stats.reused_tokens == len(tokens) - 3
+        model.forget() if end is not tokens else None
+    assert model.generate(end, **options).tokens == reply.tokens
+
+
+def test_a_fork_is_independent(any_model: Model) -> None:
+    model, prompt = any_model, [(7 * i + 3) % 200 for i in range(40)]
+    cache = model._prefixes.take(prompt)
+    model._engine.prefill(prompt, cache)
+    fork = cache.fork(len(prompt))
+    for changed, kept in ((cache, fork), (fork, cache)):
+        before = [np.array(array) for array in kept.fork(len(kept.tokens)).arrays]
+        for token in range(5):
+            model._engine._forward([token], changed)
+        for a, b in zip(kept.fork(len(kept.tokens)).arrays, before, strict=True):
+            np.testing.assert_array_equal(np.array(a), b)
+
+
+def test_a_chunk_that_fails_leaves_no_trace(any_model: Model) -> None:
+    model, prompt = any_model, [(7 * i + 3) % 200 for i in range(40)]
+    cache = model._prefixes.take(prompt)
+    model._engine.prefill(prompt[:20], cache)
+    with pytest.raises(KeyError), cache.undone_on_error():
+        model._decoder(mx.array(prompt[20:]), cache)
+        raise KeyError
+    assert cache.sound and len(cache.tokens) == 20
+    found = np.array(model._engine.prefill(prompt, cache))
+    model.forget()
+    np.testing.assert_allclose(found, np.array(model._engine.prefill(prompt, model._engine.new_cache())), atol=1e-4)
+
+
 def test_what_a_rewritten_reply_leaves_behind_goes_first(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.generate([1] * 9, max_tokens=1)
     model.generate([SYSTEM, FIRST], max_tokens=4)

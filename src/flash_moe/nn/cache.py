@@ -68,9 +68,11 @@ class KVCache:
         self.length = length
 
     def fork(self, length: int) -> KVCache:
-        """Returns another cache that holds the first ``length`` tokens, in shared memory until it grows."""
+        """Returns another cache that holds the first ``length`` tokens, in memory of its own."""
         other = copy.copy(self)
-        other.length, other.keys, other.values = length, self.keys[:, :, :length], self.values[:, :, :length]
+        # Computed now, and never a view: what lies in this cache's memory may be written in place later.
+        other.length, other.keys, other.values = length, self.keys[:, :, :length] * 1, self.values[:, :, :length] * 1
+        mx.eval(other.keys, other.values)
         return other
 
     @property
@@ -132,6 +134,11 @@ class DeltaCache:
         self.length += tokens
         return np.array(self.conv, copy=False), np.array(self.state, copy=False)
 
+    def kept(self) -> tuple[mx.array, mx.array]:
+        """Returns the states as they are now, to be kept: what changes in place later is a copy of them."""
+        self._changes_in_place = False
+        return self.conv, self.state
+
     def changed(self) -> None:
         """Keeps a copy of the states if a mark is wanted here."""
         if self.length in self.wanted:
@@ -146,7 +153,7 @@ class DeltaCache:
 
     def undo(self) -> Callable[[], None]:
         """Returns what takes back the tokens added from now on."""
-        before = self.conv, self.state, self.length
+        before = *self.kept(), self.length
 
         def restore() -> None:
             self.conv, self.state, self.length = before
@@ -160,6 +167,7 @@ class DeltaCache:
 
     def fork(self, length: int) -> DeltaCache:
         """Returns another cache that holds the first ``length`` tokens: all of this one, or those up to a mark."""
+        self.kept()
         other = copy.copy(self)
         other.marks = {mark: states for mark, states in self.marks.items() if mark <= length}
         if length < self.length:
@@ -169,7 +177,7 @@ class DeltaCache:
     @property
     def saved(self) -> tuple[Any, ...]:
         """What :meth:`restore` takes; keeps the states in memory."""
-        return self.conv, self.state, self.length, dict(self.marks)
+        return *self.kept(), self.length, dict(self.marks)
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Goes back to what was saved."""
@@ -217,8 +225,9 @@ class SequenceCache:
         self.marks = sorted(lengths)
         for layer in self._delta_layers:
             layer.wanted = frozenset(lengths)
-            states = layer.marks | {layer.length: (layer.conv, layer.state)}
-            layer.marks = {length: states[length] for length in lengths if length in states}
+            layer.marks = {length: layer.marks[length] for length in lengths if length in layer.marks}
+            if layer.length in lengths:
+                layer.marks[layer.length] = layer.kept()
 
     def cut_back(self, length: int) -> None:
         """Forgets all tokens from ``length``, a mark, on."""
