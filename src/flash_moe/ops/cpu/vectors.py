@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import binding as llvm
 from llvmlite import ir
+from numba.core import cgutils
 
 LANES = 16
 _FEATURES = llvm.get_host_cpu_features()
@@ -49,6 +50,12 @@ class Emitter:
     def store(self, value: Any, address: Any, align: int = 4) -> None:
         """A value or vector to memory."""
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+    def prefetch(self, address: Any) -> None:
+        """Brings a cache line closer that will be read soon; any address will do."""
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        self.builder.call(function, [self.builder.inttoptr(address, I8.as_pointer()), I32(0), I32(3), I32(1)])
 
     def offset(self, address: Any, index: Any, size: int) -> Any:
         """address + index · size."""
