@@ -36,6 +36,7 @@ EVERYTHING = {
     "proofs",
     "record",
     "rope",
+    "server",
     "shipped",
     "structured",
     "text",
@@ -48,6 +49,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": {"model", "generation", "text", "packing"},
     "evaluation": {"model", "loading", "models", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
+    "server": {"model", "generation", "text"},
     "planning": {
         "bench",
         "loading",
@@ -94,6 +96,8 @@ PUBLIC = [
 ]  # fmt: skip
 
 HEAVY = [
+    "starlette",
+    "uvicorn",
     "transformers",
     "jinja2",
     "huggingface_hub",

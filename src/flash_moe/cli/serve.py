@@ -1,0 +1,91 @@
+"""`flash-moe serve`: a server for OpenAI's and Anthropic's protocols, and a page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Argument, Option
+
+from ..errors import ArgumentError
+from .arguments import (
+    MODEL_HELP,
+    DropColdOption,
+    DtypeOption,
+    ExpertCacheOption,
+    ExpertIOChoice,
+    ExpertIOOption,
+    ExpertsPerToken,
+    PreferCachedOption,
+    PrefetchOption,
+    RevisionOption,
+    VerboseOption,
+    load_options,
+    size,
+)
+from .console import say
+from .loading import load
+
+EXAMPLES = """\b
+Examples:
+  flash-moe serve MODEL                     then open http://127.0.0.1:8080/
+  flash-moe serve MODEL -k own --port 9000
+  flash-moe serve MODEL --name claude-x     a name that a client insists on
+  flash-moe serve MODEL --host 0.0.0.0 --api-key SECRET"""
+
+
+def command(
+    model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, Option(metavar="N", min=0, max=65535, help="0 takes a free one.")] = 8080,
+    api_key: Annotated[
+        str | None,
+        Option(
+            metavar="KEY",
+            envvar="FLASH_MOE_API_KEY",
+            help="What requests must carry; needed for an address that other machines can reach.",
+        ),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="A name of the model in requests; may be repeated.  [default: its folder's]"),
+    ] = None,
+    parallel: Annotated[int, Option(metavar="N", min=1, help="Replies that take turns, token by token.")] = 4,
+    queue: Annotated[int, Option(metavar="N", min=0, help="Requests that may wait; more get status 429.")] = 64,
+    max_body: Annotated[str, Option(metavar="SIZE", help="The largest body of a request.")] = "16MB",
+    max_prompt: Annotated[
+        int | None, Option(metavar="N", min=1, help="Most tokens of a prompt.  [default: the model's context]")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, Option(metavar="URL", help="A site whose pages may use the server; may be repeated.")
+    ] = None,
+    k: ExpertsPerToken = None,
+    expert_io: ExpertIOOption = ExpertIOChoice.auto,
+    expert_cache: ExpertCacheOption = "0",
+    prefetch: PrefetchOption = False,
+    drop_cold_below: DropColdOption = 0.0,
+    prefer_cached: PreferCachedOption = 0.0,
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Serve a model to editors, agents, chat programs and SDKs, and to a page in the browser.
+
+    The OpenAI protocol is at /v1 (chat completions, completions, responses), Anthropic's at /v1/messages; metrics for
+    Prometheus are at /metrics. Nothing of prompts or replies is logged. Ctrl-C ends it.
+    """
+    try:
+        from ..server.run import listener, serve
+    except ModuleNotFoundError as error:
+        raise ArgumentError(f"the server needs {error.name}; install it: pip install 'flash-moe[server]'") from error
+    from ..server.app import Limits
+
+    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype)
+    limits = Limits(body_bytes=size(max_body, "--max-body"))
+    with listener(host, port, api_key) as socket, load(model, revision, loading) as loaded:
+        address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}"
+        say(f"{loaded!r}")
+        say(f"listening on {address}; OpenAI: {address}/v1, Anthropic: {address}; Ctrl-C ends it")
+        serve(
+            loaded, socket, host=host, api_key=api_key, names=name, parallel=parallel, queue=queue, limits=limits,
+            prompt_limit=max_prompt, allowed_origins=allow_origin,
+        )  # fmt: skip

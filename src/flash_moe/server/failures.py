@@ -1,0 +1,52 @@
+"""What a request is refused with, independent of the protocol that words it."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from ..errors import ArgumentError, FlashMoEError, PromptError, TokenizerError
+
+
+class Refusal(Exception):
+    """An answer other than 200.
+
+    Attributes:
+        status: HTTP status.
+        message: what was found, what was expected and what to do.
+        param: the field of the request that is at fault, if it is one.
+        code: a machine-readable name, as OpenAI's API gives some errors.
+        headers: headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers or {}
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """Returns the refusal that stands for an error of the library; the others are 500."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, (ArgumentError, PromptError, TokenizerError)):
+        return Refusal(400, str(error))
+    # What an error of the files says names paths of this machine: that is for the log.
+    what = "the model" if isinstance(error, FlashMoEError) else "the server"
+    return Refusal(500, f"{what} failed ({type(error).__name__}); the server's log says more")
+
+
+def invalid(error: ValidationError) -> Refusal:
+    """Returns the refusal of a body that does not fit its schema, and names the first field at fault."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return Refusal(400, f"the body is not JSON: {first['msg']}")
+    if first["type"] == "extra_forbidden":
+        return Refusal(400, f"{where} is not supported by this server; leave it out", where, "unsupported_parameter")
+    return Refusal(400, f"{where or 'the body'}: {first['msg']}", where or None)

@@ -1,0 +1,62 @@
+"""What the request bodies of all protocols have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
+Text = Annotated[str, Field(max_length=8_000_000)]
+Json = dict[str, Any]
+
+
+class Body(BaseModel):
+    """A JSON object. A field that the server does not know is an error, so that nothing is ignored silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Lenient(BaseModel):
+    """A JSON object of which only some fields matter here."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class TextPart(Lenient):
+    """A piece of text in a message. Fields such as ``cache_control`` and ``annotations`` do not change a reply."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: Text
+
+
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+
+
+def text_of(content: str | list[TextPart] | None) -> str:
+    """Returns the text of a content that is a string or a list of parts."""
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def thinking_options(effort: str | None, budget: int | None, enabled: bool | None) -> Json:
+    """Returns ``enable_thinking`` and ``reasoning_budget`` for an effort, or for what is said directly."""
+    options: Json = {}
+    if effort is not None:
+        limit = _EFFORTS[effort]
+        options["enable_thinking"] = limit != 0
+        if limit:
+            options["reasoning_budget"] = limit
+    if budget is not None:
+        options["reasoning_budget"] = budget
+    if enabled is not None:
+        options["enable_thinking"] = enabled
+    if options.get("enable_thinking") is False:
+        options.pop("reasoning_budget", None)
+    return options

@@ -1,0 +1,191 @@
+"""OpenAI's `/v1/chat/completions` and `/v1/completions`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from ..generation.result import Chunk
+from ..generation.sampling import TokenLogprobs
+from ..generation.stats import Stats
+from ..text import Tokenizer
+from . import sse
+from .failures import Refusal
+from .openai_bodies import ChatBody, CompletionBody
+from .service import Collected, Service, collect
+
+
+def error_body(refusal: Refusal) -> dict[str, Any]:
+    """Returns an error as OpenAI's API words it."""
+    kind = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}.get(
+        refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error"
+    )
+    return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}}
+
+
+def usage(stats: Stats) -> dict[str, Any]:
+    """Returns the count of tokens."""
+    return {
+        "prompt_tokens": stats.prompt_tokens,
+        "completion_tokens": stats.generated_tokens,
+        "total_tokens": stats.prompt_tokens + stats.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": stats.reused_tokens},
+    }
+
+
+def call_of(call: Any, index: int | None = None) -> dict[str, Any]:
+    """Returns a tool call of the library as OpenAI's API has it; in a stream with its index."""
+    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return ({} if index is None else {"index": index}) | {"id": call.id, "type": "function", "function": function}
+
+
+class _Envelope:
+    """The fields that every answer to one request repeats."""
+
+    def __init__(self, kind: str, model: str, prefix: str) -> None:
+        self._fields = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._kind = kind
+
+    def __call__(self, choices: list[Any], suffix: str = "", **more: Any) -> dict[str, Any]:
+        return {**self._fields, "object": self._kind + suffix, "choices": choices, **more}
+
+
+async def chat(service: Service, body: ChatBody) -> Response:
+    """Answers a chat request, whole or as a stream."""
+    service.check_name(body.model)
+    messages = [message.for_library() for message in body.messages]
+    envelope = _Envelope("chat.completion", body.model, "chatcmpl")
+    options, one_call = body.options(), body.parallel_tool_calls is False
+    if body.stream:
+        return await sse.started(_chat_events(service, body, messages, options, envelope), _error_event)
+    async with service.generation(messages, options) as chunks:
+        reply = await collect(first_call_only(chunks) if one_call else chunks)
+    message: dict[str, Any] = {"role": "assistant", "content": reply.text or None if reply.calls else reply.text}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.calls:
+        message["tool_calls"] = [call_of(call) for call in reply.calls]
+    choice = {
+        "index": 0,
+        "message": message,
+        "finish_reason": reply.reason,
+        "logprobs": {"content": [_Logprobs(service.model.tokenizer).chat(entry) for entry in reply.logprobs]}
+        if body.logprobs
+        else None,
+    }
+    return JSONResponse(envelope([choice], usage=usage(reply.usage)))
+
+
+async def _chat_events(
+    service: Service, body: ChatBody, messages: list[Any], options: dict[str, Any], envelope: _Envelope
+) -> AsyncGenerator[str, None]:
+    def choice(delta: dict[str, Any], reason: str | None = None, found: Any = None) -> str:
+        entry = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": found}
+        return sse.event(envelope([entry], ".chunk", **({"usage": None} if body.include_usage else {})))
+
+    reply = Collected()
+    async with service.generation(messages, options) as chunks:
+        yield choice({"role": "assistant", "content": ""})
+        async for chunk in first_call_only(chunks) if body.parallel_tool_calls is False else chunks:
+            if chunk is None:
+                yield sse.KEEP_ALIVE
+                continue
+            delta: dict[str, Any] = {}
+            if chunk.reasoning:
+                delta["reasoning_content"] = chunk.reasoning
+            if chunk.text:
+                delta["content"] = chunk.text
+            if chunk.tool_calls:
+                delta["tool_calls"] = [call_of(call, len(reply.calls) + i) for i, call in enumerate(chunk.tool_calls)]
+            reply.add(chunk)
+            found = None
+            if body.logprobs and chunk.logprobs is not None:
+                found = {"content": [_Logprobs(service.model.tokenizer).chat(chunk.logprobs)]}
+            if delta or found:
+                yield choice(delta, found=found)
+    yield choice({}, reply.reason)
+    if body.include_usage:
+        yield sse.event(envelope([], ".chunk", usage=usage(reply.usage)))
+    yield sse.DONE
+
+
+async def first_call_only(chunks: AsyncIterator[Chunk | None]) -> AsyncIterator[Chunk | None]:
+    """Ends a generation behind its first tool call."""
+    async for chunk in chunks:
+        if chunk is not None and chunk.tool_calls:
+            yield dataclasses.replace(chunk, tool_calls=chunk.tool_calls[:1], finish_reason="tool_calls")
+            return
+        yield chunk
+
+
+def _error_event(refusal: Refusal) -> str:
+    return sse.event(error_body(refusal))
+
+
+async def completion(service: Service, body: CompletionBody) -> Response:
+    """Continues a text, whole or as a stream."""
+    service.check_name(body.model)
+    envelope = _Envelope("text_completion", body.model, "cmpl")
+    if body.stream:
+        return await sse.started(_completion_events(service, body, envelope), _error_event)
+    async with service.generation(body.text, body.options()) as chunks:
+        reply = await collect(chunks)
+    choice = {
+        "index": 0,
+        "text": reply.text,
+        "finish_reason": reply.reason,
+        "logprobs": _Logprobs(service.model.tokenizer).completion(reply.logprobs)
+        if body.logprobs is not None
+        else None,
+    }
+    return JSONResponse(envelope([choice], usage=usage(reply.usage)))
+
+
+async def _completion_events(service: Service, body: CompletionBody, envelope: _Envelope) -> AsyncGenerator[str, None]:
+    reply = Collected()
+    async with service.generation(body.text, body.options()) as chunks:
+        yield sse.KEEP_ALIVE
+        async for chunk in chunks:
+            if chunk is None:
+                yield sse.KEEP_ALIVE
+                continue
+            reply.add(chunk)
+            found = None
+            if body.logprobs is not None and chunk.logprobs is not None:
+                found = _Logprobs(service.model.tokenizer).completion([chunk.logprobs])
+            if chunk.text or found or chunk.finish_reason:
+                entry = {"index": 0, "text": chunk.text, "finish_reason": chunk.finish_reason, "logprobs": found}
+                yield sse.event(envelope([entry]))
+    if body.include_usage:
+        yield sse.event(envelope([], usage=usage(reply.usage)))
+    yield sse.DONE
+
+
+class _Logprobs:
+    """Log probabilities of tokens in OpenAI's words."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._text = tokenizer.decode
+
+    def chat(self, entry: TokenLogprobs) -> dict[str, Any]:
+        """Returns those of one token as `/v1/chat/completions` has them."""
+
+        def one(token: int, logprob: float) -> dict[str, Any]:
+            text = self._text([token])
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        return {**one(entry.token, entry.logprob), "top_logprobs": [one(*top) for top in entry.top]}
+
+    def completion(self, entries: list[TokenLogprobs]) -> dict[str, Any]:
+        """Returns those of several tokens as `/v1/completions` has them."""
+        return {
+            "tokens": [self._text([entry.token]) for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [{self._text([token]): logprob for token, logprob in entry.top} for entry in entries],
+        }

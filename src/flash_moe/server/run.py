@@ -1,0 +1,80 @@
+"""Runs the application under uvicorn."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from ..errors import ArgumentError
+from ..model import Model
+from .app import LOCAL_HOSTS, Limits, build
+from .service import Service
+from .turns import Turns
+
+SHUTDOWN_SECONDS = 5  # what replies that run may take to end after Ctrl-C
+
+
+def is_local(host: str) -> bool:
+    """Whether only programs on this machine can reach an address to listen on."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def listener(host: str, port: int, api_key: str | None) -> Iterator[socket.socket]:
+    """Opens the socket to listen on, before a model is loaded for it.
+
+    Raises:
+        ArgumentError: other machines can reach the address and there is no API key, or it cannot be listened on.
+    """
+    if not is_local(host) and not api_key:
+        raise ArgumentError(f"other machines can reach {host}; give --api-key, or listen on 127.0.0.1")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        found = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ArgumentError(f"cannot listen on {host}, port {port} ({error.strerror}); try --port 0") from error
+    with found:
+        yield found
+
+
+def serve(
+    model: Model,
+    listening: socket.socket,
+    *,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    names: list[str] | None = None,
+    parallel: int = 4,
+    queue: int = 64,
+    limits: Limits | None = None,
+    prompt_limit: int | None = None,
+    allowed_origins: list[str] | None = None,
+) -> None:
+    """Serves a model until the process is interrupted.
+
+    Args:
+        listening: of :func:`listener`. host: the address it has.
+        names: names that requests may give the model; by default that of its folder.
+        parallel: generations that take turns. queue: requests that may wait behind them.
+        prompt_limit: the most tokens of a prompt.
+        allowed_origins: sites whose pages may use the server.
+    """
+    service = Service(model, names or [model.path.name], Turns(parallel, queue), prompt_limit)
+    app = build(
+        service,
+        api_key=api_key,
+        limits=limits or Limits(),
+        allowed_hosts=LOCAL_HOSTS if is_local(host) and not api_key else None,
+        allowed_origins=allowed_origins,
+    )
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+    )
+    uvicorn.Server(config).run([listening])

@@ -1,0 +1,166 @@
+"""Runs generations for requests: in threads, in turns, cancelled when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+
+from ..generation.result import Chunk
+from ..generation.sampling import TokenLogprobs
+from ..generation.stats import Stats
+from ..model import Model
+from ..text.tool_calls import ToolCall
+from .failures import Refusal
+from .metrics import Metrics
+from .turns import Turns
+
+log = logging.getLogger("flash_moe.server")
+KEEP_ALIVE = 10.0  # seconds; a long prompt must not look like a dead connection
+
+
+@dataclass
+class Collected:
+    """A reply whose chunks have been added up."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    reason: str | None = None
+    stats: Stats | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        """Adds what a chunk holds."""
+        self.text += chunk.text
+        self.reasoning += chunk.reasoning
+        self.calls += chunk.tool_calls
+        if chunk.logprobs is not None:
+            self.logprobs.append(chunk.logprobs)
+        self.reason = chunk.finish_reason or self.reason
+        self.stats = chunk.stats
+
+    @property
+    def usage(self) -> Stats:
+        """The statistics of the last chunk; every generation has one."""
+        assert self.stats is not None
+        return self.stats
+
+
+class Service:
+    """What the endpoints share: one model, its names, the turns and the metrics.
+
+    Args:
+        names: names that requests may give the model; the first is its own.
+        prompt_limit: the most tokens of a prompt.
+    """
+
+    def __init__(self, model: Model, names: list[str], turns: Turns, prompt_limit: int | None = None) -> None:
+        self.model, self.names, self.turns = model, names, turns
+        self.metrics = Metrics(model, turns)
+        self._prompt_limit = prompt_limit
+        self.generated = 0  # tokens so far
+
+    def check_name(self, name: str) -> None:
+        """Refuses a model that is not served here, with 404."""
+        if name not in self.names:
+            raise Refusal(
+                404, f"the model {name[:200]!r} is not served here; it is {self.names[0]!r}", "model", "model_not_found"
+            )
+
+    @asynccontextmanager
+    async def generation(self, prompt: Any, options: dict[str, Any]) -> AsyncIterator[AsyncIterator[Chunk | None]]:
+        """Starts a generation when it is its turn, and ends it when the block is left.
+
+        Yields:
+            Its chunks as they come, and None where none came for some seconds.
+
+        Raises:
+            Refusal: the queue is full.
+            FlashMoEError: the arguments do not fit; this is found before the first chunk.
+        """
+        cancel = threading.Event()
+        async with self.turns.turn():
+            await asyncio.to_thread(self._check_length, prompt, options)
+            stream = await asyncio.to_thread(partial(self.model.stream, prompt, cancel=cancel, **options))
+            queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
+            ended = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def put(item: Chunk | Exception | None) -> None:
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+            thread = threading.Thread(target=self._run, args=(stream, put), name="flash_moe request", daemon=True)
+            thread.start()
+            try:
+                yield _chunks(queue, ended)
+            finally:
+                cancel.set()
+                with anyio.CancelScope(shield=True):  # a place is free only when its thread has ended
+                    while not ended.is_set():
+                        await anext(_chunks(queue, ended), None)
+
+    def _check_length(self, prompt: Any, options: dict[str, Any]) -> None:
+        if self._prompt_limit is not None:
+            count = len(self.count(prompt, options))
+            if count > self._prompt_limit:
+                raise Refusal(
+                    400, f"the prompt has {count} tokens, this server takes {self._prompt_limit}", "messages",
+                    "context_length_exceeded",
+                )  # fmt: skip
+
+    def count(self, prompt: Any, options: dict[str, Any]) -> list[int]:
+        """The token ids of a prompt as a generation would run it."""
+        return self.model.encode(prompt, **{name: options[name] for name in _TEMPLATE_OPTIONS if name in options})
+
+    def _run(self, stream: Iterator[Chunk], put: Callable[[Chunk | Exception | None], object]) -> None:
+        last: Chunk | None = None
+        try:
+            for chunk in stream:
+                last = chunk
+                self.generated += 1
+                if chunk.tool_call_error is not None and chunk.finish_reason != "length":
+                    chunk = dataclasses.replace(chunk, text=f"{chunk.text}({chunk.tool_call_error})")
+                put(chunk)
+        except Exception as error:
+            log.exception("a generation failed")
+            put(error)
+        finally:
+            if last is not None:
+                self.metrics.count(last.stats)
+            put(None)
+
+
+_TEMPLATE_OPTIONS = ("tools", "enable_thinking", "raw", "template_variables")
+
+
+async def _chunks(queue: asyncio.Queue[Chunk | Exception | None], ended: asyncio.Event) -> AsyncIterator[Chunk | None]:
+    while not ended.is_set():
+        try:
+            item = await asyncio.wait_for(queue.get(), KEEP_ALIVE)
+        except asyncio.TimeoutError:  # the builtin only since Python 3.11
+            yield None
+            continue
+        if item is None:
+            ended.set()
+        elif isinstance(item, Exception):
+            raise item
+        else:
+            yield item
+
+
+async def collect(chunks: AsyncIterator[Chunk | None]) -> Collected:
+    """Adds up all chunks of a generation."""
+    reply = Collected()
+    async for chunk in chunks:
+        if chunk is not None:
+            reply.add(chunk)
+    return reply
