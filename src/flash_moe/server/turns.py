@@ -32,7 +32,19 @@ class Turns:
         Raises:
             Refusal: 429, if as many requests wait as may.
         """
-        if self._free.value == 0 and self.waiting >= self._waiting_limit:
+        try:
+            self._free.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._wait()
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+            self._free.release()
+
+    async def _wait(self) -> None:
+        if self.waiting >= self._waiting_limit:
             raise Refusal(
                 429,
                 f"{self.active} requests are running and {self.waiting} are waiting; try again later",
@@ -44,9 +56,3 @@ class Turns:
             await self._free.acquire()
         finally:
             self.waiting -= 1
-        self.active += 1
-        try:
-            yield
-        finally:
-            self.active -= 1
-            self._free.release()
