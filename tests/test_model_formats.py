@@ -72,6 +72,11 @@ def test_choices_regular_expressions_and_json(model: Model) -> None:
     assert model.generate(call, response_format="json").parsed == {"who": "Tilda Vargas", "flee": "555-9607"}
 
 
+def test_a_reply_ends_as_the_messages_before_it(model: Model) -> None:
+    reply = model.generate("Is Oslo a city?", response_format=["indeed", "never"])
+    assert model.tokenizer.decode([reply.tokens[-1]]) == "<|im_end|>" and len(model.tokenizer.eos_token_ids) > 1
+
+
 def test_no_format_is_no_format(model: Model) -> None:
     reply = model.generate("Hello", max_tokens=4)
     assert reply.parsed is None and reply.enforced == "" and reply.logprobs is None
@@ -124,7 +129,9 @@ def test_strict_tools_by_default_where_they_can_be(model: Model, monkeypatch: An
     ask = {"prompt": QUESTION, "max_tokens": 2}
     assert model.generate(**ask, tools=[WEATHER]).enforced == "tools"
     assert model.generate(**ask, tools=[WEATHER], strict_tools=False).enforced == ""
-    assert model.generate(**ask, tools=[odd]).enforced == "" and "uniqueItems" in caplog.text
+    for _ in range(2):
+        assert model.generate(**ask, tools=[odd]).enforced == ""
+    assert caplog.text.count("uniqueItems") == 1
     with pytest.raises(ArgumentError, match="uniqueItems"):
         model.generate(**ask, tools=[odd], strict_tools=True)
     monkeypatch.setattr("flash_moe.structured.matcher.installed", lambda: False)

@@ -47,6 +47,7 @@ class Enforcer:
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         self._tokenizer, self._size = tokenizer, size
         self._grammars = Grammars(tokenizer, size)
+        self._told: set[str] = set()  # reasons that have been logged
         self._tags = self._pair("<tool_call>", "</tool_call>")
         self._reasoning = self._pair("<think>", "</think>")
 
@@ -88,15 +89,18 @@ class Enforcer:
         except ArgumentError as error:
             if needed:
                 raise
-            _log.warning(
-                "tool calls are not held to their schemas: %s; strict_tools=False is the same without this", error
-            )
+            if str(error) not in self._told:
+                self._told.add(str(error))
+                _log.warning("tool calls are not held to their schemas (strict_tools=None): %s", error)
             return Enforced()
         return Enforced("tools" if format is None else f"tools or {format.kind}", grammar, format)
 
     def constraint(self, enforced: Enforced, prompt: Sequence[int]) -> Constraint | None:
         """Returns the constraint of a reply to a prompt of these tokens; reasoning before it stays free."""
-        if enforced.grammar is None or self._reasoning is None:
+        if enforced.grammar is None:
+            return None
+        enforced.grammar.end = next((token for token in reversed(prompt) if token in self._grammars.ends), None)
+        if self._reasoning is None:
             return enforced.grammar
         opening, closing = self._reasoning
         inside = self.thinks(prompt)

@@ -96,11 +96,16 @@ class Grammars:
 
 
 class GrammarConstraint:
-    """Where one reply is in its grammar; a :class:`~flash_moe.generation.constraint.Constraint`."""
+    """Where one reply is in its grammar; a :class:`~flash_moe.generation.constraint.Constraint`.
+
+    Attributes:
+        end: the token that ends the reply where nothing else can follow; None leaves the choice to the model.
+    """
 
     def __init__(self, compiled: Future[LLMatcher], ends: frozenset[int], size: int) -> None:
         self._compiled, self._ends, self._size = compiled, ends, size
         self._own: LLMatcher | None = None
+        self.end: int | None = None
         self._bits = np.zeros((size + 31) // 32, np.int32)
 
     def prepare(self) -> None:
@@ -142,7 +147,7 @@ class GrammarConstraint:
         """The tokens that come next whatever the model says, the end of the reply included."""
         matcher = self._matcher()
         if matcher.is_stopped():
-            return sorted(self._ends)[:1]
+            return [] if self.end is None else [self.end]
         return list(matcher.compute_ff_tokens())
 
     def _matcher(self) -> LLMatcher:
