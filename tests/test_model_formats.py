@@ -73,8 +73,13 @@ def test_choices_regular_expressions_and_json(model: Model) -> None:
 
 
 def test_a_reply_ends_as_the_messages_before_it(model: Model) -> None:
-    reply = model.generate("Is Oslo a city?", response_format=["indeed", "never"])
-    assert model.tokenizer.decode([reply.tokens[-1]]) == "<|im_end|>" and len(model.tokenizer.eos_token_ids) > 1
+    enforced = model._enforcer.enforce(None, "auto", None, ["indeed", "never"])
+    prompt = model.encode("Is Oslo a city?")
+    model._enforcer.constraint(enforced, prompt)
+    assert enforced.grammar is not None and len(model.tokenizer.eos_token_ids) > 1
+    assert enforced.grammar.end == model.tokenizer.token_id("<|im_end|>")
+    model._enforcer.constraint(enforced, model.tokenizer.encode("no message"))
+    assert enforced.grammar.end is None
 
 
 def test_no_format_is_no_format(model: Model) -> None:

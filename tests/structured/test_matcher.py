@@ -30,6 +30,11 @@ def test_a_reply_may_end_where_its_format_does(tokenizer: Tokenizer, grammars: G
     assert all(constraint.allows(end) and constraint.allowed()[end] for end in tokenizer.eos_token_ids)
     assert constraint.forced() == []
     constraint.accept(end)
+    done = grammars.constraint(grammar(["yes"]))  # nothing but the end can follow
+    for token in tokenizer.encode("yes"):
+        done.accept(token)
+    assert all(done.allows(end) for end in tokenizer.eos_token_ids)
+    assert set(np.flatnonzero(done.allowed())) == set(tokenizer.eos_token_ids)
 
 
 def test_forced_tokens_are_those_the_tokenizer_makes(tokenizer: Tokenizer, grammars: Grammars) -> None:

@@ -215,6 +215,7 @@ def test_a_class_may_refuse_what_fits_its_schema() -> None:
 def test_bounds_do_not_replace_those_of_a_schema() -> None:
     own = {"type": "string", "maxLength": 10**6}
     assert enforceable(own, "x") == own
+    assert enforceable({"type": "string"}, "x")["maxLength"] == MAX_CHARACTERS
     assert enforceable({"type": "array", "items": own, "minItems": 10_000}, "x")["maxItems"] == 10_000
     assert "maximum" not in enforceable({"type": "number", "minimum": 1e20}, "x")
 

@@ -126,6 +126,24 @@ def test_choices(choice: str, text: str, taken: bool, tags: tuple[int, int], tak
     assert takes(reply_grammar(ONE, choice, "text", tags, None), text) is taken
 
 
+@pytest.mark.parametrize(
+    ("schema", "taken", "refused"),
+    [
+        ({"type": ["string", "integer"], "minimum": 100}, ["abc", "300", "a3"], ["3", "-1", " 7"]),
+        ({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}, ["a", "[1]"], ["[true]", "(1, 'a')"]),
+        ({"enum": ["1", 2, "z"]}, ["2", "z"], ["1", '"z"', "zz"]),
+        ({"anyOf": [{"type": "string", "maxLength": 2}, {"type": "null"}]}, ["ab", "null", "None"], ["abc", "none"]),
+        ({"type": "boolean"}, ["true", "True"], ["yes"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_text_that_reads_as_another_value_has_to_fit_that(
+    schema: Any, taken: list[str], refused: list[str], tags: tuple[int, int], takes: Callable[[str, str], bool]
+) -> None:
+    grammar = reply_grammar([function({"a": schema}, ["a"])], "auto", "text", tags, None)
+    assert [text for text in [*taken, *refused] if takes(grammar, CALL.format(text))] == taken
+
+
 def test_a_required_parameter_need_not_be_declared(tags: tuple[int, int], takes: Callable[[str, str], bool]) -> None:
     grammar = reply_grammar([function({}, ["a"], additionalProperties=True)], "auto", "text", tags, None)
     assert takes(grammar, CALL.format("x")) and not takes(grammar, CALL.format("x").replace("=a>", "=b>"))

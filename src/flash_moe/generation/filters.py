@@ -81,7 +81,7 @@ def _settled(weights: np.ndarray, kept: list[int], filters: Filters, size: int) 
         sums = np.cumsum(weights[kept])
         totals = sums[-1] + np.array([0, behind[:room].sum() + unseen * weights[-1]])
         fewest, most = np.searchsorted(sums, filters.top_p * totals)
-        return bool(fewest == most < len(kept))
+        return bool(fewest == most)
     following = behind[0] if behind.size else weights[-1]
     return bool(following < filters.min_p * weights[kept[0]])
 

@@ -127,10 +127,7 @@ class GrammarConstraint:
         matcher = self._matcher()
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check(matcher)
-        mask = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._size].view(bool)
-        if matcher.is_accepting():
-            mask[list(self._ends)] = True
-        return mask
+        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._size].view(bool)
 
     def accept(self, token: int) -> None:
         """Goes on behind a token that is allowed.
