@@ -16,6 +16,9 @@ from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants, file_download
+
 
 class Request(NamedTuple):
     method: str
@@ -152,3 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
 @cache
 def _oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Point huggingface_hub, which reads HF_ENDPOINT when it is imported, at another address."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    for module in (constants, file_download):  # older versions copy the constant
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)

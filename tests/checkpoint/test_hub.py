@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_server import HubServer
-from huggingface_hub import constants, file_download
+from hub_server import HubServer, use
+from huggingface_hub import constants
 
 from flash_moe.checkpoint.hub import HubFile, list_files, resolve
 from flash_moe.errors import CheckpointError, DiskSpaceError, HubError
@@ -48,14 +48,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield server
-
-
-def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Point huggingface_hub, which reads HF_ENDPOINT when it is imported, at another address."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    for module in (constants, file_download):  # older versions copy the constant
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flash_moe.packing.convert import convert
 
-source, destination, deadline = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+source, destination, deadline = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 steps = 0
 
 

@@ -109,6 +109,18 @@ def resolve(
         return Path(snapshot(max_workers=4, tqdm_class=None if sys.stderr.isatty() else Silent))
 
 
+def commit_of(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
+    """Returns the commit that a revision of a hub repository has now.
+
+    Raises:
+        HubError: the repository could not be read.
+    """
+    with hub_errors(repo, revision):
+        from huggingface_hub import HfApi
+
+        return str(HfApi(token=token).model_info(repo, revision=revision, timeout=30).sha)
+
+
 def list_files(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubFile]:
     """List the files of a hub repository that a model is run from; nothing is downloaded.
 

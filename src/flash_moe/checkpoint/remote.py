@@ -1,18 +1,19 @@
-"""A checkpoint on the hub without its weights: a folder of files that are as long as the real ones and hold headers."""
+"""A checkpoint on the hub without its weights, or with a few of them: files as long as the real ones that hold headers."""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..errors import HubError
 from .files import INDEX
-from .hub import HubFile, hub_errors, list_files
+from .hub import HubFile, commit_of, hub_errors, list_files
 from .packed import MANIFEST
 from .safetensors import MAX_HEADER_BYTES
 
@@ -20,6 +21,8 @@ _TEXTS = ("config.json", INDEX, MANIFEST)
 _FIRST = 256 << 10  # bytes of a file that are asked for first; most headers are shorter
 _CONNECTIONS = 8
 _TIMEOUT = 30  # seconds
+_PIECE = 16 << 20  # bytes of a file that are asked for together when all of it is wanted
+_PARTIAL = ".download"
 
 
 @contextmanager
@@ -34,32 +37,119 @@ def headers_only(repo: str, *, revision: str | None = None, token: str | bool | 
     with TemporaryDirectory(prefix="flash-moe-headers-") as folder:
         files = list_files(repo, revision=revision, token=token)
         wanted = [file for file in files if file.name in _TEXTS or file.name.endswith(".safetensors")]
-        source = _Source(repo, revision, token)
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            list(pool.map(lambda file: source.copy(file, Path(folder)), wanted))
+        _Source(repo, revision, token).copy_all(wanted, Path(folder))
         yield Path(folder)
+
+
+class Shards:
+    """The weight files of a repository, of which those that are asked for are on this machine.
+
+    Args:
+        repo, revision, token: as for :func:`.hub.resolve`; the commit that the revision has now is kept to.
+
+    Attributes:
+        sizes: bytes of each weight file, by name.
+        store: the folder for the files that are here.
+
+    Raises:
+        HubError: the repository could not be read.
+    """
+
+    store: Path
+
+    def __init__(self, repo: str, *, revision: str | None, token: str | bool | None) -> None:
+        self._repo, self._commit = repo, commit_of(repo, revision=revision, token=token)
+        self._files = list_files(repo, revision=self._commit, token=token)
+        self._source = _Source(repo, self._commit, token)
+        self.sizes = {file.name: file.size for file in self._files if file.name.endswith(".safetensors")}
+        self._names = sorted(self.sizes)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from others."""
+        return {"source": self._repo, "commit": self._commit}
+
+    def number(self, name: str) -> int:
+        """The place of a weight file among all."""
+        return self._names.index(name)
+
+    @contextmanager
+    def headers(self) -> Iterator[Path]:
+        """Within, a folder with all texts, and with each weight file: the file that :meth:`bring` has got, else a hole of
+        its length behind its header."""
+        with TemporaryDirectory(prefix="flash-moe-headers-") as folder:
+            self._folder = Path(folder)
+            self._source.copy_all(self._files, self._folder)
+            self._holes = {name: _header(self._folder / name) for name in self._names}
+            yield self._folder
+
+    def bring(self, names: Collection[str]) -> None:
+        """Downloads these weight files, after others have been removed; what is here already, or in part, is used.
+
+        Raises:
+            HubError: a file could not be had; call again to continue.
+        """
+        for path in self.store.iterdir():
+            if path.name.removesuffix(_PARTIAL) not in names:
+                self._unlink(path)
+        for name in sorted(names):
+            if not (self.store / name).exists():
+                self._download(name)
+            (self._folder / name).unlink()
+            (self._folder / name).symlink_to(self.store / name)
+
+    def _unlink(self, path: Path) -> None:
+        if path.name in self._holes:
+            hole = self._folder / path.name
+            hole.unlink()
+            hole.write_bytes(self._holes[path.name])
+            os.truncate(hole, self.sizes[path.name])
+        path.unlink()
+
+    def _download(self, name: str) -> None:
+        temporary, size = self.store / f"{name}{_PARTIAL}", self.sizes[name]
+        file = next(file for file in self._files if file.name == name)
+        with temporary.open("ab") as stream, ThreadPoolExecutor(_CONNECTIONS) as pool:
+            starts = range(stream.tell(), size, _PIECE)
+            for batch in (starts[i : i + _CONNECTIONS] for i in range(0, len(starts), _CONNECTIONS)):
+                pieces = pool.map(lambda start: self._source.read(file, start, min(start + _PIECE, size)), batch)
+                for piece in pieces:
+                    stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self.store / name)
+
+
+def _header(path: Path) -> bytes:
+    """A weight file's header, with what precedes it."""
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        return prefix + stream.read(struct.unpack("<Q", prefix)[0])
 
 
 class _Source:
     def __init__(self, repo: str, revision: str | None, token: str | bool | None) -> None:
         self._repo, self._revision, self._token = repo, revision, token
 
-    def copy(self, file: HubFile, folder: Path) -> None:
-        """Writes a text whole, and of a weight file its header."""
-        if file.name in _TEXTS:
-            (folder / file.name).write_bytes(self._read(file, 0, file.size))
+    def copy_all(self, files: Sequence[HubFile], folder: Path) -> None:
+        """Writes texts whole, and of weight files their headers."""
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(lambda file: self._copy(file, folder), files))
+
+    def _copy(self, file: HubFile, folder: Path) -> None:
+        if not file.name.endswith(".safetensors"):
+            (folder / file.name).write_bytes(self.read(file, 0, file.size))
             return
-        data = self._read(file, 0, min(_FIRST, file.size))
+        data = self.read(file, 0, min(_FIRST, file.size))
         length = 8 + struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
         if not 8 < length <= min(file.size, MAX_HEADER_BYTES):
             raise HubError(f"{file.name} of {self._repo} is no safetensors file; choose another repository or revision")
         if length > len(data):
-            data += self._read(file, len(data), length)
+            data += self.read(file, len(data), length)
         path = folder / file.name
         path.write_bytes(data[:length])
         os.truncate(path, file.size)
 
-    def _read(self, file: HubFile, start: int, stop: int) -> bytes:
+    def read(self, file: HubFile, start: int, stop: int) -> bytes:
         """The bytes from ``start`` to ``stop`` of a file."""
         if start == stop:
             return b""

@@ -88,6 +88,14 @@ def command(
             metavar="N", min=1, help=f"Tokens of the text to use, from its beginning.  [default: {_CALIBRATION_TOKENS}]"
         ),
     ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep what is downloaded from the hub, in its cache. By default a repository is converted shard by shard, "
+            "and two of its files at most are on the disk.",
+        ),
+    ] = False,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -116,10 +124,10 @@ def command(
     from ..packing.convert import convert
     from ..packing.info import describe
 
-    source = resolve(src, revision=revision)
-    calibration = (
-        None if calibrate is None else _calibration(source, calibrate, calibrate_tokens or _CALIBRATION_TOKENS)
-    )
+    calibration = None
+    if calibrate is not None:
+        folder = resolve(src, revision=revision)
+        calibration = _calibration(folder, calibrate, calibrate_tokens or _CALIBRATION_TOKENS)
     destination = Path(os.path.abspath(dst.expanduser()))  # noqa: PTH100 (links stay as they were typed)
     partial = destination.with_name(destination.name + ".partial")
     resumed, start = partial.exists(), time.monotonic()
@@ -135,7 +143,7 @@ def command(
                 bar.bytes(done, total)
 
             warnings = convert(
-                source,
+                src,
                 destination,
                 bits=bits,
                 expert_bits=expert_bits,
@@ -144,6 +152,8 @@ def command(
                 mode=mode,  # type: ignore[arg-type]
                 rounding=rounding.value,
                 calibration=calibration,
+                keep=keep,
+                revision=revision,
                 progress=progress,
             )
     except KeyboardInterrupt:

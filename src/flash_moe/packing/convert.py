@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
-from ..checkpoint.files import INDEX
-from ..checkpoint.packed import MANIFEST, Manifest, PackedLayer, checksum, layer_file, layer_header
+from ..checkpoint.hub import resolve
+from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import RecordTable
+from ..checkpoint.remote import Shards
 from ..config import ModelConfig
-from ..errors import ArgumentError, CheckpointError, DiskSpaceError
+from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
 from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
 from ..models import ModelFiles, open_model
 from ..record import RecordLayout
 from .calibration import Calibration
+from .descriptions import Progress, file_checksum, save_arrays, write_descriptions
 from .plan import Mode, Widths, fingerprint, identity, warnings
 from .requantize import Rounding, adopt_global_scales, changed_projections, requantize
-from .resident import ResidentFiles, save_arrays
+from .resident import ResidentFiles
+from .shardwise import convert_shardwise
 from .staging import Staging
 
 _log = logging.getLogger(__name__)
-_COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
-           "added_tokens.json", "chat_template*", "LICENSE*")  # fmt: skip
 _GROUP_BYTES = 64 << 20  # source bytes of the records converted together
-Progress = Callable[[int, int], None]
 
 
 def convert(
@@ -46,6 +44,9 @@ def convert(
     mode: Mode | None = None,
     rounding: Rounding = "search",
     calibration: Sequence[Sequence[int]] | None = None,
+    keep: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Writes a packed copy of a checkpoint.
@@ -54,8 +55,9 @@ def convert(
     can be killed at any moment: the destination appears when it is complete, and starting again continues.
 
     Args:
-        source: folder of a checkpoint: quantised by MLX, floats, packed, or quantised by others in FP8 or NVFP4 (Qwen's
-            own, compressed-tensors, ModelOpt). NVFP4 stays as it is, FP8 counts as the floats that it stands for.
+        source: folder of a checkpoint, or a repository on the hub ("org/name"): quantised by MLX, floats, packed, or
+            quantised by others in FP8 or NVFP4 (Qwen's own, compressed-tensors, ModelOpt). NVFP4 stays as it is, FP8 counts
+            as the floats that it stands for.
         destination: folder to make; must not exist.
         bits: 2, 3, 4, 5, 6 or 8; floats outside the experts never get fewer than 4. None keeps a quantised checkpoint
             as it is and makes floats 4-bit.
@@ -67,6 +69,9 @@ def convert(
         rounding: ``"search"`` for scales and biases that lose least, ``"nearest"`` for those of MLX.
         calibration: token ids of texts that the experts are quantised for, for instance from
             :func:`flash_moe.evaluation.calibration_tokens`; None to round each weight for itself.
+        keep: download a repository to the hub's cache and keep it there. Otherwise it is converted shard by shard, so that
+            two of its files are on the disk at a time; not with a calibration, which needs all of it.
+        revision, token: as for :func:`.hub.resolve`.
         progress: called as ``progress(done, total)`` in bytes of the destination.
 
     Returns:
@@ -78,13 +83,27 @@ def convert(
         DiskSpaceError: the destination would not fit; nothing was written.
         NumericalError: weights, or activations in the calibration, are NaN or infinite.
     """
-    source, destination = Path(source), Path(destination)
-    checkpoint = open_model(source, adopt=True)
-    table = checkpoint.records()
+    destination = Path(destination)
     widths = Widths(bits, expert_bits, down_bits, group_size, mode)
-    target = widths.layouts(checkpoint, table)
     if rounding not in get_args(Rounding):
         raise ArgumentError(f"rounding is {rounding!r}, expected one of {', '.join(get_args(Rounding))}")
+    options = {
+        "bits": [bits, expert_bits, down_bits],
+        "group_size": group_size,
+        "mode": mode,
+        "rounding": rounding,
+        "calibration": calibration and fingerprint(calibration),
+    }
+    try:
+        folder = resolve(source, revision=revision, token=token, local_files_only=not keep and calibration is None)
+    except HubError:
+        if keep or calibration is not None:
+            raise
+        shards = Shards(os.fspath(source), revision=revision, token=token)
+        return convert_shardwise(shards, destination, widths, rounding, options, progress)
+    checkpoint = open_model(folder, adopt=True)
+    table = checkpoint.records()
+    target = widths.layouts(checkpoint, table)
     calibrated = None
     if calibration is not None:
         if not any(changed_projections(layout, target[i]) for i, layout in table.layouts.items()):
@@ -96,14 +115,7 @@ def convert(
             raise ArgumentError(f"{what} takes no calibration; leave one of the two out")
         calibrated = Calibration(checkpoint, table, target, calibration)
     resident = ResidentFiles(checkpoint, widths.floats(checkpoint), rounding)
-    plan = identity(checkpoint, table) | {
-        "bits": [bits, expert_bits, down_bits],
-        "group_size": group_size,
-        "mode": mode,
-        "rounding": rounding,
-        "calibration": calibration and fingerprint(calibration),
-    }
-    staging = Staging(destination, plan)
+    staging = Staging(destination, identity(checkpoint, table) | options)
     try:
         _Conversion(checkpoint, table, target, resident, staging, rounding, calibrated, progress).run()
     finally:
@@ -140,7 +152,8 @@ class _Conversion:
             self.staging.begin()
             checksums, weight_map = self._write_resident()
             layers = self._write_layers()
-            self._write_descriptions(Manifest(layers, checksums), weight_map)
+            section, manifest = self.resident.config_section(), Manifest(layers, checksums)
+            write_descriptions(self.staging, self.checkpoint, section, manifest, weight_map)
             self.staging.finish()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):  # somebody else filled the disk meanwhile
@@ -157,10 +170,9 @@ class _Conversion:
     def _write_resident(self) -> tuple[dict[str, str], dict[str, str]]:
         checksums: dict[str, str] = {}
         weight_map: dict[str, str] = {}
-        for name, make in self.resident.groups():
+        for name, members in self.resident.groups().items():
             if (receipt := self.staging.receipt(name)) is None:
-                if not (arrays := make()):
-                    continue
+                arrays = self.resident.converted(members)
                 temporary = self.staging.temporary(name)
                 save_arrays(temporary, arrays)
                 nbytes = sum(array.nbytes for array in arrays.values())
@@ -233,28 +245,7 @@ class _Conversion:
                     self._advance(target.stride)
         return checksums
 
-    def _write_descriptions(self, manifest: Manifest, weight_map: dict[str, str]) -> None:
-        config: dict[str, Any] = json.loads(json.dumps(self.checkpoint.raw_config))
-        for owner in (config, config.get("text_config")):
-            if isinstance(owner, dict):
-                for key in ("quantization_config", "compression_config"):
-                    owner.pop(key, None)
-        if (section := self.resident.config_section()) is not None:
-            config["quantization"] = section
-        for pattern in _COPIED:
-            for file in self.checkpoint.folder.glob(pattern):
-                shutil.copyfile(file, self.staging.folder / file.name)
-        self.staging.write_text(INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}))
-        self.staging.write_text("config.json", json.dumps(config, indent=2))
-        self.staging.write_text(MANIFEST, manifest.dump())
-
 
 def _states(layer: int) -> str:
     """The name of what a calibration saves for a layer."""
     return f"calibration-{layer:05d}.npy"
-
-
-def file_checksum(path: Path) -> str:
-    """The checksum of a whole file."""
-    with path.open("rb") as stream:
-        return checksum(stream.read())

@@ -38,11 +38,18 @@ def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, ro
     """
     parts: list[dict[str, np.ndarray]] = [{} for _ in range(records.shape[0])]
     for name in changed_projections(source, target):
-        quantization = target.formats[name].quantization
-        new = _nearest if rounding == "nearest" or (quantization and not quantization.is_affine) else _searched
-        for record, found in zip(parts, new(records, source, target, name), strict=True):
+        for record, found in zip(parts, rewritten(records, source, target, name, rounding), strict=True):
             record |= found
     return assembled(records, source, target, parts)
+
+
+def rewritten(
+    records: mx.array, source: RecordLayout, target: RecordLayout, name: str, rounding: Rounding
+) -> Iterator[dict[str, np.ndarray]]:
+    """The parts of one projection of each record [N, words], quantised anew."""
+    quantization = target.formats[name].quantization
+    nearest = rounding == "nearest" or (quantization is not None and not quantization.is_affine)
+    return (_nearest if nearest else _searched)(records, source, target, name)
 
 
 def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
@@ -60,10 +67,16 @@ def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, par
     return out
 
 
-def adopt_global_scales(checkpoint: ModelFiles, layer: int, layout: RecordLayout, records: np.ndarray) -> None:
+def adopt_global_scales(
+    checkpoint: ModelFiles,
+    layer: int,
+    layout: RecordLayout,
+    records: np.ndarray,
+    linears: Sequence[str] = PROJECTIONS,
+) -> None:
     """Turns the global scales of records [N, stride] uint8, as another library stores them, into MLX's, in place."""
-    for name, linear in layout.linears.items():
-        if (part := linear.global_scale) is None:
+    for name in linears:
+        if (part := layout.linears[name].global_scale) is None:
             continue
         found = (checkpoint.experts.get(ExpertTensor(layer, expert, name, "global_scale")) for expert in (None, 0))
         if (info := next(filter(None, found), None)) is not None:

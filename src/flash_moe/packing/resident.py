@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -12,13 +10,12 @@ import numpy as np
 
 from ..checkpoint.names import module_path
 from ..checkpoint.quantization import quantization_section
-from ..checkpoint.safetensors import build_header
 from ..formats import Quantization
 from ..models import ModelFiles
 from .affine import packed
-from .requantize import Rounding, as_bytes, searched
+from .descriptions import DTYPES
+from .requantize import Rounding, searched
 
-_DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8"}
 _GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
 _GATE_QUANTIZATION = Quantization(8, 64)
 _BLOCK = 1 << 24  # weights at a time as float32: 64 MiB
@@ -41,12 +38,14 @@ class ResidentFiles:
             if (q := self._wanted(name, quantization)) is not None
         }
 
-    def groups(self) -> Iterator[tuple[str, Callable[[], dict[str, mx.array]]]]:
-        """Yields a file name and what makes its arrays (once), one decoder layer at a time."""
-        yield "model-resident.safetensors", partial(self._converted, _outside_layers)
+    def groups(self) -> dict[str, list[str]]:
+        """Canonical names by the file that they go to, one for each decoder layer and one for all else."""
+        names = sorted(self._arrays)
+        groups = {"model-resident.safetensors": [name for name in names if not name.startswith("layers.")]}
         for i in range(self._checkpoint.config.num_hidden_layers):
-            prefix = f"layers.{i}."
-            yield f"model-resident-{i:05d}.safetensors", partial(self._converted, partial(_below, prefix))
+            mine = [name for name in names if name.startswith(f"layers.{i}.")]
+            groups[f"model-resident-{i:05d}.safetensors"] = mine
+        return {file: mine for file, mine in groups.items() if mine}
 
     def nbytes(self) -> int:
         """Bytes that the files will hold, headers aside; before any group is made."""
@@ -74,9 +73,10 @@ class ResidentFiles:
             section[self._family.mlx_name(module + ".")[:-1]] = q.to_json()
         return section or None
 
-    def _converted(self, mine: Callable[[str], bool]) -> dict[str, mx.array]:
+    def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
+        """The arrays to be written for these canonical names, which can be had once."""
         out: dict[str, mx.array] = {}
-        for name in sorted(filter(mine, self._arrays)):
+        for name in names:
             array = self._arrays.pop(name)  # let go: once evaluated it takes memory
             array = self._family.mlx_array(self._checkpoint, name, array)
             q = self._quantization.get(module_path(name)) if name.endswith(".weight") else None
@@ -97,14 +97,6 @@ class ResidentFiles:
         return None if array.shape[1] % q.group_size else q
 
 
-def _outside_layers(name: str) -> bool:
-    return not name.startswith("layers.")
-
-
-def _below(prefix: str, name: str) -> bool:
-    return name.startswith(prefix)
-
-
 def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.array]:
     """Words and scales of a matrix [rows, columns], and biases where it is affine."""
     if rounding == "nearest" or not q.is_affine:
@@ -112,17 +104,8 @@ def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.
     blocks, step = [], max(1, _BLOCK // array.shape[1])
     for start in range(0, array.shape[0], step):
         weights = np.array(array[start : start + step].astype(mx.float32))
-        found = searched(weights, q, _DTYPES[array.dtype])
+        found = searched(weights, q, DTYPES[array.dtype])
         words = packed(found.codes.reshape(weights.shape), q.bits)
         floats = (mx.array(values).astype(array.dtype) for values in (found.scales, found.biases))
         blocks.append([mx.array(words), *floats])
     return [mx.concatenate(list(column)) for column in zip(*blocks, strict=True)]
-
-
-def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
-    """Writes arrays as MLX does. ``mx.save_safetensors`` does not say why a write failed; this raises OSError."""
-    tensors = {name: (_DTYPES[array.dtype], array.shape) for name, array in arrays.items()}
-    with path.open("wb") as stream:
-        stream.write(build_header(tensors, metadata={"format": "mlx"}))
-        for array in arrays.values():
-            stream.write(as_bytes(array).data)

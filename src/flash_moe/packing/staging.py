@@ -75,6 +75,7 @@ class Staging:
         while not parent.exists():
             parent = parent.parent
         done = sum(file.stat().st_size for file in self.folder.glob("*") if ".tmp" not in file.suffixes)
+        done += sum(file.stat().st_blocks * 512 for file in self._work.glob("*/*") if file.parent != self.folder)
         needed, free = nbytes - done, shutil.disk_usage(parent).free
         if needed > free:
             raise DiskSpaceError(
@@ -103,6 +104,27 @@ class Staging:
     def receipt(self, name: str) -> Any:
         """What the finished step that made file ``name`` left, or None if it is still to be done."""
         return self._note(f"{name}.done") if (self.folder / name).exists() else None
+
+    def beside(self, name: str) -> Path:
+        """A folder for work that is not part of the content; it goes when the work is finished."""
+        folder = self._work / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def note(self, name: str) -> None:
+        """Notes that a step is done that makes no file of the content."""
+        _write_text(self._work / f"{name}.done", "true")
+
+    def noted(self, name: str) -> bool:
+        """Whether :meth:`note` was called with this name, in whatever run."""
+        return self._note(f"{name}.done") is True
+
+    def adopt(self, path: Path, name: str, receipt: Any) -> None:
+        """Makes a file that has grown elsewhere, or is in place already, file ``name`` of the content."""
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        path.replace(self.folder / name)
+        _write_text(self._work / f"{name}.done", json.dumps(receipt))
 
     def temporary(self, name: str) -> Path:
         """Where to write file ``name`` before :meth:`commit`."""

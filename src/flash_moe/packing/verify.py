@@ -13,7 +13,7 @@ from ..errors import CheckpointError, ExpertReadError
 from ..experts.read_memory import read_buffer
 from ..experts.reader import RecordReader
 from ..models import open_model
-from .convert import file_checksum
+from .descriptions import file_checksum
 
 
 @dataclass(frozen=True)
