@@ -53,7 +53,7 @@ def test_verify_is_honest_without_checksums(quantized_checkpoint: Path) -> None:
 def test_convert_warns_of_requantising(quantized_checkpoint: Path, tmp_path: Path) -> None:
     result = flash_moe_command("convert", quantized_checkpoint, tmp_path / "two", "--bits", 2, "--group-size", 32)
     assert result.exit_code == 0
-    assert result.stderr.startswith("warning: the experts were requantised from 4 to 2 bits")
+    assert "warning: the experts were requantised from 4 to 2 bits" in result.stderr  # after progress, if it is slow
 
 
 def test_convert_refuses_an_existing_folder(packed_checkpoint: Path, tmp_path: Path) -> None:
