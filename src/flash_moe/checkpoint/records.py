@@ -30,7 +30,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One part of every record of a layer: expert e's lies at ``base + e * step`` of one file, or where a list says."""
 
     nbytes: int
@@ -65,7 +65,7 @@ class RecordTable:
     layouts: Mapping[int, RecordLayout]
     packed: bool
     states: Mapping[Path, FileState]
-    _runs: Mapping[int, Sequence[_Run]]
+    _runs: Mapping[int, Sequence[Run]]
 
     def extents(self, layer: int, expert: int) -> list[Extent]:
         """The extents that together fill the record, in the order of the record."""
@@ -101,7 +101,7 @@ class RecordTable:
         shape = checkpoint.shape
         manifest = Manifest.load(checkpoint.folder)
         layouts: dict[int, RecordLayout] = {}
-        runs: dict[int, Sequence[_Run]] = {}
+        runs: dict[int, Sequence[Run]] = {}
         states = {tensor.file: tensor.state for tensor in checkpoint.experts.values()}
         for layer in shape.layers:
             if manifest is None:
@@ -112,7 +112,7 @@ class RecordTable:
             _check_dimensions(layer, packed.layout, shape)
             tensor = open_layer(checkpoint.folder, packed, shape.num_experts)
             states[tensor.file], stride = tensor.state, packed.layout.stride
-            layouts[layer], runs[layer] = packed.layout, [_Run(stride, 0, tensor.file, tensor.offset, stride)]
+            layouts[layer], runs[layer] = packed.layout, [Run(stride, 0, tensor.file, tensor.offset, stride)]
         return cls(shape.num_experts, layouts, manifest is not None, states, runs)
 
 
@@ -129,7 +129,7 @@ def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> N
         )
 
 
-def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[_Run]]:
+def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[Run]]:
     """Layout and runs of a layer whose projections are separate tensors."""
     sources = {name: _Projection(checkpoint, layer, name) for name in PROJECTIONS}
     parts = [(name, part, *stored) for name, source in sources.items() for part, stored in source.parts.items()]
@@ -198,7 +198,7 @@ class _Projection:
             )
         return info
 
-    def run(self, part: str, at: int, nbytes: int) -> _Run:
+    def run(self, part: str, at: int, nbytes: int) -> Run:
         """The run of one part, after its tensors' dtypes and shapes have been checked."""
         dtype, shape = self.parts[part]
         first = self._tensor(part, 0)
@@ -206,7 +206,7 @@ class _Projection:
             tensors = [self._tensor(part, expert) for expert in range(self.shape.num_experts)]
             for info in tensors:
                 _check(info, dtype, shape)
-            return _Run(nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
+            return Run(nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
         if part == "global_scale":  # a number for each expert
             shape = shape[1:]
         elif self.fused and len(shape) == 2:
@@ -214,7 +214,7 @@ class _Projection:
         _check(first, dtype, (self.shape.num_experts, *shape))
         step = first.nbytes // self.shape.num_experts
         skip = nbytes if self.fused and self.name == "up_proj" else 0
-        return _Run(nbytes, at, first.file, first.offset + skip, step)
+        return Run(nbytes, at, first.file, first.offset + skip, step)
 
 
 def _check(info: TensorInfo, dtype: str, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,66 @@
+"""The files of a checkpoint as mlx-lm sees them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...checkpoint.safetensors import TensorInfo, read_header
+from ...config import read_config
+from ...errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+_K_KEYS = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k",
+    "top_k_experts", "num_selected_experts", "experts_per_token",
+)  # fmt: skip
+
+
+def tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Returns all tensors by name, of the files that mlx-lm loads: ``model*.safetensors``.
+
+    Raises:
+        CheckpointError: a file is malformed, or the index names others than are there.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no model*.safetensors file; expected the weights of a model there")
+    index = folder / INDEX
+    if index.exists() and len(files) > 1:
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{index} cannot be read ({error!r}); download it again") from error
+        if wrong := named.symmetric_difference(file.name for file in files):
+            raise CheckpointError(
+                f"{index} and the files beside it disagree about {', '.join(sorted(map(str, wrong)))}; "
+                "finish the download or remove what is stale"
+            )
+    held: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in read_header(file).tensors.items():
+            if name in held:
+                raise CheckpointError(f"tensor {name!r} is in {held[name].file} and in {file}; remove the stale file")
+            held[name] = info
+    return held
+
+
+def text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the part of config.json that describes the language model."""
+    text = raw.get("text_config")
+    return text if isinstance(text, Mapping) else raw
+
+
+def k_key(raw: Mapping[str, Any]) -> str | None:
+    """Returns what config.json calls the number of experts that a token uses; None where it is not known."""
+    text = text_config(raw)
+    return next((key for key in _K_KEYS if type(text.get(key)) is int), None)
+
+
+def experts_per_token(folder: Path) -> int | None:
+    """Returns the model's own K; None where config.json does not say."""
+    raw = read_config(folder)
+    key = k_key(raw)
+    return None if key is None else text_config(raw)[key]

@@ -1,0 +1,150 @@
+"""mlx-lm's expert modules, SwitchGLU and SwitchMLP, with experts that are fetched when they are asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import RLock
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...experts.store import ExpertStore, Records
+from ...ops.experts import DTYPES
+from ...record import Part, RecordLayout
+from .sources import INTERLEAVED, Key
+
+_SORTED = 64  # indices from which on mlx-lm sorts them; kernels for sorted ones take no strided matrices
+
+
+class Streamed:
+    """Mixed into the class of an expert module whose parameters were taken away: fetches the experts of each call."""
+
+    _stream: LayerStream
+
+    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        return self._stream(self, x, indices)
+
+
+def stream(switch: Any, layer: LayerStream) -> None:
+    """Changes the class of an expert module; its own attributes stay, its parameters go."""
+    for linear, name in layer.dtypes:
+        dict.pop(switch[linear], name)
+    switch.__class__ = type(f"Streamed{type(switch).__name__}", (Streamed, type(switch)), {})
+    object.__setattr__(switch, "_stream", layer)
+
+
+@dataclass(frozen=True)
+class LayerStream:
+    """The experts of one layer.
+
+    Attributes:
+        kind: the module's own class.
+        dtypes: what its parameters have in the network, which may differ from the files.
+        turn: held while records are fetched and described; several threads may run one network.
+    """
+
+    store: ExpertStore
+    layer: int
+    kind: type
+    dtypes: Mapping[Key, mx.Dtype]
+    turn: RLock
+
+    @cached_property
+    def _is_stored_so(self) -> bool:
+        """Whether the parameters are parts of a record as they are; of a whole bank nothing else is wanted."""
+        stored = {(part.linear, part.name): DTYPES[part.dtype] for part in self.store.layouts[self.layer].parts}
+        return stored == dict(self.dtypes)
+
+    def __call__(self, module: Any, x: mx.array, indices: mx.array) -> mx.array:
+        """Runs the module's own forward on the experts that ``indices`` [..., K] names for x [..., H]: [..., K, H]."""
+        experts, local = np.unique(np.array(indices), return_inverse=True)
+        local = local.reshape(indices.shape)
+        with self.turn:
+            if len(experts) <= self.store.capacity:
+                return self._run(module, x, experts.tolist(), local)
+            return self._in_groups(module, x, experts, local)
+
+    def _in_groups(self, module: Any, x: mx.array, experts: np.ndarray, local: np.ndarray) -> mx.array:
+        """Rows sorted by expert, as many experts at a time as a fetch may ask for."""
+        capacity, k = self.store.capacity, local.shape[-1]
+        order = np.argsort(local, axis=None, kind="stable")
+        sorted_local = local.reshape(-1)[order]
+        rows = x.reshape(-1, x.shape[-1])
+        outputs = []
+        for first in range(0, len(experts), capacity):
+            start, stop = np.searchsorted(sorted_local, (first, first + capacity))
+            mine = rows[mx.array(order[start:stop] // k)]
+            group = experts[first : first + capacity].tolist()
+            outputs.append(self._run(module, mine, group, sorted_local[start:stop, None] - first)[:, 0])
+            if following := experts[first + capacity : first + 2 * capacity].tolist():
+                self.store.prefetch(self.layer, following)
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(order))
+        y = mx.concatenate(outputs)[mx.array(inverse)]
+        return y.reshape(*local.shape, -1)
+
+    def _run(self, module: Any, x: mx.array, experts: Sequence[int], local: np.ndarray) -> mx.array:
+        records = self.store.fetch(self.layer, experts)
+        bank, rows = _bank(records, in_place=self._is_stored_so and local.size < _SORTED)
+        own = copy.copy(module)  # the module itself is shared by all threads
+        for linear in {linear for linear, _ in self.dtypes}:
+            own[linear] = copy.copy(module[linear])
+        for (linear, name), array in _Arrays(bank, self.store.layouts[self.layer]).parameters(self.dtypes).items():
+            own[linear][name] = array
+        y: mx.array = self.kind.__call__(own, x, mx.array(rows[local].astype(np.uint32)))
+        records.used_by(y)
+        mx.async_eval(y)  # so that another thread can wait for it, and the device starts
+        return y
+
+
+def _bank(records: Records, in_place: bool) -> tuple[mx.array, np.ndarray]:
+    """Records as an array [N, words], and which of its rows each of them is."""
+    if records.rows is not None and in_place and not _on_cuda():
+        return records.arrays[0], np.array(records.rows)
+    stacked = records.stacked()
+    return stacked, np.arange(stacked.shape[0])
+
+
+def _on_cuda() -> bool:
+    return mx.default_device() == mx.gpu and not mx.metal.is_available()
+
+
+class _Arrays:
+    """The parameters of a module as views of records [N, words]."""
+
+    def __init__(self, bank: mx.array, layout: RecordLayout) -> None:
+        self._count, self._words = bank.shape
+        self._flat = bank.reshape(-1)
+        self._typed = {"U32": self._flat}
+        self._layout = layout
+
+    @cached_property
+    def _parts(self) -> dict[Key, Part]:
+        return {(part.linear, part.name): part for part in self._layout.parts}
+
+    def parameters(self, dtypes: Mapping[Key, mx.Dtype]) -> dict[Key, mx.array]:
+        """All that ``dtypes`` names, in these dtypes."""
+        return {key: self._parameter(*key).astype(dtype) for key, dtype in dtypes.items()}
+
+    def _parameter(self, linear: str, name: str) -> mx.array:
+        if (part := self._parts.get((linear, name))) is not None:
+            return self._view(part)
+        fused = self._view(self._parts[INTERLEAVED, name])
+        return fused[:, ("gate_proj", "up_proj").index(linear) :: 2]
+
+    def _view(self, part: Part) -> mx.array:
+        if (typed := self._typed.get(part.dtype)) is None:
+            typed = self._typed[part.dtype] = self._flat.view(DTYPES[part.dtype])
+        steps = [1]
+        for size in reversed(part.shape[1:]):
+            steps.insert(0, steps[0] * size)
+        per_record = 4 * self._words // typed.itemsize
+        shape = (self._count, *part.shape)
+        array = mx.as_strided(typed, shape, (per_record, *steps), part.offset // typed.itemsize)
+        if _on_cuda():  # which takes no strided matrices
+            array = mx.contiguous(array)
+        return array.reshape(-1) if part.name == "global_scale" else array
