@@ -47,7 +47,7 @@ EVERYTHING = {
 MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {"model", "generation", "text", "packing"},
+    "__init__": {"model", "models", "generation", "text", "packing"},
     "evaluation": {"model", "loading", "models", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
     "server": {"model", "generation", "text"},
     "planning": {
@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "language_model": {"text_generation", "generation", "structured", "text", "nn", "experts.store", "config"},
     "text_generation": {"generation", "structured", "text"},
     "loading": {"models", "nn", "ops", "proofs", "config", "record"},
-    "models": {"nn", "ops", "experts.store", "checkpoint", "config", "formats", "record"},
+    "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record"},
     "packing": {"models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
     "generation": {"text", "nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "formats", "record"},
@@ -92,7 +92,7 @@ MAY_IMPORT = {
 PUBLIC = [
     "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "DiskSpaceError", "ExpertReadError", "FlashMoEError",
     "ForkError", "FormatError", "Generation", "HubError", "Model", "ModelClosedError", "NumericalError", "PromptError", "Stats",
-    "TokenLogprobs", "TokenizerError", "ToolCallError", "__version__", "convert", "parse_tool_calls", "verify",
+    "TokenLogprobs", "TokenizerError", "ToolCallError", "__version__", "convert", "parse_tool_calls", "stream_experts", "verify",
 ]  # fmt: skip
 
 HEAVY = [

@@ -18,7 +18,7 @@ SAYS = {
 
 
 def test_all_examples_are_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "stream_mlx_lm"}  # for that one see tests/adapted
 
 
 @pytest.mark.parametrize("name", SAYS)

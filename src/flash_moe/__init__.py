@@ -40,6 +40,7 @@ from .model import Model
 from .text.tool_calls import parse_tool_calls
 
 if TYPE_CHECKING:
+    from .models.adapted import stream_experts
     from .packing.convert import convert
     from .packing.verify import verify
 
@@ -68,6 +69,7 @@ __all__ = [
     "__version__",
     "convert",
     "parse_tool_calls",
+    "stream_experts",
     "verify",
 ]
 
@@ -78,6 +80,10 @@ def __getattr__(name: str) -> Any:
         from .packing.convert import convert
 
         return convert
+    if name == "stream_experts":
+        from .models.adapted import stream_experts
+
+        return stream_experts
     if name == "verify":
         from .packing.verify import verify
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from family_checkpoints import FAMILIES, plain, write
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from flash_moe.models.adapted import stream_experts
+from flash_moe import ArgumentError, CheckpointError, ConfigError, stream_experts
+from flash_moe.experts.opening import ExpertIO
+from flash_moe.models.adapted import library
+from flash_moe.shipped import shipped
 
 QUICK = (
     "qwen3_moe", "glm4_moe", "deepseek_v3", "kimi_k2", "minimax_m2", "gpt_oss", "mixtral", "olmoe", "hunyuan",
@@ -57,3 +65,111 @@ def test_streamed_equals_mlx_lm(name: str, tmp_path: Path) -> None:
     assert (tokens, left) == (expected_tokens, [])
     assert store.stats.bytes_requested > 0
     store.close()
+
+
+def test_example(tmp_path: Path) -> None:
+    folder = write("qwen3_moe", tmp_path / "model", vocab_size=4096)
+    for file in shipped("models/demo").glob("*token*"):
+        shutil.copy(file, folder)
+    example = Path(__file__).parents[2] / "examples" / "stream_mlx_lm.py"
+    assert len(example.read_text().splitlines()) <= 20
+    command = [sys.executable, str(example), str(folder), "What is flash_moe?"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, encoding="utf-8")
+    assert "GB of experts asked for" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("store", ["slots", "mapped", "resident"])
+def test_stores_and_capacities(store: ExpertIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write("qwen3_moe", tmp_path / "model")
+    expected, _ = greedy(plain(folder))
+    for capacity in (1, 3, 16):
+        model = plain(folder)
+        opened = stream_experts(model, folder, expert_io=store, expert_cache=200_000 if store == "slots" else 0)
+        opened.capacity = min(capacity, opened.capacity)
+        np.testing.assert_array_equal(greedy(model)[0], expected)
+
+
+@pytest.mark.parametrize("mode", [None, "affine", "mxfp4", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_modes_and_dtypes(mode: str | None, dtype: mx.Dtype, tmp_path: Path) -> None:
+    if mode is None and dtype == mx.bfloat16:
+        pytest.skip("MLX's gather_mm takes float32 only on the CPU")
+    folder = write("gpt_oss", tmp_path / "model", mode)
+    model, streamed = plain(folder), plain(folder)
+    model.set_dtype(dtype)
+    streamed.set_dtype(dtype)
+    stream_experts(streamed, folder)
+    np.testing.assert_array_equal(greedy(streamed)[0], greedy(model)[0])
+
+
+def test_a_streamed_model_differs_where_experts_do(tmp_path: Path) -> None:
+    """The comparison can fail: experts of another checkpoint give other logits."""
+    folder, other = write("glm4_moe", tmp_path / "a"), write("glm4_moe", tmp_path / "b", seed=1)
+    model = plain(folder)
+    stream_experts(model, other)
+    assert np.abs(greedy(model)[0] - greedy(plain(folder))[0]).max() > 0.01
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts what the process reads as Linux does")
+def test_loading_reads_no_expert(tmp_path: Path) -> None:
+    folder = write("qwen3_moe", tmp_path / "model", None, moe_intermediate_size=1024, hidden_size=128)
+    model = plain(folder)
+    before = bytes_read()
+    store = stream_experts(model, folder)
+    read = bytes_read() - before
+    assert store.stats.bytes_requested == 0
+    assert read < 3_000_000 < 90_000_000 < sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    """Two threads run one network at a time, and what one left unevaluated does not disturb the other."""
+    folder = write("qwen3_moe", tmp_path / "model")
+    _, expected = greedy(plain(folder), 12)
+    model = plain(folder)
+    store = stream_experts(model, folder, expert_cache=1)
+    store.capacity = 4
+    found: list[Any] = []
+
+    def run() -> None:
+        with mx.stream(mx.new_stream(mx.default_device())):
+            left = model(mx.array([PROMPT]))
+            found.append(greedy(model, 12)[1])
+            del left
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 3
+
+
+def test_refusals(tmp_path: Path) -> None:
+    folder = write("qwen3_moe", tmp_path / "model")
+    model = plain(folder)
+    with pytest.raises(ArgumentError, match="expert_io"):
+        stream_experts(model, folder, expert_io="disk")  # type: ignore[arg-type]
+    stream_experts(model, folder)
+    with pytest.raises(ArgumentError, match="already"):
+        stream_experts(model, folder)
+    with pytest.raises(CheckpointError, match=r"is .*, but the model has"):
+        stream_experts(plain(folder), write("qwen3_moe", tmp_path / "other", None))
+    with pytest.raises(CheckpointError, match="is in no file"):
+        stream_experts(plain(folder), write("mixtral", tmp_path / "mixtral"))
+    with pytest.raises(ConfigError, match="no expert modules"):
+        stream_experts(nn.Linear(2, 2), folder)
+
+
+def test_mlx_lm_missing_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write("qwen3_moe", tmp_path / "model")
+    model = plain(folder)
+    monkeypatch.setattr(library, "version", lambda _: "0.31.3")
+    with pytest.raises(ConfigError, match=r"mlx-lm 0.31.3 is too old.*pip install"):
+        stream_experts(model, folder)
+    monkeypatch.setitem(sys.modules, "mlx_lm.models.switch_layers", None)
+    with pytest.raises(ConfigError, match=r"cannot be imported.*pip install"):
+        stream_experts(model, folder)

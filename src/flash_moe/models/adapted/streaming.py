@@ -22,7 +22,7 @@ from .library import module
 from .sources import Key, Rows, Source, layer_records
 from .switches import LayerStream, Streamed, stream
 
-_CODES = {dtype: name for name, dtype in DTYPES.items()}
+_FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 
 
 def stream_experts(
@@ -30,8 +30,8 @@ def stream_experts(
 ) -> ExpertStore:
     """Has a model of mlx-lm read its routed experts from files when a token asks for them.
 
-    Load the model with ``mlx_lm.load(folder, lazy=True)``, so that no expert is in memory before. Afterwards it is used as
-    ever: with ``mlx_lm.generate``, ``batch_generate``, ``mlx_lm.server`` or a loop of your own, in any thread.
+    Load the model with ``mlx_lm.load(folder, lazy=True)``, so that no expert is in memory before; all other weights are
+    read here. Afterwards it is used as ever: with ``mlx_lm.generate``, ``batch_generate``, ``mlx_lm.server`` or a loop of your own, in any thread.
     Numbers stay the same bit for bit. It can no longer be trained, compiled as a whole or split over machines.
 
     Args:
@@ -53,6 +53,7 @@ def stream_experts(
     table = record_table(found, path)
     store = open_store(table, expert_io, experts_per_token(path) or 1, expert_cache)
     attach(found, store)
+    mx.eval(model.parameters())  # read by this thread, they can be used by all
     return store
 
 
@@ -123,9 +124,8 @@ def _quantization(switch: Any) -> dict[str, Quantization]:
 def _source(name: str, array: mx.array, held: Mapping[str, TensorInfo]) -> Source:
     if (info := held.get(name)) is None:
         raise CheckpointError(f"{name} is in no file; convert the checkpoint with mlx_lm.convert")
-    same_type = info.dtype == _CODES.get(array.dtype) or (
-        info.dtype in ("BF16", "F16", "F32") and mx.issubdtype(array.dtype, mx.floating)
-    )
+    stored = DTYPES.get(info.dtype)
+    same_type = stored == array.dtype or (stored in _FLOATS and array.dtype in _FLOATS)  # models may be cast
     if info.shape != array.shape or not same_type:
         raise CheckpointError(
             f"{info.file}: tensor {name!r} is {info.dtype} {list(info.shape)}, but the model has {array.dtype} "
