@@ -16,6 +16,7 @@ SRC = Path(__file__).parents[1] / "src"
 PACKAGE = SRC / "flash_moe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 EVERYTHING = {
+    "amounts",
     "bench",
     "checkpoint",
     "checks",
@@ -33,6 +34,7 @@ EVERYTHING = {
     "ops",
     "packing",
     "planning",
+    "progress",
     "proofs",
     "record",
     "rope",
@@ -47,7 +49,7 @@ EVERYTHING = {
 MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {"model", "models", "generation", "text", "packing"},
+    "__init__": {"model", "models", "generation", "text", "packing", "progress"},
     "evaluation": {"model", "loading", "models", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
     "server": {"model", "generation", "text"},
     "planning": {
@@ -65,17 +67,37 @@ MAY_IMPORT = {
     },
     "bench": {"model", "models", "generation", "experts", "checkpoint"},
     "proofs": {"ops", "formats", "record", "rope", "user_cache"},
-    "model": {"language_model", "loading", "models", "generation", "text", "nn", "experts", "checkpoint", "config"},
-    "language_model": {"text_generation", "generation", "structured", "text", "nn", "experts.store", "config"},
-    "text_generation": {"generation", "structured", "text"},
+    "model": {
+        "language_model",
+        "progress",
+        "loading",
+        "models",
+        "generation",
+        "text",
+        "nn",
+        "experts",
+        "checkpoint",
+        "config",
+    },
+    "language_model": {
+        "text_generation",
+        "progress",
+        "generation",
+        "structured",
+        "text",
+        "nn",
+        "experts.store",
+        "config",
+    },
+    "text_generation": {"progress", "generation", "structured", "text"},
     "loading": {"models", "nn", "ops", "proofs", "config", "record"},
     "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record"},
-    "packing": {"models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
-    "generation": {"text", "nn", "experts.store", "config"},
+    "packing": {"progress", "models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
+    "generation": {"progress", "text", "nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "formats", "record"},
     "experts": {"checkpoint", "formats", "record", "shipped"},
     "ops": {"formats", "record", "shipped"},
-    "checkpoint": {"formats", "record", "shipped"},
+    "checkpoint": {"progress", "formats", "record", "shipped"},
     "structured": {"generation.constraint", "text"},
     "text": set(),
     "config": {"record", "rope"},
@@ -85,13 +107,16 @@ MAY_IMPORT = {
     "shipped": set(),
     "checks": set(),
     "closing": set(),
+    "amounts": set(),
     "errors": set(),
+    "progress": set(),
     "user_cache": set(),
 }
 
 PUBLIC = [
     "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "DiskSpaceError", "ExpertReadError", "FlashMoEError",
-    "ForkError", "FormatError", "Generation", "HubError", "Model", "ModelClosedError", "NumericalError", "PromptError", "Stats",
+    "ForkError", "FormatError", "Generation", "HubError", "Model", "ModelClosedError", "NumericalError", "Progress",
+    "PromptError", "Stats",
     "TokenLogprobs", "TokenizerError", "ToolCallError", "__version__", "convert", "parse_tool_calls", "stream_experts", "verify",
 ]  # fmt: skip
 
@@ -145,7 +170,7 @@ def test_imports_follow_the_design(file: Path) -> None:
     for line, name in imports(file):
         target = name.removeprefix("flash_moe").removeprefix(".")
         top = target.split(".")[0]
-        allowed = {own, "errors", "checks", "closing"} | MAY_IMPORT[own]
+        allowed = {own, "errors", "checks", "closing", "amounts"} | MAY_IMPORT[own]
         if own in ("cli", "server") and target in ("", "__version__"):
             continue
         assert top in allowed or target in allowed, f"{file.name}:{line}: {own} may not import {target or 'flash_moe'}"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from command_line import failed, flash_moe_command
 
-from flash_moe.cli import progress
+from flash_moe.progress import display
 
 
 @pytest.fixture(autouse=True)
 def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, no work takes long enough for lines of progress."""
-    monkeypatch.setattr(progress, "DELAY", 1e9)
+    monkeypatch.setattr(display, "DELAY", 1e9)
 
 
 def printed(*arguments: object) -> list[str]:

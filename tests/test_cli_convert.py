@@ -11,12 +11,12 @@ from command_line import failed, flash_moe_command
 
 import flash_moe.packing.convert
 from flash_moe.checkpoint.packed import layer_file
-from flash_moe.cli import progress
 from flash_moe.packing.info import describe
+from flash_moe.progress import display
 
 
 def test_convert_verify_and_damage(quantized_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setattr(display, "DELAY", 0.0)
     packed = tmp_path / "new model"
     result = flash_moe_command("convert", quantized_checkpoint, packed)
     assert result.exit_code == 0

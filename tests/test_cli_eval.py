@@ -11,7 +11,6 @@ import pytest
 from command_line import failed, flash_moe_command
 from random_checkpoint import text_config, write_checkpoint
 
-from flash_moe.cli import progress
 from flash_moe.evaluation import (
     LayerwiseModel,
     TokenScores,
@@ -21,6 +20,7 @@ from flash_moe.evaluation import (
     token_scores,
 )
 from flash_moe.experts.mapped import MappedStore
+from flash_moe.progress import display
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def scores(folder: Path, file: Path, k: int | None, reference: Path | None = Non
 @pytest.fixture(autouse=True)
 def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, no work takes long enough for lines of progress."""
-    monkeypatch.setattr(progress, "DELAY", 1e9)
+    monkeypatch.setattr(display, "DELAY", 1e9)
 
 
 def test_json_is_what_the_library_measures(packed_checkpoint: Path, chats: Path, calls: Path) -> None:
@@ -143,7 +143,7 @@ def test_token_by_token(packed_checkpoint: Path, chats: Path, monkeypatch: pytes
 
 
 def test_progress(packed_checkpoint: Path, chats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setattr(display, "DELAY", 0.0)
     result = flash_moe_command("eval", packed_checkpoint, "--text", chats, "--reference-experts-per-token", 1)
     lines = result.stderr.splitlines()
     assert lines[0] == "the reference: 25% · 1 of 4 layers"

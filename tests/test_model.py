@@ -13,7 +13,7 @@ import pytest
 from random_checkpoint import text_config, write_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from flash_moe import ArgumentError, Model, NumericalError
+from flash_moe import ArgumentError, Model, NumericalError, Progress
 from flash_moe.generation.engine import Engine
 from flash_moe.nn.sparse_moe import SparseMoE
 
@@ -128,16 +128,21 @@ def test_prefill_reads_each_touched_expert_once(model: Model, monkeypatch: pytes
 
 
 def test_progress_of_loading_and_prefill(packed_checkpoint: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    with Model.load(packed_checkpoint, expert_io="resident", progress=lambda *a: seen.append(a)) as model:
-        assert ("layers", 4, 4) in seen
-        assert [s for s in seen if s[0] == "expert bytes"][-1][1:] == (64 * 16384, 64 * 16384)
-        steps: list[tuple[int, int]] = []
+    seen: list[Progress] = []
+    with Model.load(packed_checkpoint, expert_io="resident", progress=seen.append) as model:
+        assert Progress("layers", 4, 4, "layers") in seen
+        assert [s for s in seen if s.stage == "experts"][-1] == Progress("experts", 64 * 16384, 64 * 16384, "bytes")
+        steps: list[Progress] = []
         model._engine = Engine(model._decoder, prefill_chunk=1024)
-        model.generate([1] * 2100, max_tokens=1, progress=lambda *a: steps.append(a))
-        assert steps == [(1024, 2100), (2048, 2100), (2100, 2100)]
-        model.generate([1] * 2110, max_tokens=1, progress=lambda *a: steps.append(a))
-        assert steps[3:] == [(2110, 2110)]
+        model.generate([1] * 2100, max_tokens=1, progress=steps.append)
+        done = [256, 512, 768, 1024, 1280, 1536, 1792, 2048, 2061, 2074, 2087, 2100]
+        assert steps == [Progress("prompt", tokens, 2100, "tokens") for tokens in done], "layer by layer"
+        steps.clear()
+        model.generate([1] * 2108, max_tokens=1, progress=steps.append)
+        assert [step.done for step in steps] == [2102, 2104, 2106, 2108], "what is reused counts as done"
+        steps.clear()
+        model.generate([1] * 2100, max_tokens=3, progress=False)
+        assert not steps
 
 
 def test_nan_in_router_logits_is_an_error(float_checkpoint: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from .generation.result import Chunk, Generation
 from .generation.sampling import TokenLogprobs
 from .generation.stats import Stats
 from .model import Model
+from .progress import Progress
 from .text.tool_calls import parse_tool_calls
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ __all__ = [
     "Model",
     "ModelClosedError",
     "NumericalError",
+    "Progress",
     "PromptError",
     "Stats",
     "TokenLogprobs",

@@ -21,6 +21,7 @@ from .generation.sampling import LogitsProcessor, Sampler
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
 from .nn.decoder import Decoder
+from .progress import ProgressOption
 from .structured import Enforcer, Specification
 from .text import Tokenizer
 from .text.function_tools import Tool, tool_schemas
@@ -78,7 +79,7 @@ class LanguageModel(TextGeneration):
         prefill: str,
         raw: bool,
         cancel: Event | None,
-        progress: Callable[[int, int], None] | None,
+        progress: ProgressOption,
         stopped: Callable[[], bool] | None = None,
         prefixes: Prefixes | None = None,
         **options: Any,
@@ -110,7 +111,7 @@ class LanguageModel(TextGeneration):
         request = Request(
             tokens, min(chosen.max_tokens, room), sampler, StopStrings(chosen.stop), parser, chosen.reasoning_budget,
             self.tokenizer.encode(REASONING_CLOSED), cancelled(cancel, stopped),
-            None if progress is None else lambda done: progress(done, len(tokens)),
+            progress,
         )  # fmt: skip
         k, own = self.experts_per_token, self.config.num_experts_per_tok
         chunks = generate(

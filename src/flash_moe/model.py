@@ -21,9 +21,8 @@ from .loading import prove_kernels, resolve_dtype
 from .models import ModelFiles, open_model
 from .nn.decoder import Decoder
 from .nn.streaming import StreamingOptions
+from .progress import Progress, ProgressOption, following
 from .text import Tokenizer
-
-Progress = Callable[[str, int, int], None]
 
 
 class Model(LanguageModel):
@@ -62,7 +61,7 @@ class Model(LanguageModel):
         threads: int | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
-        progress: Progress | None = None,
+        progress: ProgressOption = True,
     ) -> Model:
         """Opens a checkpoint: reads the always-needed weights, and finds where every expert lies.
 
@@ -94,8 +93,10 @@ class Model(LanguageModel):
             threads: threads that compute on the CPU, where its kernels are used; None takes one per physical core.
             revision: branch, tag or commit on the hub.
             token: access token for the hub; by default the one of ``hf auth login``.
-            progress: called as ``progress(stage, done, total)`` while loading, with the stages ``"layers"``, ``"kernels"``
-                when they prove themselves and, for the resident store, ``"expert bytes"``.
+            progress: how far downloading, proving kernels, loading and filling the resident store are: True shows bars in
+                a terminal or a notebook where that takes longer than a second, and elsewhere logs a line now and then; a
+                callable gets a :class:`~flash_moe.Progress`. At a terminal True also asks before a download of more than
+                50 GB.
 
         Raises:
             ConfigError: config.json is missing or describes a model that cannot be run.
@@ -106,7 +107,7 @@ class Model(LanguageModel):
             ForkError: this process is a fork of one that loaded a model.
         """
         enter_process()
-        checkpoint = open_model(resolve(path, revision=revision, token=token))
+        checkpoint = open_model(resolve(path, revision=revision, token=token, progress=progress))
         config = checkpoint.config
         k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
         kept(prompt_cache)
@@ -116,18 +117,20 @@ class Model(LanguageModel):
         tokenizer = Tokenizer.load(checkpoint.folder)
         table = checkpoint.records()
 
-        def report(stage: str, total: int) -> Callable[[int], None] | None:
-            return None if progress is None else lambda done: progress(stage, done, total)
+        with following(progress) as told:
 
-        proofs = None if progress is None else lambda done, total: progress("kernels", done, total)
-        prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
-        store = open_store(table, expert_io, k, expert_cache, report("expert bytes", table.nbytes))
-        try:
-            layers = report("layers", config.num_hidden_layers)
-            decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads)
-        except BaseException:
-            store.close()
-            raise
+            def report(stage: str, unit: str, total: int) -> Callable[[int], None] | None:
+                return None if told is None else lambda done: told(Progress(stage, done, total, unit))
+
+            proofs = None if told is None else lambda done, total: told(Progress("kernels", done, total, "kernels"))
+            prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
+            store = open_store(table, expert_io, k, expert_cache, report("experts", "bytes", table.nbytes))
+            try:
+                layers = report("layers", "layers", config.num_hidden_layers)
+                decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads)
+            except BaseException:
+                store.close()
+                raise
         return cls(checkpoint, tokenizer, decoder, store, k, prompt_cache)
 
     @property

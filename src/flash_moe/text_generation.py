@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .errors import ArgumentError
 from .generation.result import Chunk, Generation
 from .generation.sampling import LogitsProcessor
+from .progress import ProgressOption
 from .structured import Specification
 from .text.function_tools import Tool
 from .text.prompt import Prompt
@@ -90,7 +91,7 @@ class TextGeneration(ABC):
         prefill: str = "",
         raw: bool = False,
         cancel: Event | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressOption = True,
     ) -> Generation:
         """Generates a reply and returns it whole; arguments are those of :meth:`stream`.
 
@@ -132,7 +133,7 @@ class TextGeneration(ABC):
         prefill: str = "",
         raw: bool = False,
         cancel: Event | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressOption = True,
     ) -> Iterator[Chunk]:
         """Generates a reply token by token; leaving the loop early is fine.
 
@@ -165,7 +166,8 @@ class TextGeneration(ABC):
             raw: take a string as text to continue even if the model has a chat template.
             cancel: ends the generation, within a layer of a prompt or a token, once its ``is_set()`` is true, such as a
                 ``threading.Event`` that another thread sets. The reply so far stays.
-            progress: called as ``progress(done, total)`` with tokens of the prompt.
+            progress: how far the prompt is, by layer: True shows a bar in a terminal or a notebook where it takes longer
+                than a second, and elsewhere logs a line now and then; a callable gets a :class:`~flash_moe.Progress`.
 
         Raises:
             As :meth:`generate`; arguments are checked when the stream is made, before the first token.
@@ -199,7 +201,7 @@ class TextGeneration(ABC):
         prefill: str = "",
         raw: bool = False,
         cancel: Event | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressOption = True,
     ) -> Generation:
         """As :meth:`generate`, in a thread of its own. Cancelling the task stops the work before this raises."""
         arguments = _arguments(locals())
@@ -235,7 +237,7 @@ class TextGeneration(ABC):
         prefill: str = "",
         raw: bool = False,
         cancel: Event | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressOption = True,
     ) -> AsyncGenerator[Chunk, None]:
         """As :meth:`stream`, in a thread of its own.
 

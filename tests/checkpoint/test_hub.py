@@ -14,8 +14,11 @@ import pytest
 from hub_server import HubServer, use
 from huggingface_hub import constants
 
+import flash_moe.checkpoint.hub
+from flash_moe.checkpoint.downloading import Watch
 from flash_moe.checkpoint.hub import HubFile, list_files, resolve
 from flash_moe.errors import CheckpointError, DiskSpaceError, HubError
+from flash_moe.progress import Progress
 
 SRC = Path(__file__).parents[2] / "src"
 WEIGHTS = bytes(range(256)) * 8192  # 2 MiB: more than the socket buffers hold
@@ -116,7 +119,7 @@ def test_only_needed_files_and_only_once(
         folder = resolve("org/model", cache_dir=tmp_path)
     assert contents(folder) == NEEDED
     assert hub.downloads() == dict.fromkeys(NEEDED, 1)
-    assert f"downloading org/model: 6 files, 4.194 MB, to {tmp_path}" in caplog.text
+    assert f"downloading org/model: 6 files, 4.2 MB, to {tmp_path} (" in caplog.text
     assert capfd.readouterr() == ("", "")  # no progress bars where nobody looks
 
     hub.log.clear()
@@ -187,9 +190,7 @@ def test_free_space_is_checked_before_any_download(
     cache = tmp_path / "not" / "there"
     needed = sum(map(len, NEEDED.values()))
     free(monkeypatch, needed - 1)
-    with pytest.raises(
-        DiskSpaceError, match=rf"needs 4\.194 MB more in {cache}, where 4\.194 MB are free.*HF_HUB_CACHE"
-    ):
+    with pytest.raises(DiskSpaceError, match=rf"needs 4\.2 MB more in {cache}, where 4\.2 MB are free.*HF_HUB_CACHE"):
         resolve("org/model", cache_dir=cache)
     assert not hub.downloads() and not cache.exists()
     free(monkeypatch, needed)
@@ -201,7 +202,7 @@ def test_cached_files_need_no_space(hub: HubServer, tmp_path: Path, monkeypatch:
     free(monkeypatch, 12)
     resolve("org/model", cache_dir=tmp_path)
     hub.files = {**hub.files, "config.json": b'{"thirteen":1}'}
-    with pytest.raises(DiskSpaceError, match=r"needs 14 bytes more .* 12 bytes are free"):
+    with pytest.raises(DiskSpaceError, match=r"needs 14 B more .* 12 B are free"):
         resolve("org/model", cache_dir=tmp_path)
 
 
@@ -310,3 +311,53 @@ def test_no_safetensors(hub: HubServer, tmp_path: Path, files: dict[str, bytes],
     with pytest.raises(HubError, match=rf"org/model holds {found}.*; expected \*\.safetensors"):
         resolve("org/model", cache_dir=tmp_path)
     assert not hub.downloads()
+
+
+# Progress
+
+
+def test_a_download_tells_bytes_files_place_and_room(hub: HubServer, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    resolve("org/model", cache_dir=tmp_path, progress=seen.append)
+    total = sum(map(len, NEEDED.values()))
+    assert {(p.stage, p.total, p.unit) for p in seen} == {("download", total, "bytes")}
+    assert seen[0].done < total == seen[-1].done
+    assert seen[0].note.startswith(f"org/model: 6 files, 4.2 MB, to {tmp_path} (") and seen[0].note.endswith("free)")
+    seen.clear()
+    resolve("org/model", cache_dir=tmp_path, progress=seen.append)
+    assert not seen, "nothing was downloaded"
+
+
+def test_bytes_of_unfinished_files_count(tmp_path: Path) -> None:
+    (tmp_path / "abc.1f2e.incomplete").write_bytes(bytes(30))
+    (tmp_path / "def").write_bytes(bytes(7))
+    seen: list[Progress] = []
+    with Watch(tmp_path, [("abc", 40), ("def", 7), ("fed", 5)], "", seen.append):
+        pass
+    assert (seen[-1].done, seen[-1].total) == (37, 52)
+
+
+def test_a_callback_that_raises_ends_the_download(hub: HubServer, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        resolve("org/model", cache_dir=tmp_path, progress=stop)
+    assert contents(resolve("org/model", cache_dir=tmp_path)) == NEEDED
+
+
+@pytest.mark.parametrize(("answer", "asked"), [(False, True), (True, True), (False, False)], ids=["no", "yes", "quiet"])
+def test_a_large_download_is_asked_for(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool, asked: bool
+) -> None:
+    questions: list[str] = []
+    monkeypatch.setattr(flash_moe.checkpoint.hub, "_ASK_BYTES", 1e6)
+    monkeypatch.setattr(flash_moe.checkpoint.hub, "ask", lambda question: questions.append(question) or answer)
+    if asked and not answer:
+        with pytest.raises(HubError, match="not wanted; nothing was downloaded"):
+            resolve("org/model", cache_dir=tmp_path)
+        assert not hub.downloads()
+    else:
+        assert contents(resolve("org/model", cache_dir=tmp_path, progress=asked)) == NEEDED
+    assert len(questions) == asked
+    assert all(q.startswith(f"Download org/model: 6 files, 4.2 MB, to {tmp_path}") for q in questions)

@@ -15,6 +15,7 @@ from flash_moe.errors import FlashMoEError
 from flash_moe.generation.engine import Engine
 from flash_moe.generation.prefixes import MARKS, boundaries, shared
 from flash_moe.nn.cache import DeltaCache
+from flash_moe.progress import Progress
 
 SYSTEM = {"role": "system", "content": "You are terse."}
 FIRST = {"role": "user", "content": "Which experts does a token use?"}
@@ -139,9 +140,9 @@ def test_a_failed_chunk_of_a_prompt_costs_only_itself(
     prompt = [(7 * i + 3) % 200 for i in range(60)]
     store, fetch, done = model._store, model._store.fetch, []
 
-    def report(tokens: int, total: int) -> None:
-        done.append(tokens)
-        if len(done) == chunk:
+    def report(progress: Progress) -> None:
+        done.append(progress.done)
+        if progress.done == 16 * chunk:
             monkeypatch.setattr(store, "fetch", broken)
 
     def broken(layer: int, experts: list[int], *rest: object) -> object:
@@ -161,13 +162,13 @@ def test_an_exception_in_a_callback_loses_nothing(model: Model) -> None:
     first = model.generate([10, 20, 30], max_tokens=5, temperature=0)
     longer = [10, 20, 30, *first.tokens, 7, 8, 9]
 
-    def broken(done: int, total: int) -> None:
+    def broken(progress: Progress) -> None:
         raise KeyError("a fault of the caller")
 
     with pytest.raises(KeyError):
         model.generate(longer, progress=broken)
     again = model.generate(longer, max_tokens=8, temperature=0)
-    assert again.stats.reused_tokens == len(longer) - 1
+    assert again.stats.reused_tokens == len(longer) - 4  # the chunk that was under way is taken back
     assert again.tokens == fresh(model.path, longer, max_tokens=8, temperature=0)
 
 

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from flash_moe.amounts import format_bytes
 from flash_moe.generation.result import Generation
 from flash_moe.generation.stats import Stats
 from flash_moe.generation.streaming_stats import ChoiceStats, PrefetchStats
-from flash_moe.generation.summary import format_bytes
 from flash_moe.nn.expert_choice import ChoiceCounters
 from flash_moe.nn.prefetch_switch import Comparison
 

@@ -13,6 +13,7 @@ from flash_moe.errors import Cancelled, FlashMoEError
 from flash_moe.experts.files import MappedFile, pages_of
 from flash_moe.nn.prefetch_switch import PrefetchSwitch
 from flash_moe.nn.task import Task
+from flash_moe.progress import Progress
 
 PROMPT = [10, 20, 30, 40, 50]
 
@@ -123,9 +124,10 @@ def test_a_sequence_whose_pass_failed_is_not_continued(model: Model, monkeypatch
 
 
 def test_a_progress_callback_that_raises_loses_no_sequence(model: Model) -> None:
-    def stop(done: int, total: int) -> None:
+    def stop(progress: Progress) -> None:
         raise RuntimeError("enough")
 
+    model.generate(PROMPT, max_tokens=2)
     with pytest.raises(RuntimeError, match="enough"):
-        model.generate(PROMPT, max_tokens=2, progress=stop)
+        model.generate([*PROMPT, 60, 61], max_tokens=2, progress=stop)
     assert model.generate([*PROMPT, 60], max_tokens=2).stats.reused_tokens > 0

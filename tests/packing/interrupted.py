@@ -35,5 +35,5 @@ def hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 sys.addaudithook(hook)
 options = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
-convert(source, destination, progress=lambda done, total: step(), **options)
+convert(source, destination, progress=lambda progress: step(), **options)
 print(steps)

@@ -22,6 +22,7 @@ from flash_moe.evaluation import LayerwiseModel, TokenSequence, calibration_toke
 from flash_moe.packing.convert import convert
 from flash_moe.packing.info import describe
 from flash_moe.packing.verify import verify
+from flash_moe.progress import Progress
 from flash_moe.text import Tokenizer
 
 SRC = Path(__file__).parents[2] / "src"
@@ -141,7 +142,7 @@ class TestInterruption:
         """A destination whose first layer is finished."""
         destination = tmp_path / "packed"
 
-        def stop(done: int, total: int) -> None:
+        def stop(progress: Progress) -> None:
             if (destination.with_name("packed.partial") / "content" / "experts-00000.safetensors").exists():
                 raise KeyboardInterrupt
 

@@ -113,7 +113,9 @@ class TestResult:
 
     def test_progress_ends_at_the_total(self, small_quantized: Path, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
-        convert(small_quantized, tmp_path / "packed", progress=lambda done, total: seen.append((done, total)))
+        convert(
+            small_quantized, tmp_path / "packed", progress=lambda progress: seen.append((progress.done, progress.total))
+        )
         assert seen == sorted(seen)
         assert seen[-1][0] == seen[-1][1]
         stored = sum(len(data) for _, _, data in stored_tensors(tmp_path / "packed").values())

@@ -17,6 +17,7 @@ from expected_records import stored_tensors
 
 from flash_moe import CheckpointError, DiskSpaceError
 from flash_moe.packing.convert import convert
+from flash_moe.progress import Progress
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -66,9 +67,9 @@ class TestDiskSpace:
     ) -> None:
         seen: list[tuple[int, int]] = []
 
-        def stop(done: int, total: int) -> None:
-            seen.append((done, total))
-            if done > total // 2:
+        def stop(progress: Progress) -> None:
+            seen.append((progress.done, progress.total))
+            if progress.share > 0.5:
                 raise Interrupted
 
         with pytest.raises(Interrupted):

@@ -17,6 +17,7 @@ from conversions import Interrupted, contents
 
 from flash_moe import CheckpointError
 from flash_moe.packing.convert import convert
+from flash_moe.progress import Progress
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -92,7 +93,7 @@ class TestInterruption:
         destination = tmp_path / "packed"
         layer = destination.with_name("packed.partial") / "content" / "experts-00000.safetensors"
 
-        def stop(done: int, total: int) -> None:
+        def stop(progress: Progress) -> None:
             if layer.exists():
                 raise Interrupted
 
@@ -132,7 +133,7 @@ class TestInterruption:
     def test_changed_source_is_refused(self, small_packed: Path, tmp_path: Path, name: str) -> None:
         source = Path(shutil.copytree(small_packed, tmp_path / "source"))
 
-        def stop(done: int, total: int) -> None:
+        def stop(progress: Progress) -> None:
             raise Interrupted
 
         with pytest.raises(Interrupted):

@@ -14,11 +14,13 @@ import pytest
 from flash_moe import CheckpointError
 from flash_moe.packing.convert import convert
 from flash_moe.packing.staging import Staging
+from flash_moe.progress import Progress
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from flash_moe.packing.staging import Staging
+from flash_moe.progress import Progress
 staging = Staging(Path(sys.argv[1]), {"made": "up"})
 staging.begin()
 print("at work", flush=True)
@@ -48,7 +50,7 @@ def test_a_conversion_that_another_process_is_at_work_on(small_quantized: Path, 
 def test_a_failed_conversion_leaves_the_folder_to_others(
     small_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(done: int, total: int) -> None:
+    def stop(progress: Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -89,8 +91,8 @@ def test_a_damaged_plan(small_quantized: Path, tmp_path: Path, content: str) -> 
 
 
 def test_notes_that_the_disk_lost_are_made_again(small_quantized: Path, small_packed: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        if done > total / 2:
+    def stop(progress: Progress) -> None:
+        if progress.share > 0.5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

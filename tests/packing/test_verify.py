@@ -30,7 +30,7 @@ def flip(file: Path, position: int, bit: int = 0) -> None:
 
 def test_intact_packed_checkpoint(small_packed: Path) -> None:
     seen: list[tuple[int, int]] = []
-    result = verify(small_packed, lambda done, total: seen.append((done, total)))
+    result = verify(small_packed, lambda progress: seen.append((progress.done, progress.total)))
     resident = list(small_packed.glob("model-*.safetensors"))
     total = 8 * STRIDE + sum(file.stat().st_size for file in resident)
     assert result == Verification(records=8, files=len(resident), nbytes=total, checksums=True)

@@ -182,7 +182,7 @@ class _Bench:
 
     def _stream(self, prompt: list[int], tokens: int) -> Iterator[Chunk]:
         self._model.forget()  # no run may continue the one before
-        return self._model.stream(prompt, max_tokens=tokens, temperature=1.0, seed=0)
+        return self._model.stream(prompt, max_tokens=tokens, temperature=1.0, seed=0, progress=False)
 
 
 def _label(name: str, cold: bool) -> str:

@@ -11,16 +11,17 @@ import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..amounts import format_bytes
 from ..errors import CheckpointError, DiskSpaceError, FlashMoEError, HubError
+from ..progress import ProgressOption, ask, following
 from ..shipped import shipped
+from .downloading import Watch
 from .files import has_all_weights
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ NEEDED += ["merges.txt", "chat_template.jinja", "chat_template.json"]
 SUBFOLDERS = "*/*"  # excluded: to fnmatch, original/a.safetensors is a *.safetensors
 
 DEMO = "demo"
+_ASK_BYTES = 50e9  # more are downloaded only after a question, where somebody can answer
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -49,6 +51,7 @@ def resolve(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    progress: ProgressOption = True,
 ) -> Path:
     """Return the directory that holds a checkpoint, downloading it from the Hugging Face hub where necessary.
 
@@ -63,10 +66,14 @@ def resolve(
         cache_dir: the hub's cache; None means the standard place.
         local_files_only: use the cache and no network, as does `HF_HUB_OFFLINE=1`.
 
+        progress: how far a download is, see :func:`~flash_moe.progress.following`. Where it is True and somebody sits at
+            a terminal, more than 50 GB are downloaded only after a question. A callable may be called by another thread.
+
     Raises:
         CheckpointError: this is neither a directory nor the name of a repository.
         DiskSpaceError: what is missing does not fit on the disk of the cache; nothing was downloaded.
-        HubError: the repository could not be had, or is not cached and the network is forbidden.
+        HubError: the repository could not be had, is not cached and the network is forbidden, or the download was not
+            wanted.
     """
     name = os.fspath(path_or_repo)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
@@ -80,33 +87,74 @@ def resolve(
             "config.json and *.safetensors, org/name on the hub, or demo. Check the spelling and the current directory."
         )
     with hub_errors(name, revision):
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import constants
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        with hub_errors(name, revision):
+            if cached := _cached(name, revision, cache):
+                return cached
+        raise HubError(
+            f"no complete copy of {name} (revision {revision or 'main'}) in {cache}, and offline mode forbids the "
+            "network. Call once without HF_HUB_OFFLINE and local_files_only, or pass a local directory."
+        )
+    try:
+        files = list_files(name, revision=revision, token=token)
+    except HubError as error:
+        with hub_errors(name, revision):
+            cached = _cached(name, revision, cache)
+        if cached is None:
+            raise
+        logger.warning("using the cached copy in %s: %s", cached, error)
+        return cached
+    return _download(name, revision, token, cache, files, progress)
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache: Path,
+    files: list[HubFile],
+    progress: ProgressOption,
+) -> Path:
+    blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
+    # A partly downloaded file counts in full: recent versions of huggingface_hub start it again.
+    missing = [file for file in files if not (blobs / file.blob).is_file()]
+    needed = sum(file.size for file in missing)
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"{repo} needs {format_bytes(needed)} more in {cache}, where {format_bytes(free)} are free. "
+            "Free some space, or name a larger disk with cache_dir= or HF_HUB_CACHE."
+        )
+    note = f"{repo}: {len(missing)} files, {format_bytes(needed)}, to {cache} ({format_bytes(free)} free)"
+    if missing:
+        logger.info("downloading %s", note)
+    if needed > _ASK_BYTES and progress is True and not ask(f"Download {note}?"):
+        raise HubError(f"the download of {repo} was not wanted; nothing was downloaded")
+    sizes = [(file.blob, file.size) for file in missing]
+    with following(progress) as report, Watch(blobs, sizes, note, report) as watch, hub_errors(repo, revision):
+        from huggingface_hub import HfApi
         from huggingface_hub.utils import tqdm
 
         class Silent(tqdm):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **{**kwargs, "disable": True})
 
-        cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
-        snapshot = partial(HfApi(token=token).snapshot_download, name, revision=revision, cache_dir=cache)
-        snapshot = partial(snapshot, allow_patterns=NEEDED, ignore_patterns=[SUBFOLDERS])
-        if local_files_only or constants.HF_HUB_OFFLINE:
-            if cached := _cached(name, revision, cache):
-                return cached
-            raise HubError(
-                f"no complete copy of {name} (revision {revision or 'main'}) in {cache}, and offline mode forbids the "
-                "network. Call once without HF_HUB_OFFLINE and local_files_only, or pass a local directory."
-            )
-        try:
-            files = list_files(name, revision=revision, token=token)
-        except HubError as error:
-            if not (cached := _cached(name, revision, cache)):
-                raise
-            logger.warning("using the cached copy in %s: %s", cached, error)
-            return cached
-        _check_space(name, files, cache)
-        # An interruption can cost every file under way, so there are not many at once.
-        return Path(snapshot(max_workers=4, tqdm_class=None if sys.stderr.isatty() else Silent))
+            def update(self, n: float | None = 1) -> bool | None:
+                watch.check()
+                return super().update(n)
+
+        folder = HfApi(token=token).snapshot_download(
+            repo,
+            revision=revision,
+            cache_dir=cache,
+            allow_patterns=NEEDED,
+            ignore_patterns=[SUBFOLDERS],
+            max_workers=4,  # an interruption can cost every file under way
+            tqdm_class=Silent,
+        )
+        return Path(folder)
 
 
 def commit_of(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
@@ -142,21 +190,6 @@ def list_files(repo: str, *, revision: str | None = None, token: str | bool | No
         found = ", ".join(s.rfilename for s in siblings[:8]) or "no files"
         raise HubError(f"{repo} holds {found}; expected *.safetensors at its top level. Choose another repository.")
     return files
-
-
-def _check_space(repo: str, files: list[HubFile], cache: Path) -> None:
-    blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
-    # A partly downloaded file counts in full: recent versions of huggingface_hub start it again.
-    missing = [file for file in files if not (blobs / file.blob).is_file()]
-    needed = sum(file.size for file in missing)
-    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"{repo} needs {_human(needed)} more in {cache}, where {_human(free)} are free. "
-            "Free some space, or name a larger disk with cache_dir= or HF_HUB_CACHE."
-        )
-    if missing:
-        logger.info("downloading %s: %d files, %s, to %s", repo, len(missing), _human(needed), cache)
 
 
 def _cached(repo: str, revision: str | None, cache: Path) -> Path | None:
@@ -196,11 +229,3 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
                 f"could not get {page} ({reason}). Check the connection, then call again: finished files are kept."
             )
         raise HubError(message) from error
-
-
-def _human(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -21,7 +21,6 @@ from .arguments import (
     experts_per_token,
 )
 from .console import print_json
-from .progress import Bar
 
 _EXAMPLES = """\b
 Examples:
@@ -83,19 +82,21 @@ def model(
     from ..bench.model import bench
     from ..bench.plot import plot, require_matplotlib
     from ..bench.prompt import sample_prompt
+    from ..progress import Display, Progress
     from .bench_report import model_table
     from .loading import load
 
     if plot_file is not None:
         require_matplotlib()  # before minutes of measuring
-    with load(model, revision, load_options) as loaded, Bar("measuring", lines=True) as bar:
-
-        def progress(phase: str, done: int, total: int) -> None:
-            bar.what = phase
-            bar.count(done, total, "steps")
-
+    with load(model, revision, load_options) as loaded, Display() as show:
         prompt = sample_prompt(loaded, prompt_tokens)
-        report = bench(loaded, prompt, tokens, runs=runs, progress=progress)
+        report = bench(
+            loaded,
+            prompt,
+            tokens,
+            runs=runs,
+            progress=lambda stage, done, total: show(Progress(stage, done, total, "steps")),
+        )
     if plot_file is not None:
         plot(report, plot_file)
     if as_json:
@@ -120,13 +121,16 @@ def io(
     bring experts into view. Nothing is written.
     """
     from ..bench.io import bench_io
+    from ..progress import Display, Progress
     from .arguments import local_checkpoint
     from .bench_report import io_table
 
     file = Path(path)
-    with Bar("measuring", lines=True) as bar:
+    with Display() as show:
         target = file if file.is_file() else local_checkpoint(path)
-        found = bench_io(target, experts_per_token(k), seconds, lambda done, total: bar.count(done, total, "steps"))
+        found = bench_io(
+            target, experts_per_token(k), seconds, lambda done, total: show(Progress("measuring", done, total, "steps"))
+        )
     if as_json:
         print_json(found.to_dict())
     else:

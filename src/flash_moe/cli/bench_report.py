@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..amounts import format_bytes
 from ..bench.io import IOReport
 from ..bench.model import ModelReport, Phase, hit_rate
 from ..bench.system import machine_name
-from ..generation.summary import format_bytes
 
 _LABEL, _CELL, _NARROW = 28, 12, 8  # columns
 

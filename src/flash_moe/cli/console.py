@@ -21,6 +21,7 @@ from ..errors import ArgumentError, FlashMoEError
 # The last two are 128 + the number of the signal, as shells have it.
 FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 DIM, _RED, _YELLOW = "2", "1;31", "1;33"
+_PROGRESS = "flash_moe.progress"  # the log of all progress
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 
@@ -77,6 +78,11 @@ def open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (open for as long as the process)
+
+
+def at_terminal() -> bool:
+    """Whether stderr is a terminal."""
+    return sys.stderr.isatty()
 
 
 def print_json(data: Any) -> None:
@@ -139,6 +145,7 @@ def log_to_stderr(verbose: bool) -> None:
     logger = logging.getLogger(__package__.partition(".")[0])
     logger.handlers = [_Handler()]
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    logging.getLogger(_PROGRESS).setLevel(logging.INFO)
 
 
 class _Handler(logging.Handler):
@@ -147,5 +154,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             warn(record.getMessage())
+        elif record.name == _PROGRESS:
+            say(record.getMessage())
         else:
             say(f"{record.name}: {record.getMessage()}", style=DIM)

@@ -15,7 +15,6 @@ import typer
 from ..formats import GROUP_SIZES, MODES, QUANTIZED_BITS
 from .arguments import MODEL_HELP, JsonOption, RevisionOption, VerboseOption, one_of
 from .console import print_json, say, warn
-from .progress import Bar
 
 _CALIBRATION_TOKENS = 16384
 _BITS = "|".join(map(str, QUANTIZED_BITS))
@@ -119,10 +118,11 @@ def command(
             "it says how much of a text is used; pass --calibrate too.", param_hint="'--calibrate-tokens'"
         )
 
+    from ..amounts import format_bytes
     from ..checkpoint.hub import resolve
-    from ..generation.summary import format_bytes
     from ..packing.convert import convert
     from ..packing.info import describe
+    from ..progress import Display, Progress
 
     calibration = None
     if calibrate is not None:
@@ -130,17 +130,16 @@ def command(
         calibration = _calibration(folder, calibrate, calibrate_tokens or _CALIBRATION_TOKENS)
     destination = Path(os.path.abspath(dst.expanduser()))  # noqa: PTH100 (links stay as they were typed)
     partial = destination.with_name(destination.name + ".partial")
-    resumed, start = partial.exists(), time.monotonic()
-    announced = not resumed
+    announced, start = not partial.exists(), time.monotonic()
     try:
-        with Bar("converting", lines=True, resumed=resumed) as bar:
+        with Display() as show:
 
-            def progress(done: int, total: int) -> None:
+            def progress(done: Progress) -> None:
                 nonlocal announced
                 if not announced:
                     say(f"continuing in {partial}, left by an earlier run")
                     announced = True
-                bar.bytes(done, total)
+                show(done)
 
             warnings = convert(
                 src,

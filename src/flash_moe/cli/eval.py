@@ -26,7 +26,6 @@ from .arguments import (
 )
 from .console import print_json
 from .loading import load
-from .progress import Bar, Bars
 
 if TYPE_CHECKING:
     from ..evaluation import ToolCallCase, ToolCallScore
@@ -134,6 +133,7 @@ def command(
 
     from ..evaluation import DecodedModel, LayerwiseModel, read_sequences, read_tool_call_cases, token_scores
     from ..nn.streaming import StreamingOptions
+    from ..progress import Display, Progress
     from .eval_report import Report
 
     given = {"experts_per_token": wanted, "revision": revision, **options}
@@ -148,8 +148,13 @@ def command(
     cases = None if tool_calls is None else read_tool_call_cases(tool_calls, limit)
     if text is not None:
         sequences = read_sequences(text, own.tokenizer, window=window, limit=limit, enable_thinking=thinking)
-        with Bars(_STAGES) as bars:
-            scores = token_scores(own, sequences, other, bars)
+        with Display() as show:
+
+            def told(stage: str, done: int, total: int) -> None:
+                what, unit = _STAGES[stage]
+                show(Progress(what, done, total, unit))
+
+            scores = token_scores(own, sequences, other, told)
     if cases is not None:
         called = _call_tools(folder, {"experts_per_token": wanted, **options, **streaming}, cases, max_tokens, thinking)
     report = Report(own, other, text, scores, tool_calls, called)
@@ -163,7 +168,8 @@ def _call_tools(
     folder: Path, options: dict[str, Any], cases: list[ToolCallCase], max_tokens: int, thinking: bool | None
 ) -> ToolCallScore:
     from ..evaluation import greedy, tool_call_score
+    from ..progress import Display, Progress
 
-    with load(str(folder), None, options) as model, Bar("tool calls", lines=True) as bar:
+    with load(str(folder), None, options) as model, Display() as show:
         generate = greedy(model, max_tokens, thinking)
-        return tool_call_score(cases, generate, lambda done, total: bar.count(done, total, "cases"))
+        return tool_call_score(cases, generate, lambda done, total: show(Progress("tool calls", done, total, "cases")))

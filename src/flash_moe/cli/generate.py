@@ -24,9 +24,8 @@ from .arguments import (
     load_options,
     read_prompt,
 )
-from .console import DIM, INTERRUPTED, print_json, say, write
+from .console import DIM, INTERRUPTED, at_terminal, print_json, say, write
 from .loading import load
-from .progress import Bar
 
 if TYPE_CHECKING:
     from ..generation.result import Chunk
@@ -105,19 +104,18 @@ def command(
 
 
 def _reply(model: Model, messages: Any, options: dict[str, Any], as_json: bool) -> None:
+    from ..progress import Progress, following
+
     chunks: list[Chunk] = []
     interrupted = False
     try:
-        with Bar("reading the prompt") as bar:
-            report = lambda done, total: bar.count(done, total, "tokens")  # noqa: E731
-            for chunk in model.stream(messages, progress=report, **options):
+        with following(at_terminal()) as show:
+            for chunk in model.stream(messages, progress=at_terminal(), **options):
                 chunks.append(chunk)
-                if as_json:
-                    bar.what = "generating"
-                    bar.count(len(chunks), options["max_tokens"], "tokens at most")
-                else:
-                    bar.close()
+                if not as_json:
                     write(chunk.raw_text)
+                elif show is not None:
+                    show(Progress("generate", len(chunks), options["max_tokens"], "tokens at most"))
     except KeyboardInterrupt:
         interrupted = True
     finally:

@@ -53,7 +53,7 @@ def _at(info: Info, wanted: int | None) -> Info:
 
 
 def _rows(info: Info) -> list[tuple[str, str]]:
-    from ..generation.summary import format_bytes
+    from ..amounts import format_bytes
 
     k, own = info.experts_per_token, info.model_experts_per_token
     one = len(info.expert_formats) == 1

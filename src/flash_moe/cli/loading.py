@@ -1,27 +1,18 @@
-"""Loads a model behind a progress bar."""
+"""Loads a model for a command."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .progress import Bar
+from .console import at_terminal
 
 if TYPE_CHECKING:
     from ..model import Model
 
 
 def load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
-    """``Model.load`` with these options, of a folder or a hub repository."""
+    """``Model.load`` with these options, of a folder or a hub repository. Loading is worth no lines in a file."""
     from ..checkpoint.hub import resolve
     from ..model import Model
 
-    folder = resolve(model, revision=revision)  # shows a download in its own way
-    with Bar("loading") as bar:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage in ("layers", "kernels"):
-                bar.count(done, total, stage)
-            else:
-                bar.bytes(done, total)
-
-        return Model.load(folder, progress=progress, **options)
+    return Model.load(resolve(model, revision=revision), progress=at_terminal(), **options)

@@ -18,7 +18,6 @@ from .arguments import (
     experts_per_token,
 )
 from .console import print_json
-from .progress import Bar
 
 EXAMPLES = """\b
 Examples:
@@ -62,10 +61,12 @@ def command(
     from ..planning.hit_rate import SKEW
     from ..planning.machines import parse_machine
     from ..planning.plan import plan
+    from ..progress import Display, Progress
     from .plan_report import table
 
     where = None if machine is None else parse_machine(machine)
-    with Bar("measuring"):
+    with Display() as show:
+        show(Progress("measuring", 0, 0, "steps"))
         found = plan(
             model, experts_per_token=wanted, prompt=prompt, context=context, expert_io=expert_io.value,
             machine=where, skew=SKEW if skew is None else skew, revision=revision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ..generation.summary import format_bytes, percent
+from ..amounts import format_bytes, percent
 from ..planning.estimate import Seconds
 from ..planning.plan import STATES, Plan
 

@@ -9,7 +9,6 @@ import typer
 
 from .arguments import LOCAL_HELP, JsonOption, VerboseOption, local_checkpoint
 from .console import print_json
-from .progress import Bar
 
 EXAMPLES = """\b
 Example:
@@ -26,11 +25,10 @@ def command(
     Ends with exit code 1 and the name of the first damaged file, or of the layer and expert. Only what `flash-moe
     convert` wrote has checksums; of other checkpoints it says whether all experts can be read.
     """
-    from ..generation.summary import format_bytes
+    from ..amounts import format_bytes
     from ..packing.verify import verify
 
-    with Bar("verifying", lines=True) as bar:
-        found = verify(local_checkpoint(path), bar.bytes)
+    found = verify(local_checkpoint(path))
     if as_json:
         print_json(dataclasses.asdict(found))
     elif found.checksums:

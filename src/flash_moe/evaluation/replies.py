@@ -55,6 +55,7 @@ def greedy(
             repetition_penalty=1,
             tools=case.tools,
             strict_tools=strict_tools,
+            progress=False,
         )
 
     return reply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from threading import RLock
 from typing import Any
@@ -14,6 +14,7 @@ from ..errors import Cancelled
 from ..nn.cache import SequenceCache
 from ..nn.decoder import Decoder
 from ..nn.task import Task
+from ..progress import Callback, Progress
 from .sampling import Sampler
 
 CLOSE_SECONDS = 1.0  # that closing waits for the pass that is running
@@ -53,28 +54,43 @@ class Engine:
         self,
         tokens: Sequence[int],
         cache: SequenceCache,
-        progress: Callable[[int], None] | None = None,
+        progress: Callback | None = None,
         task: Task | None = None,
     ) -> mx.array:
         """Runs what the cache does not hold yet of a prompt through the network.
 
         Args:
             tokens: the prompt; the cache holds a proper part of its beginning.
-            progress: called after each chunk with the number of tokens done.
+            progress: called after each layer of a chunk, with tokens.
             task: the generation it is for.
 
         Returns:
             Logits [V] float32 of the last token.
         """
+        task = task or Task()
         for start in range(len(cache.tokens), len(tokens), self._chunk):
             chunk = tokens[start : start + self._chunk]
-            hidden = self._forward(chunk, cache, task)
-            if progress is not None:
-                progress(start + len(chunk))
+            with self._telling(progress, task, start, len(chunk), len(tokens)):
+                hidden = self._forward(chunk, cache, task)
         logits = self._logits(hidden[-1:], task)[0]
         mx.eval(logits)
         mx.clear_cache()  # memory that prefill no longer needs is better used by the page cache
         return logits
+
+    @contextmanager
+    def _telling(self, progress: Callback | None, task: Task, start: int, count: int, total: int) -> Iterator[None]:
+        """Within it, each layer of a pass over ``count`` tokens is reported."""
+        layers = len(self._decoder.layers)
+
+        def passed(number: int) -> None:
+            assert progress is not None
+            progress(Progress("prompt", start + count * number // layers, total, "tokens"))
+
+        task.passed = None if progress is None else passed
+        try:
+            yield
+        finally:
+            task.passed = None
 
     def decode(
         self, logits: mx.array, cache: SequenceCache, sampler: Sampler, count: int, task: Task | None = None

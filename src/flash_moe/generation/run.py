@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import Cancelled
+from ..progress import ProgressOption, following
 from ..text.reply import ReplyParser
 from .engine import Engine
 from .prefixes import Prefixes
@@ -44,7 +45,7 @@ class Request:
         budget: tokens of reasoning after which it is closed; None leaves that to the model.
         closing: the tokens that close it.
         cancelled: asked for every token, by every layer and while reads are waited for.
-        progress: called with the tokens of the prompt that are done.
+        progress: follows the prompt; see :func:`~flash_moe.progress.following`.
     """
 
     tokens: Sequence[int]
@@ -55,7 +56,7 @@ class Request:
     budget: int | None = None
     closing: Sequence[int] = ()
     cancelled: Callable[[], bool] | None = None
-    progress: Callable[[int], None] | None = None
+    progress: ProgressOption = False
 
 
 def generate(
@@ -71,7 +72,8 @@ def generate(
     recorder.reused(len(cache.tokens))
     try:
         try:
-            logits = engine.prefill(request.tokens, cache, request.progress, task)
+            with following(request.progress) as report:
+                logits = engine.prefill(request.tokens, cache, report, task)
             recorder.prefilled()
             writer.watch_budget()
             for token in engine.decode(logits, cache, request.sampler, request.count, task):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..amounts import format_bytes, percent
+
 if TYPE_CHECKING:
     from .stats import Stats
 
@@ -30,19 +32,3 @@ def summary(stats: Stats) -> str:
     if stats.ahead is not None and stats.ahead.tokens:
         parts.append(str(stats.ahead))
     return " · ".join(parts)
-
-
-def percent(share: float) -> str:
-    """A share for people: "100%" only of all, "0%" only of nothing."""
-    if 0 < share < 1:
-        return "<1%" if share < 0.01 else f"{min(round(100 * share), 99)}%"
-    return f"{share:.0%}"
-
-
-def format_bytes(count: float) -> str:
-    """A size for people: 7,077,888 is "7.1 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
@@ -66,16 +67,22 @@ class CpuDecoder:
                 router = None if following is None else (following[0], following[1].router_logits)
                 layer.mlp.prefetch = LayerPrefetch(decoder.prefetcher, i, router)
 
-    def __call__(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
-        """As :meth:`~.decoder.Decoder.__call__`; everything has been computed when it returns."""
+    def __call__(self, tokens: mx.array, cache: SequenceCache, passed: Callable[[int], None] | None = None) -> mx.array:
+        """As :meth:`~.decoder.Decoder.__call__`; everything has been computed when it returns.
+
+        Args:
+            passed: called with the number of layers that are done, after each.
+        """
         count = tokens.size
         y = aligned(count, self._config.hidden_size)
         y[:] = embedded(self._embedding, tokens)
         angles = (cache.length + np.arange(count))[:, None] * self._frequencies
         turns = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
         run = Pass(count, turns)
-        for layer, state in zip(self._layers, cache.layers, strict=True):
+        for number, (layer, state) in enumerate(zip(self._layers, cache.layers, strict=True), start=1):
             layer(y, state, run)
+            if passed is not None:
+                passed(number)
         rms_norm(y, self._norm, np.float32(self._config.rms_norm_eps), y)
         return mx.array(y)
 

@@ -156,6 +156,7 @@ class Decoder(Module):
                 progress(i + 1)
         mx.eval(self.parameters())
         self._cpu: Any = None
+        self._passed: Callable[[int], None] | None = None
         self.prefetcher: Prefetcher | None = None
         if streaming.prefetch:
             self.prefetcher = Prefetcher(store, experts_per_token)
@@ -203,8 +204,10 @@ class Decoder(Module):
                 for shared, _, own in counted:
                     shared.counters = own
                 self._store.stop_if(task.cancelled)
+                self._passed = task.passed
                 yield
             finally:
+                self._passed = None
                 self._store.stop_if(None)
                 for shared, outer, _ in counted:
                     shared.counters = outer
@@ -230,14 +233,16 @@ class Decoder(Module):
 
     def _run(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
         if self._cpu is not None:
-            return self._cpu(tokens, cache)
+            return self._cpu(tokens, cache, self._passed)
         with kernels(self._use_kernels):
             x = self.embed_tokens.rows(tokens, self.dtype)
             if self.run_ahead is not None and tokens.size == 1:
                 x = self.run_ahead(x, cache.layers)
             else:
-                for layer, state in zip(self.layers, cache.layers, strict=True):
+                for number, (layer, state) in enumerate(zip(self.layers, cache.layers, strict=True), start=1):
                     x = layer(x, state)
+                    if self._passed is not None:
+                        self._passed(number)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -19,6 +19,8 @@ class Task:
         store, prefetch, choice, ahead: counters of this task alone.
         cancelled: asked by every layer, and while it waits for reads; where it says yes, the pass ends with
             :class:`~flash_moe.errors.Cancelled`.
+        passed: called with the number of layers that a pass has gone through, after each; a pass that it ends by an
+            exception fails.
     """
 
     store: StoreStats = field(default_factory=StoreStats)
@@ -26,3 +28,4 @@ class Task:
     choice: ChoiceCounters = field(default_factory=ChoiceCounters)
     ahead: AheadCounters = field(default_factory=AheadCounters)
     cancelled: Callable[[], bool] | None = None
+    passed: Callable[[int], None] | None = None

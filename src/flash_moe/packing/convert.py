@@ -20,9 +20,10 @@ from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
 from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
 from ..models import ModelFiles, open_model
+from ..progress import Callback, Progress, ProgressOption, following
 from ..record import RecordLayout
 from .calibration import Calibration
-from .descriptions import Progress, file_checksum, save_arrays, write_descriptions
+from .descriptions import file_checksum, save_arrays, write_descriptions
 from .plan import Mode, Widths, fingerprint, identity, warnings
 from .requantize import Rounding, adopt_global_scales, changed_projections, requantize
 from .resident import ResidentFiles
@@ -47,7 +48,7 @@ def convert(
     keep: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = True,
 ) -> list[str]:
     """Writes a packed copy of a checkpoint.
 
@@ -72,7 +73,7 @@ def convert(
         keep: download a repository to the hub's cache and keep it there. Otherwise it is converted shard by shard, so that
             two of its files are on the disk at a time; not with a calibration, which needs all of it.
         revision, token: as for :func:`.hub.resolve`.
-        progress: called as ``progress(done, total)`` in bytes of the destination.
+        progress: how far it is, in bytes of the destination; see :meth:`flash_moe.Model.load`.
 
     Returns:
         Warnings about the result, for people.
@@ -95,12 +96,15 @@ def convert(
         "calibration": calibration and fingerprint(calibration),
     }
     try:
-        folder = resolve(source, revision=revision, token=token, local_files_only=not keep and calibration is None)
+        folder = resolve(
+            source, revision=revision, token=token, local_files_only=not keep and calibration is None, progress=progress
+        )
     except HubError:
         if keep or calibration is not None:
             raise
         shards = Shards(os.fspath(source), revision=revision, token=token)
-        return convert_shardwise(shards, destination, widths, rounding, options, progress)
+        with following(progress) as report:
+            return convert_shardwise(shards, destination, widths, rounding, options, report)
     checkpoint = open_model(folder, adopt=True)
     table = checkpoint.records()
     target = widths.layouts(checkpoint, table)
@@ -117,7 +121,8 @@ def convert(
     resident = ResidentFiles(checkpoint, widths.floats(checkpoint), rounding)
     staging = Staging(destination, identity(checkpoint, table) | options)
     try:
-        _Conversion(checkpoint, table, target, resident, staging, rounding, calibrated, progress).run()
+        with following(progress) as report:
+            _Conversion(checkpoint, table, target, resident, staging, rounding, calibrated, report).run()
     finally:
         staging.release()
     return warnings(table, target)
@@ -135,7 +140,7 @@ class _Conversion:
         staging: Staging,
         rounding: Rounding,
         calibration: Calibration | None,
-        progress: Progress | None,
+        progress: Callback | None,
     ) -> None:
         self.checkpoint, self.table, self.target, self.resident = checkpoint, table, target, resident
         self.config: ModelConfig = checkpoint.config
@@ -165,7 +170,7 @@ class _Conversion:
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
         if self.progress is not None:
-            self.progress(min(self.done, self.total), self.total)
+            self.progress(Progress("convert", min(self.done, self.total), self.total, "bytes"))
 
     def _write_resident(self) -> tuple[dict[str, str], dict[str, str]]:
         checksums: dict[str, str] = {}

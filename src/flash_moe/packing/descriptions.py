@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ..models import ModelFiles
 from .requantize import as_bytes
 from .staging import Staging
 
-Progress = Callable[[int, int], None]
 DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8"}
 _COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
            "added_tokens.json", "chat_template*", "LICENSE*")  # fmt: skip

@@ -24,8 +24,9 @@ from ..checkpoint.records import Extent
 from ..checkpoint.remote import Shards
 from ..errors import CheckpointError, DiskSpaceError
 from ..models import ModelFiles, open_model
+from ..progress import Callback, Progress
 from ..record import Part, RecordLayout
-from .descriptions import Progress, file_checksum, save_arrays, write_descriptions
+from .descriptions import file_checksum, save_arrays, write_descriptions
 from .plan import Widths, warnings
 from .requantize import Rounding, adopt_global_scales, changed_projections, rewritten
 from .resident import ResidentFiles
@@ -53,7 +54,7 @@ def convert_shardwise(
     widths: Widths,
     rounding: Rounding,
     options: Mapping[str, Any],
-    progress: Progress | None,
+    progress: Callback | None,
 ) -> list[str]:
     """Writes a packed copy of a repository; see :func:`.convert.convert`.
 
@@ -88,7 +89,7 @@ class _Conversion:
         staging: Staging,
         widths: Widths,
         rounding: Rounding,
-        progress: Progress | None,
+        progress: Callback | None,
     ) -> None:
         self.shards, self.folder, self.staging = shards, folder, staging
         self.widths, self.rounding, self.progress = widths, rounding, progress
@@ -117,7 +118,7 @@ class _Conversion:
                 self._do(works[files])
                 self.staging.note(note)
             if self.progress is not None:
-                self.progress(done * self.total // len(works), self.total)
+                self.progress(Progress("convert", done * self.total // len(works), self.total, "bytes"))
         self.shards.bring(())
         checksums, weight_map = self._finish_resident()
         write_descriptions(self.staging, self.checkpoint, self.resident.config_section(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ..errors import CheckpointError, ExpertReadError
 from ..experts.read_memory import read_buffer
 from ..experts.reader import RecordReader
 from ..models import open_model
+from ..progress import Callback, Progress, ProgressOption, following
 from .descriptions import file_checksum
 
 
@@ -26,20 +26,24 @@ class Verification:
     checksums: bool
 
 
-def verify(folder: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Verification:
+def verify(folder: str | os.PathLike[str], progress: ProgressOption = True) -> Verification:
     """Checks all records and resident files of a checkpoint.
 
     A packed checkpoint is compared with its checksums. Other checkpoints have none: their headers are checked and every
     expert is read.
 
     Args:
-        progress: called as ``progress(done, total)`` in bytes.
+        progress: how far it is; see :meth:`flash_moe.Model.load`.
 
     Raises:
         ExpertReadError: a record cannot be read, or differs from its checksum: the first such record.
         CheckpointError: anything else is missing or damaged.
     """
-    folder = Path(folder)
+    with following(progress) as report:
+        return _verify(Path(folder), report)
+
+
+def _verify(folder: Path, report: Callback | None) -> Verification:
     checkpoint = open_model(folder)
     manifest = Manifest.load(folder)
     table = checkpoint.records()
@@ -52,8 +56,8 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[int, int], None] 
         if file_checksum(file) != manifest.resident[file.name]:
             raise CheckpointError(f"{file} differs from its checksum; copy or convert it again")
         done += size
-        if progress is not None:
-            progress(done, total)
+        if report is not None:
+            report(Progress("verify", done, total, "bytes"))
     if manifest and (lost := sorted({*manifest.resident} - {file.name for file in sizes})):
         raise CheckpointError(f"{INDEX} does not name {lost[0]}, which the manifest does; copy or convert it again")
     reader = RecordReader(table)
@@ -69,8 +73,8 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[int, int], None] 
                     )
                     raise ExpertReadError(str(bad.file), layer, expert, reason)
                 done += layout.stride
-                if progress is not None:
-                    progress(done, total)
+                if report is not None:
+                    report(Progress("verify", done, total, "bytes"))
     finally:
         reader.close()
     return Verification(table.count, len(sizes), total, manifest is not None)
