@@ -15,6 +15,12 @@ from flash_moe.packing.info import describe
 from flash_moe.progress import display
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no work takes long enough for lines of progress."""
+    monkeypatch.setattr(display, "DELAY", 1e9)
+
+
 def test_convert_verify_and_damage(quantized_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "DELAY", 0.0)
     packed = tmp_path / "new model"

@@ -48,7 +48,7 @@ def test_json_holds_everything(packed_checkpoint: Path) -> None:
     result = flash_moe_command("generate", packed_checkpoint, "hello", "--max-tokens", 6, "--json")
     reply = json.loads(result.stdout)
     assert result.stderr == ""
-    assert set(reply) == {"text", "finish_reason", "tokens", "stats", "model"}
+    assert set(reply) == {"text", "reasoning", "finish_reason", "tokens", "stats", "model"}
     assert (reply["text"], reply["tokens"]) == (expected.text, list(expected.tokens))
     assert (reply["finish_reason"], reply["model"]) == (expected.finish_reason, str(packed_checkpoint))
     assert set(reply["stats"]) == set(expected.stats.to_dict())
