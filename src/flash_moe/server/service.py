@@ -90,7 +90,9 @@ class Service:
         cancel = threading.Event()
         async with self.turns.turn():
             await asyncio.to_thread(self._check_length, prompt, options)
-            stream = await asyncio.to_thread(partial(self.model.stream, prompt, cancel=cancel, **options))
+            stream = await asyncio.to_thread(
+                partial(self.model.stream, prompt, cancel=cancel, progress=False, **options)
+            )
             queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
             ended = asyncio.Event()
             loop = asyncio.get_running_loop()
