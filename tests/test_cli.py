@@ -24,7 +24,15 @@ WITHOUT_JSON: set[str] = set()  # commands that report nothing
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["flash-moe info MODEL", "flash-moe convert SRC DST", 'flash-moe generate DST "Hello"', "-v, --verbose"]),
+        (
+            [],
+            [
+                "flash-moe info ORG/NAME",
+                "flash-moe download ORG/NAME",
+                'flash-moe generate demo "Hello"',
+                "-v, --verbose",
+            ],
+        ),
         (
             ["generate"],
             ['flash-moe generate MODEL "Why is the sky blue?"', "-k own", "--max-tokens N", "--no-thinking"],

@@ -32,11 +32,5 @@ def test_info_json(float_checkpoint: Path, k: str | None, expected: int) -> None
     assert found == vars(describe(float_checkpoint, expected))
 
 
-def test_info_of_a_repository_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert "hf download some/model" in failed(flash_moe_command("info", "some/model"))
-    assert not any(tmp_path.iterdir())
-
-
 def test_info_k_beyond_the_experts(packed_checkpoint: Path) -> None:
     assert "expected an integer from 1 to 4" in failed(flash_moe_command("info", packed_checkpoint, "-k", 17), code=2)

@@ -11,16 +11,18 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bench, convert, eval, generate, info, plan, selftest, serve, verify
+from . import bench, convert, eval, generate, hub, info, plan, selftest, serve, verify
 from .arguments import VerboseOption
 from .console import Commands, log_to_stderr, open_closed_streams
 
 _EXAMPLES = """\b
 To begin:
-  flash-moe info MODEL              what a checkpoint is, what a token reads
-  flash-moe plan MODEL              whether it fits, and how fast it will be
-  flash-moe convert SRC DST         pack it, so that experts are read fastest
-  flash-moe generate DST "Hello"    get an answer
+  flash-moe generate demo "Hello"      try the model that comes along
+  flash-moe info ORG/NAME              what a model is; size of the download
+  flash-moe plan ORG/NAME              whether it fits, how fast it will be
+  flash-moe download ORG/NAME          get it ...
+  flash-moe generate ORG/NAME "Hello"  ... and an answer
+  flash-moe convert ORG/NAME DST       pack it: experts are read fastest
 
 `flash-moe COMMAND --help` explains a command, with examples.
 Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted."""
@@ -57,6 +59,8 @@ def _options(
 
 for _module in (generate, serve, info, plan, convert, verify, eval, selftest):
     app.command(_module.__name__.rpartition(".")[2], epilog=_module.EXAMPLES)(_module.command)
+for _command in (hub.download, hub.list_models, hub.remove):
+    app.command(_command.__name__.removesuffix("_models"), epilog=hub.EXAMPLES)(_command)
 app.add_typer(bench.app, name="bench")
 
 

@@ -198,7 +198,7 @@ def _bad_prompt(message: str) -> typer.BadParameter:
     return typer.BadParameter(message, param_hint="'PROMPT'")
 
 
-def local_checkpoint(model: str) -> Path:
+def local_checkpoint(model: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint that is on this machine; nothing is downloaded.
 
     Raises:
@@ -208,9 +208,9 @@ def local_checkpoint(model: str) -> Path:
     from ..checkpoint.hub import resolve
 
     try:
-        return resolve(model, local_files_only=True)
+        return resolve(model, revision=revision, local_files_only=True)
     except HubError as error:
         raise HubError(
             f"{model!r} is no folder here, and not in the hub's cache; check the spelling, or download it first: "
-            f"hf download {model}"
+            f"flash-moe download {model}"
         ) from error

@@ -1,0 +1,82 @@
+"""What has been downloaded from the Hugging Face hub, and removing it again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ArgumentError, HubError
+from .files import has_all_weights
+from .hub import REPO, hub_errors
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A repository in the hub's cache.
+
+    Attributes:
+        repo: ``org/name``.
+        path: the folder of its newest revision.
+        nbytes: what all of its revisions take on the disk, parts of files included.
+        complete: whether the newest revision has all of its weights.
+    """
+
+    repo: str
+    path: str
+    nbytes: int
+    complete: bool
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the folder of the hub's cache: ``HF_HUB_CACHE``, unless another is given."""
+    from huggingface_hub import constants
+
+    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+
+
+def free_space(folder: Path) -> int:
+    """Returns the free bytes of the disk that a folder is on, or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
+def downloaded(cache_dir: str | os.PathLike[str] | None = None) -> list[Downloaded]:
+    """Lists the models in the hub's cache that have safetensors files or were not finished, by name."""
+    from huggingface_hub import scan_cache_dir
+
+    cache = cache_folder(cache_dir)
+    found = []
+    for repo in scan_cache_dir(cache).repos if cache.is_dir() else ():
+        if repo.repo_type != "model" or not repo.revisions:
+            continue
+        path = max(repo.revisions, key=lambda revision: revision.last_modified).snapshot_path
+        unfinished = any(repo.repo_path.glob("blobs/*.incomplete"))
+        if unfinished or any(path.glob("*.safetensors")):
+            blobs = [file for file in (repo.repo_path / "blobs").glob("*") if file.is_file()]
+            size = sum(file.stat().st_size for file in blobs) or repo.size_on_disk
+            found.append(Downloaded(repo.repo_id, str(path), size, has_all_weights(path)))
+    return sorted(found, key=lambda one: one.repo)
+
+
+def remove(repo: str, cache_dir: str | os.PathLike[str] | None = None) -> Downloaded:
+    """Removes all revisions of a repository from the hub's cache, and says what was there.
+
+    Raises:
+        ArgumentError: this is not the name of a repository.
+        HubError: it is not in the cache, or cannot be removed.
+    """
+    if not REPO.fullmatch(repo):
+        raise ArgumentError(f"{repo!r} is no repository of the hub; expected org/name. Folders are yours to remove.")
+    known = {one.repo: one for one in downloaded(cache_dir)}
+    if repo not in known:
+        raise HubError(f"{repo} is not in {cache_folder(cache_dir)}; there: {', '.join(known) or 'no models'}")
+    from huggingface_hub import scan_cache_dir
+
+    with hub_errors(repo, None):
+        found = scan_cache_dir(cache_folder(cache_dir))
+        hashes = [r.commit_hash for one in found.repos if one.repo_id == repo for r in one.revisions]
+        found.delete_revisions(*hashes).execute()
+    if Path(known[repo].path).exists():
+        raise HubError(f"{known[repo].path} could not be removed; check whose files these are, and remove the folder")
+    return known[repo]
