@@ -68,7 +68,7 @@ def command(
     revision: RevisionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Serve a model to editors, agents, chat programs and SDKs, and to a page in the browser.
+    """Serve a model to editors, agents, chat pages and SDKs.
 
     The OpenAI protocol is at /v1 (chat completions, completions, responses), Anthropic's at /v1/messages; metrics for
     Prometheus are at /metrics. Nothing of prompts or replies is logged. Ctrl-C ends it.
