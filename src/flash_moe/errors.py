@@ -5,6 +5,7 @@
     ├── CheckpointError      the files are not what they should be: missing, truncated, malformed, wrong shape
     │   └── ExpertReadError  the bytes of one expert could not be read (names file, layer and expert)
     ├── DiskSpaceError       not enough free space for what was about to be written
+    ├── MemoryLimitError     the control group of the process allows less memory than the model needs
     ├── HubError             a download failed, or offline mode forbids it
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
     ├── ToolCallError        a reply holds a tool call that is cut, malformed or not offered
@@ -54,6 +55,10 @@ class ExpertReadError(CheckpointError):
 
 class DiskSpaceError(FlashMoEError):
     """There is not enough free disk space; nothing was written."""
+
+
+class MemoryLimitError(FlashMoEError):
+    """The process may use less memory than the model needs; the system would end it."""
 
 
 class HubError(FlashMoEError):

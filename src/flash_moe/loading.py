@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 
-from .errors import ArgumentError
+from .errors import ArgumentError, MemoryLimitError
+from .limits import group_limit, resident_bytes
 from .models import ModelFiles
 from .nn.streaming import PLAIN, StreamingOptions
 from .ops.dispatch import kernels as allowed_kernels
@@ -14,6 +15,7 @@ from .ops.dispatch import kernels_wanted, on_gpu
 from .proofs.prover import prove
 from .record import RecordLayout
 
+_WORK = 64 << 20  # bytes: activations and caches of a short prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -52,3 +54,22 @@ def prove_kernels(
         if not on_gpu() or kernels_wanted() is not None:
             return
     prove(checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming), progress)
+
+
+def check_memory(weights: int, experts: int) -> None:
+    """Compares what a model takes at the least with what the control group of this process allows.
+
+    Args:
+        weights: bytes of the always-read weights; experts: bytes of the experts that are held in memory.
+
+    Raises:
+        MemoryLimitError: it allows less; the system would end the process.
+    """
+    limit = group_limit()
+    need = resident_bytes() + weights + experts + _WORK
+    if limit is not None and need > limit:
+        raise MemoryLimitError(
+            f"the model needs at least {need / 1e6:,.0f} MB ({weights / 1e6:,.0f} of always-read weights, "
+            f"{experts / 1e6:,.0f} of experts, the rest for the program), but the control group of this process allows "
+            f"{limit / 1e6:,.0f}; raise its limit, or use a smaller expert_cache, fewer experts_per_token or another expert_io"
+        )

@@ -17,7 +17,7 @@ from .experts.store import ExpertStore
 from .generation.defaults import sampling_defaults
 from .generation.prefixes import kept
 from .language_model import LanguageModel
-from .loading import prove_kernels, resolve_dtype
+from .loading import check_memory, prove_kernels, resolve_dtype
 from .models import ModelFiles, open_model
 from .nn.decoder import Decoder
 from .nn.streaming import StreamingOptions
@@ -103,6 +103,7 @@ class Model(LanguageModel):
             CheckpointError: a file is missing, truncated, malformed or does not belong to the others.
             TokenizerError: there is no usable tokenizer.
             HubError, DiskSpaceError: the download failed, or there is no room for it.
+            MemoryLimitError: the control group of the process (Linux) allows less memory than the model needs.
             ArgumentError: an argument is out of range.
             ForkError: this process is a fork of one that loaded a model.
         """
@@ -124,6 +125,8 @@ class Model(LanguageModel):
 
             proofs = None if told is None else lambda done, total: told(Progress("kernels", done, total, "kernels"))
             prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
+            held = table.nbytes if expert_io == "resident" else k * table.max_stride + expert_cache
+            check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
             store = open_store(table, expert_io, k, expert_cache, report("experts", "bytes", table.nbytes))
             try:
                 layers = report("layers", "layers", config.num_hidden_layers)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +12,3 @@ _INSTALLED = Path(__file__).parent / "_shipped"  # pyproject.toml puts them ther
 def shipped(name: str) -> Path:
     """Returns a folder by its name, e.g. ``"kernels"``: inside the installed package, or at the top of a clone."""
     return (_INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2]) / name
-
-
-def user_cache() -> Path:
-    """The folder in the user's cache directory for what this library measured or compiled; it may not exist."""
-    standard = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser(standard)  # noqa: PTH111 (there may be no home)
-    return Path(folder) / "flash_moe"

@@ -18,7 +18,7 @@ from flash_moe.bench.system import available_memory, disk_bytes_read
 from flash_moe.errors import ArgumentError, CheckpointError, ConfigError
 from flash_moe.experts.files import MappedFile
 from flash_moe.experts.store import Records
-from flash_moe.generation.chunks import memory_limit
+from flash_moe.limits import memory_limit
 from flash_moe.models import open_model
 
 

@@ -7,7 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-from ..generation.chunks import memory_limit
+from ..limits import memory_limit
 
 _MEMORY = Path("/proc/meminfo")
 _IO = Path("/proc/self/io")

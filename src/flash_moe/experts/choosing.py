@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError, ExpertReadError
-from ..shipped import user_cache
+from ..user_cache import cache_file
 from .files import UnmappableError
 from .mapped import MappedStore
 from .reader import RecordReader
@@ -145,7 +145,7 @@ def _key(table: RecordTable) -> str:
 
 def _cache_file() -> Path:
     """Where choices are remembered: the user's cache directory."""
-    return user_cache() / "expert_io.json"
+    return cache_file("expert_io.json")
 
 
 def _recall(file: Path) -> dict[str, Streaming]:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError
+from ..limits import memory_limit
 from .choosing import Measure, choose
 from .mapped import MappedStore
 from .reader import RecordReader
@@ -15,7 +16,8 @@ from .slots import SlotStore
 from .store import ExpertStore
 
 ExpertIO = Literal["auto", "mapped", "slots", "resident"]
-_GROUP_BYTES = 128 << 20  # bytes of the records that one fetch of prefill brings in
+_GROUP_BYTES = 128 << 20  # bytes of the records that one fetch of prefill brings in, where there is memory
+_SHARE = 32  # of the memory: what they may take; slots hold two such groups
 
 
 def open_store(
@@ -57,4 +59,5 @@ def open_store(
 
 def fetch_capacity(table: RecordTable, experts_per_token: int) -> int:
     """Records that one fetch of a streaming store may ask for: a token's, or as many as prefill reads together."""
-    return min(max(_GROUP_BYTES // max(table.max_stride, 1), experts_per_token), table.num_experts)
+    group = min(_GROUP_BYTES, memory_limit() // _SHARE)
+    return min(max(group // max(table.max_stride, 1), experts_per_token), table.num_experts)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from ..config import ModelConfig
+from ..limits import memory_limit
 
 _SHARE = 32  # of the machine's memory: what a chunk may take
 _STEP, _MOST = 256, 4096
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def prefill_chunk(config: ModelConfig, experts_per_token: int, memory: int | None = None) -> int:
@@ -26,16 +23,3 @@ def prefill_chunk(config: ModelConfig, experts_per_token: int, memory: int | Non
     per_token = (2 * experts_per_token + 12) * config.hidden_size * 4
     tokens = (memory_limit() if memory is None else memory) // _SHARE // per_token
     return max(_STEP, min(_MOST, tokens // _STEP * _STEP))
-
-
-def memory_limit() -> int:
-    """Bytes of memory this process may use: the machine's, or its control group's where that is less (Linux)."""
-    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in _CGROUP_LIMITS:
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue  # no control groups of this kind here
-        if text.isdigit():
-            limit = min(limit, int(text))
-    return limit

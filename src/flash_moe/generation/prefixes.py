@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from threading import RLock
 
 from ..checks import integer
+from ..limits import memory_limit
 from ..nn.cache import SequenceCache
-from .chunks import memory_limit
 
 MARKS = 3  # kept of a sequence; each costs the recurrent states of all layers
 

@@ -20,7 +20,7 @@ from ..checks import resolve_experts_per_token
 from ..errors import ArgumentError, HubError
 from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
-from ..generation.chunks import memory_limit
+from ..limits import memory_limit
 from ..loading import resolve_dtype
 from ..models import ModelFiles, open_model
 from .costs import Costs

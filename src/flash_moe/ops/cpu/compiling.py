@@ -19,7 +19,7 @@ from typing import Any
 import numba
 from numba import cfunc, njit, types
 
-from ...shipped import user_cache
+from ...user_cache import cache_file
 
 _log = logging.getLogger(__name__)
 _FAST = {"fastmath": {"reassoc", "nsz", "contract", "arcp"}, "error_model": "numpy"}
@@ -54,7 +54,7 @@ def _compile(decorate: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any
 def folder() -> Path | None:
     """Where machine code is kept; None where no such place can be written."""
     given = numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
-    base = Path(given) if given else user_cache() / "kernels"
+    base = Path(given) if given else cache_file("kernels")
     digest = hashlib.sha256(numba.__version__.encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
