@@ -83,7 +83,7 @@ def score_calls(cases: Sequence[ToolCallCase], generate: Callable[[ToolCallCase]
         counts["cases"] += 1
         counts["cut"] += cut
         try:
-            calls, _ = parse_tool_calls(reply.text, case.tools)
+            calls, _ = parse_tool_calls(reply.raw_text, case.tools)
         except ToolCallError:
             continue
         counts["parse"] += 1

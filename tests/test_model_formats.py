@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from flash_moe import ArgumentError, Model
 from flash_moe.errors import FormatError
+from flash_moe.evaluation import ToolCallCase, greedy, tool_call_score
 from flash_moe.text.tool_calls import parse_tool_calls
 
 WEATHER = {
@@ -51,7 +52,7 @@ def model() -> Iterator[Model]:
 
 
 def calls(reply: Any, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return parse_tool_calls(reply.text, tools)[0]
+    return parse_tool_calls(reply.raw_text, tools)[0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
@@ -219,3 +220,11 @@ def test_a_plain_reply_waits_for_no_table(model: Model, monkeypatch: Any) -> Non
         ready.set()
         thread.join(60)
         assert found[0].parsed in ("yes", "no")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_calls_of_decoded_replies_are_scored(model: Model, strict: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr("flash_moe.evaluation.replies.expected_reply", lambda *_: [])
+    case = ToolCallCase([{"role": "user", "content": QUESTION}], [WEATHER], [{"name": "get_weather", "arguments": {}}])
+    score = tool_call_score([case], greedy(model, 100, False, strict))
+    assert (score.parsed.value, score.right_functions.value) == (1, 1)

@@ -56,7 +56,7 @@ def test_the_expected_reply_is_recognised(model: Model, said: list[int], monkeyp
     found = greedy(model, len(said))(expecting(monkeypatch, said))
     assert isinstance(found, Recognized)
     truth = decoded(model)
-    assert (found.text, found.finish_reason) == (truth.text, truth.finish_reason)
+    assert (found.raw_text, found.finish_reason) == (truth.raw_text, truth.finish_reason)
     assert list(truth.tokens) == said
 
 
@@ -66,7 +66,7 @@ def test_any_other_reply_is_decoded(model: Model, said: list[int], place: int, m
     other[place] = (other[place] + 1) % 256
     found = greedy(model, 12)(expecting(monkeypatch, other))
     truth = decoded(model)
-    assert (found.text, found.tokens, found.finish_reason) == (truth.text, truth.tokens, truth.finish_reason)
+    assert (found.raw_text, found.tokens, found.finish_reason) == (truth.raw_text, truth.tokens, truth.finish_reason)
 
 
 def test_a_reply_that_goes_on_is_not_the_expected_one(
@@ -80,7 +80,7 @@ def test_a_reply_that_goes_on_is_not_the_expected_one(
 def test_a_limit_of_tokens_cuts_as_in_decoding(model: Model, said: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     limit = len(said) - 1
     found = greedy(model, limit)(expecting(monkeypatch, said))
-    assert (found.text, found.finish_reason) == (decoded(model, limit).text, "length")
+    assert (found.raw_text, found.finish_reason) == (decoded(model, limit).raw_text, "length")
 
 
 def test_single_tokens_that_are_run_otherwise_are_decoded(
@@ -98,7 +98,7 @@ def test_what_was_run_is_continued(model: Model, monkeypatch: pytest.MonkeyPatch
 
 def test_a_case_without_calls_is_decoded(model: Model) -> None:
     found = greedy(model, 12)(ToolCallCase(MESSAGES, None, []))
-    assert found.text == decoded(model).text
+    assert found.raw_text == decoded(model).raw_text
     assert tool_call_score([ToolCallCase(MESSAGES, None, [])], greedy(model, 12)).parsed.value == 1
 
 

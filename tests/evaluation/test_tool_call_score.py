@@ -18,7 +18,7 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": name,
-            "parameters": {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "on": {"type": "boolean"}}},
+            "parameters": {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "on": {"type": "boolean"}, "at": {}}},
         },
     }
     for name in ("weather", "light")
@@ -42,7 +42,7 @@ def reply(*calls: dict[str, Any]) -> str:
 
 
 def always(text: str, finish_reason: str = "stop") -> Callable[[ToolCallCase], Any]:
-    return lambda case: SimpleNamespace(text=text, finish_reason=finish_reason)
+    return lambda case: SimpleNamespace(raw_text=text, finish_reason=finish_reason)
 
 
 def changed(call: dict[str, Any], **arguments: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_shares_and_errors() -> None:
     replies = [reply(WEATHER), reply(changed(WEATHER, days=7)), reply(LIGHT), "<tool_call>", "Sunny."]
     cases = [case(WEATHER) for _ in replies]
     reasons = ["stop", "stop", "stop", "length", "stop"]
-    remaining = (SimpleNamespace(text=text, finish_reason=why) for text, why in zip(replies, reasons, strict=True))
+    remaining = (SimpleNamespace(raw_text=text, finish_reason=why) for text, why in zip(replies, reasons, strict=True))
     progress: list[tuple[int, int]] = []
     found = tool_call_score(cases, lambda _: next(remaining), lambda *done: progress.append(done))
     assert (found.cases, found.cut) == (5, 1)

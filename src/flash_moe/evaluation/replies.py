@@ -22,7 +22,7 @@ from .tool_calls import Reply, ToolCallCase
 class Recognized:
     """A reply that was found to be the expected one."""
 
-    text: str
+    raw_text: str
     finish_reason: str = "stop"
 
 

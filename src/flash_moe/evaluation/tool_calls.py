@@ -33,7 +33,7 @@ class Reply(Protocol):
     """What a generation gives back, as far as it is scored; :class:`~flash_moe.Generation` is one."""
 
     @property
-    def text(self) -> str: ...
+    def raw_text(self) -> str: ...
 
     @property
     def finish_reason(self) -> str: ...
@@ -112,7 +112,7 @@ def tool_call_score(
             raise type(error)(f"tool-call case {number}: {error}") from error
         cut += reply.finish_reason == "length"
         try:
-            calls, _ = parse_tool_calls(reply.text, case.tools)
+            calls, _ = parse_tool_calls(reply.raw_text, case.tools)
         except ToolCallError:
             calls = None  # counts as not parsed
         if calls is not None:
