@@ -53,7 +53,7 @@ def test_stream_tools_and_logits() -> None:
     with Model.load("demo", experts_per_token=None) as model:
         question = [{"role": "user", "content": "What is the weather in Oslo?"}]
         chunks = list(model.stream(question, tools=[TOOL], temperature=0.0))
-        assert "get_weather" in "".join(chunk.text for chunk in chunks)
+        assert "get_weather" in "".join(chunk.raw_text for chunk in chunks)
         assert chunks[-1].stats.generated_tokens == len(chunks)
         assert model.logits([1, 2, 3]).shape[0] == 3
 

@@ -165,7 +165,11 @@ def unknown(x: NotDefined) -> None: ...  # noqa: F821
 def thread(x: FunctionTool) -> None: ...
 
 
-@pytest.mark.parametrize("tool", [waits, starred, unknown, thread, 5, "name", City, None], ids=lambda tool: getattr(tool, "__name__", str(tool)))
+@pytest.mark.parametrize(
+    "tool",
+    [waits, starred, unknown, thread, 5, "name", City, None],
+    ids=lambda tool: getattr(tool, "__name__", str(tool)),
+)
 def test_what_cannot_be_a_tool(tool: Any) -> None:
     with pytest.raises(ArgumentError):
         tool_schemas([tool])

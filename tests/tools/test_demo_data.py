@@ -168,7 +168,7 @@ def test_the_template_reads_back_what_was_generated(loaded: Tokenizer) -> None:
     [
         ([{"role": "user", "content": "Hi"}, {"role": "system", "content": "Late"}], "position 1"),
         ([{"role": "critic", "content": "Hm"}], "the role critic"),
-        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}], "no mapping"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "not JSON"}}]}], "JSON"),
     ],
 )
 def test_the_template_refuses_what_it_cannot_render(messages: list, found: str, loaded: Tokenizer) -> None:
