@@ -18,7 +18,9 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": name,
-            "parameters": {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "on": {"type": "boolean"}, "at": {}}},
+            "parameters": {
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "on": {"type": "boolean"}, "at": {}}
+            },
         },
     }
     for name in ("weather", "light")
