@@ -43,16 +43,20 @@ from flash_moe.record import PROJECTIONS, ProjectionFormat, RecordLayout  # noqa
 TOKENS, WARM_UP, REPEATS = 40, 8, 5
 
 
+Parts = dict[int, dict[str, mx.array]]
+
+
 class Banks(ExpertStore):
-    """Banks that are in memory already."""
+    """Banks that are in memory already, of whole records or by part."""
 
-    def __init__(self, banks: dict[int, mx.array], layout: RecordLayout, no_wait: bool, missing: float | None) -> None:
-        super().__init__(dict.fromkeys(banks, layout), len(banks[0]))
+    def __init__(self, banks: Any, experts: int, layout: RecordLayout, no_wait: bool, missing: float | None) -> None:
+        super().__init__(dict.fromkeys(banks, layout), experts)
         self._banks, self.no_wait = banks, no_wait
+        self.by_part = isinstance(banks[0], dict)
         self.keeps_experts, self._missing = missing is not None, missing or 0.0
-        self._table, self._random = mx.arange(len(banks[0]), dtype=mx.uint32), np.random.default_rng(0)
+        self._table, self._random = mx.arange(experts, dtype=mx.uint32), np.random.default_rng(0)
 
-    def ahead(self, layer: int) -> tuple[mx.array, mx.array]:
+    def ahead(self, layer: int) -> tuple[Any, mx.array]:
         return self._banks[layer], self._table
 
     def _loaded_layers(self, layers: Any, ids: np.ndarray) -> int:
@@ -62,10 +66,10 @@ class Banks(ExpertStore):
     def _arrive(self, layer: int, experts: Any) -> Iterator[int]:
         return iter(experts)
 
-    def _bank_of(self, layer: int) -> mx.array:
+    def _bank_of(self, layer: int) -> Any:
         return self._banks[layer]
 
-    def _whole(self, layer: int) -> mx.array | None:
+    def _whole(self, layer: int) -> Any:
         return self._banks[layer] if self.no_wait else None
 
     def in_memory(self, layer: int, experts: Any) -> list[bool]:
@@ -136,8 +140,22 @@ def make_banks(text: dict[str, Any], layout: RecordLayout) -> dict[int, mx.array
     return banks
 
 
-def mlx_lm_model(text: dict[str, Any], arrays: Any, modules: Any, banks: Any, layout: RecordLayout) -> Any:
-    """mlx-lm's model with the same weights; experts are copied out of the banks."""
+def parts_of_banks(banks: dict[int, mx.array], layout: RecordLayout) -> Parts:
+    """Copies of the banks with an array for each part of the records, as mlx-lm has them."""
+    found: Parts = {}
+    for layer, bank in banks.items():
+        found[layer] = {}
+        for part in layout.parts:
+            words = bank[:, part.offset // 4 : (part.offset + part.nbytes) // 4]
+            typed = words if part.dtype == "U32" else words.view(mx.bfloat16)
+            found[layer][part.key] = mx.contiguous(typed.reshape(len(bank), *part.shape))
+        mx.eval(found[layer])
+        mx.clear_cache()
+    return found
+
+
+def mlx_lm_model(text: dict[str, Any], arrays: Any, modules: Any, parts: Parts) -> Any:
+    """mlx-lm's model with the same weights."""
     from mlx import nn
     from mlx_lm.models import qwen3_5_moe
 
@@ -153,13 +171,9 @@ def mlx_lm_model(text: dict[str, Any], arrays: Any, modules: Any, banks: Any, la
         if name.endswith("conv1d.weight"):
             array = array.T[..., None]
         weights.append((Qwen35().mlx_name(name), array))
-    for layer, bank in banks.items():
-        for part in layout.parts:
-            words = bank[:, part.offset // 4 : (part.offset + part.nbytes) // 4]
-            typed = words if part.dtype == "U32" else words.view(mx.bfloat16)
-            array = mx.contiguous(typed.reshape(len(bank), *part.shape))
-            mx.eval(array)
-            weights.append((f"language_model.model.layers.{layer}.mlp.switch_mlp.{part.key}", array))
+    for layer, by_part in parts.items():
+        for name, array in by_part.items():
+            weights.append((f"language_model.model.layers.{layer}.mlp.switch_mlp.{name}", array))
     model.load_weights(weights)
     mx.eval(model.parameters())
     return model
@@ -206,6 +220,7 @@ def main() -> None:
     mx.random.seed(0)
     arrays, modules = resident(text)
     banks = make_banks(text, layout)
+    parts = parts_of_banks(banks, layout)
     print(
         f"{datetime.date.today()}, {mx.device_info().get('device_name')}, mlx {mx.__version__}, {arguments.layers} layers"
     )
@@ -214,7 +229,7 @@ def main() -> None:
         text_k = text | {"num_experts_per_tok": k}
         config = ModelConfig.from_dict(text_k)
         runs: dict[str, Callable[[], float]] = {}
-        model = mlx_lm_model(text_k, arrays, modules, banks, layout)
+        model = mlx_lm_model(text_k, arrays, modules, parts)
         runs["mlx-lm"] = mlx_lm_run(model)
         weights = Weights(arrays, modules)
         for what in ("tried", "remembered"):
@@ -229,12 +244,13 @@ def main() -> None:
         variants = [
             ("kernels off, indices read back", False, False, None),
             ("kernels off, ahead", False, False, 0.0),
+            ("kernels off, resident", False, True, None),
             ("indices read back", None, False, None),
             *((f"ahead, {1 - missing:.1%} loaded", None, False, missing) for missing in (0.0, 0.001, 0.01, 0.05, 0.1)),
             ("resident", None, True, None),
         ]
         for name, kernels, no_wait, missing in variants:
-            store = Banks(banks, layout, no_wait, missing)
+            store = Banks(parts if kernels is False else banks, arguments.experts, layout, no_wait, missing)
             decoder = Decoder(config, weights, store, k, mx.bfloat16, use_kernels=kernels)
             if missing is not None:
                 assert decoder.run_ahead is not None

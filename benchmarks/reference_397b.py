@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-from decode_397b import make_banks, mlx_lm_model, mlx_lm_run, resident
+from decode_397b import make_banks, mlx_lm_model, mlx_lm_run, parts_of_banks, resident
 from pieces_397b import head_alone
 from sparse_checkpoint import QUANTIZATION
 
@@ -29,9 +29,9 @@ def reference(text: dict[str, Any], ks: list[int], prompt: int, say: Callable[[s
     formats = dict.fromkeys(PROJECTIONS, ProjectionFormat("BF16", QUANTIZATION))
     layout = RecordLayout.build(hidden, text["moe_intermediate_size"], formats)
     arrays, modules = resident(text)
-    banks = make_banks(text, layout)
+    parts = parts_of_banks(make_banks(text, layout), layout)
     for k in ks:
-        model = mlx_lm_model(text | {"num_experts_per_tok": k}, arrays, modules, banks, layout)
+        model = mlx_lm_model(text | {"num_experts_per_tok": k}, arrays, modules, parts)
         head = head_alone(model.language_model.lm_head, hidden, mx.bfloat16, 16)
         say(f"mlx-lm, K={k}")
         run = mlx_lm_run(model)

@@ -90,7 +90,7 @@ MAY_IMPORT = {
         "config",
     },
     "text_generation": {"progress", "generation", "structured", "text"},
-    "loading": {"models", "nn", "ops", "proofs", "config", "record"},
+    "loading": {"models", "experts", "nn", "ops", "proofs", "config", "record"},
     "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record"},
     "packing": {"progress", "models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
     "generation": {"progress", "text", "nn", "experts.store", "config"},

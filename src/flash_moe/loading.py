@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 
 from .errors import ArgumentError, MemoryLimitError
+from .experts.banks import can_lie_by_part
 from .limits import group_limit, resident_bytes
 from .models import ModelFiles
 from .nn.streaming import PLAIN, StreamingOptions
 from .ops.dispatch import kernels as allowed_kernels
-from .ops.dispatch import kernels_wanted, on_gpu
+from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from .proofs.prover import prove
 from .record import RecordLayout
 
@@ -39,7 +40,7 @@ def prove_kernels(
     streaming: StreamingOptions = PLAIN,
     progress: Callable[[int, int], None] | None = None,
     kernels: bool | None = None,
-) -> None:
+) -> bool:
     """Has all kernels that a network could use prove themselves on a GPU, unless the user has decided about them.
 
     Args:
@@ -47,13 +48,22 @@ def prove_kernels(
         progress: called with the number of kernels that are decided, and of all.
         kernels: what the user decided; see :func:`~flash_moe.ops.dispatch.kernels`.
 
+    Returns:
+        Whether banks are to lie by part: on a GPU where the experts of a token do not run as kernels.
+
     Raises:
         CheckpointError: a weight is missing, malformed or does not belong to the others.
     """
     with allowed_kernels(kernels):
-        if not on_gpu() or kernels_wanted() is not None:
-            return
-    prove(checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming), progress)
+        if not on_gpu():
+            return False
+        cases = checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming)
+        if kernels_wanted() is None:
+            prove(cases, progress)
+        if any(case[0] == "experts" and use_kernel(case[0], *case[1:]) for case in cases):
+            return False
+    stored = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}[dtype]
+    return can_lie_by_part(list(layouts.values()), stored)
 
 
 def check_memory(weights: int, experts: int) -> None:

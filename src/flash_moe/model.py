@@ -124,10 +124,11 @@ class Model(LanguageModel):
                 return None if told is None else lambda done: told(Progress(stage, done, total, unit))
 
             proofs = None if told is None else lambda done, total: told(Progress("kernels", done, total, "kernels"))
-            prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
+            by_part = prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
             held = table.nbytes if expert_io == "resident" else k * table.max_stride + expert_cache
             check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
-            store = open_store(table, expert_io, k, expert_cache, report("experts", "bytes", table.nbytes))
+            bytes_read = report("experts", "bytes", table.nbytes)
+            store = open_store(table, expert_io, k, expert_cache, bytes_read, by_part=by_part)
             try:
                 layers = report("layers", "layers", config.num_hidden_layers)
                 decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads)

@@ -39,7 +39,7 @@ def model(quantized_checkpoint: Path) -> Iterator[Model]:
         patch.setattr(decoder_module, "on_gpu", lambda: True)
         patch.setattr(opening, "_GROUP_BYTES", 0)  # a fetch of a prompt asks for no more than a token's experts
         with Model.load(quantized_checkpoint, expert_io="slots", expert_cache=24 << 14, dtype="float32") as model:
-            assert model._store._bank.shape[0] == 32  # type: ignore[attr-defined]
+            assert model._store._count == 32  # type: ignore[attr-defined]
             yield model
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from ..record import RecordLayout
+from .banks import put_together
 from .read_queue import Reads
 from .store_stats import StoreStats
 
@@ -20,19 +22,24 @@ class Records:
     """Records in view, in the order they were asked for.
 
     Attributes:
-        arrays: one uint32 [words] array per record, or a single [N, words] bank of which ``rows`` are the records.
+        arrays: one uint32 [words] array per record, or a single bank of which ``rows`` are the records.
         rows: rows of the bank; None when the arrays are separate.
+        layout: of a bank's records.
     """
 
-    arrays: tuple[mx.array, ...]
+    arrays: tuple[Any, ...]
     rows: tuple[int, ...] | None
     _on_use: Callable[[mx.array], None] | None = None
+    layout: RecordLayout | None = None
 
     def stacked(self) -> mx.array:
         """The records as one [K, words] array (a view where they already lie side by side, else a copy)."""
         if self.rows is None:
             return mx.stack(list(self.arrays))
         (bank,) = self.arrays
+        if not isinstance(bank, mx.array):
+            assert self.layout is not None
+            return put_together(bank, self.rows, self.layout)
         first, count = self.rows[0], len(self.rows)
         if self.rows == tuple(range(first, first + count)):
             return bank[first : first + count]

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -102,19 +103,27 @@ class MappedFile:
         """
         return self._state.change(FileState.of(self.fd))
 
-    def read_into(self, buffer: np.ndarray, offset: int) -> None:
-        """Fills ``buffer`` (uint8, contiguous) with the bytes at ``offset``; other threads run meanwhile.
+    def read_into(self, target: np.ndarray | Sequence[np.ndarray], offset: int) -> None:
+        """Fills a buffer (uint8, contiguous), or several one after the other, with the bytes at ``offset``.
+
+        Other threads run meanwhile.
 
         Raises:
             OSError: the read failed.
-            EOFError: the file ends before the buffer is full.
+            EOFError: the file ends before the buffers are full.
         """
-        done = 0
-        while done < buffer.nbytes:
-            count = os.preadv(self.fd, [buffer[done:].data], offset + done)
+        buffers = [target] if isinstance(target, np.ndarray) else target
+        end = offset + sum(buffer.nbytes for buffer in buffers)
+        left = [buffer.data for buffer in buffers]
+        while left:
+            count = os.preadv(self.fd, left, offset)
             if count == 0:
-                raise EOFError(f"it ends at byte {offset + done}, bytes up to {offset + buffer.nbytes} were expected")
-            done += count
+                raise EOFError(f"it ends at byte {offset}, bytes up to {end} were expected")
+            offset += count
+            while left and count >= left[0].nbytes:
+                count -= left.pop(0).nbytes
+            if count:
+                left[0] = left[0][count:]
 
     def residency(self, offset: int, nbytes: int) -> bytearray:
         """Returns one byte per page of a range: 1 if the page is cached, else 0 or unknown. NumPy would be slower."""

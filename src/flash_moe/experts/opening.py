@@ -27,6 +27,7 @@ def open_store(
     cache_bytes: int = 0,
     progress: Callable[[int], None] | None = None,
     measure: Measure | None = None,
+    by_part: bool = False,
 ) -> ExpertStore:
     """Opens the store for a checkpoint's records.
 
@@ -34,6 +35,7 @@ def open_store(
     their records in pieces, which slots put together while reading; and an ``expert_cache`` needs slots.
 
     Args:
+        by_part: keep each part of the records in a bank of its own, where there are banks.
         measure: stands in for the measurement of ``"auto"``.
 
     Raises:
@@ -50,11 +52,11 @@ def open_store(
         expert_io = choose(table, experts_per_token, measure) if table.packed and not cache_bytes else "slots"
     reader = RecordReader(table)
     if expert_io == "resident":
-        return ResidentStore(reader, progress)
+        return ResidentStore(reader, progress, by_part=by_part)
     capacity = fetch_capacity(table, experts_per_token)
     if expert_io == "mapped":
         return MappedStore(reader, capacity)
-    return SlotStore(reader, capacity, cache_bytes)
+    return SlotStore(reader, capacity, cache_bytes, by_part=by_part)
 
 
 def fetch_capacity(table: RecordTable, experts_per_token: int) -> int:

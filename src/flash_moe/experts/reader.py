@@ -13,6 +13,7 @@ import numpy as np
 from ..checkpoint.records import Extent, RecordTable
 from ..closing import UntilClosed
 from ..errors import CheckpointError, ExpertReadError
+from .banks import Targets
 from .files import MappedFile, UnmappableError
 from .read_queue import ReadQueue, Reads, Request
 
@@ -57,13 +58,13 @@ class Location:
         nbytes = min(SAMPLE, extent.nbytes - start)
         return file.missing_bytes(extent.offset + start, nbytes) / nbytes
 
-    def read_into(self, buffer: np.ndarray, file: MappedFile, offset: int) -> None:
+    def read_into(self, target: np.ndarray | Sequence[np.ndarray], file: MappedFile, offset: int) -> None:
         """As :meth:`MappedFile.read_into`, with an :class:`ExpertReadError` that names file, layer and expert.
 
         What was read is what the file held when its state was noted: a change before the end of the read is an error.
         """
         try:
-            file.read_into(buffer, offset)
+            file.read_into(target, offset)
         except (OSError, EOFError) as error:
             raise ExpertReadError(str(file.path), self.layer, self.expert, str(error)) from error
         self.check(file)
@@ -156,10 +157,13 @@ class RecordReader:
             location.check(file)
         return location
 
-    def read(self, location: Location, buffer: np.ndarray) -> Reads:
-        """Starts filling ``buffer`` ([>= stride] uint8) with a record, see :meth:`run`.
+    def read(self, location: Location, target: Targets) -> Reads:
+        """Starts filling ``target`` with a record, see :meth:`run`.
 
-        Nobody may free or reuse the buffer before the reads have ended.
+        Nobody may free or reuse its memory before the reads have ended.
+
+        Args:
+            target: a buffer [>= stride] uint8, or one for each part of the record, in order.
         """
         requests: list[Request] = []
         absent = location.absent_share()
@@ -167,20 +171,20 @@ class RecordReader:
         for file, extent in location.parts:
             for start in range(0, extent.nbytes, request):
                 stop = min(start + request, extent.nbytes)
-                target = buffer[extent.at + start : extent.at + stop]
-                requests.append(_Fill(location, file, extent.offset + start, target, absent))
+                buffers = _buffers(target, extent.at + start, extent.at + stop)
+                requests.append(_Fill(location, file, extent.offset + start, buffers, absent))
         return self.run(requests, location.nbytes)
 
-    def read_all(self, layer: int, experts: Sequence[int], buffers: Sequence[np.ndarray]) -> None:
-        """Fills each buffer with the record of an expert, and waits for it.
+    def read_all(self, layer: int, experts: Sequence[int], targets: Sequence[Targets]) -> None:
+        """Fills each target with the record of an expert, and waits for it.
 
         Raises:
             ExpertReadError: the first failure, once no read is under way any more.
         """
         begun: list[Reads] = []
         try:
-            for expert, buffer in zip(experts, buffers, strict=True):
-                begun.append(self.read(self.locate(layer, expert), buffer))
+            for expert, target in zip(experts, targets, strict=True):
+                begun.append(self.read(self.locate(layer, expert), target))
         finally:
             self.copy()
             for reads in begun:
@@ -200,14 +204,34 @@ class RecordReader:
         self._queue.copy()
 
 
+def _buffers(targets: Targets, start: int, stop: int) -> list[np.ndarray]:
+    """The memory of the bytes from ``start`` to ``stop`` of a record; what lies between targets goes nowhere."""
+    if isinstance(targets, np.ndarray):
+        return [targets[start:stop]]
+    found, at = [], start
+    for target in targets:
+        first, last = max(target.at, start), min(target.at + target.buffer.nbytes, stop)
+        if first >= last:
+            continue
+        if first > at:
+            found.append(np.empty(first - at, np.uint8))
+        found.append(target.buffer[first - target.at : last - target.at])
+        at = last
+    if at < stop:
+        found.append(np.empty(stop - at, np.uint8))
+    return found
+
+
 class _Fill:
     """A part of a record on its way into memory."""
 
-    __slots__ = ("_file", "_location", "_offset", "_target", "missing")
+    __slots__ = ("_buffers", "_file", "_location", "_offset", "missing")
 
-    def __init__(self, location: Location, file: MappedFile, offset: int, target: np.ndarray, absent: float) -> None:
-        self._location, self._file, self._offset, self._target = location, file, offset, target
-        self.missing = round(absent * target.nbytes)
+    def __init__(
+        self, location: Location, file: MappedFile, offset: int, buffers: Sequence[np.ndarray], absent: float
+    ) -> None:
+        self._location, self._file, self._offset, self._buffers = location, file, offset, buffers
+        self.missing = round(absent * sum(buffer.nbytes for buffer in buffers))
 
     def read(self) -> None:
-        self._location.read_into(self._target, self._file, self._offset)
+        self._location.read_into(self._buffers, self._file, self._offset)

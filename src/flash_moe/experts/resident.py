@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import mlx.core as mx
-import numpy as np
-
 from ..closing import UntilClosed
-from .read_memory import new_bank
+from .banks import Bank, make_bank
 from .reader import RecordReader
 from .store import ExpertStore
 
@@ -18,13 +15,16 @@ class ResidentStore(ExpertStore):
 
     Args:
         progress: called with the bytes read so far after each layer.
+        by_part: as in :class:`~flash_moe.experts.slots.SlotStore`.
     """
 
     can_evict, holds_everything = False, True
-    _banks = UntilClosed[dict[int, mx.array]]()
+    _banks = UntilClosed[dict[int, Bank]]()
 
-    def __init__(self, reader: RecordReader, progress: Callable[[int], None] | None = None) -> None:
-        table = reader.table
+    def __init__(
+        self, reader: RecordReader, progress: Callable[[int], None] | None = None, *, by_part: bool = False
+    ) -> None:
+        table, self.by_part = reader.table, by_part
         super().__init__(table.layouts, table.num_experts)
         self._banks = {}
         try:
@@ -35,14 +35,14 @@ class ResidentStore(ExpertStore):
     def _read_all(self, reader: RecordReader, progress: Callable[[int], None] | None) -> None:
         table, done = reader.table, 0
         for layer, layout in table.layouts.items():
-            bank = new_bank(table.num_experts, layout.stride // 4)
+            bank = make_bank(table.num_experts, [layout], self.by_part)
             experts = range(table.num_experts)
             missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
             for stats in self._counters(layer):
                 stats.bytes_brought += layout.stride * table.num_experts
                 stats.bytes_missing += missing
-            reader.read_all(layer, experts, list(np.array(bank, copy=False).view(np.uint8)))
-            self._banks[layer] = bank
+            reader.read_all(layer, experts, [bank.targets(expert) for expert in experts])
+            self._banks[layer] = bank.bank
             done += layout.stride * table.num_experts
             if progress is not None:
                 progress(done)
@@ -50,10 +50,10 @@ class ResidentStore(ExpertStore):
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
         return iter(experts)
 
-    def _bank_of(self, layer: int) -> mx.array:
+    def _bank_of(self, layer: int) -> Bank:
         return self._banks[layer]
 
-    def _whole(self, layer: int) -> mx.array:
+    def _whole(self, layer: int) -> Bank:
         return self._banks[layer]
 
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:

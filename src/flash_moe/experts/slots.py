@@ -11,9 +11,9 @@ import numpy as np
 from ..checkpoint.records import RecordTable
 from ..closing import UntilClosed, take
 from ..errors import Cancelled, ExpertReadError
+from .banks import Bank, PartBank, RecordBank, make_bank
 from .host_memory import keep_on_host
 from .lru import SlotTable
-from .read_memory import new_bank
 from .read_queue import Reads
 from .reader import RecordReader
 from .slot_tables import SlotTables
@@ -38,21 +38,23 @@ class SlotStore(ExpertStore):
 
     Args:
         cache_bytes: room for further records, kept beyond those of the current fetches.
+        by_part: keep each part of the records in a bank of its own, see :func:`~flash_moe.experts.banks.can_lie_by_part`.
     """
 
     _reader = UntilClosed[RecordReader]()
-    _bank, _bytes = UntilClosed[mx.array](), UntilClosed[np.ndarray]()
-    _whole_layers = UntilClosed[dict[int, mx.array]]()
+    _bank = UntilClosed[RecordBank | PartBank]()
+    _whole_layers = UntilClosed[dict[int, Bank]]()
     _readers = UntilClosed[dict[int, mx.array]]()  # slot to the last output computed from it
 
-    def __init__(self, reader: RecordReader, capacity: int, cache_bytes: int = 0) -> None:
+    def __init__(self, reader: RecordReader, capacity: int, cache_bytes: int = 0, *, by_part: bool = False) -> None:
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
         everything, count = reader.table.count, slot_count(reader.table, capacity, cache_bytes)
-        self._bank = new_bank(count, reader.table.max_stride // 4)
-        self._bytes = np.array(self._bank, copy=False).view(np.uint8)  # writable: the bank's own memory
+        self.by_part, self._count = by_part, count
+        self._bank = make_bank(count, list(self.layouts.values()), by_part)
         if not cache_bytes and count < everything:
-            keep_on_host(self._bytes)
+            for memory in self._bank.memory:
+                keep_on_host(memory)
         self.keeps_experts = cache_bytes > 0
         self._tables = SlotTables(list(self.layouts), reader.table.num_experts) if self.keeps_experts else None
         self._slots: SlotTable[_Key] = SlotTable(count, self._unload)
@@ -86,19 +88,19 @@ class SlotStore(ExpertStore):
         if layer in self._held:
             self._hold(layer, experts)
 
-    def _bank_of(self, layer: int) -> mx.array:
-        return self._bank
+    def _bank_of(self, layer: int) -> Bank:
+        return self._bank.bank
 
     def _used(self, found: Sequence[int], output: mx.array) -> None:
         mx.eval(*(self._readers.pop(row) for row in found if row in self._readers))  # only the last is remembered
         self._readers.update(dict.fromkeys(found, output))
 
-    def _whole(self, layer: int) -> mx.array | None:
+    def _whole(self, layer: int) -> Bank | None:
         return self._whole_layers.get(layer)
 
-    def ahead(self, layer: int) -> tuple[mx.array, mx.array]:
+    def ahead(self, layer: int) -> tuple[Bank, mx.array]:
         assert self._tables is not None
-        return self._bank, self._tables.of(layer)
+        return self._bank.bank, self._tables.of(layer)
 
     def _loaded_layers(self, layers: Sequence[int], ids: np.ndarray) -> int:
         assert self._tables is not None
@@ -118,7 +120,7 @@ class SlotStore(ExpertStore):
         held.update(experts)
         if len(held) == self._experts:
             first = self._first_slots[layer]
-            self._whole_layers[layer] = self._bank[first : first + self._experts]
+            self._whole_layers[layer] = self._bank.rows(first, self._experts)
             mx.eval(self._whole_layers[layer])
             del self._held[layer]
 
@@ -132,7 +134,7 @@ class SlotStore(ExpertStore):
         mx.eval(*self._readers.values())
         self._reading.clear()
         self._readers.clear()
-        self._slots = SlotTable(self._bank.shape[0], self._unload)
+        self._slots = SlotTable(self._count, self._unload)
         if self._tables is not None:
             self._tables.clear()
         self._held = {layer: set() for layer in self._first_slots}
@@ -152,7 +154,7 @@ class SlotStore(ExpertStore):
     def close(self) -> None:
         if (reader := take(self, "_reader")) is not None:
             reader.close()
-        del self._bank, self._bytes, self._whole_layers, self._readers
+        del self._bank, self._whole_layers, self._readers
 
     def _start(self, keys: Sequence[_Key], keep: Sequence[_Key] = ()) -> list[_Key]:
         """Gives every key a slot and starts reading those that had none, which it returns."""
@@ -171,7 +173,7 @@ class SlotStore(ExpertStore):
         slot = self._slots.assign(key, keep, place)
         try:
             self._reclaim(slot)
-            self._reading[slot] = reads = self._reader.read(location, self._bytes[slot])
+            self._reading[slot] = reads = self._reader.read(location, self._bank.targets(slot))
         except BaseException:
             self._slots.release(key)
             raise

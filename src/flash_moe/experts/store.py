@@ -15,11 +15,12 @@ import numpy as np
 
 from ..errors import ArgumentError, Cancelled
 from ..record import RecordLayout
+from .banks import Bank
 from .fetched import Arrivals, Begun, Records, Watcher, as_array
 from .read_queue import Reads
 from .store_stats import StoreStats
 
-__all__ = ["Arrivals", "ExpertStore", "Records", "StoreStats"]
+__all__ = ["Arrivals", "Bank", "ExpertStore", "Records", "StoreStats"]
 
 
 class ExpertStore(ABC):
@@ -30,6 +31,7 @@ class ExpertStore(ABC):
         capacity: the most records that one fetch may ask for.
         can_evict: whether :meth:`evict` does anything.
         holds_everything: whether every record is in the store's own memory for good.
+        by_part: whether its banks have an array for each part of the records.
         keeps_experts: whether records stay in a bank beyond their fetch, and :meth:`ahead` says where.
         stats, by_layer: counters of all layers together, and of each.
     """
@@ -39,6 +41,7 @@ class ExpertStore(ABC):
     can_evict = True
     holds_everything = False
     keeps_experts = False
+    by_part = False
     stats: StoreStats
     by_layer: Mapping[int, StoreStats]
 
@@ -90,7 +93,7 @@ class ExpertStore(ABC):
         if bank is None:
             return Records(tuple(as_array(record) for record in arrivals), None)
         found = list(arrivals)
-        return Records((bank,), tuple(found), partial(self._used, found))
+        return Records((bank,), tuple(found), partial(self._used, found), self.layouts[layer])
 
     def fetch_bytes(
         self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None
@@ -105,6 +108,7 @@ class ExpertStore(ABC):
         found = self._arrivals(layer, experts, meanwhile)
         if (bank := self._bank_of(layer)) is None:
             return found
+        assert isinstance(bank, mx.array), "banks lie by part only on GPUs"
         rows = np.array(bank, copy=False).view(np.uint8)
         return (rows[row] for row in found)
 
@@ -114,6 +118,7 @@ class ExpertStore(ABC):
 
         def arrays() -> Iterator[mx.array]:
             bank = self._bank_of(layer)
+            assert not isinstance(bank, dict), "banks lie by part only on GPUs"
             for record in self._arrivals(layer, experts, meanwhile):
                 found.append(record)
                 # a slice is a view, where an index would copy
@@ -189,7 +194,7 @@ class ExpertStore(ABC):
             What waits for one after the other and finds it: its row of :meth:`_bank_of`, or its bytes.
         """
 
-    def _bank_of(self, layer: int) -> mx.array | None:
+    def _bank_of(self, layer: int) -> Bank | None:
         """The array that :meth:`_arrive` finds rows of; None where records are arrays of their own."""
         return None
 
@@ -208,7 +213,7 @@ class ExpertStore(ABC):
             ExpertReadError: a file cannot be opened or was changed.
         """
 
-    def whole(self, layer: int, count: int) -> mx.array | None:
+    def whole(self, layer: int, count: int) -> Bank | None:
         """All records of a layer by expert id, [E, words] uint32, where the store holds them for good; else None.
 
         Then nobody needs to know which of them a token uses. Counts as a fetch of ``count`` records.
@@ -221,15 +226,11 @@ class ExpertStore(ABC):
                 stats.bytes_requested += self.layouts[layer].stride * count
         return bank
 
-    def _whole(self, layer: int) -> mx.array | None:
+    def _whole(self, layer: int) -> Bank | None:
         return None
 
-    def ahead(self, layer: int) -> tuple[mx.array, mx.array]:
-        """Where a device finds the records of a layer by itself, in a store that keeps experts.
-
-        Returns:
-            The bank, [N, words] uint32, and the row of each expert, [E] uint32: any row for one that is not loaded.
-        """
+    def ahead(self, layer: int) -> tuple[Bank, mx.array]:
+        """The bank, and the row in it of each expert of a layer, [E] uint32: any row for one that is not loaded."""
         raise NotImplementedError(f"{type(self).__name__} keeps no experts")
 
     def use_loaded(self, layers: Sequence[int], ids: np.ndarray) -> int:

@@ -12,6 +12,7 @@ import mlx.core as mx
 from ..config import ModelConfig
 from ..formats import Quantization
 from ..ops.blas import on_cpu
+from ..ops.dispatch import on_gpu
 from ..record import PROJECTIONS, RecordLayout
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def uses_cpu_kernels(
         wanted: as ``kernels`` of :meth:`flash_moe.Model.load`; ``FLASH_MOE_KERNELS`` counts, too.
     """
     setting = os.environ.get("FLASH_MOE_KERNELS", "").lower()
-    if not on_cpu(dtype) or wanted is False or setting == "off":
+    if on_gpu() or not on_cpu(dtype) or wanted is False or setting == "off":
         return False
     forced = wanted is True or setting == "on"
     if not forced and token_weights(config, experts_per_token) < _FEWEST_WEIGHTS:

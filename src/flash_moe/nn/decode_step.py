@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..experts.store import Bank
 from ..ops.decode_attention import cache_sizes
 from ..ops.norm import add_rms_norm, rms_norm
 from ..ops.qk_norm_rope import place
@@ -43,12 +44,18 @@ class DecodeStep:
             [1, H], not evaluated.
         """
         whole = self._moe.whole(x)
-        found = self._run(x, cache, () if whole is None else (whole,))
-        y = self._moe.experts(*found) if whole is None else found[0]
+        if isinstance(whole, mx.array):
+            (y,) = self._run(x, cache, (whole,))
+        else:
+            h, ids, weights, rest = self._run(x, cache, ())
+            if whole is None:
+                y = self._moe.experts(h, ids, weights, rest)
+            else:
+                y = self._moe.traced_bank(h, ids.reshape(-1), weights, rest, whole)
         mx.async_eval(y)
         return y
 
-    def ahead(self, x: mx.array, cache: KVCache | DeltaCache, bank: mx.array, table: mx.array) -> list[mx.array]:
+    def ahead(self, x: mx.array, cache: KVCache | DeltaCache, bank: Bank, table: mx.array) -> list[mx.array]:
         """Runs the layer with the experts that are loaded; of others the output is wrong.
 
         Args:
@@ -58,7 +65,11 @@ class DecodeStep:
         Returns:
             The output [1, H], and all that :meth:`SparseMoE.experts` takes; not evaluated.
         """
-        found = self._run(x, cache, (bank, table))
+        if isinstance(bank, mx.array) and self._moe.uses_kernel(x):
+            found = self._run(x, cache, (bank, table))
+        else:  # the same pieces are traced as when the host fetches, so no bit depends on what was fused with what
+            h, ids, weights, rest = routed = self._run(x, cache, ())
+            found = [self._moe.traced_bank(h, table[ids].reshape(-1), weights, rest, bank), *routed]
         mx.async_eval(found)
         return found
 

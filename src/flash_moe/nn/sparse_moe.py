@@ -10,10 +10,17 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import NumericalError
-from ..experts.store import Arrivals, ExpertStore, Records
+from ..experts.store import Arrivals, Bank, ExpertStore, Records
 from ..ops import expert_kernels
 from ..ops.dispatch import kernels_wanted, on_gpu, use_kernel
-from ..ops.experts import experts_for_rows, experts_for_token, takes_each
+from ..ops.experts import (
+    experts_for_rows,
+    experts_for_token,
+    experts_in_place,
+    parts_of,
+    takes_each,
+    weighted_sum,
+)
 from ..ops.router import route
 from .expert_choice import ExpertChoice
 from .mlp import SwiGLU
@@ -66,7 +73,7 @@ class SparseMoE(Module):
             copied = shared_record(shared, intermediate, self._layout)
             self._record, shared = copied or (None, shared)
         self.shared_expert = SwiGLU(hidden, intermediate, shared)
-        self._traced_bank = mx.compile(self.of_bank)
+        self.traced_bank = mx.compile(self.of_bank)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         return self.experts(x, *self.route(x, residual))
@@ -80,14 +87,15 @@ class SparseMoE(Module):
     def _supported(self) -> bool:
         return expert_kernels.supports(self._layout, self.k + 1)
 
-    def whole(self, x: mx.array) -> mx.array | None:
-        """The store's bank of the layer for one token, where it has one and kernels can choose from it."""
-        kernels_choose = self.choice is None and self.prefetch is None and self.uses_kernel(x)
-        return self.store.whole(self.layer, self.k) if kernels_choose else None
+    def whole(self, x: mx.array) -> Bank | None:
+        """The store's bank of the layer for one token, where it has one and products can choose from it."""
+        router_decides = self.choice is None and self.prefetch is None
+        in_place = self.store.by_part or self.uses_kernel(x)
+        return self.store.whole(self.layer, self.k) if router_decides and in_place else None
 
-    def ahead(self) -> tuple[mx.array, mx.array]:
+    def ahead(self) -> tuple[Bank, mx.array]:
         """The store's bank and the table of the layer's slots in it, for a token that runs ahead."""
-        return self._store.ahead(self._layer)
+        return self.store.ahead(self.layer)
 
     def route(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """All that does not need the routed experts.
@@ -123,8 +131,11 @@ class SparseMoE(Module):
             return self._for_token(x, chosen[0].tolist(), weights, rest, ahead)
         return rest + self._for_rows(x, chosen, weights)
 
-    def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: mx.array) -> mx.array:
+    def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: Bank) -> mx.array:
         """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
+        if isinstance(bank, dict):
+            wide = mx.broadcast_to(x, (rows.size, x.shape[1]))
+            return rest + weighted_sum(weights[0], experts_in_place(wide, bank, rows.reshape(-1), self._layout))
         if not self.uses_kernel(x):
             return rest + experts_for_token(x, bank[rows.reshape(-1)], weights[0], self._layout)
         return expert_kernels.experts_for_token(
@@ -155,15 +166,27 @@ class SparseMoE(Module):
 
     def _of_records(self, x: mx.array, records: Records, weights: mx.array, rest: mx.array) -> mx.array:
         """Experts that have all arrived, added to the rest."""
+        if records.rows is not None and on_gpu():
+            bank, rows = records.arrays[0], mx.array(records.rows, dtype=mx.uint32)
+            y: mx.array = self.traced_bank(x, rows, weights, rest, bank)
+            return y
         if not self.uses_kernel(x):
-            return rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
-        if records.rows is None:
-            shared = self._shared(weights, len(records.arrays))
-            return expert_kernels.experts_for_token(
-                x, records.arrays, weights, self._layout, shared=shared, residual=rest
-            )
-        y: mx.array = self._traced_bank(x, mx.array(records.rows, dtype=mx.uint32), weights, rest, records.arrays[0])
-        return y
+            if not on_gpu():
+                return rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
+            first = mx.zeros(1, dtype=mx.uint32)
+            each = [experts_in_place(x, parts_of(r, self._layout), first, self._layout) for r in records.arrays]
+            return rest + weighted_sum(weights[0], mx.concatenate(each))
+        shared = self._shared(weights, len(records.arrays))
+        return expert_kernels.experts_for_token(x, records.arrays, weights, self._layout, shared=shared, residual=rest)
+
+    def _of_group(self, x: mx.array, records: Records, counts: np.ndarray) -> mx.array:
+        """Rows that are sorted by record: [R, H] to [R, H]."""
+        if records.rows is None or not self.store.by_part:
+            return experts_for_rows(x, records.stacked(), counts.tolist(), self._layout)
+        slots = np.repeat(np.array(records.rows, np.uint32), counts)
+        order = np.argsort(slots, kind="stable")  # rows of one record stay together, and slots ascend
+        rows, back = mx.array(slots[order]), mx.array(np.argsort(order))
+        return experts_in_place(x[mx.array(order)], records.arrays[0], rows, self._layout, grouped=True)[back]
 
     def _shared(self, weights: mx.array, routed: int) -> mx.array | None:
         return self._record if weights.shape[1] > routed else None
@@ -179,7 +202,7 @@ class SparseMoE(Module):
         for number, group in enumerate(groups):
             records = self.store.fetch(self.layer, experts[group].tolist())
             stop = start + int(counts[group].sum())
-            y = experts_for_rows(rows[start:stop], records.stacked(), counts[group].tolist(), self._layout)
+            y = self._of_group(rows[start:stop], records, counts[group])
             records.used_by(y)
             mx.async_eval(y)
             if number + 1 < len(groups):

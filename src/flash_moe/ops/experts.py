@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -46,7 +46,41 @@ def experts_for_token(
         y = _all_at_once(x, records, layout)
     else:  # not every GPU back end of MLX has batched quantised products
         y = experts_for_rows(mx.broadcast_to(x, (count, x.shape[1])), records, [1] * count, layout)
-    return (weights[None] @ y.astype(mx.float32)).astype(x.dtype)
+    return weighted_sum(weights, y)
+
+
+def experts_in_place(
+    x: mx.array, parts: Mapping[str, mx.array], rows: mx.array, layout: RecordLayout, *, grouped: bool = False
+) -> mx.array:
+    """down(silu(gate·x) · up·x) of an expert for each row of x, by MLX's gathered products, without a copy of weights.
+
+    Args:
+        x: [R, H], float.
+        parts: the records, by :attr:`~flash_moe.record.Part.key`: [N, ...] arrays, scales in the dtype of x.
+        rows: [R] uint32, which record each row of x goes to.
+        grouped: whether ``rows`` ascends, so that rows of one record are multiplied together.
+
+    Returns:
+        [R, H] in the dtype of x.
+    """
+    h, views = x[:, None], _Parts(parts)
+    h = _swiglu(*(_gathered(h, views, p, rows, grouped) for p in (layout.gate_proj, layout.up_proj)))
+    return _gathered(h, views, layout.down_proj, rows, grouped)[:, 0]
+
+
+def parts_of(record: mx.array, layout: RecordLayout) -> dict[str, mx.array]:
+    """The parts of one record [words] uint32, as :func:`experts_in_place` takes them: views, [1, ...] each."""
+    return {
+        part.key: record[part.offset // 4 : (part.offset + part.nbytes) // 4]
+        .view(DTYPES[part.dtype])
+        .reshape(1, *part.shape)
+        for part in layout.parts
+    }
+
+
+def weighted_sum(weights: mx.array, y: mx.array) -> mx.array:
+    """Σ_k weights[k] · y[k] in float32: [K] and [K, H] to [1, H] in the dtype of y."""
+    return (weights[None] @ y.astype(mx.float32)).astype(y.dtype)
 
 
 def takes_each(layout: RecordLayout, dtype: mx.Dtype) -> bool:
@@ -157,6 +191,16 @@ class _Views:
         return w if factor is None else w * factor
 
 
+class _Parts(_Views):
+    """Parts that are arrays of their own."""
+
+    def __init__(self, parts: Mapping[str, mx.array]) -> None:
+        self._parts = parts
+
+    def part(self, part: Part) -> mx.array:
+        return self._parts[part.key]
+
+
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
 
@@ -170,7 +214,9 @@ def _batched(x: mx.array, views: _Views, projection: ProjectionLayout) -> mx.arr
     return y if factor is None else y * factor
 
 
-def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: mx.array) -> mx.array:
+def _gathered(
+    x: mx.array, views: _Views, projection: ProjectionLayout, index: mx.array, grouped: bool = True
+) -> mx.array:
     """[R, 1, in] times the record that ``index`` names for each row: [R, 1, out]."""
     if (q := projection.quantization) is None:
         dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # MLX on the CPU takes nothing else
@@ -182,6 +228,8 @@ def _gathered(x: mx.array, views: _Views, projection: ProjectionLayout, index: m
     weight, scales = mx.contiguous(weight), mx.contiguous(scales)
     if biases is not None:
         biases = mx.contiguous(biases)
-    y = mx.gather_qmm(x, weight, scales, biases, rhs_indices=index, transpose=True, sorted_indices=True, **q.to_json())
+    y = mx.gather_qmm(
+        x, weight, scales, biases, rhs_indices=index, transpose=True, sorted_indices=grouped, **q.to_json()
+    )
     factor = views.factor(projection, x.dtype)
     return y if factor is None else y * factor[index]

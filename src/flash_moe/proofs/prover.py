@@ -19,13 +19,17 @@ import mlx.core as mx
 
 from ..ops import sources
 from ..ops.dispatch import Case, accept
+from ..ops.kernel import back_end
 from ..user_cache import recall, remember
 from .trial import Verdict
 from .worker import NoAnswer, judged
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 10.0  # after which no further kernel is tried; the rest follows with the next model
+# After these no further kernel is tried; the rest follows with the next model. With CUDA, MLX compiles its own kernels
+# for a second each, which it would otherwise do with the first tokens.
+SECONDS = {"metal": 10.0, "cuda": 240.0}
+_TRIES = 2  # of a kernel that ends its process
 _FILE, _VERSION, _ENVIRONMENTS = "kernels.json", 1, 8
 
 Judge = Callable[..., Iterable[tuple[Case, Verdict]]]
@@ -46,12 +50,16 @@ def prove(
         The verdicts, also the remembered ones.
     """
     wanted, environment = list(cases), environment_key()
-    remembered = {_key(case): entry for case, entry in _entries(recall(_FILE, _VERSION).get(environment))}
-    verdicts = {case: remembered[_key(case)] for case in wanted if _key(case) in remembered}
+    remembered = {_key(case): verdict for case, verdict in _entries(recall(_FILE, _VERSION).get(environment))}
+    known = {case: remembered[_key(case)] for case in wanted if _key(case) in remembered}
+    verdicts = {case: verdict for case, verdict in known.items() if not 0 < verdict.ended < _TRIES}
     missing = [case for case in wanted if case not in verdicts]
+    seconds = SECONDS[back_end() or "metal"]
     found: dict[Case, Verdict] = {}
     try:
-        for case, verdict in judge(missing, deadline=time.monotonic() + SECONDS) if missing else ():
+        for case, verdict in judge(missing, deadline=time.monotonic() + seconds) if missing else ():
+            if verdict.ended and case in known:
+                verdict = dataclasses.replace(verdict, ended=known[case].ended + 1)
             found[case] = verdict
             if not verdict.used:
                 level = logging.INFO if verdict.right else logging.WARNING
@@ -61,7 +69,7 @@ def prove(
     except NoAnswer as error:
         logger.warning("no kernel could be tried on this machine, so MLX's ops are used: %s", error)
     if len(found) < len(missing):
-        logger.info("%d kernels have not been tried in %.0f s; MLX's ops are used", len(missing) - len(found), SECONDS)
+        logger.info("%d kernels have not been tried in %.0f s; MLX's ops are used", len(missing) - len(found), seconds)
     if found:
         new = {_key(case): dataclasses.asdict(verdict) for case, verdict in found.items()}
         remember(

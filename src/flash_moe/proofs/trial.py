@@ -54,6 +54,8 @@ class Verdict:
         reason: why not, for people; empty where it is used.
         error, tolerance: the largest error relative to the largest value, and what is allowed.
         seconds, mlx_seconds: of a call, launching included; 0 where it was not timed.
+        ended: how often the process ended or did not answer in time; after the first time the kernel is tried again with
+            the next model, since what was compiled until then does not take time any more.
     """
 
     right: bool
@@ -63,6 +65,7 @@ class Verdict:
     tolerance: float = 0.0
     seconds: float = 0.0
     mlx_seconds: float = 0.0
+    ended: int = 0
 
 
 def judge(trial: Trial) -> Verdict:

@@ -14,10 +14,11 @@ from contextlib import suppress
 from typing import Any
 
 from ..ops.dispatch import Case
+from ..ops.kernel import back_end
 from .trial import Verdict
 
 START_SECONDS = 30.0  # for a process to load MLX and to start the GPU, with a cold disk
-CASE_SECONDS = 8.0  # for a kernel to be compiled, run and timed
+CASE_SECONDS = {"metal": 8.0, "cuda": 90.0}  # for a case's kernels, MLX's too, to be compiled, run and timed
 _MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe.proofs.child import main; main()"
 
 
@@ -115,11 +116,11 @@ def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("in
                 return
             worker = worker or Worker(main)
             try:
-                yield case, worker.judge(case, CASE_SECONDS)
+                yield case, worker.judge(case, CASE_SECONDS[back_end() or "metal"])
             except NoAnswer as error:
                 worker.close()
                 worker = None
-                yield case, Verdict(False, False, str(error))
+                yield case, Verdict(False, False, str(error), ended=1)
     finally:
         if worker is not None:
             worker.close()

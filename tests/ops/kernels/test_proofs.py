@@ -26,7 +26,7 @@ from flash_moe.packing.convert import convert
 from flash_moe.proofs import prover
 from flash_moe.proofs.prover import prove
 from flash_moe.proofs.trial import Verdict
-from flash_moe.proofs.worker import NoAnswer, Worker, judged
+from flash_moe.proofs.worker import CASE_SECONDS, NoAnswer, Worker, judged
 
 MAIN = (
     f"import json, sys; sys.path[:] = [{str(Path(__file__).parent)!r}, *json.loads(sys.argv[1])]; import emulated_child"
@@ -45,7 +45,7 @@ def nothing_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(dispatch, "_accepted", set())
     monkeypatch.setattr(loading, "prove", partial(prove, judge=partial(judged, main=MAIN)))
-    monkeypatch.setattr(prover, "SECONDS", 120.0)  # the emulator compiles slowly
+    monkeypatch.setitem(prover.SECONDS, "metal", 120.0)  # the emulator compiles slowly
     monkeypatch.setattr(mx, "compile", lambda function: function)
     prover.environment_key.cache_clear()
     yield
@@ -103,14 +103,28 @@ def test_a_kernel_that_ends_or_stops_the_process_is_off_and_the_others_are_tried
     fault: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_FAULT", f"router:{fault}")
-    monkeypatch.setattr("flash_moe.proofs.worker.CASE_SECONDS", 1.0)
+    monkeypatch.setitem(CASE_SECONDS, "metal", 1.0)
     verdicts = {}
     for case, verdict in judged([OTHER, RIGHT], main=MAIN):
         verdicts[case] = verdict
-        monkeypatch.setattr("flash_moe.proofs.worker.CASE_SECONDS", 30.0)  # the emulator compiles slowly
+        monkeypatch.setitem(CASE_SECONDS, "metal", 30.0)  # the emulator compiles slowly
     assert not verdicts[OTHER].right
     assert reason in verdicts[OTHER].reason
     assert verdicts[RIGHT].used
+
+
+def test_a_kernel_that_ended_its_process_is_tried_once_more() -> None:
+    tried: list[Case] = []
+
+    def judge(missing: list[Case], deadline: float) -> Iterator[tuple[Case, Verdict]]:
+        for case in missing:
+            tried.append(case)
+            yield case, Verdict(False, False, "no answer", ended=1)
+
+    for _ in range(4):
+        assert not prove([RIGHT], judge=judge)[RIGHT].used
+    assert tried == [RIGHT] * 2
+    assert not dispatch._accepted
 
 
 def test_a_process_that_cannot_start_costs_only_the_kernels(caplog: pytest.LogCaptureFixture) -> None:

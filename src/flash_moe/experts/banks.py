@@ -1,0 +1,103 @@
+"""Banks of records: one array of whole records, or one array per part, which MLX's own products use in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..record import Part, RecordLayout
+from .read_memory import new_bank
+
+_DTYPES = {"U32": mx.uint32, "U8": mx.uint8, "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+
+Bank = mx.array | dict[str, mx.array]  # [N, words] uint32; or by part, [N, rows, columns] in the part's dtype
+
+
+class Target(NamedTuple):
+    """Memory for a run of bytes of a record, ``at`` bytes from the record's start."""
+
+    at: int
+    buffer: np.ndarray
+
+
+Targets = np.ndarray | Sequence[Target]  # for a record: one buffer, or one for each part
+
+
+class RecordBank:
+    """Slots that hold whole records.
+
+    Attributes:
+        bank: what products take.
+        memory: all of it, for advice about its pages.
+    """
+
+    def __init__(self, slots: int, stride: int) -> None:
+        self.bank: Bank = new_bank(slots, stride // 4)
+        self.memory = [np.array(self.bank, copy=False).view(np.uint8)]  # writable: the bank's own memory
+
+    def targets(self, slot: int) -> Targets:
+        """Returns where the bytes of a slot's record belong."""
+        return self.memory[0][slot]
+
+    def rows(self, first: int, count: int) -> Bank:
+        """Returns a view of some slots."""
+        assert isinstance(self.bank, mx.array)
+        return self.bank[first : first + count]
+
+
+class PartBank:
+    """Slots whose parts lie in an array each. Attributes and methods as :class:`RecordBank`."""
+
+    def __init__(self, slots: int, layout: RecordLayout) -> None:
+        words = {part.key: new_bank(slots, part.nbytes // 4) for part in layout.parts}
+        self._parts = layout.parts
+        self.memory = [np.array(words[part.key], copy=False).view(np.uint8) for part in layout.parts]
+        self.bank: Bank = {
+            part.key: words[part.key].view(_DTYPES[part.dtype]).reshape(slots, *part.shape) for part in layout.parts
+        }
+        mx.eval(self.bank)
+
+    def targets(self, slot: int) -> Targets:
+        return [Target(part.offset, memory[slot]) for part, memory in zip(self._parts, self.memory, strict=True)]
+
+    def rows(self, first: int, count: int) -> Bank:
+        assert isinstance(self.bank, dict)
+        return {key: array[first : first + count] for key, array in self.bank.items()}
+
+
+def make_bank(slots: int, layouts: Sequence[RecordLayout], by_part: bool) -> RecordBank | PartBank:
+    """Returns a bank with room for that many records of these layouts."""
+    if by_part:
+        return PartBank(slots, layouts[0])
+    return RecordBank(slots, max((layout.stride for layout in layouts), default=0))
+
+
+def can_lie_by_part(layouts: Sequence[RecordLayout], dtype: str) -> bool:
+    """Returns whether a store can keep its parts in an array each, for products in ``dtype`` (of safetensors).
+
+    All layers have the same layout, its scales are of the dtype that is computed in, and parts are whole words: else each
+    use would copy what it needs, as it does from whole records.
+    """
+    if not layouts or any(layout != layouts[0] for layout in layouts):
+        return False
+    if any(linear.quantization is None or linear.quantization.is_foreign for linear in layouts[0].linears.values()):
+        return False
+    return all(_in_place(part, dtype) for part in layouts[0].parts)
+
+
+def _in_place(part: Part, dtype: str) -> bool:
+    as_computed = part.dtype in ("U32", dtype) or (part.dtype == "U8" and part.name == "scales")
+    return part.nbytes % 4 == 0 and as_computed
+
+
+def put_together(bank: dict[str, mx.array], rows: Sequence[int], layout: RecordLayout) -> mx.array:
+    """Returns copies of a bank's records as whole ones, [K, words] uint32."""
+    index, pieces, end = mx.array(list(rows)), [], 0
+    for part in layout.parts:
+        words = bank[part.key][index].reshape(len(rows), -1).view(mx.uint32)
+        pieces += [mx.zeros((len(rows), (part.offset - end) // 4), dtype=mx.uint32), words]
+        end = part.offset + part.nbytes
+    return mx.concatenate([*pieces, mx.zeros((len(rows), (layout.stride - end) // 4), dtype=mx.uint32)], axis=1)
