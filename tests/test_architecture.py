@@ -22,6 +22,7 @@ EVERYTHING = {
     "checks",
     "closing",
     "config",
+    "conversation",
     "evaluation",
     "experts",
     "formats",
@@ -49,7 +50,7 @@ EVERYTHING = {
 MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {"model", "models", "generation", "text", "packing", "progress"},
+    "__init__": {"model", "models", "conversation", "generation", "text", "packing", "progress"},
     "evaluation": {"model", "loading", "models", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
     "server": {"model", "generation", "text"},
     "planning": {
@@ -70,6 +71,7 @@ MAY_IMPORT = {
     "model": {
         "language_model",
         "progress",
+        "conversation",
         "loading",
         "models",
         "generation",
@@ -91,6 +93,7 @@ MAY_IMPORT = {
     },
     "text_generation": {"progress", "generation", "structured", "text"},
     "loading": {"models", "experts", "nn", "ops", "proofs", "config", "record"},
+    "conversation": {"text_generation", "structured", "generation", "progress", "text", "nn"},
     "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record"},
     "packing": {"progress", "models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
     "generation": {"progress", "text", "nn", "experts.store", "config"},
@@ -115,10 +118,10 @@ MAY_IMPORT = {
 }
 
 PUBLIC = [
-    "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "DiskSpaceError", "ExpertReadError", "FlashMoEError",
-    "ForkError", "FormatError", "Generation", "HubError", "MemoryLimitError", "Model", "ModelClosedError", "NumericalError",
-    "Progress", "PromptError", "Stats",
-    "TokenLogprobs", "TokenizerError", "ToolCallError", "__version__", "convert", "parse_tool_calls", "stream_experts", "verify",
+    "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "Conversation", "ConversationError", "DiskSpaceError",
+    "ExpertReadError", "FlashMoEError", "ForkError", "FormatError", "Generation", "HubError", "MemoryLimitError", "Model",
+    "ModelClosedError", "NumericalError", "Progress", "PromptError", "Stats", "TokenLogprobs", "TokenizerError", "ToolCall",
+    "ToolCallError", "__version__", "convert", "parse_tool_calls", "stream_experts", "verify",
 ]  # fmt: skip
 
 HEAVY = [

@@ -17,10 +17,12 @@ except ImportError as error:
         name="mlx",
     ) from error
 
+from .conversation import Conversation
 from .errors import (
     ArgumentError,
     CheckpointError,
     ConfigError,
+    ConversationError,
     DiskSpaceError,
     ExpertReadError,
     FlashMoEError,
@@ -39,6 +41,7 @@ from .generation.sampling import TokenLogprobs
 from .generation.stats import Stats
 from .model import Model
 from .progress import Progress
+from .text.call_reader import ToolCall
 from .text.tool_calls import parse_tool_calls
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ __all__ = [
     "CheckpointError",
     "Chunk",
     "ConfigError",
+    "Conversation",
+    "ConversationError",
     "DiskSpaceError",
     "ExpertReadError",
     "FlashMoEError",
@@ -69,6 +74,7 @@ __all__ = [
     "Stats",
     "TokenLogprobs",
     "TokenizerError",
+    "ToolCall",
     "ToolCallError",
     "__version__",
     "convert",

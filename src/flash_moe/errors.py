@@ -10,6 +10,7 @@
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
     ├── ToolCallError        a reply holds a tool call that is cut, malformed or not offered
     ├── FormatError          a reply is not in the format that was asked for, or cannot be kept to it
+    ├── ConversationError    a saved conversation is damaged, or belongs to another model or to other settings
     ├── ArgumentError        an argument is out of range; also a ValueError
     │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
     ├── NumericalError       the network produced NaN where a decision depends on it
@@ -83,6 +84,10 @@ class ToolCallError(FlashMoEError):
 
 class FormatError(FlashMoEError):
     """A reply does not fit the format that was asked for: it was cut, or what reads it refuses it."""
+
+
+class ConversationError(FlashMoEError):
+    """A saved conversation is damaged, or belongs to another checkpoint or to other settings."""
 
 
 class ArgumentError(FlashMoEError, ValueError):

@@ -82,6 +82,7 @@ class LanguageModel(TextGeneration):
         progress: ProgressOption,
         stopped: Callable[[], bool] | None = None,
         prefixes: Prefixes | None = None,
+        prefilled: bool = False,
         **options: Any,
     ) -> Run:
         check_open(self, "_store")
@@ -92,7 +93,7 @@ class LanguageModel(TextGeneration):
         enforced = self._enforcer.enforce(schemas, tool_choice, strict_tools, response_format)
         tokens = self.encode(
             prompt, tools=schemas, enable_thinking=enable_thinking, template_variables=template_variables,
-            prefill=prefill, raw=raw,
+            prefill="" if prefilled else prefill, raw=raw,
         )  # fmt: skip
         room = self.config.max_position_embeddings - len(tokens)
         if room < 1:

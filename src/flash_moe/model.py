@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import mlx.core as mx
 
 from .checkpoint.hub import resolve
 from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer, resolve_experts_per_token
-from .closing import enter_process, is_open, take
+from .closing import check_open, enter_process, is_open, take
+from .conversation import Conversation
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
 from .generation.defaults import sampling_defaults
+from .generation.options import resolve_options, sampling_options
 from .generation.prefixes import kept
 from .language_model import LanguageModel
 from .loading import check_memory, prove_kernels, resolve_dtype
@@ -23,6 +26,10 @@ from .nn.decoder import Decoder
 from .nn.streaming import StreamingOptions
 from .progress import Progress, ProgressOption, following
 from .text import Tokenizer
+from .text.call_reader import ToolCall
+from .text.function_tools import Tool
+
+_OF_CONVERSATIONS = ("self", "system", "tools", "messages", "max_rounds", "confirm")
 
 
 class Model(LanguageModel):
@@ -136,6 +143,72 @@ class Model(LanguageModel):
                 store.close()
                 raise
         return cls(checkpoint, tokenizer, decoder, store, k, prompt_cache)
+
+    def chat(
+        self,
+        system: str | None = None,
+        tools: Sequence[Tool] = (),
+        *,
+        messages: Sequence[Mapping[str, Any]] = (),
+        max_rounds: int = 8,
+        confirm: Callable[[ToolCall], bool] | None = None,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        tool_choice: str = "auto",
+        strict_tools: bool | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_budget: int | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> Conversation:
+        """Begins a conversation.
+
+        Args:
+            system: the system message.
+            tools: functions that the model may call, which the conversation runs, or JSON schemas, whose calls the caller
+                answers.
+            messages: what was said before.
+            max_rounds: the most rounds of calls in a turn.
+            confirm: asked before each call; where it returns false the model is told that the call was declined.
+            max_tokens: of every reply, as all the other options of :meth:`stream`.
+
+        Raises:
+            ArgumentError: an argument is out of range, or a function cannot be made a tool.
+        """
+        options = {name: value for name, value in locals().items() if name not in _OF_CONVERSATIONS}
+        check_open(self, "_store")
+        resolve_options(self._defaults, vocab_size=self.config.vocab_size, **sampling_options(options))
+        begun = [] if system is None else [{"role": "system", "content": system}]
+        rounds = integer("max_rounds", max_rounds, 0)
+        return Conversation(self, [*begun, *messages], tools, rounds, confirm, options)
+
+    def open_chat(
+        self,
+        path: str | os.PathLike[str],
+        tools: Sequence[Tool] | None = None,
+        *,
+        confirm: Callable[[ToolCall], bool] | None = None,
+    ) -> Conversation:
+        """Opens a conversation that :meth:`~flash_moe.Conversation.save` wrote; it goes on without running its tokens.
+
+        Args:
+            tools: as in :meth:`chat`. A file holds no functions: without this, calls of its tools are left to the caller.
+            confirm: as in :meth:`chat`.
+
+        Raises:
+            ConversationError: the file is damaged, or belongs to another checkpoint or to other settings.
+            OSError: the file cannot be read.
+        """
+        check_open(self, "_store")
+        return Conversation.opened(self, path, tools, confirm)
 
     @property
     def streaming(self) -> StreamingOptions:

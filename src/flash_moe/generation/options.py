@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +67,12 @@ def resolve_options(
         integer("a token id of logit_bias", token, 0, vocab_size - 1)
     budget = None if reasoning_budget is None else integer("reasoning_budget", reasoning_budget, 0)
     return Options(integer("max_tokens", max_tokens, 1), sampling, StopStrings(stop).stops, budget)
+
+
+def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the options of a stream that :func:`resolve_options` takes."""
+    names = inspect.signature(resolve_options).parameters
+    return {name: value for name, value in options.items() if name in names}
 
 
 def forbid(sampling: Sampling, tokens: Collection[int]) -> Sampling:

@@ -64,6 +64,12 @@ class Prefixes:
             while len(self._kept) > self._least and sum(kept.nbytes for kept in self._kept) > self._limit:
                 del self._kept[0]
 
+    @property
+    def sequences(self) -> list[SequenceCache]:
+        """Those that are kept; the one used last is last."""
+        with self._lock:
+            return list(self._kept)
+
     def clear(self) -> None:
         """Forgets all sequences and frees their memory."""
         with self._lock:

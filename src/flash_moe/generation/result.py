@@ -18,12 +18,34 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 @dataclass(frozen=True)
+class ToolResult:
+    """What came of a call in a conversation.
+
+    Attributes:
+        call: None where the model's call was malformed.
+        content: the result, as the model gets it.
+        failed: whether it is an error.
+    """
+
+    call: ToolCall | None
+    content: str
+    failed: bool
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The result as a chat message."""
+        if self.call is None:
+            return {"role": "tool", "content": self.content}
+        return {"role": "tool", "tool_call_id": self.call.id, "name": self.call.name, "content": self.content}
+
+
+@dataclass(frozen=True)
 class Chunk:
     """One step of a stream.
 
     Attributes:
         text: text of the answer that became certain with this token; may be empty.
-        token: the token id; None in the last chunk of a generation that was cancelled.
+        token: the token id; None in the last chunk of a generation that was cancelled, and with a ``tool_result``.
         stats: statistics up to this token.
         finish_reason: in the last chunk why the generation ended, see :class:`Generation`; else None.
         logprobs: of the token and of the most probable ones, if asked for.
@@ -32,6 +54,7 @@ class Chunk:
         tool_call_error: a malformed call ended with this token.
         raw_text: all of the reply's text that became certain, markup included.
         where: what the reply is in the middle of.
+        tool_result: in the stream of a conversation, what came of a call; nothing was generated then.
     """
 
     text: str
@@ -44,6 +67,7 @@ class Chunk:
     tool_call_error: ToolCallError | None = None
     raw_text: str = ""
     where: Where = "text"
+    tool_result: ToolResult | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,5 @@
+"""Conversations: turns with tools, and files in which they are kept."""
+
+from .chat import Conversation
+
+__all__ = ["Conversation"]

@@ -1,0 +1,48 @@
+"""What is said in a turn, checked against what was said before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ..checks import shown
+from ..errors import PromptError
+
+Content: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A user's text, a message, or several messages."""
+
+
+def to_send(content: Content, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns what is said as messages.
+
+    Args:
+        messages: what was said before.
+
+    Raises:
+        PromptError: there is nothing to answer, or calls of the last reply have no results yet.
+    """
+    if isinstance(content, str):
+        content = {"role": "user", "content": content}
+    listed = [content] if isinstance(content, Mapping) else content
+    if not isinstance(listed, Sequence) or not all(isinstance(message, Mapping) for message in listed):
+        raise PromptError(f"found {shown(content)}, expected a text, a message or a list of messages")
+    given = [dict(message) for message in listed]
+    if not given and (not messages or messages[-1].get("role") == "assistant"):
+        raise PromptError("there is nothing to answer; send a text or a message")
+    answered = {message.get("tool_call_id") for message in given if message.get("role") == "tool"}
+    if missing := [call["function"]["name"] for call in unanswered(messages) if call.get("id") not in answered]:
+        raise PromptError(
+            f"the calls of {missing} have no results yet; send them as "
+            '{"role": "tool", "tool_call_id": ..., "content": ...}, or undo() the turn'
+        )
+    return given
+
+
+def unanswered(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the calls of the last reply that have no results."""
+    answered: set[Any] = set()
+    for message in reversed(messages):
+        if message.get("role") != "tool":
+            return [call for call in message.get("tool_calls") or [] if call.get("id") not in answered]
+        answered.add(message.get("tool_call_id"))
+    return []

@@ -1,0 +1,31 @@
+"""What a conversation needs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from ..generation.engine import Engine
+from ..nn.decoder import Decoder
+from ..text import Tokenizer
+from ..text_generation import Run
+
+
+class ChatModel(Protocol):
+    """A :class:`flash_moe.Model`, which makes conversations and so cannot be imported by them."""
+
+    tokenizer: Tokenizer
+    path: Path
+
+    @property
+    def experts_per_token(self) -> int: ...
+
+    @property
+    def _engine(self) -> Engine: ...
+
+    @property
+    def _decoder(self) -> Decoder: ...
+
+    @property
+    def _start(self) -> Callable[..., Run]: ...
