@@ -108,6 +108,27 @@ def test_this_machine(form: str, request: pytest.FixtureRequest) -> None:
     assert set(json.loads(json.dumps(found.to_dict()))["decode"]) == set(STATES)
 
 
+@pytest.mark.parametrize("expert_io", ["slots", "mapped", "resident"])
+def test_this_machine_with_kernels_of_the_cpu(
+    packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, expert_io: str
+) -> None:
+    """What is timed is what would run."""
+    pytest.importorskip("numba")
+    from flash_moe.planning import cpu_probe
+
+    used = set()
+    for name in ("__call__", "front", "experts"):
+        inner = getattr(cpu_probe.CpuProbeLayer, name)
+        monkeypatch.setattr(
+            cpu_probe.CpuProbeLayer, name, lambda *args, name=name, inner=inner: (used.add(name), inner(*args))[1]
+        )
+    monkeypatch.setenv("FLASH_MOE_KERNELS", "on")
+    found = plan(str(packed_checkpoint), experts_per_token=2, prompt=64, expert_io=expert_io)
+    assert used == ({"__call__", "front", "experts"} if mx.default_device() == mx.cpu else set())
+    for seconds in (*found.decode.values(), *found.prefill.values()):
+        assert seconds is not None and 0 < seconds.total < math.inf
+
+
 def test_everything_resident_is_always_warm(packed_checkpoint: Path) -> None:
     found = plan(str(packed_checkpoint), experts_per_token=4, prompt=16, expert_io="resident")
     assert set(found.shares.values()) == {(1.0, 1.0, 1.0)}

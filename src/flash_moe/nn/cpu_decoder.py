@@ -39,6 +39,14 @@ class CpuLayer:
         rms_norm(y, self._post_norm, self._eps, h)
         self.mlp(h, y, run)
 
+    def front(self, y: np.ndarray, cache: KVCache | DeltaCache, run: Pass) -> None:
+        """All of a sparse layer but its routed experts, as they are timed apart."""
+        h = run.room("normed", y.shape[1])
+        rms_norm(y, self._input_norm, self._eps, h)
+        self._mixer(h, y, cache, run)
+        rms_norm(y, self._post_norm, self._eps, h)
+        self.mlp.front(h, y, run)
+
     def router_logits(self, residual: np.ndarray) -> np.ndarray:
         """As :meth:`~.decoder.DecoderLayer.router_logits`."""
         h = aligned(*residual.shape)
@@ -76,9 +84,7 @@ class CpuDecoder:
         count = tokens.size
         y = aligned(count, self._config.hidden_size)
         y[:] = embedded(self._embedding, tokens)
-        angles = (cache.length + np.arange(count))[:, None] * self._frequencies
-        turns = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-        run = Pass(count, turns)
+        run = Pass(count, turns(self._frequencies, cache.length, count))
         for number, (layer, state) in enumerate(zip(self._layers, cache.layers, strict=True), start=1):
             layer(y, state, run)
             if passed is not None:
@@ -89,6 +95,12 @@ class CpuDecoder:
     def logits(self, hidden: mx.array) -> mx.array:
         """As :meth:`~.decoder.Decoder.logits`."""
         return mx.array(self._head(view(hidden), aligned(hidden.shape[0], self._head.rows)))
+
+
+def turns(frequencies: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Cosines and sines, [T, 2, rotary / 2] float32, of the angles of ``count`` positions from ``first`` on."""
+    angles = (first + np.arange(count))[:, None] * frequencies
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 def embedded(table: Embedding, tokens: mx.array) -> np.ndarray:

@@ -52,6 +52,24 @@ class CpuMoE:
         return self.gates(h, aligned(len(h), self.gates.rows))[:, :-1]
 
     def __call__(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
+        arranged, logits, ids, weights, shared = self._routed(h, run)
+        if run.tokens > 1:
+            self._experts.add(arranged, [shared], y)
+            self._rows(arranged, ids, weights, y)
+        else:
+            self._token(arranged, logits[0, :-1], ids[0], weights[0], shared, y)
+
+    def front(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
+        """All but the routed experts, as they are timed apart."""
+        arranged, _, _, _, shared = self._routed(h, run)
+        self._experts.add(arranged, [shared], y)
+
+    def experts(self, h: np.ndarray, ids: np.ndarray, weights: np.ndarray, y: np.ndarray) -> None:
+        """The routed experts of many tokens alone: ids [T, K] int64 and weights [T, K] float32."""
+        self._rows(self._experts.arrange(h), ids, weights, y)
+
+    def _routed(self, h: np.ndarray, run: Pass) -> tuple[Arranged, np.ndarray, np.ndarray, np.ndarray, Rows]:
+        """h for the experts; logits of the gates; ids and weights, [T, K]; and the shared expert's rows."""
         logits = self.gates(h, run.room("gates", self.gates.rows))
         ids, weights = np.empty((run.tokens, self._k), np.int64), np.empty((run.tokens, self._k), np.float32)
         shared_gate = logits[:, -1]
@@ -60,12 +78,7 @@ class CpuMoE:
         probabilities = logits[:, :-1].copy()
         route(probabilities, self._normalize, ids, weights)
         check_routing(weights, self._layer)
-        arranged = self._experts.arrange(h)
-        if run.tokens > 1:
-            self._experts.add(arranged, [shared], y)
-            self._rows(arranged, ids, weights, y)
-        else:
-            self._token(arranged, logits[0, :-1], ids[0], weights[0], shared, y)
+        return self._experts.arrange(h), logits, ids, weights, shared
 
     def _token(
         self, arranged: Arranged, logits: np.ndarray, ids: np.ndarray, weights: np.ndarray, shared: Rows, y: np.ndarray

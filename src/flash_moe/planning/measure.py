@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 from ..bench.fetches import Streaming, fetch_speed
@@ -9,6 +11,8 @@ from ..checkpoint.records import RecordTable
 from ..generation.sampling import Sampler, Sampling
 from ..loading import prove_kernels
 from ..models import ModelFiles
+from ..nn.cpu_choice import uses_cpu_kernels
+from ..nn.linear import Linear
 from ..ops.blas import matmul
 from ..ops.dispatch import kernels
 from ..ops.linear import linear
@@ -61,16 +65,23 @@ def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
         part: None if info is None else made_up_array(info.dtype, (rows, *info.shape[1:]))
         for part, info in stored.items()
     }
+    on_cpu = uses_cpu_kernels(checkpoint.config, {}, checkpoint.config.num_experts_per_tok, dtype, None)
     held = {
-        part: array if array is None or array.dtype in (mx.uint32, mx.uint8) else array.astype(dtype)
+        part: array if array is None or on_cpu or array.dtype in (mx.uint32, mx.uint8) else array.astype(dtype)
         for part, array in arrays.items()
     }
     scales = stored["scales"]
     quantization = None if scales is None else checkpoint.quantization.of([module], weight, scales)
     x = made_up_array("F32", (1, checkpoint.config.hidden_size)).astype(dtype)
     matrix = held["weight"], held["scales"], held["biases"], quantization
+    if on_cpu:
+        from .cpu_probe import product
+
+        multiply = product(Linear(*matrix), x)  # type: ignore[arg-type]
+    else:
+        multiply = partial(linear, x, *matrix)  # type: ignore[arg-type]
     with kernels(None):
-        seconds = run_seconds(lambda: linear(x, *matrix))  # type: ignore[arg-type]
+        seconds = run_seconds(multiply)
     return sum(array.nbytes for array in held.values() if array is not None) / seconds
 
 

@@ -18,6 +18,7 @@ from ..experts.slots import slot_count
 from ..experts.store import ExpertStore
 from ..models import ModelFiles
 from ..nn.cache import DeltaCache, KVCache, layer_cache
+from ..nn.cpu_choice import uses_cpu_kernels
 from ..nn.decoder import DecoderLayer
 from ..nn.weights import Weights
 from ..ops.dispatch import kernels
@@ -34,7 +35,7 @@ _CONTEXT = 1024  # tokens whose attention is timed
 _TOKENS = 64  # of a chunk in which experts are timed
 _LONG = 0.2  # seconds; what takes longer is not tried with more
 
-Bank = mx.array | list[mx.array]  # rows of one array, or arrays
+Bank = mx.array | list[np.ndarray]  # rows of one array, or the bytes of each record
 
 
 class _BankStore(ExpertStore):
@@ -70,8 +71,7 @@ class _BankStore(ExpertStore):
                 return bank
         bank = made = made_up_records(layout, self._rows)
         if self._mapped:
-            bank = list(made)
-            mx.eval(bank)
+            bank = list(np.array(made, copy=False).view(np.uint8))
         elif self._passes_on:
             keep_on_host(np.array(made, copy=False).view(np.uint8))
         self._banks.append((layout, bank))
@@ -100,7 +100,8 @@ class Probe:
     ) -> None:
         self._checkpoint, self._config, self._dtype = checkpoint, checkpoint.config, dtype
         self._k, self._store = experts_per_token, _BankStore(table, experts_per_token, expert_io)
-        self._layers: dict[Kind, list[tuple[int, DecoderLayer]]] = {}
+        self._on_cpu = uses_cpu_kernels(self._config, table.layouts, experts_per_token, dtype, None)
+        self._layers: dict[Kind, list[tuple[int, Any]]] = {}
         for i in range(self._config.num_hidden_layers):
             members = self._layers.setdefault(layer_kind(self._config, i), [])
             if len(members) < _COPIES and (not members or self._nbytes(i) * (len(members) + 1) <= _MOST_BYTES):
@@ -133,7 +134,7 @@ class Probe:
         record = (wide - base) / (many - few) if many > few else (base - tokens * k * row) / few
         return max(0.0, record), row
 
-    def _cost(self, members: list[tuple[int, DecoderLayer]], kind: Kind) -> LayerCost:
+    def _cost(self, members: list[tuple[int, Any]], kind: Kind) -> LayerCost:
         token = self._token_seconds(members, 0)
         key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if _attends(kind) else 0.0
 
@@ -146,7 +147,7 @@ class Probe:
         per_token = max(0.0, (long - short - pair * 15 * tokens * tokens) / (3 * tokens))
         return LayerCost(token, key, max(0.0, short - tokens * (per_token + pair * tokens)), per_token, pair)
 
-    def _token_seconds(self, members: list[tuple[int, DecoderLayer]], context: int) -> float:
+    def _token_seconds(self, members: list[tuple[int, Any]], context: int) -> float:
         """Seconds of one token through one layer, in a chain of layers as a decoder has it."""
         caches = [self._cache(i, context) for i, _ in members]
         x = self._input(1)
@@ -159,13 +160,13 @@ class Probe:
 
         return run_seconds(chain) / len(members)
 
-    def _chunk(self, member: tuple[int, DecoderLayer], tokens: int, context: int) -> Sequence[mx.array]:
+    def _chunk(self, member: tuple[int, Any], tokens: int, context: int) -> Sequence[mx.array]:
         """A chunk of a prompt through a layer, without its routed experts."""
         i, layer = member
         x, cache = self._input(tokens), self._cache(i, context)
         return layer.front(x, cache) if self._config.sparse_layers[i] else [layer(x, cache)]
 
-    def _affordable(self, member: tuple[int, DecoderLayer]) -> int:
+    def _affordable(self, member: tuple[int, Any]) -> int:
         """Tokens of a chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
             if run_seconds(partial(self._chunk, member, tokens, 0)) > _LONG:
@@ -187,18 +188,22 @@ class Probe:
         prefix = f"layers.{layer}."
         return sum(info.nbytes for name, info in self._checkpoint.resident.items() if name.startswith(prefix))
 
-    def _layer(self, i: int) -> DecoderLayer:
+    def _layer(self, i: int) -> Any:
         prefix = f"layers.{i}."
         stored = {
             name: made_up_array(info.dtype, info.shape)
             for name, info in self._checkpoint.resident.items()
             if name.startswith(prefix)
         }
-        found = self._checkpoint.family.in_one_convention(self._checkpoint, stored, self._dtype)
-        weights = Weights(found.arrays, found.quantization).at("layers").at(i)
+        found = self._checkpoint.family.in_one_convention(self._checkpoint, stored, self._dtype, self._on_cpu)
+        weights = Weights(found.arrays, found.quantization, join=not self._on_cpu).at("layers").at(i)
         with kernels(None):
             layer = DecoderLayer(self._config, i, weights, self._store, self._k)
         mx.eval(layer.parameters())
+        if self._on_cpu:
+            from .cpu_probe import CpuProbeLayer
+
+            return CpuProbeLayer(self._config, layer)
         return layer
 
 
