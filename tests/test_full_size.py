@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sparse_checkpoint import FULL_SIZE, write_sparse
+from sparse_checkpoint import FULL_SIZE, LARGEST, write_sparse
 
 RECORD = 7_077_888
 
@@ -69,3 +69,35 @@ def test_loading_and_one_token(expert_io: str, sparse: Path) -> None:
     if expert_io == "slots":  # mapped pages count as the process's, though they are the page cache's
         assert found["peak"] < found["resident"] + 1e9
     assert found["mlx_peak"] < found["resident"] + 1e9
+
+
+PLAN = """
+import json, sys
+from flash_moe.planning.machines import parse_machine
+from flash_moe.planning.plan import plan
+
+found = plan(sys.argv[1], experts_per_token=None, machine=parse_machine("M3 Ultra 512GB"), context=4096)
+print(json.dumps({"bytes_per_token": found.needs.bytes_per_token, "resident": found.needs.resident, "fits": found.memory.fits}))
+"""
+
+
+@pytest.mark.slow
+def test_the_largest_brother_loads_plans_and_runs_a_token(tmp_path: Path) -> None:
+    """Qwen3.8-2.4T-A95B, its always-read weights in 2 bits, so that 16 GB hold them."""
+    record = 28_311_552
+    folder = write_sparse(tmp_path / "2.4t", LARGEST, resident_bits=2, nested=False)
+    experts = sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith("experts"))
+    assert experts == pytest.approx(92 * 512 * record, rel=1e-4)
+    planned = json.loads(run(PLAN, folder))
+    assert planned["bytes_per_token"] == 92 * 10 * record
+    found = json.loads(run(SCRIPT, folder, "slots"))
+    assert found["requested_by_load"] == 0
+    assert found["decode_bytes"] == 92 * 4 * record
+    assert found["peak"] < found["resident"] + 2e9
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,8 +1,9 @@
 """Writes a packed checkpoint with the dimensions of Qwen3.5-397B-A17B that takes almost no disk space.
 
-    python tools/sparse_checkpoint.py FOLDER
+    python tools/sparse_checkpoint.py FOLDER [--largest]
 
-All weights are holes in sparse files: 217 GB of zeros that the file system does not store. Loading it and running a
+All weights are holes in sparse files: 217 GB of zeros that the file system does not store; with ``--largest`` those of
+Qwen3.8-2.4T-A95B, 1.3 TB. Loading it and running a
 token touches everything that the real model would touch.
 """
 
@@ -30,25 +31,35 @@ FULL_SIZE: dict[str, Any] = text_config(
     linear_value_head_dim=128, num_experts=512, num_experts_per_tok=10, moe_intermediate_size=1024,
     shared_expert_intermediate_size=1024, max_position_embeddings=262_144,
 )  # fmt: skip
+LARGEST = FULL_SIZE | text_config(
+    vocab_size=248_320, hidden_size=8192, num_hidden_layers=92, num_attention_heads=64, num_key_value_heads=4,
+    head_dim=256, linear_num_key_heads=16, linear_num_value_heads=128, linear_key_head_dim=128,
+    linear_value_head_dim=128, num_experts=512, num_experts_per_tok=10, moe_intermediate_size=2048,
+    shared_expert_intermediate_size=2048, max_position_embeddings=262_144,
+)  # fmt: skip
 mlx_name = Qwen35().mlx_name
-QUANTIZATION, GATES = Quantization(4, 64), Quantization(8, 64)
+GATES = Quantization(8, 64)
 
 
-def write_sparse(folder: Path, text: dict[str, Any], expert_bits: int = 4) -> Path:
+def write_sparse(
+    folder: Path, text: dict[str, Any], expert_bits: int = 4, resident_bits: int = 4, *, nested: bool = True
+) -> Path:
     """Writes the checkpoint: groups of 64, bfloat16 scales, 8-bit gates, everything else but the experts 4 bits.
 
     Args:
         expert_bits: of the experts; 32 for plain float32.
+        resident_bits: of everything else but gates.
+        nested: whether config.json describes a model that sees, too, or the text model alone.
     """
     folder.mkdir(parents=True)
-    section: dict[str, Any] = {"group_size": 64, "bits": 4, "mode": "affine"}
+    section: dict[str, Any] = {"group_size": 64, "bits": resident_bits, "mode": "affine"}
     weight_map = {}
     resident: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
     for name, shape in tensor_shapes(text).items():
         if ".experts." in name:
             continue
         file = f"model-{name.split('.')[1] if name.startswith('layers.') else 'rest'}.safetensors"
-        for stored, dtype, stored_shape in _stored(name, shape, section):
+        for stored, dtype, stored_shape in _stored(name, shape, section, Quantization(resident_bits, 64)):
             resident.setdefault(file, {})[stored] = (dtype, stored_shape)
             weight_map[stored] = file
     for file, tensors in resident.items():
@@ -65,19 +76,22 @@ def write_sparse(folder: Path, text: dict[str, Any], expert_bits: int = 4) -> Pa
         layers[i] = PackedLayer(layer_file(i), layout, checksums)
     (folder / MANIFEST).write_text(Manifest(layers).dump())
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config = {"model_type": "qwen3_5_moe", "text_config": text, "quantization": section}
+    config = {"model_type": "qwen3_5_moe", "text_config": text} if nested else text | {"model_type": "qwen3_5_moe_text"}
+    config["quantization"] = section
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     return folder
 
 
-def _stored(name: str, shape: tuple[int, ...], section: dict[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+def _stored(
+    name: str, shape: tuple[int, ...], section: dict[str, Any], q: Quantization
+) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape of each tensor that an MLX checkpoint stores for one of Hugging Face's."""
     if name.endswith("conv1d.weight"):
         return [(mlx_name(name), "BF16", (shape[0], shape[2], 1))]
     if len(shape) == 1:
         return [(mlx_name(name), "BF16", shape)]
-    module, q = module_path(name), QUANTIZATION
+    module = module_path(name)
     if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")):
         q = GATES
         section[mlx_name(module)] = {"group_size": q.group_size, "bits": q.bits}
@@ -101,10 +115,12 @@ def _write_holes(path: Path, header: bytes, nbytes: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--largest", action="store_true")
+    arguments = parser.parse_args()
+    folder, text = arguments.folder, LARGEST if arguments.largest else FULL_SIZE
     if folder.exists():
         sys.exit(f"{folder} exists already; choose another folder, or delete it")
-    write_sparse(folder, FULL_SIZE)
+    write_sparse(folder, text, nested=not arguments.largest)
     apparent = sum(file.stat().st_size for file in folder.iterdir())
     stored = sum(file.stat().st_blocks for file in folder.iterdir()) * 512
     print(f"{folder}: {apparent / 1e9:.1f} GB apparent, {stored / 1e6:.1f} MB on disk")

@@ -20,7 +20,7 @@ from .generation.run import Request, generate
 from .generation.sampling import LogitsProcessor, Sampler
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
-from .nn.decoder import Decoder
+from .nn.network import Network
 from .progress import ProgressOption
 from .structured import Enforcer, Specification
 from .text import Tokenizer
@@ -38,14 +38,14 @@ class LanguageModel(TextGeneration):
         prompt_cache: as :meth:`flash_moe.Model.load` takes it.
     """
 
-    _decoder, _store = UntilClosed[Decoder](), UntilClosed[ExpertStore]()
+    _decoder, _store = UntilClosed[Network](), UntilClosed[ExpertStore]()
     _engine, _prefixes = UntilClosed[Engine](), UntilClosed[Prefixes]()
 
     def __init__(
         self,
         config: ModelConfig,
         tokenizer: Tokenizer,
-        decoder: Decoder,
+        decoder: Network,
         store: ExpertStore,
         experts_per_token: int,
         defaults: Mapping[str, Any],

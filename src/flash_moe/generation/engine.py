@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..closing import UntilClosed
 from ..errors import Cancelled
 from ..nn.cache import SequenceCache
-from ..nn.decoder import Decoder
+from ..nn.network import Network
 from ..nn.task import Task
 from ..progress import Callback, Progress
 from .sampling import Sampler
@@ -30,10 +30,10 @@ class Engine:
         prefill_chunk: tokens that go through the layers together; each expert they touch is read once per chunk.
     """
 
-    _decoder = UntilClosed[Decoder]()
+    _decoder = UntilClosed[Network]()
     _turn = UntilClosed[Any]()  # stays: it only must not be waited for in a fork
 
-    def __init__(self, decoder: Decoder, prefill_chunk: int) -> None:
+    def __init__(self, decoder: Network, prefill_chunk: int) -> None:
         self._decoder, self._chunk = decoder, prefill_chunk
         self._turn = RLock()
 
@@ -71,11 +71,10 @@ class Engine:
         for start in range(len(cache.tokens), len(tokens), self._chunk):
             chunk = tokens[start : start + self._chunk]
             with self._telling(progress, task, start, len(chunk), len(tokens)):
-                hidden = self._forward(chunk, cache, task)
-        logits = self._logits(hidden[-1:], task)[0]
+                logits = self._run(chunk, cache, int(start + len(chunk) == len(tokens)), task)
         mx.eval(logits)
         mx.clear_cache()  # memory that prefill no longer needs is better used by the page cache
-        return logits
+        return logits[0]
 
     @contextmanager
     def _telling(self, progress: Callback | None, task: Task, start: int, count: int, total: int) -> Iterator[None]:
@@ -110,7 +109,7 @@ class Engine:
             if done - cleared >= CLEAR_INTERVAL:
                 cleared = done
                 mx.clear_cache()
-            logits = self._logits(self._forward(tokens, cache, task)[-1:], task)[0]
+            logits = self._run(tokens, cache, 1, task)[0]
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
         """Logits of every position of a teacher-forced pass, [T, V] float32."""
@@ -120,27 +119,20 @@ class Engine:
         """Logits of the last ``count`` positions, [count, V] float32; the cache holds at most what lies before them."""
         parts, first = [], len(tokens) - count
         for start in range(len(cache.tokens), len(tokens), self._chunk):
-            hidden = self._forward(tokens[start : start + self._chunk], cache)
-            if start + hidden.shape[0] > first:
-                parts.append(self._logits(hidden[max(0, first - start) :]))
+            chunk = tokens[start : start + self._chunk]
+            if wanted := min(len(chunk), max(0, start + len(chunk) - first)):
+                parts.append(self._run(chunk, cache, wanted))
                 mx.eval(parts)
+            else:
+                self._run(chunk, cache, 0)
         return mx.concatenate(parts)
 
-    def _forward(self, tokens: Sequence[int], cache: SequenceCache, task: Task | None = None) -> mx.array:
-        many = len(tokens) > 1
-        with self._in_turn(task), cache.undone_on_error() if many else nullcontext():
-            decoder = self._decoder
-            with nullcontext() if task is None else decoder.serving(task):
-                hidden = decoder(mx.array(list(tokens), dtype=mx.int32), cache)
-            cache.tokens.extend(tokens)
-            mx.async_eval(hidden, *cache.arrays)
-            if many:
-                mx.eval(hidden, *cache.arrays, *cache.marked_arrays)
-            return hidden
-
-    def _logits(self, hidden: mx.array, task: Task | None = None) -> mx.array:
+    def _run(self, tokens: Sequence[int], cache: SequenceCache, last: int, task: Task | None = None) -> mx.array:
+        """One pass; logits [last, V] of the last of the tokens."""
         with self._in_turn(task):
-            return self._decoder.logits(hidden)
+            network = self._decoder
+            with nullcontext() if task is None else network.serving(task):
+                return network.run(tokens, cache, last)
 
     @contextmanager
     def _in_turn(self, task: Task | None) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..nn.decoder import Decoder
+from ..nn.network import Network
 from ..nn.task import Task
 from .streaming_stats import AheadStats, ChoiceStats, PrefetchStats, StreamingRecorder
 from .summary import summary
@@ -97,7 +97,7 @@ class Recorder:
         task: what the passes of this generation count in.
     """
 
-    def __init__(self, decoder: Decoder, prompt_tokens: int, k: int, model_k: int) -> None:
+    def __init__(self, decoder: Network, prompt_tokens: int, k: int, model_k: int) -> None:
         self.task = Task()
         self._streaming = StreamingRecorder(decoder, self.task)
         self._prompt_tokens, self._reused, self._k, self._model_k = prompt_tokens, 0, k, model_k

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..nn.decoder import Decoder
 from ..nn.expert_choice import ChoiceCounters
+from ..nn.network import Network
 from ..nn.prefetch_switch import Comparison, Decision
 from ..nn.task import Task
 
@@ -111,7 +111,7 @@ class AheadStats:
 class StreamingRecorder:
     """Makes statistics of a task's counters, where the decoder has these options on."""
 
-    def __init__(self, decoder: Decoder, task: Task) -> None:
+    def __init__(self, decoder: Network, task: Task) -> None:
         self._switch = None if decoder.prefetcher is None else decoder.prefetcher.switch
         self._chooses, self._task = decoder.choice is not None, task
         self._ahead = None if decoder.run_ahead is None else decoder.run_ahead.switch

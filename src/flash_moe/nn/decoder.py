@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from typing import Any
 
@@ -244,6 +244,17 @@ class Decoder(Module):
                     if self._passed is not None:
                         self._passed(number)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def run(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> mx.array:
+        """Runs further tokens of a sequence; see :class:`~.network.Network`. Of several, all but logits is evaluated."""
+        many = len(tokens) > 1
+        with cache.undone_on_error() if many else nullcontext():
+            hidden = self(mx.array(list(tokens), dtype=mx.int32), cache)
+            cache.tokens.extend(tokens)
+            mx.async_eval(hidden, *cache.arrays)
+            if many:
+                mx.eval(hidden, *cache.arrays, *cache.marked_arrays)
+        return self.logits(hidden[-last:]) if last else mx.zeros((0, self.config.vocab_size))
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[T, H] hidden states to [T, V] float32 logits."""
