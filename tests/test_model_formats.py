@@ -169,13 +169,13 @@ def test_what_cannot_be_obeyed_is_an_error_before_the_first_token(model: Model, 
 
 def test_forced_tokens_run_together_and_change_nothing(model: Model, monkeypatch: Any) -> None:
     passes: list[int] = []
-    forward = type(model._engine)._forward
+    forward = type(model._engine)._run
 
     def counted(self: Any, tokens: Any, *rest: Any) -> Any:
         passes.append(len(tokens))
         return forward(self, tokens, *rest)
 
-    monkeypatch.setattr(type(model._engine), "_forward", counted)
+    monkeypatch.setattr(type(model._engine), "_run", counted)
     replies, steps = [], []
     for logprobs in (None, 0):  # a report of every token keeps them apart
         model.forget()

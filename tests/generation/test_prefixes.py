@@ -220,7 +220,7 @@ def test_a_fork_is_independent(any_model: Model) -> None:
     for changed, kept in ((cache, fork), (fork, cache)):
         before = [np.array(array) for array in kept.fork(len(kept.tokens)).arrays]
         for token in range(5):
-            model._engine._forward([token], changed)
+            model._engine._run([token], changed, 0)
         for a, b in zip(kept.fork(len(kept.tokens)).arrays, before, strict=True):
             np.testing.assert_array_equal(np.array(a), b)
 
