@@ -32,6 +32,7 @@ EVERYTHING = {
     "model",
     "models",
     "nn",
+    "notebook",
     "ops",
     "packing",
     "planning",
@@ -50,7 +51,7 @@ EVERYTHING = {
 MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {"model", "models", "conversation", "generation", "text", "packing", "progress"},
+    "__init__": {"notebook", "model", "models", "conversation", "generation", "text", "packing", "progress"},
     "evaluation": {"model", "loading", "models", "generation", "text", "nn", "experts", "ops", "checkpoint", "config"},
     "server": {"model", "generation", "text"},
     "planning": {
@@ -69,6 +70,7 @@ MAY_IMPORT = {
     "bench": {"model", "models", "generation", "experts", "checkpoint"},
     "proofs": {"ops", "formats", "record", "rope", "user_cache"},
     "model": {
+        "notebook",
         "language_model",
         "progress",
         "conversation",
@@ -96,9 +98,9 @@ MAY_IMPORT = {
     "conversation": {"text_generation", "structured", "generation", "progress", "text", "nn"},
     "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record"},
     "packing": {"progress", "models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
-    "generation": {"progress", "text", "nn", "experts.store", "config"},
+    "generation": {"notebook", "progress", "text", "nn", "experts.store", "config"},
     "nn": {"ops", "experts.store", "config", "formats", "record"},
-    "experts": {"checkpoint", "formats", "record", "user_cache"},
+    "experts": {"notebook", "checkpoint", "formats", "record", "user_cache"},
     "ops": {"formats", "record", "shipped", "user_cache"},
     "checkpoint": {"progress", "formats", "record", "shipped"},
     "structured": {"generation.constraint", "text"},
@@ -113,6 +115,7 @@ MAY_IMPORT = {
     "amounts": set(),
     "limits": set(),
     "errors": set(),
+    "notebook": {"progress"},
     "progress": set(),
     "user_cache": set(),
 }
@@ -121,7 +124,7 @@ PUBLIC = [
     "ArgumentError", "CheckpointError", "Chunk", "ConfigError", "Conversation", "ConversationError", "DiskSpaceError",
     "ExpertReadError", "FlashMoEError", "ForkError", "FormatError", "Generation", "HubError", "MemoryLimitError", "Model",
     "ModelClosedError", "NumericalError", "Progress", "PromptError", "Stats", "TokenLogprobs", "TokenizerError", "ToolCall",
-    "ToolCallError", "__version__", "convert", "parse_tool_calls", "stream_experts", "verify",
+    "ToolCallError", "__version__", "convert", "parse_tool_calls", "show", "stream_experts", "verify",
 ]  # fmt: skip
 
 HEAVY = [

@@ -40,6 +40,7 @@ from .generation.result import Chunk, Generation
 from .generation.sampling import TokenLogprobs
 from .generation.stats import Stats
 from .model import Model
+from .notebook.live import show
 from .progress import Progress
 from .text.call_reader import ToolCall
 from .text.tool_calls import parse_tool_calls
@@ -79,6 +80,7 @@ __all__ = [
     "__version__",
     "convert",
     "parse_tool_calls",
+    "show",
     "stream_experts",
     "verify",
 ]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import mlx.core as mx
 
+from .amounts import format_bytes
 from .checkpoint.hub import resolve
 from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer, resolve_experts_per_token
 from .closing import check_open, enter_process, is_open, take
 from .conversation import Conversation
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
+from .experts.uses import ExpertUses
 from .generation.defaults import sampling_defaults
 from .generation.options import resolve_options, sampling_options
 from .generation.prefixes import kept
@@ -24,6 +27,7 @@ from .loading import check_memory, prove_kernels, resolve_dtype
 from .models import ModelFiles, open_model
 from .nn.decoder import Decoder
 from .nn.streaming import StreamingOptions
+from .notebook import html
 from .progress import Progress, ProgressOption, following
 from .text import Tokenizer
 from .text.call_reader import ToolCall
@@ -240,6 +244,32 @@ class Model(LanguageModel):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def expert_uses(self) -> Iterator[ExpertUses]:
+        """Counts how often each expert is used, by all generations, until the block ends."""
+        uses = ExpertUses(dict.fromkeys(self._store.layouts, self.config.num_experts))
+        with self._store.watch(uses):
+            yield uses
+
+    def _repr_html_(self) -> str:
+        if not is_open(self, "_store"):
+            return html.footnote(repr(self))
+        config, k = self.config, self.experts_per_token
+        experts = sum(layout.stride for layout in self._store.layouts.values()) * config.num_experts
+        return html.text(str(self.path), "font-weight:600") + html.table(
+            [
+                ("layers", f"{config.num_hidden_layers}, {len(self._store.layouts)} with experts"),
+                ("experts", f"{config.num_experts} per layer, {format_bytes(experts)} in all"),
+                (
+                    "experts per token",
+                    f"{k}" if k == config.num_experts_per_tok else f"{k} of {config.num_experts_per_tok}",
+                ),
+                ("bytes of experts per token", format_bytes(experts / config.num_experts * k)),
+                ("expert store", type(self._store).__name__),
+                ("context", f"{config.max_position_embeddings:,} tokens"),
+            ]
+        )
 
     def __repr__(self) -> str:
         if not is_open(self, "_store"):

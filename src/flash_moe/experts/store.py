@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ArgumentError, Cancelled
+from ..notebook.figures import Picture, layers_of
 from ..record import RecordLayout
 from .banks import Bank
 from .fetched import Arrivals, Begun, Records, Watcher, as_array
@@ -66,6 +67,14 @@ class ExpertStore(ABC):
             yield
         finally:
             self._watchers = tuple(watcher for watcher in self._watchers if watcher is not used)
+
+    def plot(self) -> Picture:
+        """Draws, for each layer since the store was opened, how long fetches waited and what share was in memory.
+
+        Raises:
+            ArgumentError: matplotlib, the extra ``plot``, is not installed.
+        """
+        return layers_of(self.by_layer)
 
     @contextmanager
     def counting(self, stats: StoreStats) -> Iterator[StoreStats]:

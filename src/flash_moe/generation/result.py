@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from ..errors import FormatError, ToolCallError
+from ..notebook import html
 from ..text.call_reader import ToolCall
 from ..text.reply import THINK, THINK_END, Where
 from .sampling import TokenLogprobs
@@ -39,7 +39,7 @@ class ToolResult:
         return {"role": "tool", "tool_call_id": self.call.id, "name": self.call.name, "content": self.content}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chunk:
     """One step of a stream.
 
@@ -68,6 +68,16 @@ class Chunk:
     raw_text: str = ""
     where: Where = "text"
     tool_result: ToolResult | None = None
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={value!r}" for name, value in (("reasoning", self.reasoning),) if value]
+        parts += [f"calls {call.name}" for call in self.tool_calls]
+        parts += [f"{name}={value!r}" for name, value in (("finish_reason", self.finish_reason),) if value]
+        return f"Chunk({', '.join([repr(self.text), f'token={self.token}', *parts])})"
+
+    def _repr_html_(self) -> str:
+        calls = "".join(html.call(call.name, call.arguments) for call in self.tool_calls)
+        return html.reasoning(self.reasoning, opened=True) + html.text(self.text) + calls + html.footnote(repr(self))
 
 
 @dataclass(frozen=True, repr=False)
@@ -195,13 +205,10 @@ class Generation:
         return f"Generation({shown!r}{calls}, {len(self.tokens)} tokens, {self.finish_reason!r}{cut}{enforced})"
 
     def _repr_html_(self) -> str:
-        reasoning = ""
-        if self.reasoning is not None:
-            reasoning = (
-                '<details style="opacity:.6"><summary>reasoning</summary>'
-                f'<div style="white-space:pre-wrap">{html.escape(self.reasoning)}</div></details>'
-            )
-        return (
-            f'{reasoning}<div style="white-space:pre-wrap">{html.escape(self.text)}</div>'
-            f'<div style="opacity:.6;font-size:85%;margin-top:.5em">{html.escape(str(self.stats))}</div>'
-        )
+        calls = "".join(html.call(call.name, call.arguments) for call in self.calls)
+        if self.tool_call_error is not None:
+            calls += html.problem(str(self.tool_call_error))
+        notes = [str(self.stats), *([self.finish_reason] if self.finish_reason in ("length", "cancelled") else [])]
+        if self.enforced:
+            notes.append(f"held to {self.enforced}")
+        return html.reasoning(self.reasoning) + html.text(self.text) + calls + html.footnote(" · ".join(notes))

@@ -13,11 +13,13 @@ import mlx.core as mx
 
 from ..nn.network import Network
 from ..nn.task import Task
+from ..notebook import html
+from ..notebook.figures import Picture, times_of
 from .streaming_stats import AheadStats, ChoiceStats, PrefetchStats, StreamingRecorder
-from .summary import summary
+from .summary import rows, summary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stats:
     """Statistics of one generation so far; ``str()`` of it is one line for people.
 
@@ -32,7 +34,7 @@ class Stats:
         expert_bytes_missing: those that were not in memory (page cache or expert cache) when asked for, or when a
             prefetch began to read them.
         decode_bytes_requested: bytes of expert records asked for while decoding.
-        fetch_seconds: time spent waiting for expert bytes.
+        fetch_seconds: time spent waiting for expert bytes. decode_fetch_seconds: that of it which decoding spent.
         peak_memory_bytes: the most memory MLX has held since the process started.
         prefetch: what prefetching did; None where it is off.
         choice: experts that were dropped or swapped; None where that is off.
@@ -51,6 +53,7 @@ class Stats:
     expert_bytes_missing: int
     decode_bytes_requested: int
     fetch_seconds: float
+    decode_fetch_seconds: float
     peak_memory_bytes: int
     prefetch: PrefetchStats | None = None
     choice: ChoiceStats | None = None
@@ -84,6 +87,20 @@ class Stats:
     def __str__(self) -> str:
         return summary(self)
 
+    def __repr__(self) -> str:
+        return f"Stats({self})"
+
+    def _repr_html_(self) -> str:
+        return html.table(rows(self))
+
+    def plot(self) -> Picture:
+        """Draws where the time of a token went, in the prompt and while decoding, and what share of bytes was in memory.
+
+        Raises:
+            ArgumentError: matplotlib, the extra ``plot``, is not installed.
+        """
+        return times_of(self)
+
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON."""
         derived = ("prompt_tokens_per_second", "generated_tokens_per_second", "hit_rate", "expert_bytes_per_token")
@@ -104,7 +121,7 @@ class Recorder:
         self._away = 0.0
         self._start = self._now()
         self._prefilled: float | None = None
-        self._prefill_bytes = 0
+        self._prefill_bytes, self._prefill_waited = 0, 0.0
         self._first: float | None = None
         self._tokens = 0
         self._last = self._start
@@ -117,6 +134,7 @@ class Recorder:
         """The first logits are there."""
         self._prefilled = self._now()
         self._prefill_bytes = self.task.store.bytes_requested
+        self._prefill_waited = self.task.store.fetch_seconds
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -154,6 +172,7 @@ class Recorder:
             expert_bytes_missing=counted.bytes_missing,
             decode_bytes_requested=counted.bytes_requested - self._prefill_bytes if self._prefilled else 0,
             fetch_seconds=counted.fetch_seconds,
+            decode_fetch_seconds=counted.fetch_seconds - self._prefill_waited if self._prefilled else 0.0,
             peak_memory_bytes=mx.get_peak_memory(),
             prefetch=self._streaming.prefetch,
             choice=self._streaming.choice,
