@@ -26,6 +26,7 @@ STATS = Stats(
     expert_bytes_missing=250,
     decode_bytes_requested=800,
     fetch_seconds=0.5,
+    decode_fetch_seconds=0.5,
     peak_memory_bytes=123,
 )
 
