@@ -257,7 +257,7 @@ class Model(LanguageModel):
             return html.footnote(repr(self))
         config, k = self.config, self.experts_per_token
         experts = sum(layout.stride for layout in self._store.layouts.values()) * config.num_experts
-        return html.text(str(self.path), "font-weight:600") + html.table(
+        return html.text(self.path.name, "font-weight:600") + html.table(
             [
                 ("layers", f"{config.num_hidden_layers}, {len(self._store.layouts)} with experts"),
                 ("experts", f"{config.num_experts} per layer, {format_bytes(experts)} in all"),
