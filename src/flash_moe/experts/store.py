@@ -14,17 +14,17 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ArgumentError, Cancelled
-from ..notebook.figures import Picture, layers_of
 from ..record import RecordLayout
 from .banks import Bank
-from .fetched import Arrivals, Begun, Records, Watcher, as_array
+from .fetched import Arrivals, Begun, Records, as_array
 from .read_queue import Reads
 from .store_stats import StoreStats
+from .uses import Watched
 
 __all__ = ["Arrivals", "Bank", "ExpertStore", "Records", "StoreStats"]
 
 
-class ExpertStore(ABC):
+class ExpertStore(Watched, ABC):
     """Brings the records of routed experts into view. One thread at a time fetches; any thread may close.
 
     Attributes:
@@ -52,29 +52,7 @@ class ExpertStore(ABC):
         self._begun: defaultdict[int, list[Begun]] = defaultdict(list)  # by layer, since its last fetch
         self._counting: tuple[StoreStats, ...] = ()
         self._cancelled: Callable[[], bool] | None = None
-        self._watchers: tuple[Watcher, ...] = ()
         self._last = time.perf_counter()
-
-    @contextmanager
-    def watch(self, used: Watcher) -> Iterator[None]:
-        """Calls ``used(layer, experts, missing)`` after each fetch, in the thread that fetched, until the block ends.
-
-        ``missing`` has the bytes of each record that were not in memory. It must return fast and not raise. A layer that
-        is fully resident on a GPU is not fetched, and not seen.
-        """
-        self._watchers = *self._watchers, used
-        try:
-            yield
-        finally:
-            self._watchers = tuple(watcher for watcher in self._watchers if watcher is not used)
-
-    def plot(self) -> Picture:
-        """Draws, for each layer since the store was opened, how long fetches waited and what share was in memory.
-
-        Raises:
-            ArgumentError: matplotlib, the extra ``plot``, is not installed.
-        """
-        return layers_of(self.by_layer)
 
     @contextmanager
     def counting(self, stats: StoreStats) -> Iterator[StoreStats]:
@@ -192,7 +170,7 @@ class ExpertStore(ABC):
             if begun.expert not in wanted and begun.reads.cancel():
                 self._lost(layer, begun.expert)
 
-    def _lost(self, layer: int, expert: int) -> None:  # noqa: B027 (only slots hold what is being read)
+    def _lost(self, layer: int, expert: int) -> None:
         """The read of a record was cancelled."""
 
     @abstractmethod
@@ -207,7 +185,7 @@ class ExpertStore(ABC):
         """The array that :meth:`_arrive` finds rows of; None where records are arrays of their own."""
         return None
 
-    def _used(self, found: Sequence[Any], output: mx.array) -> None:  # noqa: B027 (only slots are ever overwritten)
+    def _used(self, found: Sequence[Any], output: mx.array) -> None:
         """Output reads these, as :meth:`_arrive` found them."""
 
     def _counters(self, layer: int, counting: tuple[StoreStats, ...] = ()) -> tuple[StoreStats, ...]:
@@ -282,7 +260,7 @@ class ExpertStore(ABC):
         """Begins anew what the next fetch counts as the seconds of its layer."""
         self._last = time.perf_counter()
 
-    def _evict(self, flush: bool) -> None:  # noqa: B027 (a store that cannot evict leaves it as it is)
+    def _evict(self, flush: bool) -> None:
         """Everything stays."""
 
     def cached_bytes(self) -> int:

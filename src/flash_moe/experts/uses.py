@@ -1,14 +1,41 @@
-"""Counts how often every expert is used."""
+"""Who watches a store, and counts how often every expert is used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from ..amounts import percent
 from ..notebook import html
-from ..notebook.figures import Picture, uses_of
+from ..notebook.figures import Picture, layers_of, uses_of
+from .fetched import Watcher
+from .store_stats import StoreStats
+
+
+class Watched:
+    """What can be seen of a store from outside."""
+
+    by_layer: Mapping[int, StoreStats]
+    _watchers: tuple[Watcher, ...] = ()
+
+    @contextmanager
+    def watch(self, used: Watcher) -> Iterator[None]:
+        """Calls ``used(layer, experts, missing)`` after each fetch, in the thread that fetched, until the block ends.
+
+        ``missing`` has the bytes of each record that were not in memory. It must return fast and not raise. A layer that
+        is fully resident on a GPU is not fetched, and not seen.
+        """
+        self._watchers = *self._watchers, used
+        try:
+            yield
+        finally:
+            self._watchers = tuple(watcher for watcher in self._watchers if watcher is not used)
+
+    def plot(self) -> Picture:
+        """Draws how long fetches waited, and what was in memory, by layer. Needs matplotlib, the extra ``plot``."""
+        return layers_of(self.by_layer)
 
 
 class ExpertUses:
