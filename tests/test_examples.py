@@ -10,10 +10,12 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {
+    "cancelling": "bit for bit",
+    "conversation": "tokens of the prompt were read from the file",
     "formats": "Order(item=",
     "quickstart": "About 6 GB for the weights that every token reads",
     "streaming": "page cache",
-    "tool_calls": 'get_weather({"city": "Oslo", "days": 3}) -> ',
+    "tool_calls": 'get_weather({"city": "Oslo", "days": 3}) -> {',
 }
 
 
