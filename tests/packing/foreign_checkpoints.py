@@ -117,6 +117,29 @@ def write_foreign(folder: Path, layout: str, *, without: str = "") -> tuple[Path
     return foreign, plain, quantized
 
 
+def write_fused_fp8(folder: Path) -> tuple[Path, Path]:
+    """As Qwen's FP8 with the experts of a layer in one tensor; the checkpoint, and the float one that it stands for."""
+    foreign, plain = folder / "foreign", folder / "plain"
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 128}
+    write_checkpoint(plain, TEXT | sizes)
+    shutil.copytree(plain, foreign)
+    config = json.loads((plain / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | {"quantization_config": FP8_CONFIG}))
+    for file in plain.glob("*.safetensors"):
+        tensors = dict(mx.load(str(file)))
+        stored = {name: ("F32", array) for name, array in tensors.items()}
+        for name in [name for name in tensors if ".experts." in name]:
+            experts = [qwen_fp8("x", matrix.astype(mx.bfloat16)) for matrix in tensors[name]]
+            for ending, part in (("", "x.weight"), ("_scale_inv", "x.weight_scale_inv")):
+                stored[name + ending] = (experts[0][0][part][0], mx.stack([e[0][part][1] for e in experts]))
+            tensors[name] = mx.stack([stands_for for _, stands_for in experts])
+        mx.save_safetensors(str(file), tensors, metadata={"format": "pt"})
+        save(foreign / file.name, stored)
+    for each in (foreign, plain):
+        (each / "model.safetensors.index.json").unlink()
+    return foreign, plain
+
+
 def save(file: Path, tensors: Tensors) -> None:
     """Writes tensors of any type, those of a byte as uint8 arrays."""
     entries, data = {}, b""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_checkpoints import LAYOUTS, content, save, write_foreign
+from foreign_checkpoints import LAYOUTS, content, save, write_foreign, write_fused_fp8
 
 from flash_moe import CheckpointError, Model
 from flash_moe.packing.convert import convert
@@ -33,6 +33,13 @@ def test_fp8_converts_as_the_bf16_that_it_stands_for(layout: str, options: dict,
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == files
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_fp8_experts_in_one_tensor(tmp_path: Path) -> None:
+    foreign, plain = write_fused_fp8(tmp_path)
+    assert convert(foreign, tmp_path / "a") == convert(plain, tmp_path / "b") == []
+    for file in (tmp_path / "b").iterdir():
+        assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes(), file
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "NVFP4" in name])
