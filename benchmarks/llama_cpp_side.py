@@ -7,12 +7,14 @@ python llama_cpp_side.py run MODEL.gguf THREADS '[16, 256]' TOKENS         one l
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
 
 import numpy as np
 
+sys.path = sys.path[1:]  # where llama_cpp.py would hide the library
 RNG = np.random.default_rng(0)
 
 
@@ -95,7 +97,18 @@ def write(path: str, c: dict[str, Any]) -> None:
 
 def run(path: str, threads: int, prompts: list[int], tokens: int) -> dict[str, Any]:
     """Milliseconds of prompts, best of two, and of single tokens, median."""
+    import llama_cpp.llama_cpp as library
     from llama_cpp import Llama
+
+    if os.environ.get("LLAMA_REPACK") == "off":
+        usual = library.llama_model_default_params
+
+        def as_stored() -> Any:
+            params = usual()
+            params.use_extra_bufts = False
+            return params
+
+        library.llama_model_default_params = as_stored
 
     model = Llama(
         path, n_ctx=4096, n_threads=threads, n_threads_batch=threads, n_batch=2048, n_ubatch=512, verbose=False

@@ -62,7 +62,7 @@ def folder() -> Path | None:
     try:
         if not own.is_dir():
             own.mkdir(parents=True)
-            _log.info("compiling kernels for this machine; the next start finds them in %s", own)
+            _log.warning("compiling kernels for this CPU, some seconds; the next start finds them in %s", own)
             _forget(base, own)
         if not os.access(own, os.W_OK):
             raise PermissionError(f"{own} cannot be written")

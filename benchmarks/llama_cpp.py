@@ -1,0 +1,111 @@
+"""flash_moe on the CPU beside llama.cpp: the same sizes, 4 bits, in turns, in memory and under a memory limit (Linux).
+
+    python -m venv /tmp/llama && /tmp/llama/bin/pip install llama-cpp-python gguf
+    python benchmarks/llama_cpp.py FOLDER --llama /tmp/llama/bin/python [--limit 900] [--turns 2]
+
+FOLDER gets two models of made-up weights, 2 GB each; those that are there are used again. A limit is in MB and takes root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
+
+from memory_group import memory_group  # noqa: E402
+from memory_limit import LARGEST, fill  # noqa: E402
+from random_checkpoint import text_config  # noqa: E402
+from sparse_checkpoint import write_sparse  # noqa: E402
+
+SIZES: dict[str, Any] = text_config(
+    vocab_size=32_768, hidden_size=2048, num_hidden_layers=8, num_attention_heads=16, num_key_value_heads=2, head_dim=256,
+    linear_num_key_heads=16, linear_num_value_heads=32, linear_key_head_dim=128, linear_value_head_dim=128,
+    num_experts=128, num_experts_per_tok=8, moe_intermediate_size=512, shared_expert_intermediate_size=512,
+)  # fmt: skip
+SIDE = ROOT / "benchmarks" / "llama_cpp_side.py"
+
+
+def ours(folder: str, threads: int, prompts: list[int], tokens: int, expert_io: str) -> dict[str, float]:
+    """Milliseconds of prompts, best of two, and of single tokens, median; as the other side measures them."""
+    import mlx.core as mx
+
+    from flash_moe import Model
+
+    ids = np.random.default_rng(0).integers(0, SIZES["vocab_size"], 4096).tolist()
+    with Model.load(folder, experts_per_token=None, expert_io=expert_io, threads=threads) as model:  # type: ignore[arg-type]
+        engine, decoder = model._engine, model._decoder
+
+        def run(length: int) -> float:
+            start = time.perf_counter()
+            engine.prefill(ids[:length], decoder.new_cache())
+            return 1e3 * (time.perf_counter() - start)
+
+        run(16)
+        found = {f"prompt {length}": min(run(length), run(length)) for length in prompts}
+        cache, times = decoder.new_cache(), []
+        engine.prefill(ids[:16], cache)
+        for token in ids[16 : 16 + tokens]:
+            start = time.perf_counter()
+            mx.eval(decoder.logits(decoder(mx.array([token], dtype=mx.int32), cache)))
+            times.append(1e3 * (time.perf_counter() - start))
+        return found | {"token": float(np.median(times))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--llama", required=True, help="a Python with llama-cpp-python and gguf")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=json.loads, default=[16, 256, 2048])
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="MB of memory for each side")
+    a = parser.parse_args()
+    model, gguf = a.folder / "flash_moe", a.folder / "model.gguf"
+    if not model.exists():
+        write_sparse(model, SIZES)
+        for file in model.glob("*.safetensors"):
+            fill(file, np.random.default_rng(0), 4, LARGEST / 2)
+    if not gguf.exists():
+        subprocess.run([a.llama, str(SIDE), "write", str(gguf), json.dumps(SIZES)], check=True)
+    what = [str(a.threads), json.dumps(a.prompts), str(a.tokens)]
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import json, llama_cpp; " + (
+        "print(json.dumps(llama_cpp.ours(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5])))"
+    )
+    sides = {
+        "flash_moe": [sys.executable, "-c", code, str(model), *what, "slots" if a.limit else "resident"],
+        "llama.cpp": [a.llama, str(SIDE), "run", str(gguf), *what],
+    }
+    found: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in sides}
+    for _ in range(a.turns):
+        for side, command in sides.items():
+            for name, value in json.loads(output(command, a.limit)).items():
+                found[side][name].append(value)
+    print("| | flash_moe, ms | llama.cpp, ms | its speed |\n|---|---|---|---|")
+    for name in found["flash_moe"]:
+        own, other = (min(found[side][name]) for side in sides)
+        print(f"| {name} | {own:,.1f} | {other:,.1f} | {other / own:.2f} |")
+
+
+def output(command: list[str], limit: int | None) -> str:
+    """The last line that a side prints, run within the limit."""
+    if limit is None:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    else:
+        with memory_group(limit * 1_000_000) as group:
+            done = subprocess.run([*group.command, *command], check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()
