@@ -29,14 +29,14 @@ def main() -> None:
     chunks = Sampler.forced
     seconds, passes, same, tokens = {True: 0.0, False: 0.0}, {True: 0, False: 0}, 0, 0
     with Model.load(options.model, expert_io=options.store, experts_per_token=options.experts_per_token) as model:
-        forward = type(model._engine)._forward
+        forward = type(model._engine)._run
         counted: list[int] = []
 
         def counting(*arguments: Any) -> Any:
             counted.append(len(arguments[1]))
             return forward(*arguments)
 
-        type(model._engine)._forward = counting  # type: ignore[method-assign]
+        type(model._engine)._run = counting  # type: ignore[method-assign]
         cases = [case for case in read_tool_call_cases(CALLS) if case.calls][: options.cases]
         for number, case in enumerate(cases):
             replies = {}

@@ -167,6 +167,6 @@ def replay(model: Model, tokens: Sequence[int]) -> list[float]:
     model.expert_store.mark()
     for token in tokens:
         start = time.perf_counter()
-        int(mx.argmax(engine._logits(engine._forward([token], cache))[0]))
+        int(mx.argmax(engine._run([token], cache, 1)[0]))
         seconds.append(time.perf_counter() - start)
     return seconds

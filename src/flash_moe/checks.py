@@ -17,6 +17,11 @@ class _Default(int):
 DEFAULT_EXPERTS_PER_TOKEN = _Default(4)
 
 
+def is_default(value: int | None) -> bool:
+    """Whether nobody asked for this number."""
+    return isinstance(value, _Default)
+
+
 def resolve_experts_per_token(wanted: int | None, own: int) -> int:
     """Returns K: the model's own for None. The default is capped at the model's own.
 

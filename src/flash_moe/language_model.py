@@ -9,7 +9,6 @@ import mlx.core as mx
 
 from .checks import integer
 from .closing import UntilClosed, check_open
-from .config import ModelConfig
 from .errors import ArgumentError, PromptError
 from .experts.store import ExpertStore
 from .generation.chunks import prefill_chunk
@@ -20,7 +19,7 @@ from .generation.run import Request, generate
 from .generation.sampling import LogitsProcessor, Sampler
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
-from .nn.network import Network
+from .nn.network import Dimensions, Network
 from .progress import ProgressOption
 from .structured import Enforcer, Specification
 from .text import Tokenizer
@@ -43,7 +42,7 @@ class LanguageModel(TextGeneration):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Dimensions,
         tokenizer: Tokenizer,
         decoder: Network,
         store: ExpertStore,

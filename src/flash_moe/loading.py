@@ -23,13 +23,24 @@ _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16
 def resolve_dtype(name: str | None, checkpoint: ModelFiles) -> mx.Dtype:
     """The dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
     if name is not None:
-        if name not in _DTYPES:
-            raise ArgumentError(f"dtype is {name!r}, expected one of {', '.join(_DTYPES)}")
-        return _DTYPES[name]
+        return _named(name)
     if mx.default_device() == mx.cpu:
         return mx.float32
     stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
     return {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
+
+
+def adapted_dtype(name: str | None) -> mx.Dtype | None:
+    """The same for a network of mlx-lm; None where it runs in the types of its files."""
+    if name is None and mx.default_device() != mx.cpu:
+        return None
+    return _named(name or "float32")
+
+
+def _named(name: str) -> mx.Dtype:
+    if name not in _DTYPES:
+        raise ArgumentError(f"dtype is {name!r}, expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
 
 
 def prove_kernels(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..generation.engine import Engine
-from ..nn.decoder import Decoder
+from ..nn.network import Network
 from ..text import Tokenizer
 from ..text_generation import Run
 
@@ -25,7 +25,7 @@ class ChatModel(Protocol):
     def _engine(self) -> Engine: ...
 
     @property
-    def _decoder(self) -> Decoder: ...
+    def _decoder(self) -> Network: ...
 
     @property
     def _start(self) -> Callable[..., Run]: ...

@@ -17,13 +17,14 @@ import numpy as np
 
 from ..errors import ConversationError
 from ..nn.cache import KVCache, SequenceCache
+from ..nn.decoder import Decoder
 from .model import ChatModel
 
 _KIND, _VERSION = "flash_moe conversation", 1
 _SMALL = 64 << 20  # files up to this size count by their content, larger ones by size and time
 
 
-def save(path: str | os.PathLike[str], model: ChatModel, state: Any, caches: Sequence[SequenceCache]) -> None:
+def save(path: str | os.PathLike[str], model: ChatModel, state: Any, caches: Sequence[Any]) -> None:
     """Writes a conversation to a temporary file, which then takes the name.
 
     Args:
@@ -31,6 +32,7 @@ def save(path: str | os.PathLike[str], model: ChatModel, state: Any, caches: Seq
         caches: the last one is saved, if there is any.
     """
     path = Path(path)
+    _own(model)
     tokens, marks, arrays = (caches[-1].tokens, caches[-1].marks, _arrays(caches[-1])) if caches else ([], [], {})
     mx.eval(list(arrays.values()))
     content = json.dumps({"state": state, "tokens": tokens, "marks": marks, "made by": fingerprint(model)})
@@ -83,12 +85,21 @@ def load(path: str | os.PathLike[str], model: ChatModel) -> tuple[Any, SequenceC
     if version != str(_VERSION):
         raise ConversationError(f"{path} was saved in format {version}, expected {_VERSION}; update flash_moe")
     _require_same(path, content["made by"], fingerprint(model))
-    return content["state"], _restored(content, arrays, model._engine.new_cache()) if arrays else None
+    return content["state"], _restored(content, arrays, _own(model).new_cache()) if arrays else None
+
+
+def _own(model: ChatModel) -> Decoder:
+    decoder = model._decoder
+    if not isinstance(decoder, Decoder):
+        raise ConversationError(
+            "conversations of a model that runs on mlx-lm's network cannot be saved, nor opened; keep their messages instead"
+        )
+    return decoder
 
 
 def fingerprint(model: ChatModel) -> dict[str, Any]:
     """Returns what a conversation's numbers depend on, beside its tokens: the checkpoint, and settings by name."""
-    decoder = model._decoder
+    decoder = _own(model)
     return {
         "checkpoint": _checkpoint(model.path),
         "experts_per_token": model.experts_per_token,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..config import ModelConfig
 from ..limits import memory_limit
+from ..nn.network import Dimensions
 
 _SHARE = 32  # of the machine's memory: what a chunk may take
 _STEP, _MOST = 256, 4096
 
 
-def prefill_chunk(config: ModelConfig, experts_per_token: int, memory: int | None = None) -> int:
+def prefill_chunk(config: Dimensions, experts_per_token: int, memory: int | None = None) -> int:
     """Tokens per chunk: many, for every expert that a chunk touches is read once, but not more than memory allows.
 
     Args:

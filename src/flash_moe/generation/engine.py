@@ -11,8 +11,7 @@ import mlx.core as mx
 
 from ..closing import UntilClosed
 from ..errors import Cancelled
-from ..nn.cache import SequenceCache
-from ..nn.network import Network
+from ..nn.network import Cache, Network
 from ..nn.task import Task
 from ..progress import Callback, Progress
 from .sampling import Sampler
@@ -46,14 +45,14 @@ class Engine:
         if self._turn.acquire(timeout=CLOSE_SECONDS):
             self._turn.release()
 
-    def new_cache(self) -> SequenceCache:
+    def new_cache(self) -> Cache:
         """An empty cache for a new sequence."""
         return self._decoder.new_cache()
 
     def prefill(
         self,
         tokens: Sequence[int],
-        cache: SequenceCache,
+        cache: Cache,
         progress: Callback | None = None,
         task: Task | None = None,
     ) -> mx.array:
@@ -92,7 +91,7 @@ class Engine:
             task.passed = None
 
     def decode(
-        self, logits: mx.array, cache: SequenceCache, sampler: Sampler, count: int, task: Task | None = None
+        self, logits: mx.array, cache: Cache, sampler: Sampler, count: int, task: Task | None = None
     ) -> Iterator[int]:
         """Yields up to ``count`` tokens, the first drawn from ``logits``; the caller stops when it has enough."""
         done = cleared = 0
@@ -115,7 +114,7 @@ class Engine:
         """Logits of every position of a teacher-forced pass, [T, V] float32."""
         return self.last_logits(tokens, len(tokens), self.new_cache())
 
-    def last_logits(self, tokens: Sequence[int], count: int, cache: SequenceCache) -> mx.array:
+    def last_logits(self, tokens: Sequence[int], count: int, cache: Cache) -> mx.array:
         """Logits of the last ``count`` positions, [count, V] float32; the cache holds at most what lies before them."""
         parts, first = [], len(tokens) - count
         for start in range(len(cache.tokens), len(tokens), self._chunk):
@@ -127,7 +126,7 @@ class Engine:
                 self._run(chunk, cache, 0)
         return mx.concatenate(parts)
 
-    def _run(self, tokens: Sequence[int], cache: SequenceCache, last: int, task: Task | None = None) -> mx.array:
+    def _run(self, tokens: Sequence[int], cache: Cache, last: int, task: Task | None = None) -> mx.array:
         """One pass; logits [last, V] of the last of the tokens."""
         with self._in_turn(task):
             network = self._decoder

@@ -7,7 +7,7 @@ from threading import RLock
 
 from ..checks import integer
 from ..limits import memory_limit
-from ..nn.cache import SequenceCache
+from ..nn.network import Cache
 
 MARKS = 3  # kept of a sequence; each costs the recurrent states of all layers
 
@@ -24,15 +24,13 @@ class Prefixes:
         least: sequences to keep, however large they are.
     """
 
-    def __init__(
-        self, new_cache: Callable[[], SequenceCache], ends: Collection[int], limit: int = 0, least: int = 1
-    ) -> None:
+    def __init__(self, new_cache: Callable[[], Cache], ends: Collection[int], limit: int = 0, least: int = 1) -> None:
         self._new_cache, self._ends = new_cache, ends
         self._limit, self._least = limit, least
-        self._kept: list[SequenceCache] = []  # the one used last is last
+        self._kept: list[Cache] = []  # the one used last is last
         self._lock = RLock()  # a stream may be collected, and give its cache back, while its own thread holds it
 
-    def take(self, tokens: Sequence[int]) -> SequenceCache:
+    def take(self, tokens: Sequence[int]) -> Cache:
         """Returns a cache that holds as much of ``tokens`` as possible, though not the last, whose logits are wanted."""
         with self._lock:
             length, best = max(
@@ -55,7 +53,7 @@ class Prefixes:
         cache.mark([*wanted[:1], *wanted[1:][1 - MARKS :]])  # the first is often a system prompt's end
         return cache
 
-    def put(self, cache: SequenceCache) -> None:
+    def put(self, cache: Cache) -> None:
         """Gives a cache back. One whose last pass failed half-way goes back to a mark, or is dropped."""
         if not cache.recover() or not cache.tokens:
             return
@@ -65,7 +63,7 @@ class Prefixes:
                 del self._kept[0]
 
     @property
-    def sequences(self) -> list[SequenceCache]:
+    def sequences(self) -> list[Cache]:
         """Those that are kept; the one used last is last."""
         with self._lock:
             return list(self._kept)
@@ -85,10 +83,10 @@ def kept(prompt_cache: int | None) -> tuple[int, int]:
     return (memory_limit() // 16, 1) if prompt_cache is None else (integer("prompt_cache", prompt_cache, 0), 0)
 
 
-def usable(cache: SequenceCache, tokens: Sequence[int]) -> int:
+def usable(cache: Cache, tokens: Sequence[int]) -> int:
     """Returns how many of ``tokens``, without the last, a cache can be made to hold."""
     common = shared(cache.tokens, tokens[:-1])
-    return common if common == len(cache.tokens) else max((mark for mark in cache.marks if mark <= common), default=0)
+    return common if common == len(cache.tokens) else cache.reach(common)
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..config import read_config
 from ..errors import ConfigError
+from .adapted.library import knows
 from .family import Family, ModelFiles
 from .qwen3_5 import Qwen35
 from .qwen3_next import Qwen3Next
@@ -18,7 +19,32 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3Next(),
 )
 
-__all__ = ["FAMILIES", "Family", "ModelFiles", "open_model"]
+__all__ = ["FAMILIES", "Family", "ModelFiles", "is_adapted", "open_model"]
+_OWN = {model_type: family for family in FAMILIES for model_type in family.model_types}
+
+
+def is_adapted(folder: Path) -> bool:
+    """Whether the model of a checkpoint runs on mlx-lm's network, since this library has none of its own for it.
+
+    Raises:
+        ConfigError: nobody has, or mlx-lm is missing or too old.
+    """
+    model_type = _model_type(folder)
+    if model_type in _OWN:
+        return False
+    if not knows(model_type):
+        raise ConfigError(
+            f"model_type is {model_type!r}, which neither flash_moe ({', '.join(_OWN)}) nor the installed mlx-lm knows; "
+            "a newer mlx-lm may"
+        )
+    return True
+
+
+def _model_type(folder: Path) -> str:
+    model_type = read_config(folder).get("model_type")
+    if not isinstance(model_type, str):
+        raise ConfigError(f"config.json: model_type is {model_type!r}, expected a name; download the file again")
+    return model_type
 
 
 def open_model(folder: Path, *, adopt: bool = False) -> ModelFiles:
@@ -31,8 +57,9 @@ def open_model(folder: Path, *, adopt: bool = False) -> ModelFiles:
         ConfigError: config.json is missing, or describes a model that cannot be run.
         CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
     """
-    raw = read_config(folder)
-    known = {model_type: family for family in FAMILIES for model_type in family.model_types}
-    if not isinstance(model_type := raw.get("model_type"), str) or model_type not in known:
-        raise ConfigError(f"model_type is {model_type!r}; flash_moe runs {', '.join(known)}")
-    return ModelFiles.open_as(known[model_type], folder, raw, adopt=adopt)
+    if (model_type := _model_type(folder)) not in _OWN:
+        raise ConfigError(
+            f"model_type is {model_type!r}, but this is for networks of flash_moe's own: {', '.join(_OWN)}. Others can be "
+            "loaded and can generate, where mlx-lm knows them"
+        )
+    return ModelFiles.open_as(_OWN[model_type], folder, read_config(folder), adopt=adopt)

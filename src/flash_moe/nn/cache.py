@@ -229,6 +229,10 @@ class SequenceCache:
             if layer.length in lengths:
                 layer.marks[layer.length] = layer.kept()
 
+    def reach(self, length: int) -> int:
+        """Returns the longest length, up to ``length``, to which the cache can be cut back; 0 for none."""
+        return max((mark for mark in self.marks if mark <= length), default=0)
+
     def cut_back(self, length: int) -> None:
         """Forgets all tokens from ``length``, a mark, on."""
         for layer in self.layers:

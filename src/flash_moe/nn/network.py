@@ -12,11 +12,48 @@ from .streaming import StreamingOptions
 from .task import Task
 
 
+class Dimensions(Protocol):
+    """What generation needs of a model's config; see :class:`~flash_moe.config.ModelConfig`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def num_experts_per_tok(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+
+class Cache(Protocol):
+    """What one sequence leaves behind in all layers; see :class:`~flash_moe.nn.cache.SequenceCache`."""
+
+    tokens: list[int]
+    marks: list[int]
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def mark(self, lengths: Sequence[int]) -> None: ...
+
+    def reach(self, length: int) -> int:
+        """Returns the longest length, up to ``length``, to which the cache can be cut back; 0 for none."""
+
+    def cut_back(self, length: int) -> None: ...
+
+    def fork(self, length: int) -> Any: ...
+
+    def recover(self) -> bool: ...
+
+    def undone_on_error(self) -> AbstractContextManager[None]: ...
+
+
 class Network(Protocol):
     """Runs tokens of one sequence at a time.
-
-    Its caches have what :class:`~flash_moe.nn.cache.SequenceCache` has: the ``tokens`` that they stand for, the lengths to
-    which they can be cut back, and their bytes.
 
     Attributes:
         layers: of which a pass reports each to its task.

@@ -32,8 +32,8 @@ def stream_experts(
 
     Load the model with ``mlx_lm.load(folder, lazy=True)``, so that no expert is in memory before; all other weights are
     read here. Afterwards it is used as ever: with ``mlx_lm.generate``, ``batch_generate``, ``mlx_lm.server`` or a loop of
-    your own, in any thread. Numbers stay the same bit for bit. It can no longer be trained, compiled as a whole or split
-    over machines.
+    your own, in any thread.
+    Numbers stay the same bit for bit. It can no longer be trained, compiled as a whole or split over machines.
 
     Args:
         model: what ``mlx_lm.load`` or ``mlx_lm.utils.load_model`` returned.

@@ -1,0 +1,133 @@
+"""mlx-lm's caches of one sequence, which can be cut back: some to any length, others to where a copy was kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .library import module
+
+
+class AdaptedCache:
+    """As :class:`~flash_moe.nn.cache.SequenceCache`, of layers of whatever kind mlx-lm's network makes.
+
+    Keys and values of all tokens are cut back to any length. Rotating caches and recurrent states are copied at the marks.
+
+    Attributes:
+        layers: mlx-lm's caches.
+        tokens: the ids they stand for.
+        marks: lengths to which they can be cut back, or will be when they are reached.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers, self.tokens, self.marks = layers, list[int](), list[int]()
+        self._kept: dict[int, dict[int, Any]] = {}  # mark to copies of the layers that cannot be cut
+        self._failed = False
+
+    @property
+    def sound(self) -> bool:
+        """Whether the last pass came to its end."""
+        return not self._failed
+
+    def reach(self, length: int) -> int:
+        """Returns the longest length, up to ``length``, to which the cache can be cut back; 0 for none."""
+        if not self._uncut:
+            return length
+        return max((mark for mark in self._kept if mark <= length), default=0)
+
+    def mark(self, lengths: Sequence[int]) -> None:
+        """Asks for marks at these lengths, the present one or some that lie ahead; drops all others."""
+        self.marks = sorted(lengths)
+        self._kept = {length: kept for length, kept in self._kept.items() if length in lengths}
+        self.reached()
+
+    def reached(self) -> None:
+        """Keeps copies if a mark is wanted at the present length. An array is copied when one of both is changed."""
+        length = len(self.tokens)
+        if length in self.marks and length not in self._kept:
+            self._kept[length] = self._copies()
+
+    def cut_back(self, length: int) -> None:
+        """Forgets all tokens from ``length``, which :meth:`reach` returned, on."""
+        self._restore(length, self._kept.get(length, {}))
+        self.mark([mark for mark in self.marks if mark <= length])
+
+    def fork(self, length: int) -> AdaptedCache:
+        """Returns another cache of the first ``length`` tokens: all of them, or as :meth:`cut_back` would."""
+        other = AdaptedCache(copy.deepcopy(self.layers))
+        other.tokens, other.marks, other._kept = list(self.tokens), list(self.marks), dict(self._kept)
+        if length < len(other.tokens):
+            other.cut_back(length)
+        return other
+
+    def recover(self) -> bool:
+        """Makes a cache sound whose last pass failed, by going back to a mark. Returns whether it is sound."""
+        if self._failed and (length := self.reach(len(self.tokens))):
+            self.cut_back(length)
+        return not self._failed
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """A pass runs within: if it does not come to its end, the layers disagree."""
+        self._failed = True
+        yield
+        self._failed = False
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Takes back what a pass that fails half-way has done."""
+        count, kept = len(self.tokens), self._copies()
+        try:
+            yield
+        except BaseException:
+            self._restore(count, kept)
+            raise
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All arrays, for evaluating or measuring them."""
+        return _arrays(self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers and marks."""
+        kept = [layer for layers in self._kept.values() for layer in layers.values()]
+        return sum(array.nbytes for array in _arrays([*self.layers, *kept]))
+
+    @property
+    def _uncut(self) -> list[int]:
+        return [i for i, layer in enumerate(self.layers) if not _can_be_cut(layer)]
+
+    def _copies(self) -> dict[int, Any]:
+        return {i: copy.deepcopy(self.layers[i]) for i in self._uncut}
+
+    def _restore(self, length: int, kept: Mapping[int, Any]) -> None:
+        for i, layer in enumerate(self.layers):
+            if i in kept:
+                self.layers[i] = copy.deepcopy(kept[i])
+            else:
+                _cut(layer, length)
+        del self.tokens[length:]
+        self._failed = False
+
+
+def _can_be_cut(layer: Any) -> bool:
+    caches = module("models.cache")
+    if type(layer) is caches.CacheList:
+        return all(_can_be_cut(part) for part in layer.caches)
+    return type(layer) is caches.KVCache
+
+
+def _cut(layer: Any, length: int) -> None:
+    for part in getattr(layer, "caches", [layer]):
+        part.trim(part.offset - length)
+
+
+def _arrays(layers: Sequence[Any]) -> list[mx.array]:
+    states = [layer.state for layer in layers if not (hasattr(layer, "empty") and layer.empty())]
+    return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]

@@ -1,0 +1,165 @@
+"""A checkpoint of another family opened as a model: mlx-lm's network, and our stores for its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map_with_path
+
+from ...checkpoint.safetensors import check_unchanged
+from ...checks import integer, is_default
+from ...config import read_config
+from ...errors import ArgumentError, CheckpointError, ConfigError
+from ...experts.opening import ExpertIO, open_store
+from ...experts.store import ExpertStore
+from .files import k_key, tensors, text_config
+from .library import load_lazily
+from .network import AdaptedNetwork
+from .streaming import attach, record_table, switches
+
+_POSITIONS = 1 << 20  # where config.json does not say how long a context may be
+
+
+@dataclass(frozen=True)
+class AdaptedConfig:
+    """What is known of a model of another family.
+
+    Attributes:
+        num_experts_per_tok: the model's own K.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_experts: int
+    num_experts_per_tok: int
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model that is open.
+
+    Attributes:
+        experts_per_token: the K it runs with.
+    """
+
+    folder: Path
+    config: AdaptedConfig
+    network: AdaptedNetwork
+    store: ExpertStore
+    experts_per_token: int
+
+
+def load(
+    folder: Path,
+    *,
+    experts_per_token: int | None,
+    expert_io: ExpertIO,
+    expert_cache: int,
+    dtype: mx.Dtype | None,
+    progress: Callable[[int, int], None] | None,
+) -> AdaptedModel:
+    """Opens a folder; arguments are those of :meth:`flash_moe.Model.load`. No expert is read.
+
+    Args:
+        experts_per_token: None, or the default, for the model's own.
+        dtype: of activations and always-needed weights; None for those of the files.
+        progress: called with the bytes that the resident store has read, and all.
+
+    Raises:
+        ConfigError: mlx-lm is missing or too old, or has no expert modules in this network.
+        CheckpointError: the files do not hold what the network needs.
+        ArgumentError: an argument is out of range, or K cannot be chosen for this family.
+    """
+    raw = read_config(folder)
+    changed, k = _chosen(raw, experts_per_token)
+    held = tensors(folder)
+    model = _load(folder, changed)
+    if dtype is not None:
+        _cast(model, dtype)
+    found = switches(model)
+    table = record_table(found, folder)
+    k = k or _attribute(model, raw, ("num_experts_per_tok", "moe_k", "top_k")) or 1
+    report = None if progress is None else lambda done: progress(done, table.nbytes)
+    store = open_store(table, expert_io, k, expert_cache, report)
+    try:
+        attach(found, store)
+        mx.eval(model.parameters())
+        check_unchanged(held.values())
+    except BaseException:
+        store.close()
+        raise
+    own = text_config(raw).get(k_key(raw) or "", k)
+    config = AdaptedConfig(
+        model_type=raw["model_type"],
+        vocab_size=_needed(model, raw, ("vocab_size", "num_vocab")),
+        hidden_size=_needed(model, raw, ("hidden_size", "model_dim")),
+        num_hidden_layers=len(model.layers),
+        num_experts=table.num_experts,
+        num_experts_per_tok=own,
+        max_position_embeddings=_attribute(model, raw, ("max_position_embeddings", "model_max_length")) or _POSITIONS,
+    )
+    return AdaptedModel(folder, config, AdaptedNetwork(model, store), store, k)
+
+
+def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any], int | None]:
+    """Entries of config.json that another K changes, and K; None where config.json does not say it."""
+    key, text = k_key(raw), text_config(raw)
+    own = None if key is None else text[key]
+    if wanted is None or is_default(wanted):
+        return {}, own
+    if key is None:
+        raise ArgumentError(
+            f"experts_per_token is {wanted}, but config.json of this {raw['model_type']} does not say by a known name how "
+            "many experts a token uses; leave it out"
+        )
+    try:
+        k = integer("experts_per_token", wanted, 1, own)
+    except ArgumentError as error:
+        raise ArgumentError(f"{error}, the model's own number") from None
+    return ({key: k} if text is raw else {"text_config": {**text, key: k}}), k
+
+
+def _load(folder: Path, changed: Mapping[str, Any]) -> Any:
+    try:
+        return load_lazily(folder, changed)
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:  # whatever a network of mlx-lm raises about a config or weights that do not fit it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"mlx-lm cannot load {folder}: {reason:.500}") from error
+
+
+def _cast(model: Any, dtype: mx.Dtype) -> None:
+    """As mlx_lm.convert does it: what a network needs in float32 stays so."""
+    allowed = getattr(model, "cast_predicate", lambda path: True)
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        return array.astype(dtype) if allowed(path) and mx.issubdtype(array.dtype, mx.floating) else array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _attribute(model: Any, raw: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of these in config.json, or else in what the network was built from, where defaults are filled in."""
+    text, language = text_config(raw), getattr(model, "language_model", None)
+    owners = (getattr(owner, name, None) for owner in (model, language) for name in ("args", "config"))
+    filled = [getattr(args, "text_config", args) for args in owners]
+    for name in names:
+        for owner in (text, raw, *filled):
+            value = owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
+            if type(value) is int and value > 0:
+                return value
+    return None
+
+
+def _needed(model: Any, raw: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    if (value := _attribute(model, raw, names)) is None:
+        raise ConfigError(f"config.json lacks {names[0]!r}; is it the original file?")
+    return value

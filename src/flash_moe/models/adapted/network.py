@@ -1,0 +1,73 @@
+"""A network of mlx-lm behind the interface that generation uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import mlx.core as mx
+
+from ...experts.store import ExpertStore
+from ...nn.streaming import PLAIN, StreamingOptions
+from ...nn.task import Task
+from .cache import AdaptedCache
+from .library import module
+
+
+class AdaptedNetwork:
+    """Runs mlx-lm's network; counterpart of :class:`~flash_moe.nn.decoder.Decoder`.
+
+    Attributes:
+        layers: mlx-lm's own.
+        streaming, prefetcher, choice, run_ahead: as the decoder's, all off: they need a router of our own.
+    """
+
+    streaming: StreamingOptions = PLAIN
+    prefetcher = choice = run_ahead = None
+
+    def __init__(self, model: Any, store: ExpertStore) -> None:
+        self.model, self.layers, self._store = model, model.layers, store
+        self._passed: Callable[[int], None] | None = None
+
+    def new_cache(self) -> AdaptedCache:
+        """An empty cache for a new sequence."""
+        return AdaptedCache(module("models.cache").make_prompt_cache(self.model))
+
+    @contextmanager
+    def serving(self, task: Task) -> Iterator[None]:
+        """Within it all passes are for this task: they count in its counters, and end when it is cancelled."""
+        with self._store.counting(task.store):
+            try:
+                self._store.stop_if(task.cancelled)
+                self._passed = task.passed
+                yield
+            finally:
+                self._passed = None
+                self._store.stop_if(None)
+
+    def run(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> mx.array:
+        """Runs T more tokens of a sequence; they are added to ``cache.tokens``.
+
+        Tokens whose logits are not wanted run by themselves, since mlx-lm makes logits of all that run together.
+
+        Returns:
+            Logits [last, V] float32 of the last ones. They and the cache have been evaluated.
+        """
+        first = len(cache.tokens)
+        wanted = len(tokens) - last
+        ends = {wanted, len(tokens), *(mark - first for mark in cache.marks)}
+        start, found = 0, []
+        undo = cache.undone_on_error() if len(tokens) > 1 else nullcontext()  # of one token, copies would cost too much
+        with undo, cache.passing():
+            for end in sorted(end for end in ends if 0 < end <= len(tokens)):
+                logits = self.model(mx.array([list(tokens[start:end])]), cache=cache.layers)[0]
+                if end > wanted:
+                    found.append(logits.astype(mx.float32))
+                mx.eval(found[-1:], cache.arrays)
+                cache.tokens.extend(tokens[start:end])
+                cache.reached()
+                start = end
+                if self._passed is not None:
+                    self._passed(len(self.layers) * end // len(tokens))
+        return mx.concatenate(found) if found else mx.zeros((0, 0))
