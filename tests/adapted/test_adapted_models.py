@@ -204,8 +204,8 @@ def test_a_conversation_goes_on_but_is_not_saved(tmp_path: Path) -> None:
     folder = checkpoint("gpt_oss", tmp_path / "model", vocab_size=4096)
     shutil.copy(shipped("models/demo") / "chat_template.jinja", folder)
     with Model.load(folder) as model:
-        chat = model.chat()
-        chat.send("Hello", max_tokens=8)
-        assert chat.send("And again", max_tokens=8).stats.reused_tokens > 0
+        chat = model.chat(max_tokens=8)
+        chat.send("Hello")
+        assert chat.send("And again").stats.reused_tokens > 0
         with pytest.raises(ConversationError, match="cannot be saved"):
             chat.save(tmp_path / "talk.flashmoe")
