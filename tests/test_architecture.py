@@ -94,7 +94,7 @@ MAY_IMPORT = {
         "config",
     },
     "text_generation": {"progress", "generation", "structured", "text"},
-    "loading": {"models", "experts", "nn", "ops", "proofs", "config", "record"},
+    "loading": {"models", "experts", "progress", "nn", "ops", "proofs", "config", "record"},
     "conversation": {"text_generation", "structured", "generation", "progress", "text", "nn"},
     "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record"},
     "packing": {"progress", "models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from .errors import ArgumentError, MemoryLimitError
 from .experts.banks import can_lie_by_part
+from .experts.opening import ExpertIO
 from .limits import group_limit, resident_bytes
 from .models import ModelFiles
+from .models.adapted.loading import AdaptedModel, load
 from .nn.streaming import PLAIN, StreamingOptions
 from .ops.dispatch import kernels as allowed_kernels
 from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
+from .progress import Progress, ProgressOption, following
 from .proofs.prover import prove
 from .record import RecordLayout
 
@@ -30,11 +35,39 @@ def resolve_dtype(name: str | None, checkpoint: ModelFiles) -> mx.Dtype:
     return {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
 
 
-def adapted_dtype(name: str | None) -> mx.Dtype | None:
-    """The same for a network of mlx-lm; None where it runs in the types of its files."""
-    if name is None and mx.default_device() != mx.cpu:
-        return None
-    return _named(name or "float32")
+def open_adapted(
+    folder: Path,
+    experts_per_token: int | None,
+    expert_io: ExpertIO,
+    expert_cache: int,
+    dtype: str | None,
+    progress: ProgressOption,
+    **refused: Any,
+) -> AdaptedModel:
+    """Opens a model that runs on mlx-lm's network; arguments are those of :meth:`Model.load`.
+
+    Args:
+        refused: options that there are none of.
+
+    Raises:
+        ArgumentError: one of these was given, or an argument is out of range.
+    """
+    for name, value in refused.items():
+        if value:
+            raise ArgumentError(
+                f"{name} is {value}, but this model runs on mlx-lm's network, which has no such option; leave it out"
+            )
+    compute = None if dtype is None and mx.default_device() != mx.cpu else _named(dtype or "float32")
+    with following(progress) as told:
+
+        def read(done: int, total: int) -> None:
+            if told is not None:
+                told(Progress("experts", done, total, "bytes"))
+
+        return load(
+            folder, experts_per_token=experts_per_token, expert_io=expert_io, expert_cache=expert_cache, dtype=compute,
+            progress=read,
+        )  # fmt: skip
 
 
 def _named(name: str) -> mx.Dtype:

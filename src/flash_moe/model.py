@@ -16,7 +16,6 @@ from .checkpoint.hub import resolve
 from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer, resolve_experts_per_token
 from .closing import check_open, enter_process, is_open, take
 from .conversation import Conversation
-from .errors import ArgumentError
 from .experts.opening import ExpertIO, open_store
 from .experts.store import ExpertStore
 from .experts.uses import ExpertUses
@@ -24,10 +23,9 @@ from .generation.defaults import sampling_defaults
 from .generation.options import resolve_options, sampling_options
 from .generation.prefixes import kept
 from .language_model import LanguageModel
-from .loading import adapted_dtype, check_memory, prove_kernels, resolve_dtype
+from .loading import check_memory, open_adapted, prove_kernels, resolve_dtype
 from .models import ModelFiles, is_adapted, open_model
 from .models.adapted.loading import AdaptedModel
-from .models.adapted.loading import load as load_adapted
 from .nn.network import Network
 from .nn.streaming import StreamingOptions
 from .notebook import html
@@ -83,8 +81,7 @@ class Model(LanguageModel):
             path: a folder; the name of a repository on the Hugging Face hub ("org/name"), which is downloaded; or
                 ``"demo"``, a small model that comes with the library.
             experts_per_token: experts used per token and layer (K), at most the model's own. None means the model's
-                own; the default is 4, or the model's own where that is less. Families that run on mlx-lm's network use
-                their own by default.
+                own; the default is 4, or the model's own where that is less.
             expert_io: how experts are read: ``"mapped"`` (pages used in place), ``"slots"`` (read into a bank),
                 ``"resident"`` (everything in memory) or ``"auto"``.
             expert_cache: bytes of experts kept in memory beyond those of the current token; 0 leaves caching to the
@@ -113,8 +110,8 @@ class Model(LanguageModel):
                 callable gets a :class:`~flash_moe.Progress`. At a terminal True also asks before a download of more than
                 50 GB.
 
-        A family without a network of this library's runs on mlx-lm's (extra ``mlx-lm``). There, prefetch, drop_cold_below,
-        prefer_cached, kernels and threads are refused.
+        A family of mlx-lm's runs on its network, by default with the model's own K. It has none of the options prefetch,
+        drop_cold_below, prefer_cached, kernels and threads.
 
         Raises:
             ConfigError: config.json is missing or describes a model that cannot be run.
@@ -127,30 +124,17 @@ class Model(LanguageModel):
         """
         enter_process()
         folder = resolve(path, revision=revision, token=token, progress=progress)
+        kept(prompt_cache)
         if is_adapted(folder):
-            refused = {"prefetch": prefetch, "drop_cold_below": drop_cold_below, "prefer_cached": prefer_cached}
-            for name, value in {**refused, "kernels": kernels, "threads": threads}.items():
-                if value:
-                    raise ArgumentError(
-                        f"{name} is {value}, but this model runs on mlx-lm's network, which has no such option; leave it out"
-                    )
-            kept(prompt_cache)
             tokenizer = Tokenizer.load(folder)
-            with following(progress) as told:
-
-                def read(done: int, total: int) -> None:
-                    if told is not None:
-                        told(Progress("experts", done, total, "bytes"))
-
-                adapted = load_adapted(
-                    folder, experts_per_token=experts_per_token, expert_io=expert_io, expert_cache=expert_cache,
-                    dtype=adapted_dtype(dtype), progress=read,
-                )  # fmt: skip
+            adapted = open_adapted(
+                folder, experts_per_token, expert_io, expert_cache, dtype, progress, prefetch=prefetch, threads=threads,
+                drop_cold_below=drop_cold_below, prefer_cached=prefer_cached, kernels=kernels,
+            )  # fmt: skip
             return cls(adapted, tokenizer, adapted.network, adapted.store, adapted.experts_per_token, prompt_cache)
         checkpoint = open_model(folder)
         config = checkpoint.config
         k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
-        kept(prompt_cache)
         threads = None if threads is None else integer("threads", threads, 1)
         streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
         compute = resolve_dtype(dtype, checkpoint)
