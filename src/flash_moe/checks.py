@@ -32,7 +32,7 @@ def resolve_experts_per_token(wanted: int | None, own: int) -> int:
         ArgumentError: ``wanted`` is not from 1 to the model's own K.
     """
     if wanted is None or isinstance(wanted, _Default):
-        return min(wanted or own, own)
+        return int(min(wanted or own, own))  # a plain int: kernels take no other
     try:
         return integer("experts_per_token", wanted, 1, own)
     except ArgumentError as error:
