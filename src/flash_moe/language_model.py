@@ -15,10 +15,12 @@ from .generation.chunks import prefill_chunk
 from .generation.engine import Engine
 from .generation.options import forbid, resolve_options
 from .generation.prefixes import Prefixes, kept
+from .generation.result import Generation
 from .generation.run import Request, generate
 from .generation.sampling import LogitsProcessor, Sampler
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
+from .generation.together import generate_together
 from .nn.network import Dimensions, Network
 from .progress import ProgressOption
 from .structured import Enforcer, Specification
@@ -119,7 +121,15 @@ class LanguageModel(TextGeneration):
             lambda: Recorder(self._decoder, len(tokens), k, own),
         )  # fmt: skip
         parse = None if enforced.format is None else enforced.format.parse
-        return Run(chunks, enforced.name, parse, logprobs is not None, prefill)
+        return Run(chunks, enforced.name, parse, logprobs is not None, prefill, request)
+
+    def _together(self, runs: Sequence[Run], progress: ProgressOption) -> list[Generation]:
+        k, own = self.experts_per_token, self.config.num_experts_per_tok
+        found = generate_together(
+            self._engine, self._prefixes, self.tokenizer, [run.request for run in runs],
+            lambda request: Recorder(self._decoder, len(request.tokens), k, own), progress,
+        )  # fmt: skip
+        return [run.reply(chunks) for run, chunks in zip(runs, found, strict=True)]
 
     def logits(self, token_ids: Sequence[int], last: int | None = None) -> mx.array:
         """Logits of every position of a teacher-forced pass.

@@ -9,15 +9,16 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from .errors import ArgumentError
 from .generation.result import Chunk, Generation
+from .generation.run import Request
 from .generation.sampling import LogitsProcessor
 from .progress import ProgressOption
 from .structured import Specification
 from .text.function_tools import Tool
-from .text.prompt import Prompt
+from .text.prompt import Prompt, Prompts, several
 
 
 class Event(Protocol):
@@ -33,6 +34,7 @@ class Run:
     Attributes:
         chunks: its parts; the work is done while they are asked for.
         enforced, parse, logprobs, prefill: arguments of :meth:`Generation.of`.
+        request: what is to be generated, for generations that run together.
     """
 
     chunks: Iterator[Chunk]
@@ -40,6 +42,7 @@ class Run:
     parse: Callable[[str], Any] | None
     logprobs: bool
     prefill: str
+    request: Request
 
     def reply(self, chunks: Sequence[Chunk]) -> Generation:
         """Returns the reply that all chunks make."""
@@ -64,9 +67,19 @@ class TextGeneration(ABC):
             prefixes: keeps the caches instead of the model.
         """
 
-    def generate(
+    @abstractmethod
+    def _together(self, runs: Sequence[Run], progress: ProgressOption) -> list[Generation]:
+        """Runs several replies together."""
+
+    @overload
+    def generate(self, prompt: Prompt, **options: Any) -> Generation: ...
+
+    @overload
+    def generate(self, prompt: Prompts, **options: Any) -> list[Generation]: ...
+
+    def generate(  # type: ignore[misc]  # the short signatures leave the options to this one
         self,
-        prompt: Prompt,
+        prompt: Prompt | Prompts,
         *,
         max_tokens: int = 512,
         temperature: float | None = None,
@@ -92,8 +105,10 @@ class TextGeneration(ABC):
         raw: bool = False,
         cancel: Event | None = None,
         progress: ProgressOption = True,
-    ) -> Generation:
+    ) -> Generation | list[Generation]:
         """Generates a reply and returns it whole; arguments are those of :meth:`stream`.
+
+        A list of strings or of lists of messages is several prompts, whose replies decode together; the result is a list.
 
         Raises:
             PromptError: the prompt is empty, too long, or holds a token id outside the vocabulary.
@@ -103,7 +118,10 @@ class TextGeneration(ABC):
             ModelClosedError: the model was closed, perhaps by another thread meanwhile.
             ForkError: this process is a fork of the one that loaded the model.
         """
-        run = self._start(**_arguments(locals()))
+        arguments = _arguments(locals())
+        if several(prompt):
+            return self._together([self._start(**{**arguments, "prompt": one}) for one in prompt], progress)
+        run = self._start(**arguments)
         return run.reply(list(run.chunks))
 
     def stream(

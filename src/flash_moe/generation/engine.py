@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from threading import RLock
 from typing import Any
 
@@ -109,6 +109,26 @@ class Engine:
                 cleared = done
                 mx.clear_cache()
             logits = self._run(tokens, cache, 1, task)[0]
+
+    def decode_together(
+        self, tokens: Sequence[int], caches: Sequence[SequenceCache], tasks: Sequence[Task]
+    ) -> list[mx.array]:
+        """One further token of each of several sequences, through the layers together where the network can.
+
+        Args:
+            tasks: the generations that they are for; the pass counts in each.
+
+        Returns:
+            Logits [V] float32 for each sequence.
+        """
+        network = self._decoder
+        together = getattr(network, "run_together", None)
+        if len(tokens) == 1 or together is None or network.streaming.changes_experts:  # which acts on single tokens
+            return [self._run([t], c, 1, task)[0] for t, c, task in zip(tokens, caches, tasks, strict=True)]
+        with self._in_turn(tasks[0]), ExitStack() as serving:
+            for task in tasks:
+                serving.enter_context(network.serving(task))
+            return list(together(tokens, caches))
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
         """Logits of every position of a teacher-forced pass, [T, V] float32."""

@@ -67,7 +67,7 @@ def generate(
     Time runs from the first chunk that is asked for; ``record`` is called then.
     """
     recorder, cache = record(), prefixes.take(request.tokens)
-    task, writer = recorder.task, _Writer(tokenizer, request, recorder)
+    task, writer = recorder.task, Writer(tokenizer, request, recorder)
     task.cancelled = request.cancelled
     recorder.reused(len(cache.tokens))
     try:
@@ -93,7 +93,7 @@ def generate(
         prefixes.put(cache)
 
 
-class _Writer:
+class Writer:
     """Makes chunks of tokens."""
 
     def __init__(self, tokenizer: TokenText, request: Request, recorder: Recorder) -> None:

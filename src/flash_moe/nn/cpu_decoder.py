@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -47,6 +47,14 @@ class CpuLayer:
         rms_norm(y, self._post_norm, self._eps, h)
         self.mlp.front(h, y, run)
 
+    def together(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> None:
+        """As :meth:`__call__` for one token of each of several sequences."""
+        h = run.room("normed", y.shape[1])
+        rms_norm(y, self._input_norm, self._eps, h)
+        self._mixer.together(h, y, caches, run)
+        rms_norm(y, self._post_norm, self._eps, h)
+        self.mlp(h, y, run)
+
     def router_logits(self, residual: np.ndarray) -> np.ndarray:
         """As :meth:`~.decoder.DecoderLayer.router_logits`."""
         h = aligned(*residual.shape)
@@ -89,6 +97,19 @@ class CpuDecoder:
             layer(y, state, run)
             if passed is not None:
                 passed(number)
+        rms_norm(y, self._norm, np.float32(self._config.rms_norm_eps), y)
+        return mx.array(y)
+
+    def together(self, tokens: mx.array, caches: Sequence[SequenceCache]) -> mx.array:
+        """One token of each of several sequences, [N]: hidden states [N, H]."""
+        count = tokens.size
+        y = aligned(count, self._config.hidden_size)
+        y[:] = embedded(self._embedding, tokens)
+        angles = np.array([cache.length for cache in caches])[:, None] * self._frequencies
+        turns = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        run = Pass(count, turns)
+        for number, layer in enumerate(self._layers):
+            layer.together(y, [cache.layers[number] for cache in caches], run)
         rms_norm(y, self._norm, np.float32(self._config.rms_norm_eps), y)
         return mx.array(y)
 

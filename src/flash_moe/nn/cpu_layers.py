@@ -97,6 +97,16 @@ class DeltaMixer:
             cache.changed()
         self._out(out, y, add=True)
 
+    def together(self, h: np.ndarray, y: np.ndarray, caches: Sequence[DeltaCache], run: Pass) -> None:
+        """As :meth:`__call__` for one token of each of several sequences: projections are one product."""
+        proj = self._in(h, run.room("projections", self._in.rows))
+        out = run.room("mixed", self._out.columns)
+        for i, cache in enumerate(caches):
+            conv, state = cache.in_place(1)
+            self._delta(proj[i : i + 1], conv, state, out[i : i + 1])
+            cache.changed()
+        self._out(out, y, add=True)
+
 
 class AttentionMixer:
     """y += attention of h; see :class:`~.attention.GatedAttention`."""
@@ -121,6 +131,20 @@ class AttentionMixer:
         before = cache.length
         keys, values = cache.extend(run.tokens)
         self._attention(proj, keys, values, before, run.turns, out)
+        self._out(out, y, add=True)
+
+    def together(self, h: np.ndarray, y: np.ndarray, caches: Sequence[KVCache], run: Pass) -> None:
+        """As :meth:`__call__` for one token of each of several sequences: projections are one product."""
+        proj = self._in(h, run.room("projections", self._in.rows))
+        out = run.room("mixed", self._out.columns)
+        if self._bias is not None:
+            proj += self._bias
+        if self._out_bias is not None:
+            y += self._out_bias
+        for i, cache in enumerate(caches):
+            before = cache.length
+            keys, values = cache.extend(1)
+            self._attention(proj[i : i + 1], keys, values, before, run.turns[i : i + 1], out[i : i + 1])
         self._out(out, y, add=True)
 
 

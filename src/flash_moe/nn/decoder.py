@@ -77,6 +77,13 @@ class DecoderLayer(Module):
         assert self._step is not None
         return self._step.ahead(x, cache, *self.mlp.ahead())
 
+    def together(self, x: mx.array, caches: Sequence[KVCache | DeltaCache]) -> mx.array:
+        """As :meth:`__call__` for one token of each of several sequences, [N, H]; N is at least 2."""
+        h = rms_norm(x, self.input_layernorm, self._eps)
+        x = x + mx.concatenate([self.mixer(h[i : i + 1], cache) for i, cache in enumerate(caches)])
+        h = rms_norm(x, self.post_attention_layernorm, self._eps)
+        return self.mlp(h, x) if isinstance(self.mlp, SparseMoE) else x + self.mlp(h)
+
     def describe(self, x: mx.array, cache: KVCache | DeltaCache) -> None:
         """Describes the layer's work on x [T, H], but that of the routed experts, as :func:`needed_kernels` wants it."""
         mixed = self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
@@ -255,6 +262,26 @@ class Decoder(Module):
             if many:
                 mx.eval(hidden, *cache.arrays, *cache.marked_arrays)
         return self.logits(hidden[-last:]) if last else mx.zeros((0, self.config.vocab_size))
+
+    def run_together(self, tokens: Sequence[int], caches: Sequence[SequenceCache]) -> mx.array:
+        """Runs one further token of each of several sequences; experts are fetched once for all.
+
+        Returns:
+            Logits [N, V] float32.
+        """
+        ids = mx.array(list(tokens), dtype=mx.int32)
+        if self._cpu is not None:
+            hidden = self._cpu.together(ids, caches)
+        else:
+            with kernels(self._use_kernels):
+                hidden = self.embed_tokens.rows(ids, self.dtype)
+                for number, layer in enumerate(self.layers):
+                    hidden = layer.together(hidden, [cache.layers[number] for cache in caches])
+            hidden = rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+        for token, cache in zip(tokens, caches, strict=True):
+            cache.tokens.append(token)
+        mx.eval(hidden, *(array for cache in caches for array in cache.arrays))
+        return self.logits(hidden)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[T, H] hidden states to [T, V] float32 logits."""

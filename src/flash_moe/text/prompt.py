@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from ..checks import shown
 from ..errors import PromptError
@@ -11,6 +11,12 @@ from .reply import REASONING_CLOSED, THINK
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]] | Sequence[int]
+Prompts = list[str] | list[list[dict[str, Any]]]
+
+
+def several(prompt: object) -> TypeGuard[Prompts]:
+    """Whether this is a list of prompts, and not one of messages or token ids."""
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(one, (str, list)) for one in prompt)
 
 
 def encode_prompt(
