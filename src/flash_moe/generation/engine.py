@@ -110,9 +110,7 @@ class Engine:
                 mx.clear_cache()
             logits = self._run(tokens, cache, 1, task)[0]
 
-    def decode_together(
-        self, tokens: Sequence[int], caches: Sequence[SequenceCache], tasks: Sequence[Task]
-    ) -> list[mx.array]:
+    def decode_together(self, tokens: Sequence[int], caches: Sequence[Any], tasks: Sequence[Task]) -> list[mx.array]:
         """One further token of each of several sequences, through the layers together where the network can.
 
         Args:
