@@ -21,6 +21,7 @@ with warnings.catch_warnings():
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = json.loads(Path(__file__).with_name("families.json").read_text())
 USUAL = {"gpt_oss": "mxfp4", "kimi_k25": "affine", "deepseek_v3": "mxfp8", "qwen3_moe": "nvfp4"}  # else affine
+OWN = ("qwen3_5_moe", "qwen3_next")  # which Model.load runs on networks of its own
 GROUP_SIZE = {"affine": 32, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
 BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
@@ -61,3 +62,21 @@ def _random(array: mx.array) -> mx.array:
 def plain(folder: Path) -> Any:
     """The network as mlx-lm loads it."""
     return utils.load_model(folder, lazy=True)[0]
+
+
+def table() -> str:
+    """The table of docs/families.md: what test_stream_experts and test_adapted_models run."""
+    rows = [
+        f"| {name} | yes | yes | {USUAL.get(name, 'affine')} | {_calls(name)} |" for name in FAMILIES if name not in OWN
+    ]
+    head = "| model type | loads | logits equal mlx-lm's | tested as | tool calls are read |\n|---|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def _calls(name: str) -> str:
+    return "yes" if name.startswith("qwen") else "where written as Qwen's"
+
+
+if __name__ == "__main__":
+    page = Path(__file__).parents[2] / "docs" / "families.md"
+    page.write_text(page.read_text().split("| model type")[0] + table())

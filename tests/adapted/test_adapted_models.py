@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from family_checkpoints import plain, write
+from family_checkpoints import FAMILIES, OWN, plain, write
 from mlx_lm.models.cache import make_prompt_cache
 
 from flash_moe import ArgumentError, CheckpointError, ConfigError, ExpertReadError, Model
@@ -209,3 +209,15 @@ def test_a_conversation_goes_on_but_is_not_saved(tmp_path: Path) -> None:
         assert chat.send("And again").stats.reused_tokens > 0
         with pytest.raises(ConversationError, match="cannot be saved"):
             chat.save(tmp_path / "talk.flashmoe")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in OWN])
+def test_every_family_loads(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(name, tmp_path / name)
+    plain_model = plain(folder)
+    expected = np.array(plain_model(mx.array([PROMPT]), cache=make_prompt_cache(plain_model))[0])
+    with Model.load(folder) as model:
+        assert model.expert_store.stats.bytes_requested == 0
+        np.testing.assert_array_equal(np.array(model.logits(PROMPT)), expected)
+        assert model.generate(PROMPT, max_tokens=2).stats.expert_bytes_requested > 0

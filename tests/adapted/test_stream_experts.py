@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from family_checkpoints import FAMILIES, plain, write
+from family_checkpoints import FAMILIES, plain, table, write
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -173,3 +173,9 @@ def test_mlx_lm_missing_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "mlx_lm.models.switch_layers", None)
     with pytest.raises(ConfigError, match=r"cannot be imported.*pip install"):
         stream_experts(model, folder)
+
+
+def test_the_table_of_the_docs_lists_what_is_tested() -> None:
+    """Write it anew with ``python tests/adapted/family_checkpoints.py``."""
+    page = Path(__file__).parents[2] / "docs" / "families.md"
+    assert page.read_text().endswith(table())
