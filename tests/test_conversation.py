@@ -208,7 +208,7 @@ def test_leaving_a_stream_keeps_the_reply_so_far(demo: Model) -> None:
     stream.close()
     assert roles(chat) == ["user", "assistant"] and chat.messages[-1]["content"].startswith(said.strip()) and said
     assert new_tokens(chat.send("Go on.")) < 30
-    for steps in (0, 1, 20, *range(34, 44), 50, 60, 70):
+    for steps in (0, 1, 35, 37, 39, 50):
         chat = talk(demo, max_tokens=60)
         stream = chat.stream(ASK)
         if all(next(stream, None) is not None for _ in range(steps)):
