@@ -85,7 +85,7 @@ def itself() -> Any:
 def test_deep_data_is_refused(model: Model, value: Any) -> None:
     message = {"role": "user", "content": "Hi"}
     tool = {"type": "function", "function": {"name": "f", "parameters": value}}
-    bare = [[value]]
+    bare = [1, value]
     for prompt, tools in (([message | {"extra": value}], None), ([message], [tool]), (bare, None)):
         with pytest.raises(ArgumentError):
             model.generate(prompt, tools=tools, max_tokens=1)
