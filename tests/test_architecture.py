@@ -95,7 +95,7 @@ MAY_IMPORT = {
     },
     "text_generation": {"progress", "generation", "structured", "text"},
     "loading": {"models", "experts", "progress", "nn", "ops", "proofs", "config", "record"},
-    "conversation": {"text_generation", "structured", "generation", "progress", "text", "nn"},
+    "conversation": {"notebook", "text_generation", "structured", "generation", "progress", "text", "nn"},
     "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record"},
     "packing": {"progress", "models", "text", "nn", "experts", "ops", "checkpoint", "config", "formats", "record"},
     "generation": {"notebook", "progress", "text", "nn", "experts.store", "config"},

@@ -141,3 +141,11 @@ def test_what_came_of_an_interrupted_stream_stays(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         show(interrupted())
     assert "so far" in bundles[-1]["text/html"]
+
+
+def test_a_conversation_shows_its_messages(model: Model) -> None:
+    chat = model.chat(system=EVIL, messages=[{"role": "user", "content": "Hello?"}])
+    text = Reader(chat._repr_html_()).text
+    assert text == f"system{EVIL}userHello?"
+    assert repr(chat) == "Conversation(2 messages, the last of the user)"
+    assert Reader(model.chat()._repr_html_()).text == repr(model.chat()) == "Conversation(0 messages)"

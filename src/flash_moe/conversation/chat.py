@@ -18,7 +18,7 @@ from ..text.function_tools import Tool, failure
 from ..text.prompt import continued
 from ..text_generation import Event, Run
 from .calls import Tools
-from .messages import Content, to_send
+from .messages import Content, ShownMessages, to_send
 from .model import ChatModel
 from .saved import load, save
 
@@ -32,7 +32,7 @@ class _Prompt:
     tokens: list[int]
 
 
-class Conversation:
+class Conversation(ShownMessages):
     """A conversation with a model; made by :meth:`flash_moe.Model.chat`.
 
     It keeps its own caches, so that a turn runs only its own new tokens. One conversation belongs to one thread at a

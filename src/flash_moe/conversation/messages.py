@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from ..checks import shown
 from ..errors import PromptError
+from ..notebook import html
 
 Content: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A user's text, a message, or several messages."""
@@ -46,3 +47,17 @@ def unanswered(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
             return [call for call in message.get("tool_calls") or [] if call.get("id") not in answered]
         answered.add(message.get("tool_call_id"))
     return []
+
+
+class ShownMessages:
+    """How a list of messages looks: one line in text, and all of it in a notebook."""
+
+    messages: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        count = len(self.messages)
+        last = f", the last of the {self.messages[-1].get('role')}" if count else ""
+        return f"{type(self).__name__}({count} message{'s' if count != 1 else ''}{last})"
+
+    def _repr_html_(self) -> str:
+        return html.conversation(self.messages) or html.footnote(repr(self))
