@@ -220,9 +220,11 @@ class _Lock:
     def release(self) -> None:
         """Removes and unlocks the file, if this process has locked it."""
         if self._fd is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            try:
+                self._path.unlink(missing_ok=True)
+            finally:  # also where that fails: the lock must not outlive its owner
+                os.close(fd)
 
 
 def _write_text(path: Path, text: str) -> None:
