@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WITH_ANOTHER = {"llvmlite": "numba", "transformers": "mlx-lm"}  # each comes with a package that is declared
-USED_WITHOUT_AN_IMPORT = {"mlx-lm", "prompt-toolkit"}  # imported by name, or not yet
+USED_WITHOUT_AN_IMPORT = {"mlx-lm"}  # imported by name
 
 
 def imported() -> set[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
-import random
+import json
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,77 +25,36 @@ from flash_moe.server.turns import Turns
 
 pytestmark = pytest.mark.clients
 SECONDS = 60
-CHAT = "/v1/chat/completions"
-
-
-def body(question: int, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"What is {question}?"}]
-    return {"model": "demo", "messages": messages, "max_tokens": 6, "temperature": 0} | fields
 
 
 def test_64_clients_for_a_minute() -> None:
+    script = Path(__file__).parent / "many_clients.py"
+    questions = [f"What is {number}?" for number in range(8)]
     with Model.load("demo") as model:
-        expected = {q: model.generate(body(q)["messages"], max_tokens=6, temperature=0).text for q in range(8)}
-        threads_before = threading.active_count()
+        right = {ask: model.generate(ask, max_tokens=6, temperature=0).text for ask in questions}
+        threads, memory = threading.active_count(), mx.get_active_memory()
         with serving(build(Service(model, ["demo"], Turns(4, 16)))) as address:
-            wrong, refused, complete, health = [], 0, 0, []
-            lock, end = threading.Lock(), time.monotonic() + SECONDS
-
-            def client(number: int) -> None:
-                nonlocal refused, complete
-                draw = random.Random(number)
-                with httpx.Client(base_url=address, timeout=60) as http:
-                    while time.monotonic() < end:
-                        question = draw.randrange(8)
-                        if draw.random() < 0.4:  # leaves at a random moment
-                            with http.stream("POST", CHAT, json=body(question, stream=True, max_tokens=200)) as stream:
-                                for _, _ in zip(range(draw.randrange(6)), stream.iter_lines(), strict=False):
-                                    pass
-                            continue
-                        response = http.post(CHAT, json=body(question))
-                        with lock:
-                            if response.status_code == 429:
-                                refused += 1
-                            elif response.status_code == 200:
-                                complete += 1
-                                text = response.json()["choices"][0]["message"]["content"]
-                                if text != expected[question]:
-                                    wrong.append((question, text))
-                            else:
-                                wrong.append((question, response.text))
-                        if response.status_code == 429:
-                            time.sleep(0.05)
-
-            clients = [threading.Thread(target=client, args=(number,)) for number in range(64)]
-            for thread in clients:
-                thread.start()
-            with httpx.Client(base_url=address, timeout=60) as http:
-                while time.monotonic() < end:
-                    start = time.monotonic()
-                    assert http.get("/health").status_code == 200
-                    health.append(time.monotonic() - start)
-                    time.sleep(0.05)
-                for thread in clients:
-                    thread.join()
-                moment = time.monotonic() + 5
-                while http.get("/health").json()["active"] and time.monotonic() < moment:
-                    time.sleep(0.02)
-                assert http.get("/health").json() == {"status": "ok", "active": 0, "waiting": 0}
-        assert wrong == [] and complete > 64 and refused > 0
-        p99 = statistics.quantiles(health, n=100)[98]
-        assert p99 < 0.1 * slowness(), f"/health took {p99:.3f} s"
-        assert threading.active_count() <= threads_before + 1
+            command = [sys.executable, str(script), address, str(SECONDS)]
+            done = subprocess.run(command, input=json.dumps(right), capture_output=True, text=True, check=True)
+            seen = json.loads(done.stdout)
+            until_idle(address)
+        assert seen["wrong"] == []
+        assert seen["complete"] > 20 and seen["refused"] > 0 and seen["left"] > 20
+        p99, own = (statistics.quantiles(seen[name], n=100)[98] for name in ("health", "slept"))
+        # a client that cannot even sleep in time on this machine says nothing about the server
+        assert p99 < 0.1 + 2 * own, f"/health took {p99:.3f} s, where the client itself was late by {own:.3f} s"
+        assert threading.active_count() <= threads + 1
         model.forget()
         gc.collect()
-        assert mx.get_active_memory() < 200 << 20
+        assert mx.get_active_memory() < memory + (8 << 20)
 
 
-def slowness() -> float:
-    """How much longer than usual (1 and more) a thread that sleeps 10 ms sleeps on this machine now."""
-    start = time.monotonic()
-    for _ in range(50):
-        time.sleep(0.01)
-    return max(1.0, (time.monotonic() - start) / 0.55)
+def until_idle(address: str) -> None:
+    """Waits until no request runs or waits: five seconds at most."""
+    end = time.monotonic() + 5
+    while (state := httpx.get(f"{address}/health").json()) != {"status": "ok", "active": 0, "waiting": 0}:
+        assert time.monotonic() < end, state
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -126,34 +88,26 @@ def test_raw_requests(port: int) -> None:
     assert b"200" in talk(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
-def test_the_document_of_the_api_holds(port: int) -> None:
-    """What is generated from the OpenAPI document never makes the server fail."""
+def test_nothing_that_the_document_allows_makes_the_server_fail(port: int) -> None:
     import schemathesis
-    from hypothesis import HealthCheck, settings
+    from hypothesis import HealthCheck, given, settings
     from schemathesis.checks import not_a_server_error
 
     address = f"http://127.0.0.1:{port}"
-    schema = schemathesis.openapi.from_url(f"{address}/openapi.json").exclude(path="/experts")
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json").exclude(path="/experts")  # this one never ends
+    statuses: set[int] = set()
 
-    @schema.parametrize()
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-    def fuzz(case: Any) -> None:
-        if isinstance(case.body, dict):
+    def send(case: Any) -> None:
+        if isinstance(case.body, dict):  # a model that exists, and few tokens
             case.body |= {"model": "demo"} | {name: 2 for name in _LIMITS if name in case.body}
-        case.call_and_validate(base_url=address, checks=[not_a_server_error])
+        response = case.call(base_url=address)
+        case.validate_response(response, checks=[not_a_server_error])
+        statuses.add(response.status_code)
 
+    bounded = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     for operation in schema.get_all_operations():
-        operation.ok().as_strategy()
-    run(schema, fuzz)
+        bounded(given(case=operation.ok().as_strategy())(send))()
+    assert {200, 400} <= statuses
 
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-
-
-def run(schema: Any, test: Any) -> None:
-    """Runs a parametrised test of schemathesis for every operation."""
-    import hypothesis
-
-    for result in schema.get_all_operations():
-        strategy = result.ok().as_strategy()
-        hypothesis.given(case=strategy)(test.__wrapped__ if hasattr(test, "__wrapped__") else test)()

@@ -1,0 +1,296 @@
+"""`flash-moe chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from ..errors import ArgumentError, FlashMoEError
+from .arguments import (
+    MODEL_HELP,
+    DropColdOption,
+    DtypeOption,
+    ExpertCacheOption,
+    ExpertIOChoice,
+    ExpertIOOption,
+    ExpertsPerToken,
+    PreferCachedOption,
+    PrefetchOption,
+    RevisionOption,
+    ThinkingOption,
+    VerboseOption,
+    experts_per_token,
+    load_options,
+)
+from .console import DIM, fail, say, shown, write
+from .loading import load
+
+if TYPE_CHECKING:
+    from ..conversation.chat import Conversation
+    from ..model import Model
+
+EXAMPLES = """\b
+Examples:
+  flash-moe chat MODEL
+  flash-moe chat MODEL -k own --system "Answer in one sentence."
+  flash-moe chat MODEL --open talk.flashmoe
+  flash-moe chat MODEL --tools my_functions.py"""
+
+HELP = """\
+/help            this list
+/save FILE       save the conversation, with what the model has read of it
+/open FILE       continue a saved conversation
+/undo            take the last message and its reply back
+/clear           begin a new conversation
+/system TEXT     begin a new conversation with a system message
+/k N|own         load the model again with N experts per token
+/tools FILE      functions of a Python file, or schemas in a JSON file, as tools; /tools alone removes them
+/stats           statistics of the last reply
+/exit            leave, as Ctrl-D does
+Alt-Enter adds a line, Ctrl-C stops a reply and keeps the conversation."""
+
+
+def command(
+    model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    k: ExpertsPerToken = None,
+    system: Annotated[str | None, Option(metavar="TEXT", help="A system message.")] = None,
+    open_file: Annotated[
+        Path | None, Option("--open", metavar="FILE", help="Continue a conversation that /save has saved.")
+    ] = None,
+    tools: Annotated[
+        Path | None, Option(metavar="FILE", help="A Python file whose functions the model may call; it asks first.")
+    ] = None,
+    thinking: ThinkingOption = None,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens of a reply.")] = 2048,
+    expert_io: ExpertIOOption = ExpertIOChoice.auto,
+    expert_cache: ExpertCacheOption = "0",
+    prefetch: PrefetchOption = False,
+    drop_cold_below: DropColdOption = 0.0,
+    prefer_cached: PreferCachedOption = 0.0,
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Talk to a model; it remembers the conversation and reads only what is new.
+
+    Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.
+    """
+
+    def loaded(wanted: str | None) -> Model:
+        options = load_options(wanted, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype)
+        return load(model, revision, options)
+
+    options = {"max_tokens": max_tokens, "enable_thinking": thinking}
+    talk = Talk(loaded, k, system, read_tools(tools) if tools else [], options)
+    try:
+        if open_file is not None:
+            talk.open(str(open_file))
+        talk.run()
+    finally:
+        talk.model.close()
+
+
+class Talk:
+    """A conversation with a person: reads lines, obeys commands, shows replies."""
+
+    def __init__(
+        self,
+        loaded: Callable[[str | None], Model],
+        k: str | None,
+        system: str | None,
+        tools: list[Any],
+        options: dict[str, Any],
+    ) -> None:
+        self._loaded, self._system, self._tools, self._options = loaded, system, tools, options
+        self.model = loaded(k)
+        self._chat: Conversation = self._new()
+        self._stats: Any = None
+
+    def _new(self, messages: Sequence[Any] = ()) -> Conversation:
+        return self.model.chat(self._system, self._tools, confirm=_confirm, messages=messages, **self._options)
+
+    def run(self) -> None:
+        """Reads and answers until the input ends."""
+        say(f"{self.model!r}", style=DIM)
+        if sys.stdin.isatty():
+            say("/help lists the commands; Ctrl-D leaves.", style=DIM)
+        for line in _lines():
+            if not line.strip():
+                continue
+            try:
+                if line.startswith("/"):
+                    if not self._obey(line):
+                        return
+                else:
+                    self._answer(line)
+            except (FlashMoEError, OSError) as error:
+                fail(" ".join(str(error).split()))
+
+    def _answer(self, text: str) -> None:
+        cancel = threading.Event()
+        thinking, ends_line, reason = False, True, None
+        with _interrupting(cancel):
+            for chunk in self._chat.stream(text, cancel=cancel):
+                if chunk.reasoning:
+                    thinking = True
+                    write(chunk.reasoning, style=DIM)
+                    ends_line = chunk.reasoning.endswith("\n")
+                if chunk.text:
+                    if thinking:
+                        write("" if ends_line else "\n")
+                        thinking = False
+                    write(chunk.text)
+                    ends_line = chunk.text.endswith("\n")
+                for call in chunk.tool_calls:
+                    write("" if ends_line else "\n")
+                    say(shown(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})"), label="call")
+                    ends_line = True
+                if (result := chunk.tool_result) is not None:
+                    say(shown(result.content), label="error" if result.failed else "result")
+                self._stats, reason = chunk.stats, chunk.finish_reason or reason
+        write("" if ends_line else "\n")
+        note = {"cancelled": "stopped", "length": "cut by --max-tokens or by the context"}.get(reason or "")
+        say(" · ".join(filter(None, (str(self._stats), note))), style=DIM)
+
+    def _obey(self, line: str) -> bool:
+        """Obeys a command; False for the one that ends the conversation."""
+        name, _, argument = line[1:].strip().partition(" ")
+        argument = argument.strip()
+        commands: dict[str, Callable[[], None]] = {
+            "help": lambda: print(HELP),
+            "save": lambda: self._save(argument),
+            "open": lambda: self.open(argument),
+            "undo": self._undo,
+            "clear": self._clear,
+            "system": lambda: self._set_system(argument),
+            "k": lambda: self._set_k(argument),
+            "tools": lambda: self._set_tools(argument),
+            "stats": lambda: print(self._stats if self._stats is not None else "no reply yet"),
+        }
+        if name in ("exit", "quit"):
+            return False
+        if name not in commands:
+            fail(f"there is no command /{shown(name)}; /help lists them")
+        else:
+            commands[name]()
+        return True
+
+    def _save(self, argument: str) -> None:
+        if not argument:
+            fail("name a file: /save FILE")
+            return
+        path = _path(argument)
+        self._chat.save(path)
+        say(f"saved {len(self._chat.messages)} messages to {path}", style=DIM)
+
+    def open(self, argument: str) -> None:
+        """Continues a saved conversation."""
+        if not argument:
+            fail("name a file: /open FILE")
+            return
+        self._chat = self.model.open_chat(_path(argument), self._tools or None, confirm=_confirm)
+        say(f"{len(self._chat.messages)} messages", style=DIM)
+
+    def _undo(self) -> None:
+        self._chat.undo()
+        say(f"{len(self._chat.messages)} messages are left", style=DIM)
+
+    def _clear(self) -> None:
+        self._chat = self._new()
+        say("a new conversation", style=DIM)
+
+    def _set_system(self, text: str) -> None:
+        self._system = text or None
+        self._clear()
+
+    def _set_k(self, text: str) -> None:
+        if text:
+            experts_per_token(text, "/k")
+            messages = self._chat.messages
+            self.model.close()
+            self.model = self._loaded(text)
+            self._chat = self._new([message for message in messages if message["role"] != "system"])
+        say(f"{self.model!r}", style=DIM)
+
+    def _set_tools(self, argument: str) -> None:
+        self._tools = read_tools(_path(argument)) if argument else []
+        self._chat = self._new([message for message in self._chat.messages if message["role"] != "system"])
+        say(f"{len(self._tools)} tools", style=DIM)
+
+
+def read_tools(path: Path) -> list[Any]:
+    """Returns the functions that a Python file defines, or the schemas of a JSON file.
+
+    Raises:
+        OSError: the file cannot be read, or is neither.
+    """
+    if path.suffix == ".json":
+        try:
+            schemas = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(f"{path} is not JSON: {error}") from error
+        return schemas if isinstance(schemas, list) else [schemas]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise OSError(f"{path} is neither a Python file with functions nor a JSON file with schemas")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return [f for name, f in functions if f.__module__ == path.stem and not name.startswith("_")]
+
+
+def _path(argument: str) -> Path:
+    parts = shlex.split(argument)
+    return Path(parts[0] if len(parts) == 1 else argument).expanduser()
+
+
+def _confirm(call: Any) -> bool:
+    """Asks a person before a function runs; where nobody can be asked, it does not run."""
+    if not sys.stdin.isatty():
+        return False
+    answer = input(f"run {shown(call.name)}({shown(json.dumps(call.arguments, ensure_ascii=False))})? [y/N] ")
+    return answer.strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def _interrupting(cancel: threading.Event) -> Iterator[None]:
+    """Lets Ctrl-C cancel a reply instead of raising KeyboardInterrupt."""
+    before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines() -> Iterator[str]:
+    """Yields what a person writes, until Ctrl-D; or the lines of stdin where it is no terminal."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    try:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.key_binding import KeyBindings
+    except ModuleNotFoundError as error:
+        raise ArgumentError(f"chat needs {error.name}; install it: pip install 'flash-moe[chat]'") from error
+    keys = KeyBindings()
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    session: PromptSession[str] = PromptSession(multiline=True, key_bindings=keys, prompt_continuation="  ")
+    while True:
+        try:
+            yield session.prompt("> ")
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return

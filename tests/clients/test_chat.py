@@ -1,0 +1,86 @@
+"""`flash-moe chat` in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+pytestmark = pytest.mark.clients
+PROMPT = r"\x1b\[\?2004h"  # the terminal is asked to mark what is pasted: a prompt has begun
+ENVIRONMENT = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1"}  # this terminal does not say where its cursor is
+COMMAND = [sys.executable, "-m", "flash_moe", "chat", "demo", "--max-tokens", "60"]
+
+
+def plain(text: str) -> str:
+    """Text without the sequences that move the cursor and colour it."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|\r", "", text)
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Any:
+    child = pexpect.spawn(
+        COMMAND[0], COMMAND[1:], dimensions=(24, 80), encoding="utf-8", timeout=60, cwd=tmp_path, env=ENVIRONMENT
+    )
+    child.expect("Ctrl-D leaves")
+    child.expect(PROMPT)
+    yield child
+    child.close(force=True)
+
+
+def say(child: Any, line: str, expected: str) -> str:
+    """Types a line and returns what came before and with what is expected."""
+    child.send(line + "\r")
+    child.expect(expected)
+    shown = plain(child.before + child.after)
+    child.expect(PROMPT)
+    return shown
+
+
+def test_a_session(chat: Any, tmp_path: Path) -> None:
+    first = say(chat, "What is the page cache?", r"% in\s+memory")
+    assert "cache" in first.lower() and "K=4" in first
+    again = say(chat, "Why?", r"reused\)")
+    assert "reused" in again
+    say(chat, "/save talk.flashmoe", "saved 4 messages")
+    say(chat, "/undo", "2 messages are left")
+    say(chat, "/open talk.flashmoe", "4 messages")
+    say(chat, "/clear", "a new conversation")
+    say(chat, "/k own", r"experts_per_token=10")
+    say(chat, "/nothing", "there is no command /nothing")
+    say(chat, "/open missing", "error")
+    say(chat, "/help", "Alt-Enter")
+    chat.sendcontrol("d")
+    chat.expect(pexpect.EOF)
+    chat.close()
+    assert chat.exitstatus == 0 and (tmp_path / "talk.flashmoe").exists()
+
+
+def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(chat: Any) -> None:
+    say(chat, "What is the page cache?", r"% in\s+memory")
+    chat.send("\x1b[200~" + "What is the page cache? " * 300 + "\x1b[201~\r")  # pasted; running it takes seconds
+    chat.expect(r"\x1b\[\?2004l")  # the prompt has ended
+    time.sleep(0.5)
+    chat.sendcontrol("c")
+    chat.expect("stopped")
+    chat.expect(PROMPT)
+    assert "reused" in say(chat, "Why?", r"% in\s+memory")
+    say(chat, "/undo", "2 messages are left")
+    chat.sendcontrol("d")
+    chat.expect(pexpect.EOF)
+    chat.close()
+    assert chat.exitstatus == 0
+
+
+def test_lines_from_a_pipe() -> None:
+    done = subprocess.run(
+        COMMAND, input="What is the page cache?\n/stats\n", capture_output=True, text=True, check=True
+    )
+    assert "cache" in done.stdout.lower() and "tok/s" in done.stdout and "\x1b" not in done.stdout
