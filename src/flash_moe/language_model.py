@@ -23,12 +23,13 @@ from .generation.stopping import StopStrings
 from .generation.together import generate_together
 from .nn.network import Dimensions, Network
 from .progress import ProgressOption
+from .reply_options import Event
 from .structured import Enforcer, Specification
 from .text import Tokenizer
 from .text.function_tools import Tool, tool_schemas
 from .text.prompt import Prompt, check_tokens, encode_prompt
 from .text.reply import REASONING_CLOSED, THINK_END, ReplyParser
-from .text_generation import Event, Run, TextGeneration, cancelled
+from .text_generation import Run, TextGeneration, cancelled
 
 
 class LanguageModel(TextGeneration):

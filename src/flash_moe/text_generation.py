@@ -9,22 +9,20 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .errors import ArgumentError
 from .generation.result import Chunk, Generation
 from .generation.run import Request
 from .generation.sampling import LogitsProcessor
 from .progress import ProgressOption
+from .reply_options import Event, ReplyOptions
 from .structured import Specification
 from .text.function_tools import Tool
 from .text.prompt import Prompt, Prompts, several
 
-
-class Event(Protocol):
-    """What ``cancel=`` takes: a ``threading.Event``, or anything else of its kind."""
-
-    def is_set(self) -> bool: ...
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,12 @@ class TextGeneration(ABC):
         """Runs several replies together."""
 
     @overload
-    def generate(self, prompt: Prompt, **options: Any) -> Generation: ...
+    def generate(self, prompt: Prompt, **options: Unpack[ReplyOptions]) -> Generation: ...
 
     @overload
-    def generate(self, prompt: Prompts, **options: Any) -> list[Generation]: ...
+    def generate(self, prompt: Prompts, **options: Unpack[ReplyOptions]) -> list[Generation]: ...
 
-    def generate(  # type: ignore[misc]  # the short signatures leave the options to this one
+    def generate(
         self,
         prompt: Prompt | Prompts,
         *,

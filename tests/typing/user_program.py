@@ -27,8 +27,8 @@ def stream(model: Model) -> Iterator[Chunk]:
 def mistakes(model: Model) -> None:
     """What type checkers must find: where one is not found, its comment is too many."""
     reply: int = model.generate("Hi").text  # type: ignore[assignment]
-    model.generate("Hi", max_tokens="many")  # type: ignore[arg-type]
-    model.generate("Hi", no_such_option=reply)  # type: ignore[call-arg]
+    model.generate("Hi", max_tokens="many")  # type: ignore[call-overload]
+    model.generate("Hi", no_such_option=reply)  # type: ignore[call-overload]
 
 
 def main() -> None:

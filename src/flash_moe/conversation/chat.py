@@ -12,11 +12,12 @@ from ..errors import PromptError
 from ..generation.prefixes import Prefixes
 from ..generation.result import Chunk, Generation, ToolResult
 from ..progress import ProgressOption
+from ..reply_options import Event
 from ..structured import Specification
 from ..text.call_reader import ToolCall
 from ..text.function_tools import Tool, failure
 from ..text.prompt import continued
-from ..text_generation import Event, Run
+from ..text_generation import Run
 from .calls import Tools
 from .messages import Content, ShownMessages, to_send
 from .model import ChatModel
