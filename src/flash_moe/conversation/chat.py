@@ -66,10 +66,8 @@ class Conversation(ShownMessages):
         self._options = dict(options)
         self._prefixes = Prefixes(model._engine.new_cache, model.tokenizer.eos_token_ids)
         self._last: Generation | None = None
-        self._written: tuple[str, list[int]] = (
-            "",
-            [],
-        )  # the text of the last prompt with its reply, and the tokens it was made of
+        # the text of the last prompt with its reply, and the tokens it was made of
+        self._written: tuple[str, list[int]] = ("", [])
 
     @classmethod
     def opened(
