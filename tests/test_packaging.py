@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WITH_ANOTHER = {"llvmlite": "numba", "transformers": "mlx-lm"}  # each comes with a package that is declared
+WITH_ANOTHER = {
+    "llvmlite": "numba",
+    "transformers": "mlx-lm",
+    "typing-extensions": "pydantic",
+}  # each comes with a package that is declared
 USED_WITHOUT_AN_IMPORT = {"mlx-lm"}  # imported by name
 
 
