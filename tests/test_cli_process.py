@@ -88,7 +88,8 @@ def test_a_file_does_not_get_the_number_of_a_closed_stream(packed_checkpoint: Pa
     """Else what is printed ends up in a checkpoint."""
     command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
     started = process("convert", packed_checkpoint, tmp_path / "packed", command=command)
-    assert started.wait(timeout=60) == 0
+    started.communicate(timeout=60)
+    assert started.returncode == 0
     assert verify(tmp_path / "packed").records == verify(packed_checkpoint).records
 
 

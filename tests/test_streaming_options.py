@@ -259,7 +259,7 @@ def test_off_is_off(packed_checkpoint: Path, store: dict, monkeypatch: pytest.Mo
     with load(packed_checkpoint, **store) as model:
         decoder = model._decoder
         assert decoder.prefetcher is None and decoder.choice is None
-        assert all(layer.mlp.prefetch is None and layer.mlp._choice is None for layer in decoder.layers)
+        assert all(layer.mlp.prefetch is None and layer.mlp.choice is None for layer in decoder.layers)
         asked: list[object] = []
         monkeypatch.setattr(model._store, "in_memory", lambda *arguments: asked.append(arguments))
         log = Calls(model._store, monkeypatch)

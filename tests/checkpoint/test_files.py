@@ -305,7 +305,7 @@ def test_quantised_tensor_without_its_scales_or_biases(tiny_copy: Copy, part: st
         (None, ("no quantization section", "restore the original config.json")),
         ({"bits": 4, "group_size": 64}, ("config.json asks for",)),
         ({"bits": 8, "group_size": 32}, ("config.json asks for",)),
-        ({"bits": 4, "group_size": 32, "mode": "mxfp4"}, ("mode 'mxfp4'", "only 'affine'")),
+        ({"bits": 4, "group_size": 32, "mode": "mxfp4"}, ("of dtype F32", "mode mxfp4")),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ("'fp8'", "Use the bf16 checkpoint")),
         ({"quant_method": "awq", "zero_point": True}, ("'awq'", "mlx_lm.convert")),
         ({"bits": 4, "group_size": 33}, ("groups of 33", "expected one of")),

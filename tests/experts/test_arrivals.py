@@ -65,7 +65,7 @@ def test_a_failed_read_shows_at_its_record(
 def test_slots_hand_out_their_own_memory(sources: dict[str, Source]) -> None:
     store = opened(sources["packed"], "slots", 0)
     assert isinstance(store, SlotStore)
-    bank = store._bytes
+    (bank,) = store._bank.memory
     for record in store.fetch_each(2, [5, 1, 7]):
         inside = np.array(record, copy=False).ctypes.data - bank.ctypes.data
         assert 0 <= inside < bank.nbytes, "it was copied"

@@ -12,7 +12,7 @@ import pytest
 from store_cases import every_case, every_streaming_case, opened
 from streaming import Disk, Source
 
-from flash_moe import CheckpointError, ExpertReadError, Model
+from flash_moe import CheckpointError, ExpertReadError, Model, Progress
 from flash_moe.experts.files import PAGE
 from flash_moe.experts.opening import ExpertIO, open_store
 from flash_moe.models import open_model
@@ -113,8 +113,8 @@ def test_resident_weights_of_a_changed_file(
 def test_resident_weights_that_change_while_they_are_loaded(packed_checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(packed_checkpoint, tmp_path / "copy"))
 
-    def progress(stage: str, done: int, total: int) -> None:
-        if (stage, done) == ("layers", 1):
+    def progress(now: Progress) -> None:
+        if (now.stage, now.done) == ("layers", 1):
             for file in folder.glob("model*.safetensors"):
                 rewrite(file)
 

@@ -136,8 +136,9 @@ def test_a_bank_that_passes_records_on_stays_on_the_host(
     store = open_store(open_model(packed_checkpoint).records(), "slots", K)
     try:
         assert isinstance(store, SlotStore)
-        address, nbytes = store._bytes.ctypes.data, 2 * K * STRIDE
-        assert store._bytes.nbytes == nbytes
+        (bank,) = store._bank.memory
+        address, nbytes = bank.ctypes.data, 2 * K * STRIDE
+        assert bank.nbytes == nbytes
         assert driver.advice == advice_for(-(-address // PAGE) * PAGE, (address + nbytes) // PAGE * PAGE)
     finally:
         store.close()

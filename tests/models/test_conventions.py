@@ -44,5 +44,5 @@ def test_a_family_nobody_knows(float_checkpoint: Path, tmp_path: Path, edit_conf
     folder = write_checkpoint(tmp_path / "unknown", text_config())
     edit_config(folder, lambda config: config.update(model_type="foo_moe"))
     known = [model_type for family in FAMILIES for model_type in family.model_types]
-    with pytest.raises(ConfigError, match=f"'foo_moe'; flash_moe runs {', '.join(known)}"):
+    with pytest.raises(ConfigError, match=f"'foo_moe'.*{', '.join(known)}"):
         open_model(folder)

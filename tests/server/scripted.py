@@ -53,7 +53,8 @@ class ScriptedModel:
         self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.cancelled = 0
 
-    def stream(self, prompt: Any, *, cancel: Any, **options: Any) -> Iterator[Any]:
+    def stream(self, prompt: Any, *, cancel: Any, progress: bool, **options: Any) -> Iterator[Any]:
+        assert not progress
         if options.get("temperature") == 1.5:
             raise ArgumentError("temperature is 1.5, expected something else")
         self.asked.append((prompt, options))

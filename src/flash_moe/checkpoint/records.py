@@ -160,6 +160,11 @@ class _Projection:
         stated = checkpoint.quantization.stated(modules)
         if (scales := self._find("scales", 0)) is not None:
             quantization = checkpoint.quantization.of(modules, weight, scales)
+            if not quantization.is_affine and (biases := self._find("biases", 0)) is not None:
+                raise CheckpointError(
+                    f"{scales.file}: {scales.name!r} is U8, as in mode {quantization.mode}, which has no biases, but there "
+                    f"is {biases.name!r}; download the checkpoint again"
+                )
         floats = scales or weight
         if floats.dtype not in (("U8",) if quantization and not quantization.is_affine else FLOATS):
             raise CheckpointError(

@@ -51,7 +51,9 @@ class Qwen35(Family):
                 module = module_path(name)
                 if (weight := files.resident.get(f"{module}.weight")) is None:
                     raise CheckpointError(f"the checkpoint has {name} but no {module}.weight; download it again")
-                quantization[module] = files.quantization.of([module], weight, files.resident[name])
+                found = quantization[module] = files.quantization.of([module], weight, files.resident[name])
+                if not found.is_affine and f"{module}.biases" in files.resident:
+                    raise CheckpointError(f"{name} is U8, as in mode {found.mode}, but there is {module}.biases, too")
         return ResidentWeights(arrays, quantization)
 
     def mlx_name(self, canonical: str) -> str:

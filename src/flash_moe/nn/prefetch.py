@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..experts.store import ExpertStore, StoreStats
@@ -89,7 +90,10 @@ class LayerPrefetch:
 
     def logits(self, residual: Any) -> Any:
         """What the next layer's router says of this residual stream, [1, E] float32, not evaluated; None if nobody asks."""
-        return self._following[1](residual) if self._following and self._shared.active else None
+        if not self._following or not self._shared.active:
+            return None
+        found = self._following[1](residual)
+        return found.astype(mx.float32) if isinstance(found, mx.array) else found  # NumPy knows no bfloat16
 
     def reading(self, experts: Sequence[int], logits: Any) -> None:
         """This layer's experts are being read; those of the next line up behind them, so that the disk never rests."""
