@@ -152,6 +152,27 @@ def test_quantized_linear(bits: int, group_size: int, tokens: int, rng: np.rando
     close(linear(f32(x), w, scales, biases, q), x @ dense.T, 1e-4)
 
 
+@pytest.mark.parametrize("group_size", [64, 128])
+@pytest.mark.parametrize("tokens", [1, 9, 32])
+def test_rows_of_a_single_group(tokens: int, group_size: int, rng: np.random.RandomState) -> None:
+    """MLX 0.32.4 is wrong about these on Hopper."""
+    x = rng.randn(tokens, group_size)
+    w, scales, biases = mx.quantize(f32(rng.randn(256, group_size)), group_size=group_size, bits=4)
+    dense = oracles.dequantize(*(np.array(a) for a in (w, scales, biases)), 4, group_size)
+    close(linear(f32(x), w, scales, biases, Quantization(4, group_size)), x @ dense.T, 1e-4)
+
+
+@pytest.mark.parametrize("group_size", [64, 128])
+def test_on_cuda_rows_of_a_single_group_are_dequantised(
+    group_size: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.RandomState
+) -> None:
+    monkeypatch.setattr("flash_moe.ops.kernel.back_end", lambda: "cuda")
+    monkeypatch.setattr("flash_moe.ops.linear.use_blas", lambda rows, dtype: False)
+    unwritten = mx.full((32, 256), float("nan"))
+    monkeypatch.setattr(mx, "quantized_matmul", lambda *args, **options: unwritten)
+    test_rows_of_a_single_group(32, group_size, rng)
+
+
 def test_on_cuda_wide_groups_are_multiplied_as_two_halves(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.RandomState
 ) -> None:

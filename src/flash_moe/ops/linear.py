@@ -43,6 +43,9 @@ def linear(
     sizes = tokens, columns, weight.shape[0], quantization.bits, group_size, x.dtype, scales.dtype
     if supports(x, weight, quantization) and use_kernel("quantized_matvec", *sizes):
         return quantized_matvec(x, weight, scales, biases, quantization)
+    if group_size == columns and kernel.back_end() == "cuda":
+        # MLX 0.32.4 on Hopper is wrong where a row of the matrix is a single group
+        return x @ dequantized(weight, scales, biases, quantization, x.dtype).T
     if group_size == 128 and x.dtype == mx.float32 and kernel.back_end() == "cuda":
         # MLX 0.32.4 asks for more shared memory than a block may have; half a group has the same scale and bias
         group_size, scales, biases = 64, mx.repeat(scales, 2, axis=-1), mx.repeat(biases, 2, axis=-1)
