@@ -115,4 +115,5 @@ class Display:
             return ""
         rate, unit = (done - before) / (last - first), self._latest.unit
         speed = "" if unit not in _RATED else f" · {format_bytes(rate) if unit == 'bytes' else f'{rate:.0f} {unit}'}/s"
-        return f"{speed} · {format_seconds((self._latest.total - done) / rate)} left"
+        left = self._latest.total - done
+        return f"{speed} · {format_seconds(left / rate)} left" if left else speed
