@@ -119,7 +119,7 @@ def test_tasks_take_turns(model: Model) -> None:
 
 
 def test_errors_reach_the_task(model: Model) -> None:
-    def broken(done: int, total: int) -> None:
+    def broken(now: object) -> None:
         raise KeyError("a fault of the caller")
 
     with pytest.raises(KeyError):

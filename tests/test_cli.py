@@ -18,7 +18,7 @@ from flash_moe.cli.arguments import size
 from flash_moe.cli.console import print_json
 from flash_moe.packing.verify import verify
 
-WITHOUT_JSON = {"serve"}  # commands that report nothing
+WITHOUT_JSON = {"chat", "serve"}  # commands that report nothing
 
 
 @pytest.mark.parametrize(

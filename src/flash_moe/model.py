@@ -16,7 +16,7 @@ from .checkpoint.hub import resolve
 from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer, resolve_experts_per_token
 from .closing import check_open, enter_process, is_open, take
 from .conversation import Conversation
-from .experts.opening import ExpertIO, open_store
+from .experts.opening import ExpertIO, held_bytes, open_store
 from .experts.store import ExpertStore
 from .experts.uses import ExpertUses
 from .generation.defaults import sampling_defaults
@@ -148,10 +148,10 @@ class Model(LanguageModel):
 
             proofs = None if told is None else lambda done, total: told(Progress("kernels", done, total, "kernels"))
             by_part = prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
-            held = table.nbytes if expert_io == "resident" else k * table.max_stride + expert_cache
+            held = held_bytes(table, expert_io, k, expert_cache)
             check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
-            bytes_read = report("experts", "bytes", table.nbytes)
-            store = open_store(table, expert_io, k, expert_cache, bytes_read, by_part=by_part)
+            read = report("experts", "bytes", table.nbytes)
+            store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part)
             try:
                 layers = report("layers", "layers", config.num_hidden_layers)
                 decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads)

@@ -235,7 +235,7 @@ def test_command_line_errors(small_float: Path, tmp_path: Path) -> None:
     text = tmp_path / "empty.txt"
     text.write_text("")
     convert_to = ("convert", small_float, tmp_path / "packed")
-    assert "holds no text" in failed(flash_moe_command(*convert_to, "--expert-bits", 2, "--calibrate", text))
+    assert "holds no text" in failed(flash_moe_command(*convert_to, "--expert-bits", 2, "--calibrate", text), code=2)
     assert "not one of 2, 3" in failed(flash_moe_command(*convert_to, "--down-bits", 7), code=2)
     assert "--rounding" in failed(flash_moe_command(*convert_to, "--rounding", "up"), code=2)
     assert "--calibrate" in failed(flash_moe_command(*convert_to, "--calibrate", tmp_path / "none"), code=2)

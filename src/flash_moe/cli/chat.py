@@ -82,7 +82,9 @@ def command(
     revision: RevisionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Talk to a model; it remembers the conversation and reads only what is new.
+    """Talk to a model in the terminal.
+
+    It remembers the conversation and runs only what is new.
 
     Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.
     """

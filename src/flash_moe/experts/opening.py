@@ -20,6 +20,22 @@ _GROUP_BYTES = 128 << 20  # bytes of the records that one fetch of prefill bring
 _SHARE = 32  # of the memory: what they may take; slots hold two such groups
 
 
+def check_io(expert_io: ExpertIO, cache_bytes: int) -> None:
+    """Raises ArgumentError where these arguments of :func:`open_store` do not fit."""
+    if expert_io not in get_args(ExpertIO):
+        raise ArgumentError(f"expert_io is {expert_io!r}, expected one of {', '.join(get_args(ExpertIO))}")
+    if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
+        raise ArgumentError(f"expert_cache is {cache_bytes!r}, expected a number of bytes, 0 or more")
+    if cache_bytes and expert_io in ("mapped", "resident"):
+        raise ArgumentError(f"expert_cache needs expert_io='slots' (or 'auto'), not {expert_io!r}")
+
+
+def held_bytes(table: RecordTable, expert_io: ExpertIO, experts_per_token: int, cache_bytes: int) -> int:
+    """Returns the bytes of records that a store holds at least; raises as :func:`check_io`."""
+    check_io(expert_io, cache_bytes)
+    return table.nbytes if expert_io == "resident" else experts_per_token * table.max_stride + cache_bytes
+
+
 def open_store(
     table: RecordTable,
     expert_io: ExpertIO,
@@ -42,12 +58,7 @@ def open_store(
         ArgumentError: ``expert_io`` is unknown, or does not go with a cache.
         CheckpointError: ``"mapped"``, and a file cannot be mapped or was changed; ``"resident"``, and one cannot be read.
     """
-    if expert_io not in get_args(ExpertIO):
-        raise ArgumentError(f"expert_io is {expert_io!r}, expected one of {', '.join(get_args(ExpertIO))}")
-    if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
-        raise ArgumentError(f"expert_cache is {cache_bytes!r}, expected a number of bytes, 0 or more")
-    if cache_bytes and expert_io in ("mapped", "resident"):
-        raise ArgumentError(f"expert_cache needs expert_io='slots' (or 'auto'), not {expert_io!r}")
+    check_io(expert_io, cache_bytes)
     if expert_io == "auto":
         expert_io = choose(table, experts_per_token, measure) if table.packed and not cache_bytes else "slots"
     reader = RecordReader(table)
