@@ -39,7 +39,9 @@ with Model.load(sys.argv[1], experts_per_token=None, expert_io=sys.argv[2]) as m
 """
 
 
-@pytest.mark.parametrize("expert_io", ["mapped", "slots", "resident"])
+@pytest.mark.parametrize(
+    "expert_io", ["slots", *(pytest.param(io, marks=pytest.mark.slow) for io in ("mapped", "resident"))]
+)
 def test_a_thousand_tokens_do_not_grow_memory(expert_io: str, packed_checkpoint: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(packed_checkpoint), expert_io, str(TOKENS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

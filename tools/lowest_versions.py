@@ -42,7 +42,7 @@ def main() -> None:
         (constraints := folder / "lowest.txt").write_text("\n".join(pins) + "\n")
         venv.create(folder / "venv", with_pip=True)
         python = folder / "venv" / "bin" / "python"
-        packages = [f"{ROOT}[{','.join(EXTRAS)}]", "pytest>=8", "hypothesis"]
+        packages = [f"{ROOT}[{','.join(EXTRAS)}]", "pytest>=8", "hypothesis", "safetensors"]
         install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", constraints, *packages]
         subprocess.run(install, check=True)
         # Old releases warn of much that is none of our business.

@@ -45,6 +45,7 @@ def test_kernels_equal_no_kernels(
     assert ("decode_attention" in used()) == (head_dim == 32)
 
 
+@pytest.mark.slow  # test_kernel_rope tests the kernel with its frequencies in every run
 def test_yarn_by_kernels_equals_yarn_by_mlx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
 ) -> None:
