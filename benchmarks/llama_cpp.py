@@ -1,7 +1,7 @@
 """flash_moe on the CPU beside llama.cpp: the same sizes, 4 bits, in turns, in memory and under a memory limit (Linux).
 
-    python -m venv /tmp/llama && /tmp/llama/bin/pip install llama-cpp-python gguf
-    python benchmarks/llama_cpp.py FOLDER --llama /tmp/llama/bin/python [--limit 900] [--turns 2]
+    python -m venv ~/llama && ~/llama/bin/pip install llama-cpp-python gguf
+    python benchmarks/llama_cpp.py FOLDER --llama ~/llama/bin/python [--limit 900] [--turns 2]
 
 FOLDER gets two models of made-up weights, 2 GB each; those that are there are used again. A limit is in MB and takes root.
 """

@@ -3,8 +3,7 @@
     python tools/sparse_checkpoint.py FOLDER [--largest]
 
 All weights are holes in sparse files: 217 GB of zeros that the file system does not store; with ``--largest`` those of
-Qwen3.8-2.4T-A95B, 1.3 TB. Loading it and running a
-token touches everything that the real model would touch.
+Qwen3.8-2.4T-A95B, 1.3 TB. Loading it and running a token touches everything that the real model would touch.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ LARGEST = FULL_SIZE | text_config(
     shared_expert_intermediate_size=2048, max_position_embeddings=262_144,
 )  # fmt: skip
 mlx_name = Qwen35().mlx_name
-GATES = Quantization(8, 64)
+QUANTIZATION, GATES = Quantization(4, 64), Quantization(8, 64)
 
 
 def write_sparse(
