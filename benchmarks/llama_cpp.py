@@ -1,19 +1,28 @@
 """flash_moe on the CPU beside llama.cpp: the same sizes, 4 bits, in turns, in memory and under a memory limit (Linux).
 
     python -m venv ~/llama && ~/llama/bin/pip install llama-cpp-python gguf
-    python benchmarks/llama_cpp.py FOLDER --llama ~/llama/bin/python [--limit 900] [--turns 2]
+    python benchmarks/llama_cpp.py FOLDER --llama ~/llama/bin/python [--prompts '[16, 256]'] [--limit 900] [--busy 2]
 
 FOLDER gets two models of made-up weights, 2 GB each; those that are there are used again. A limit is in MB and takes root.
+Where a virtual machine names AMX without allowing it, llama.cpp built there ends with an illegal instruction: build it
+with CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON
+-DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON".
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
+import os
+import platform
+import shlex
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +45,7 @@ SIDE = ROOT / "benchmarks" / "llama_cpp_side.py"
 
 
 def ours(folder: str, threads: int, prompts: list[int], tokens: int, expert_io: str) -> dict[str, float]:
-    """Milliseconds of prompts, best of two, and of single tokens, median; as the other side measures them."""
+    """Milliseconds of prompts, the best of two or of one long one, and of single tokens, median; as the other side does."""
     import mlx.core as mx
 
     from flash_moe import Model
@@ -51,7 +60,9 @@ def ours(folder: str, threads: int, prompts: list[int], tokens: int, expert_io: 
             return 1e3 * (time.perf_counter() - start)
 
         run(16)
-        found = {f"prompt {length}": min(run(length), run(length)) for length in prompts}
+        found = {f"prompt {length}": min(run(length) for _ in range(2 if length < 1000 else 1)) for length in prompts}
+        if not tokens:
+            return found
         cache, times = decoder.new_cache(), []
         engine.prefill(ids[:16], cache)
         for token in ids[16 : 16 + tokens]:
@@ -66,10 +77,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--llama", required=True, help="a Python with llama-cpp-python and gguf")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama-threads", type=int, help="of llama.cpp, where others are better for it")
     parser.add_argument("--prompts", type=json.loads, default=[16, 256, 2048])
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--limit", type=int, help="MB of memory for each side")
+    parser.add_argument("--busy", type=int, default=0, help="other processes that use a core each meanwhile")
     a = parser.parse_args()
     model, gguf = a.folder / "flash_moe", a.folder / "model.gguf"
     if not model.exists():
@@ -78,23 +91,51 @@ def main() -> None:
             fill(file, np.random.default_rng(0), 4, LARGEST / 2)
     if not gguf.exists():
         subprocess.run([a.llama, str(SIDE), "write", str(gguf), json.dumps(SIZES)], check=True)
-    what = [str(a.threads), json.dumps(a.prompts), str(a.tokens)]
+    what = [json.dumps(a.prompts), str(a.tokens)]
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import json, llama_cpp; " + (
         "print(json.dumps(llama_cpp.ours(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5])))"
     )
+    io = "slots" if a.limit else "resident"
     sides = {
-        "flash_moe": [sys.executable, "-c", code, str(model), *what, "slots" if a.limit else "resident"],
-        "llama.cpp": [a.llama, str(SIDE), "run", str(gguf), *what],
+        "flash_moe": [sys.executable, "-c", code, str(model), str(a.threads), *what, io],
+        "llama.cpp": [a.llama, str(SIDE), "run", str(gguf), str(a.llama_threads or a.threads), *what],
     }
+    print(
+        f"{datetime.datetime.now():%Y-%m-%d %H:%M}, {processor()}; LLAMA_REPACK={os.environ.get('LLAMA_REPACK', 'on')}"
+    )
+    print(f"python {shlex.join(sys.argv)}")
     found: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in sides}
-    for _ in range(a.turns):
-        for side, command in sides.items():
-            for name, value in json.loads(output(command, a.limit)).items():
-                found[side][name].append(value)
-    print("| | flash_moe, ms | llama.cpp, ms | its speed |\n|---|---|---|---|")
+    with busy(a.busy):
+        for turn in range(a.turns):
+            for side in sorted(sides, reverse=turn % 2 == 1):
+                line = output(sides[side], a.limit)
+                print(f"{side:9} {line}", flush=True)
+                for name, value in json.loads(line).items():
+                    found[side][name].append(value)
+    print("\n| | flash_moe, ms | llama.cpp, ms | flash_moe's speed, of llama.cpp's |\n|---|---|---|---|")
     for name in found["flash_moe"]:
         own, other = (min(found[side][name]) for side in sides)
         print(f"| {name} | {own:,.1f} | {other:,.1f} | {other / own:.2f} |")
+
+
+def processor() -> str:
+    """The machine in words."""
+    with contextlib.suppress(OSError):
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        return f"{len(os.sched_getaffinity(0))} cores of {names[0].split(': ')[1]}"
+    return f"{os.cpu_count()} cores, {platform.machine()}"
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Lets so many processes compute meanwhile."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def output(command: list[str], limit: int | None) -> str:

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from flash_moe import __version__
 from flash_moe.cli import app
-from flash_moe.cli.arguments import size
+from flash_moe.cli.arguments import ExpertIOChoice, load_options, size
 from flash_moe.cli.console import print_json
 from flash_moe.packing.verify import verify
 
@@ -71,6 +71,14 @@ def test_wrong_path(command: str, tmp_path: Path) -> None:
 )
 def test_sizes(text: str, expected: int) -> None:
     assert size(text, "--expert-cache") == expected
+
+
+def test_loading_options_are_those_of_the_library() -> None:
+    found = load_options("own", ExpertIOChoice.slots, "1k", True, 0.1, 0.2, None, 3)
+    assert found == {
+        "experts_per_token": None, "expert_io": "slots", "expert_cache": 1000, "prefetch": True, "drop_cold_below": 0.1,
+        "prefer_cached": 0.2, "dtype": None, "threads": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])

@@ -100,6 +100,7 @@ def test_stop_ends_the_text(packed_checkpoint: Path) -> None:
         (["--expert-cache", "lots"], "write it as 2GB"),
         (["--expert-io", "magic"], "resident"),
         (["--dtype", "int8"], "bfloat16"),
+        (["--threads", "0"], "--threads"),
         (["--temperature", "-1"], "0 or more"),
         (["--top-p", "1.5"], "above 0 and at most 1"),
         (["--min-p", "nan"], "from 0 to 1"),

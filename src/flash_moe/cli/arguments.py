@@ -123,6 +123,15 @@ ExpertCacheOption = Annotated[
         help="Memory for experts used lately, such as 2GB; 0 leaves it to the system, which is usually best.",
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="Threads that compute, where the CPU's kernels are used.  [default: one per physical core]",
+    ),
+]
 
 
 def load_options(
@@ -133,6 +142,7 @@ def load_options(
     drop_cold_below: float,
     prefer_cached: float,
     dtype: DtypeChoice | None,
+    threads: int | None,
 ) -> dict[str, Any]:
     """Returns the options of ``Model.load`` that commands which generate have in common."""
     return {
@@ -143,6 +153,7 @@ def load_options(
         "drop_cold_below": drop_cold_below,
         "prefer_cached": prefer_cached,
         "dtype": None if dtype is None else dtype.value,
+        "threads": threads,
     }
 
 

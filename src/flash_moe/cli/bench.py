@@ -17,6 +17,7 @@ from .arguments import (
     ExpertsPerToken,
     JsonOption,
     RevisionOption,
+    ThreadsOption,
     VerboseOption,
     experts_per_token,
 )
@@ -64,6 +65,7 @@ def model(
     ] = None,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -78,6 +80,7 @@ def model(
         "experts_per_token": experts_per_token(k),
         "expert_io": expert_io.value,
         "dtype": None if dtype is None else dtype.value,
+        "threads": threads,
     }
     from ..bench.model import bench
     from ..bench.plot import plot, require_matplotlib

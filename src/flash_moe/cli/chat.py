@@ -29,6 +29,7 @@ from .arguments import (
     PrefetchOption,
     RevisionOption,
     ThinkingOption,
+    ThreadsOption,
     VerboseOption,
     experts_per_token,
     load_options,
@@ -79,6 +80,7 @@ def command(
     drop_cold_below: DropColdOption = 0.0,
     prefer_cached: PreferCachedOption = 0.0,
     dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     revision: RevisionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -89,8 +91,8 @@ def command(
     Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.
     """
 
-    def loaded(wanted: str | None) -> Model:
-        options = load_options(wanted, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype)
+    def loaded(k: str | None) -> Model:
+        options = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype, threads)
         return load(model, revision, options)
 
     options = {"max_tokens": max_tokens, "enable_thinking": thinking}

@@ -20,6 +20,7 @@ from .arguments import (
     PrefetchOption,
     RevisionOption,
     ThinkingOption,
+    ThreadsOption,
     VerboseOption,
     load_options,
     read_prompt,
@@ -73,6 +74,7 @@ def command(
     drop_cold_below: DropColdOption = 0.0,
     prefer_cached: PreferCachedOption = 0.0,
     dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     revision: RevisionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -85,7 +87,7 @@ def command(
         raise typer.BadParameter(
             "it leaves out the chat template, which --system and --thinking need.", param_hint="'--raw'"
         )
-    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype)
+    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype, threads)
     text = read_prompt(prompt)
     sampling: dict[str, Any] = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,

@@ -18,6 +18,7 @@ from .arguments import (
     PreferCachedOption,
     PrefetchOption,
     RevisionOption,
+    ThreadsOption,
     VerboseOption,
     load_options,
     size,
@@ -65,6 +66,7 @@ def command(
     drop_cold_below: DropColdOption = 0.0,
     prefer_cached: PreferCachedOption = 0.0,
     dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     revision: RevisionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -79,7 +81,7 @@ def command(
         raise ArgumentError(f"the server needs {error.name}; install it: pip install 'flash-moe[server]'") from error
     from ..server.app import Limits
 
-    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype)
+    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype, threads)
     limits = Limits(body_bytes=size(max_body, "--max-body"))
     with listener(host, port, api_key) as socket, load(model, revision, loading) as loaded:
         address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}"
