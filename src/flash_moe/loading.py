@@ -10,10 +10,10 @@ import mlx.core as mx
 
 from .errors import ArgumentError, MemoryLimitError
 from .experts.banks import can_lie_by_part
-from .experts.opening import ExpertIO
+from .experts.opening import ExpertIO, held_bytes
 from .limits import group_limit, resident_bytes
 from .models import ModelFiles
-from .models.adapted.loading import AdaptedModel, load
+from .models.adapted.loading import AdaptedFiles, AdaptedModel
 from .nn.streaming import PLAIN, StreamingOptions
 from .ops.dispatch import kernels as allowed_kernels
 from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
@@ -64,10 +64,11 @@ def open_adapted(
             if told is not None:
                 told(Progress("experts", done, total, "bytes"))
 
-        return load(
-            folder, experts_per_token=experts_per_token, expert_io=expert_io, expert_cache=expert_cache, dtype=compute,
-            progress=read,
-        )  # fmt: skip
+        files = AdaptedFiles.open(folder, experts_per_token, compute)
+        check_memory(
+            files.resident_bytes, held_bytes(files.records(), expert_io, files.experts_per_token, expert_cache)
+        )
+        return files.load(expert_io, expert_cache, read)
 
 
 def _named(name: str) -> mx.Dtype:

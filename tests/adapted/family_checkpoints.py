@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
+from published import PUBLISHED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -26,11 +27,14 @@ GROUP_SIZE = {"affine": 32, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
 BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
-def write(name: str, folder: Path, mode: str | None = "usual", seed: int = 0, **changed: Any) -> Path:
+def write(
+    name: str, folder: Path, mode: str | None = "usual", seed: int = 0, published: bool = False, **changed: Any
+) -> Path:
     """Writes a checkpoint with random weights.
 
     Args:
         mode: of quantisation; None for float32.
+        published: as the hub has it, under the names of Hugging Face, and not as mlx_lm.convert writes it.
         changed: entries of config.json.
     """
     config = copy.deepcopy(dict(FAMILIES[name])) | changed
@@ -45,7 +49,11 @@ def write(name: str, folder: Path, mode: str | None = "usual", seed: int = 0, **
             model, config, GROUP_SIZE[mode], BITS[mode], mode=mode, quant_predicate=predicate
         )
     folder.mkdir(parents=True)
-    utils.save_model(folder, model)
+    if published:
+        weights = PUBLISHED[name](dict(tree_flatten(model.parameters())))
+        mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    else:
+        utils.save_model(folder, model)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

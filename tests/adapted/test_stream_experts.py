@@ -17,6 +17,7 @@ import pytest
 from family_checkpoints import FAMILIES, plain, table, write
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
+from published import PUBLISHED
 
 from flash_moe import ArgumentError, CheckpointError, ConfigError, stream_experts
 from flash_moe.experts.opening import ExpertIO
@@ -42,6 +43,11 @@ def families() -> list[Any]:
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 
 
+def published() -> list[Any]:
+    quick = ("qwen3_moe", "mixtral", "gpt_oss", "llama4", "qwen3_5_moe", "nemotron_h")
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in PUBLISHED]
+
+
 def greedy(model: Any, count: int = 6) -> tuple[np.ndarray, list[int]]:
     """Logits of a prompt and of each greedy token after it, and these tokens."""
     cache = make_prompt_cache(model)
@@ -65,6 +71,20 @@ def test_streamed_equals_mlx_lm(name: str, tmp_path: Path) -> None:
     assert (tokens, left) == (expected_tokens, [])
     assert store.stats.bytes_requested > 0
     store.close()
+
+
+@pytest.mark.parametrize("name", published())
+def test_published_names(name: str, tmp_path: Path) -> None:
+    """Experts come from the files as the hub has them, and loading reads none of them."""
+    folder = write(name, tmp_path / name, "mxfp4" if name == "gpt_oss" else None, published=True)
+    expected, expected_tokens = greedy(plain(folder))
+    model = plain(folder)
+    store = stream_experts(model, folder)
+    assert store.stats.bytes_requested == 0
+    logits, tokens = greedy(model)
+    np.testing.assert_array_equal(logits, expected)
+    assert tokens == expected_tokens
+    assert store.stats.bytes_requested > 0
 
 
 def test_example(tmp_path: Path) -> None:
@@ -156,12 +176,33 @@ def test_refusals(tmp_path: Path) -> None:
     stream_experts(model, folder)
     with pytest.raises(ArgumentError, match="already"):
         stream_experts(model, folder)
-    with pytest.raises(CheckpointError, match=r"is .*, but the model has"):
+    with pytest.raises(CheckpointError, match=r"gives .*, but the model has"):
         stream_experts(plain(folder), write("qwen3_moe", tmp_path / "other", None))
     with pytest.raises(CheckpointError, match="is in no file"):
         stream_experts(plain(folder), write("mixtral", tmp_path / "mixtral"))
     with pytest.raises(ConfigError, match="no expert modules"):
         stream_experts(nn.Linear(2, 2), folder)
+
+
+def test_experts_that_are_computed_at_load_are_refused(tmp_path: Path) -> None:
+    folder = write("deepseek_v3", tmp_path / "fp8", None, published=True)
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    for name in [name for name in weights if ".mlp.experts." in name]:
+        weights[f"{name}_scale_inv"] = mx.ones((1, 1))
+        weights[name] = mx.to_fp8(weights[name])
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    with pytest.raises(CheckpointError, match=r"FromFP8.*convert the checkpoint with mlx_lm.convert"):
+        stream_experts(plain(folder), folder)
+
+    folder = write("qwen3_moe", tmp_path / "sum", None)
+    model = plain(folder)
+    type(model).sanitize, original = lambda self, weights: {k: 2 * v for k, v in weights.items()}, type(model).sanitize
+    try:
+        with pytest.raises(CheckpointError, match=r"computes .*switch_mlp.* while loading .*Multiply.*mlx_lm.convert"):
+            stream_experts(model, folder)
+    finally:
+        type(model).sanitize = original
 
 
 def test_mlx_lm_missing_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

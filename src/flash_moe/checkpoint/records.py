@@ -15,7 +15,7 @@ from ..formats import FLOATS, FP8_BLOCK, ProjectionFormat, Quantization, part_sh
 from ..record import PROJECTIONS, ExpertShape, RecordLayout
 from .files import Checkpoint
 from .names import ExpertTensor, expert_modules
-from .packed import Manifest, open_layer
+from .packed import Manifest, PackedLayer, open_layer
 from .safetensors import FileState, TensorInfo
 
 
@@ -99,21 +99,36 @@ class RecordTable:
             CheckpointError: a layer's experts are missing, incomplete, or of the wrong dtype or shape.
         """
         shape = checkpoint.shape
-        manifest = Manifest.load(checkpoint.folder)
+        if (manifest := Manifest.load(checkpoint.folder)) is not None:
+            if missing := [layer for layer in shape.layers if layer not in manifest.layers]:
+                raise CheckpointError(
+                    f"{checkpoint.folder} holds no experts of layer {missing[0]}; convert the model again"
+                )
+            layers = {layer: manifest.layers[layer] for layer in shape.layers}
+            for layer, packed in layers.items():
+                _check_dimensions(layer, packed.layout, shape)
+            return cls.packed_in(checkpoint.folder, layers, shape.num_experts)
         layouts: dict[int, RecordLayout] = {}
         runs: dict[int, Sequence[Run]] = {}
-        states = {tensor.file: tensor.state for tensor in checkpoint.experts.values()}
         for layer in shape.layers:
-            if manifest is None:
-                layouts[layer], runs[layer] = _assembled_layer(checkpoint, layer)
-                continue
-            if (packed := manifest.layers.get(layer)) is None:
-                raise CheckpointError(f"{checkpoint.folder} holds no experts of layer {layer}; convert the model again")
-            _check_dimensions(layer, packed.layout, shape)
-            tensor = open_layer(checkpoint.folder, packed, shape.num_experts)
-            states[tensor.file], stride = tensor.state, packed.layout.stride
-            layouts[layer], runs[layer] = packed.layout, [Run(stride, 0, tensor.file, tensor.offset, stride)]
-        return cls(shape.num_experts, layouts, manifest is not None, states, runs)
+            layouts[layer], runs[layer] = _assembled_layer(checkpoint, layer)
+        states = {tensor.file: tensor.state for tensor in checkpoint.experts.values()}
+        return cls(shape.num_experts, layouts, False, states, runs)
+
+    @classmethod
+    def packed_in(cls, folder: Path, layers: Mapping[int, PackedLayer], num_experts: int) -> RecordTable:
+        """The records of packed layers.
+
+        Raises:
+            CheckpointError: a layer's file is missing or is not what its description says.
+        """
+        tensors = {layer: open_layer(folder, packed, num_experts) for layer, packed in layers.items()}
+        layouts = {layer: packed.layout for layer, packed in layers.items()}
+        runs = {
+            layer: [Run(layouts[layer].stride, 0, tensor.file, tensor.offset, layouts[layer].stride)]
+            for layer, tensor in tensors.items()
+        }
+        return cls(num_experts, layouts, True, {tensor.file: tensor.state for tensor in tensors.values()}, runs)
 
 
 def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
+import mlx.core as mx
 
-OLDEST = (0, 32)  # the first with what is used here: infer_quant_config, global scales, caches with a state
+from ...checkpoint.packed import Manifest
+from ...errors import ConfigError
+from ...ops.experts import DTYPES
+
+OLDEST = (0, 32, 2)  # the first with what is used here: infer_quant_config, global scales, caches with a state
 _INSTALL = 'pip install "flash-moe[mlx-lm]"'
 
 
@@ -25,9 +30,9 @@ def module(name: str) -> Any:
         release = version("mlx-lm")
     except ImportError as error:  # PackageNotFoundError is one
         raise ConfigError(f"this needs mlx-lm, which cannot be imported ({error}): {_INSTALL}") from error
-    numbers = [int(part) for part in release.split(".")[:2] if part.isdigit()]
-    if tuple(numbers) < OLDEST:
-        raise ConfigError(f"mlx-lm {release} is too old, expected {OLDEST[0]}.{OLDEST[1]} or newer: {_INSTALL} -U")
+    numbers = tuple(int(part) for part in release.split(".")[:3] if part.isdigit())
+    if numbers < OLDEST:
+        raise ConfigError(f"mlx-lm {release} is too old, expected {'.'.join(map(str, OLDEST))} or newer: {_INSTALL} -U")
     return found
 
 
@@ -39,7 +44,7 @@ def knows(model_type: str) -> bool:
 
 
 def load_lazily(folder: Path, changed: Mapping[str, Any] | None = None) -> Any:
-    """Returns mlx-lm's network of a checkpoint; no weight has been read.
+    """Returns mlx-lm's network of a checkpoint; no weight has been read. The experts of a packed one are no weights at all.
 
     Args:
         changed: entries of config.json that are to be others.
@@ -47,5 +52,29 @@ def load_lazily(folder: Path, changed: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ConfigError, CheckpointError: mlx-lm cannot build or load it.
     """
-    model, _ = module("utils").load_model(folder, lazy=True, model_config=None if changed is None else dict(changed))
+    utils, manifest = module("utils"), Manifest.load(folder)
+    classes = utils._get_classes if manifest is None else partial(_with_made_up_experts, manifest)
+    model, _ = utils.load_model(folder, lazy=True, model_config=dict(changed or {}), get_model_classes=classes)
     return model
+
+
+def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[type, type]:
+    """The classes of a network that finds experts in its checkpoint where a manifest names their records."""
+    model_class, args_class = module("utils")._get_classes(config)
+
+    def sanitize(self: Any, weights: dict[str, mx.array]) -> Any:
+        for layer, (path, switch) in enumerate(expert_modules(self)):
+            experts = next(m.num_experts for m in switch.children().values() if hasattr(m, "num_experts"))
+            for part in manifest.layers[layer].layout.parts if layer in manifest.layers else ():
+                shape = () if part.name == "global_scale" else part.shape
+                weights[f"{path}.{part.key}"] = mx.zeros((experts, *shape), DTYPES[part.dtype])
+        return model_class.sanitize(self, weights) if hasattr(model_class, "sanitize") else weights
+
+    return type(model_class.__name__, (model_class,), {"sanitize": sanitize}), args_class
+
+
+def expert_modules(model: Any) -> list[tuple[str, Any]]:
+    """Returns path and module of every SwitchGLU and SwitchMLP of a network, in the order of the layers."""
+    layers = module("models.switch_layers")
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, (layers.SwitchGLU, layers.SwitchMLP))]
+    return sorted(found, key=lambda item: [int(p) if p.isdigit() else -1 for p in item[0].split(".")])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_flatten, tree_map_with_path
 
+from ...checkpoint.records import RecordTable
 from ...checkpoint.safetensors import check_unchanged
 from ...checks import integer, is_default
 from ...config import read_config
@@ -19,7 +20,7 @@ from ...experts.store import ExpertStore
 from .files import k_key, tensors, text_config
 from .library import load_lazily
 from .network import AdaptedNetwork
-from .streaming import attach, record_table, switches
+from .streaming import ExpertModules, parameters
 
 _POSITIONS = 1 << 20  # where config.json does not say how long a context may be
 
@@ -56,56 +57,95 @@ class AdaptedModel:
     experts_per_token: int
 
 
-def load(
-    folder: Path,
-    *,
-    experts_per_token: int | None,
-    expert_io: ExpertIO,
-    expert_cache: int,
-    dtype: mx.Dtype | None,
-    progress: Callable[[int, int], None] | None,
-) -> AdaptedModel:
-    """Opens a folder; arguments are those of :meth:`flash_moe.Model.load`. No expert is read.
+@dataclass(frozen=True)
+class AdaptedFiles:
+    """A checkpoint of another family: mlx-lm's network of which no weight has been read, and where its experts are.
 
-    Args:
-        experts_per_token: None, or the default, for the model's own.
-        dtype: of activations and always-needed weights; None for those of the files.
-        progress: called with the bytes that the resident store has read, and all.
-
-    Raises:
-        ConfigError: mlx-lm is missing or too old, or has no expert modules in this network.
-        CheckpointError: the files do not hold what the network needs.
-        ArgumentError: an argument is out of range, or K cannot be chosen for this family.
+    Attributes:
+        raw_config: config.json as it stands.
+        network: mlx-lm's own.
+        experts_per_token: the K it is opened for.
     """
-    raw = read_config(folder)
-    changed, k = _chosen(raw, experts_per_token)
-    held = tensors(folder)
-    model = _load(folder, changed)
-    if dtype is not None:
-        _cast(model, dtype)
-    found = switches(model)
-    table = record_table(found, folder)
-    k = k or _attribute(model, raw, ("num_experts_per_tok", "moe_k", "top_k")) or 1
-    report = None if progress is None else lambda done: progress(done, table.nbytes)
-    store = open_store(table, expert_io, k, expert_cache, report)
-    try:
-        attach(found, store)
-        mx.eval(model.parameters())
-        check_unchanged(held.values())
-    except BaseException:
-        store.close()
-        raise
-    own = text_config(raw).get(k_key(raw) or "", k)
-    config = AdaptedConfig(
-        model_type=raw["model_type"],
-        vocab_size=_needed(model, raw, ("vocab_size", "num_vocab")),
-        hidden_size=_needed(model, raw, ("hidden_size", "model_dim")),
-        num_hidden_layers=len(model.layers),
-        num_experts=table.num_experts,
-        num_experts_per_tok=own,
-        max_position_embeddings=_attribute(model, raw, ("max_position_embeddings", "model_max_length")) or _POSITIONS,
-    )
-    return AdaptedModel(folder, config, AdaptedNetwork(model, store), store, k)
+
+    folder: Path
+    raw_config: Mapping[str, Any]
+    config: AdaptedConfig
+    network: Any
+    experts: ExpertModules
+    experts_per_token: int
+
+    @classmethod
+    def open(cls, folder: Path, experts_per_token: int | None = None, dtype: mx.Dtype | None = None) -> AdaptedFiles:
+        """Opens a folder; reads config.json and headers only.
+
+        Args:
+            experts_per_token: None, or the default, for the model's own.
+            dtype: of activations and always-needed weights; None for those of the files.
+
+        Raises:
+            ConfigError: mlx-lm is missing or too old, or has no expert modules in this network.
+            CheckpointError: the files do not hold what the network needs.
+            ArgumentError: K is out of range, or cannot be chosen for this family.
+        """
+        raw = read_config(folder)
+        changed, k = _chosen(raw, experts_per_token)
+        model = _load(folder, changed)
+        if dtype is not None:
+            _cast(model, dtype)
+        experts = ExpertModules.of(model, folder)
+        k = k or _attribute(model, raw, ("num_experts_per_tok", "moe_k", "top_k")) or 1
+        config = AdaptedConfig(
+            model_type=raw["model_type"],
+            vocab_size=_needed(model, raw, ("vocab_size", "num_vocab")),
+            hidden_size=_needed(model, raw, ("hidden_size", "model_dim")),
+            num_hidden_layers=len(model.layers),
+            num_experts=experts.table.num_experts,
+            num_experts_per_tok=text_config(raw).get(k_key(raw) or "", k),
+            max_position_embeddings=_attribute(model, raw, ("max_position_embeddings", "model_max_length"))
+            or _POSITIONS,
+        )
+        return cls(folder, raw, config, model, experts, k)
+
+    def records(self) -> RecordTable:
+        """Where the experts' records are."""
+        return self.experts.table
+
+    @property
+    def resident(self) -> dict[str, mx.array]:
+        """All weights but those of experts, by their names in the network, not read yet."""
+        mine = {f"{path}.{'.'.join(key)}" for path, switch in self.experts.modules for key, _ in parameters(switch)}
+        return {name: array for name, array in tree_flatten(self.network.parameters()) if name not in mine}
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the always-needed weights."""
+        return sum(array.nbytes for array in self.resident.values())
+
+    def load(
+        self, expert_io: ExpertIO, expert_cache: int, progress: Callable[[int, int], None] | None = None
+    ) -> AdaptedModel:
+        """Reads the always-needed weights and opens the expert store; no expert is read. To be called once.
+
+        Args:
+            expert_io, expert_cache: see :meth:`flash_moe.Model.load`.
+            progress: called with the bytes that the resident store has read, and all.
+
+        Raises:
+            CheckpointError: a file was changed since its header was read.
+            ArgumentError: an argument is out of range.
+        """
+        held, table = tensors(self.folder), self.experts.table
+        report = None if progress is None else lambda done: progress(done, table.nbytes)
+        store = open_store(table, expert_io, self.experts_per_token, expert_cache, report)
+        try:
+            shared = self.experts.attach(store)
+            mx.eval(self.network.parameters())
+            check_unchanged(held.values())
+        except BaseException:
+            store.close()
+            raise
+        network = AdaptedNetwork(self.network, store, shared)
+        return AdaptedModel(self.folder, self.config, network, store, self.experts_per_token)
 
 
 def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any], int | None]:

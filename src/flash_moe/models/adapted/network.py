@@ -13,6 +13,7 @@ from ...nn.streaming import PLAIN, StreamingOptions
 from ...nn.task import Task
 from .cache import AdaptedCache
 from .library import module
+from .switches import Shared
 
 
 class AdaptedNetwork:
@@ -26,8 +27,8 @@ class AdaptedNetwork:
     streaming: StreamingOptions = PLAIN
     prefetcher = choice = run_ahead = None
 
-    def __init__(self, model: Any, store: ExpertStore) -> None:
-        self.model, self.layers, self._store = model, model.layers, store
+    def __init__(self, model: Any, store: ExpertStore, shared: Shared) -> None:
+        self.model, self.layers, self._store, self._shared = model, model.layers, store, shared
         self._passed: Callable[[int], None] | None = None
 
     def new_cache(self) -> AdaptedCache:
@@ -43,7 +44,7 @@ class AdaptedNetwork:
                 self._passed = task.passed
                 yield
             finally:
-                self._passed = None
+                self._passed = self._shared.passed = None
                 self._store.stop_if(None)
 
     def run(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> mx.array:
@@ -61,6 +62,7 @@ class AdaptedNetwork:
         undo = cache.undone_on_error() if len(tokens) > 1 else nullcontext()  # of one token, copies would cost too much
         with undo, cache.passing():
             for end in sorted(end for end in ends if 0 < end <= len(tokens)):
+                self._tell(start, end, len(tokens))
                 logits = self.model(mx.array([list(tokens[start:end])]), cache=cache.layers)[0]
                 if end > wanted:
                     found.append(logits.astype(mx.float32))
@@ -68,6 +70,12 @@ class AdaptedNetwork:
                 cache.tokens.extend(tokens[start:end])
                 cache.reached()
                 start = end
-                if self._passed is not None:
-                    self._passed(len(self.layers) * end // len(tokens))
         return mx.concatenate(found) if found else mx.zeros((0, 0))
+
+    def _tell(self, start: int, end: int, count: int) -> None:
+        """Has expert modules report, while the tokens from ``start`` to ``end`` of ``count`` run, as layers are asked to."""
+        passed, layers, modules = self._passed, len(self.layers), len(self._store.layouts)
+        if passed is not None:
+            self._shared.passed = lambda done: passed(
+                layers * (start * modules + (end - start) * done) // (count * modules)
+            )

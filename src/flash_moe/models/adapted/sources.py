@@ -1,126 +1,185 @@
-"""Where the bytes of an expert module's parameters lie, and records made of them, whatever parameters there are."""
+"""Where the parameters of an expert module lie in files, and records made of them, whatever parameters there are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
-from ...checkpoint.records import Run
-from ...checkpoint.safetensors import TensorInfo
-from ...errors import CheckpointError
-from ...formats import ITEM_SIZE, Quantization
-from ...record import RecordLayout
+import mlx.core as mx
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
-INTERLEAVED = "gate_up_proj"  # a linear layer of which the even rows are gate_proj and the odd ones up_proj
-_HALVES = ("gate_proj", "up_proj")
+from ...checkpoint.records import Run
+from ...checkpoint.safetensors import DTYPE_BITS, TensorInfo
+from ...errors import CheckpointError
+from ...formats import Quantization
+from ...ops.experts import DTYPES
+from ...record import Part, RecordLayout
+
 Key: TypeAlias = tuple[str, str]  # linear layer, name of the parameter
+NAMES = {dtype: name for name, dtype in reversed(DTYPES.items())}
+_ORIGIN = np.zeros(8, np.uint8)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A tensor of a file, or of every expert in it the rows from ``start`` in steps of ``step``.
+class Piece:
+    """Some elements of a tensor of a file.
 
     Attributes:
-        dtype, shape: of the parameter; the file may hold the same bytes under another type. [E, rows, ...] or [E].
+        view: which ones: strides, and an address that counts from that of an array here. It has no content; NumPy does the
+            arithmetic of slices and transpositions.
     """
 
     info: TensorInfo
-    dtype: str
-    shape: tuple[int, ...]
-    start: int = 0
-    step: int = 1
+    view: np.ndarray
+
+    @classmethod
+    def whole(cls, info: TensorInfo) -> Piece:
+        """All of a tensor."""
+        item = DTYPE_BITS[info.dtype] // 8
+        return cls(info, contiguous(_ORIGIN[:item].view(f"u{item}"), info.shape))
 
     @property
-    def is_cut(self) -> bool:
-        """Whether the parameter is not the whole tensor."""
-        return math.prod(self.shape) * ITEM_SIZE.get(self.dtype, 0) != self.info.nbytes
+    def start(self) -> int:
+        """Bytes before the first element."""
+        return self.view.ctypes.data - _ORIGIN.ctypes.data
 
-    @property
-    def infos(self) -> tuple[TensorInfo, ...]:
-        return (self.info,)
 
-    def viewed(self, dtype: str, shape: tuple[int, ...]) -> Rows | None:
-        """The same bytes as another type; None where rows were cut out."""
-        return None if self.is_cut else replace(self, dtype=dtype, shape=shape)
+def contiguous(first: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Elements one behind the other, from the first of an array on; none is touched."""
+    strides = [first.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    return as_strided(first, shape, strides, writeable=False)
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A tensor of each expert, one after the other."""
+class Source:
+    """An array as files hold it: pieces one after the other, along the first axis, which is that of experts.
 
-    rows: tuple[Rows, ...]
+    Attributes:
+        dtype: of the array; the file may call the same bytes otherwise.
+    """
 
-    @property
-    def dtype(self) -> str:
-        return self.rows[0].dtype
+    pieces: tuple[Piece, ...]
+    dtype: mx.Dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), *self.rows[0].shape)
+        first, *others = (piece.view.shape for piece in self.pieces)
+        return (first[0] + sum(shape[0] for shape in others), *first[1:]) if first else ()
+
+    @cached_property
+    def experts(self) -> tuple[Piece, ...]:
+        """The share of each expert; that of the first alone where all are in one tensor."""
+        if len(self.pieces) == 1:
+            return (Piece(self.pieces[0].info, self.pieces[0].view[0]),)
+        return tuple(Piece(piece.info, piece.view[i]) for piece in self.pieces for i in range(len(piece.view)))
 
     @property
-    def infos(self) -> tuple[TensorInfo, ...]:
-        return tuple(rows.info for rows in self.rows)
+    def is_run(self) -> bool:
+        """Whether an expert's bytes lie one behind the other, in their order."""
+        return bool(self.experts[0].view.flags.c_contiguous)
 
-    def viewed(self, dtype: str, shape: tuple[int, ...]) -> Stack | None:
-        """The same bytes as another type."""
-        viewed = [rows.viewed(dtype, shape[1:]) for rows in self.rows]
-        found = tuple(rows for rows in viewed if rows is not None)
-        return Stack(found) if len(found) == len(self.rows) else None
+    @property
+    def tensor_share(self) -> int:
+        """Bytes of an expert in the tensor, or of the tensor where each expert has its own."""
+        info = self.pieces[0].info
+        return info.nbytes // self.shape[0] if len(self.pieces) == 1 else info.nbytes
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether records can be made of it: all experts alike, each in its own share of a tensor or in its own tensor."""
+        first = self.experts[0]
+        if len(self.pieces) == 1:
+            return self.is_run or (self.pieces[0].view.strides[0], first.info.shape[0]) == (
+                self.tensor_share, self.shape[0],
+            )  # fmt: skip
+        alike = {(piece.view.strides, piece.info.nbytes, self.is_run or piece.start) for piece in self.experts}
+        return len(alike) == 1 and len(self.experts) == len(self.pieces)
+
+    def run(self, at: int) -> Run:
+        """Where the records' bytes are: those of each expert, or its whole share where they are no run."""
+        step = self.pieces[0].view.strides[0]
+        places = [(p.info.file, p.info.offset + self.is_run * p.start) for p in self.experts]
+        nbytes = self.experts[0].view.nbytes if self.is_run else self.tensor_share
+        return Run(nbytes, at, *places[0], step) if len(self.pieces) == 1 else Run(nbytes, at, scattered=places)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the part of a record that :meth:`run` fills."""
+        view, info = self.experts[0].view, self.pieces[0].info
+        if self.is_run:
+            return view.shape or (1,)
+        size = self.tensor_share // view.itemsize
+        columns = view.shape[-1] if view.strides[-1] == view.itemsize else info.shape[-1]
+        return (size // columns, columns) if columns < size else (size,)
 
 
-Source: TypeAlias = Rows | Stack
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies in a record: elements of a part, counted and strided in elements."""
+
+    part: Part
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, part: Part, shape: tuple[int, ...]) -> Place:
+        """All of a part."""
+        return cls(part, 0, shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))))
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is all of the part."""
+        return self == Place.whole(self.part, self.shape) and math.prod(self.shape) == math.prod(self.part.shape)
+
+    def of(self, records: np.ndarray) -> np.ndarray:
+        """The parameter of every record [N, stride] uint8: [N, ...] of unsigned integers, a view."""
+        item = DTYPE_BITS[self.part.dtype] // 8
+        first = records[:1, self.part.offset + self.start * item :][0, :item].view(f"u{item}")
+        strides = (records.strides[0], *(item * stride for stride in self.strides))
+        return as_strided(first, (len(records), *self.shape), strides, writeable=False)
 
 
 def layer_records(
     sources: Mapping[Key, Source], quantization: Mapping[str, Quantization]
-) -> tuple[RecordLayout, list[Run]]:
-    """Returns the layout of a layer's records and where their parts are.
+) -> tuple[RecordLayout, list[Run], dict[Key, Place]]:
+    """Returns the layout of a layer's records, where their parts are in files, and where parameters are in records.
 
-    Rows of gate_proj and up_proj that alternate in a file stay together, as the linear layer :data:`INTERLEAVED`.
+    A parameter whose elements are no run of bytes, as rows that alternate with another's or a transposed matrix, is a view
+    of all that its tensor holds of an expert; such a part belongs to all linear layers that look at it.
 
     Args:
         sources: of every parameter of the expert module.
         quantization: of its quantised linear layers.
+
+    Raises:
+        CheckpointError: an expert's share is no run of bytes and no share of a tensor.
     """
-    if _alternate(sources):
-        gates = {(INTERLEAVED, name): _whole(s) for (linear, name), s in sources.items() if linear == _HALVES[0]}
-        sources = gates | {key: source for key, source in sources.items() if key[0] not in _HALVES}
-        quantization = {INTERLEAVED if name == _HALVES[0] else name: q for name, q in quantization.items()}
-        quantization.pop(_HALVES[1], None)
-    parts = [(linear, name, s.dtype, s.shape[1:] or (1,)) for (linear, name), s in sources.items()]
-    layout = RecordLayout.of(parts, quantization)
-    runs = [_run(source, part.nbytes, part.offset) for source, part in zip(sources.values(), layout.parts, strict=True)]
-    return layout, runs
-
-
-def _alternate(sources: Mapping[Key, Source]) -> bool:
-    cut = {key: s for key, s in sources.items() if isinstance(s, Rows) and s.step != 1}
-    if not cut:
-        return False
-    halves = {key for key in sources if key[0] in _HALVES}
-    pairs = [(cut.get((_HALVES[0], name)), cut.get((_HALVES[1], name))) for _, name in halves]
-    if set(cut) != halves or not all(
-        gate and up and gate.info == up.info and (gate.start, gate.step, up.start, up.step) == (0, 2, 1, 2)
-        for gate, up in pairs
-    ):
-        name = next(iter(cut.values())).info.name
-        raise CheckpointError(f"rows of {name!r} are spread over several weights; convert with mlx_lm.convert")
-    return True
-
-
-def _whole(source: Source) -> Source:
-    assert isinstance(source, Rows)
-    experts, rows, *rest = source.shape
-    return replace(source, shape=(experts, 2 * rows, *rest), start=0, step=1)
-
-
-def _run(source: Source, nbytes: int, at: int) -> Run:
-    if isinstance(source, Stack):
-        return Run(nbytes, at, scattered=[(rows.info.file, rows.info.offset) for rows in source.rows])
-    row = math.prod(source.shape[2:]) * ITEM_SIZE[source.dtype]
-    return Run(
-        nbytes, at, source.info.file, source.info.offset + source.start * row, source.info.nbytes // source.shape[0]
-    )
+    shared: dict[Hashable, list[Key]] = {}
+    for key, source in sources.items():
+        if not source.is_regular:
+            raise CheckpointError(
+                f"{'.'.join(key)}, from tensor {source.pieces[0].info.name!r} of {source.pieces[0].info.file}, cannot be cut "
+                "into records; convert the checkpoint with mlx_lm.convert"
+            )
+        shared.setdefault(key if source.is_run else source.pieces[0].info.name, []).append(key)
+    parts, found = [], dict(quantization)
+    for keys in shared.values():
+        linear, source = "+".join(linear for linear, _ in keys), sources[keys[0]]
+        parts.append((linear, keys[0][1], NAMES[source.dtype], source.stored_shape))
+        if keys[0][0] in quantization:
+            found[linear] = quantization[keys[0][0]]
+    layout = RecordLayout.of(parts, {linear: q for linear, q in found.items() if linear in {part[0] for part in parts}})
+    runs, places = [], {}
+    for keys, part in zip(shared.values(), layout.parts, strict=True):
+        runs.append(sources[keys[0]].run(part.offset))
+        for key in keys:
+            first = sources[key].experts[0]
+            start = 0 if sources[key].is_run else first.start // first.view.itemsize
+            strides = tuple(stride // first.view.itemsize for stride in first.view.strides)
+            places[key] = Place(part, start, first.view.shape, strides)
+    return layout, runs, places

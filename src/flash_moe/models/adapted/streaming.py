@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import mlx.core as mx
 
+from ...checkpoint.packed import Manifest
 from ...checkpoint.records import RecordTable
-from ...checkpoint.safetensors import TensorInfo
 from ...errors import ArgumentError, CheckpointError, ConfigError
 from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
 from ...formats import Quantization
 from ...ops.experts import DTYPES
 from .files import experts_per_token, tensors
-from .library import module
-from .sources import Key, Rows, Source, layer_records
-from .switches import LayerStream, Streamed, stream
+from .library import expert_modules, module
+from .sources import Key, Place, Source, layer_records
+from .switches import LayerStream, Shared, Streamed, stream
+from .tracing import Found, traced
 
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
+_CONVERT = "convert the checkpoint with mlx_lm.convert"
 
 
 def stream_experts(
@@ -37,7 +39,7 @@ def stream_experts(
 
     Args:
         model: what ``mlx_lm.load`` or ``mlx_lm.utils.load_model`` returned.
-        folder: the checkpoint that it was loaded from.
+        folder: the checkpoint that it was loaded from, or what :func:`flash_moe.convert` made of it.
         expert_io: how experts are read, see :meth:`flash_moe.Model.load`.
         expert_cache: bytes of experts kept in memory beyond those of the current token.
 
@@ -50,22 +52,69 @@ def stream_experts(
         ArgumentError: an argument is out of range, or the model streams already.
     """
     path = Path(folder)
-    found = switches(model)
-    table = record_table(found, path)
-    store = open_store(table, expert_io, experts_per_token(path) or 1, expert_cache)
-    attach(found, store)
+    experts = ExpertModules.of(model, path)
+    store = open_store(experts.table, expert_io, experts_per_token(path) or 1, expert_cache)
+    experts.attach(store)
     mx.eval(model.parameters())  # read by this thread, they can be used by all
     return store
 
 
-def switches(model: Any) -> list[tuple[str, Any]]:
-    """Returns path and module of every expert module, in the order of the layers.
+@dataclass(frozen=True)
+class ExpertModules:
+    """The expert modules of a network, in the order of the layers, and where their parameters are.
 
-    Raises:
-        ConfigError: there is none.
+    Attributes:
+        modules: path and module of each.
+        table: their records.
+        places: where their parameters lie in a record.
     """
-    layers = module("models.switch_layers")
-    found = [(path, m) for path, m in model.named_modules() if isinstance(m, (layers.SwitchGLU, layers.SwitchMLP))]
+
+    modules: Sequence[tuple[str, Any]]
+    table: RecordTable
+    places: Sequence[Mapping[Key, Place]]
+
+    @classmethod
+    def of(cls, model: Any, folder: Path) -> ExpertModules:
+        """Finds the records of a network, that of a packed or of any other checkpoint; reads headers only.
+
+        Raises:
+            ConfigError: it has no expert modules.
+            CheckpointError: a parameter is not in the files, or there in another form.
+            ArgumentError: its experts are streamed already.
+        """
+        found = modules(model)
+        counts = {next(array for _, array in parameters(switch)).shape[0] for _, switch in found}
+        if len(counts) != 1:
+            raise CheckpointError(
+                f"the layers have {sorted(counts)} experts, expected as many in each; use mlx-lm as it is"
+            )
+        if (manifest := Manifest.load(folder)) is not None:
+            return cls(found, *_packed(found, folder, manifest, counts.pop()))
+        sources = _sources(model, found, folder)
+        layouts, runs, places, states = {}, {}, [], {}
+        for layer, ((_, switch), mine) in enumerate(zip(found, sources, strict=True)):
+            layouts[layer], runs[layer], where = layer_records(mine, quantization(switch))
+            places.append(where)
+            states.update({piece.info.file: piece.info.state for source in mine.values() for piece in source.pieces})
+        return cls(found, RecordTable(counts.pop(), layouts, False, states, runs), places)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters, as the network has them."""
+        return sum(array.nbytes for _, switch in self.modules for _, array in parameters(switch))
+
+    def attach(self, store: ExpertStore) -> Shared:
+        """Gives every module its experts out of a store. Returns what all of them share."""
+        shared = Shared()
+        for layer, (_, switch) in enumerate(self.modules):
+            dtypes = {key: array.dtype for key, array in parameters(switch)}
+            stream(switch, LayerStream(store, layer, type(switch), self.places[layer], dtypes, shared))
+        return shared
+
+
+def modules(model: Any) -> list[tuple[str, Any]]:
+    """Returns path and module of every expert module, in the order of the layers; errors are those of ExpertModules.of."""
+    found = expert_modules(model)
     if not found:
         raise ConfigError(
             f"{type(model).__module__} has no expert modules of mlx-lm's kinds SwitchGLU and SwitchMLP: there is nothing "
@@ -73,38 +122,10 @@ def switches(model: Any) -> list[tuple[str, Any]]:
         )
     if any(isinstance(m, Streamed) for _, m in found):
         raise ArgumentError("the experts of this model are streamed already; load it again")
-    return sorted(found, key=lambda item: [int(p) if p.isdigit() else -1 for p in item[0].split(".")])
+    return found
 
 
-def record_table(found: list[tuple[str, Any]], folder: Path) -> RecordTable:
-    """Finds the records of all expert modules by the names of their parameters; reads headers only.
-
-    Raises:
-        CheckpointError: a parameter is not in the files, or there in another form.
-    """
-    held = tensors(folder)
-    layouts, runs, states, counts = {}, {}, {}, set()
-    for layer, (path, switch) in enumerate(found):
-        sources = {key: _source(f"{path}.{'.'.join(key)}", array, held) for key, array in _parameters(switch)}
-        layouts[layer], runs[layer] = layer_records(sources, _quantization(switch))
-        states.update({info.file: info.state for source in sources.values() for info in source.infos})
-        counts.add(next(iter(sources.values())).shape[0])
-    if len(counts) != 1:
-        raise CheckpointError(
-            f"the layers have {sorted(counts)} experts, expected as many in each; use mlx-lm as it is"
-        )
-    return RecordTable(counts.pop(), layouts, False, states, runs)
-
-
-def attach(found: list[tuple[str, Any]], store: ExpertStore) -> None:
-    """Gives every expert module its experts out of the store."""
-    turn = RLock()
-    for layer, (_, switch) in enumerate(found):
-        dtypes = {key: array.dtype for key, array in _parameters(switch)}
-        stream(switch, LayerStream(store, layer, type(switch), dtypes, turn))
-
-
-def _parameters(switch: Any) -> Iterator[tuple[Key, mx.array]]:
+def parameters(switch: Any) -> Iterator[tuple[Key, mx.array]]:
     """The parameters of the linear layers of experts, but not those of whatever else hangs on a module."""
     layers = module("models.switch_layers")
     for linear, m in switch.children().items():
@@ -114,7 +135,8 @@ def _parameters(switch: Any) -> Iterator[tuple[Key, mx.array]]:
                     yield (linear, name), array
 
 
-def _quantization(switch: Any) -> dict[str, Quantization]:
+def quantization(switch: Any) -> dict[str, Quantization]:
+    """How the linear layers of an expert module are quantised; those that are not are left out."""
     return {
         linear: Quantization(m.bits, m.group_size, m.mode)
         for linear, m in switch.children().items()
@@ -122,14 +144,67 @@ def _quantization(switch: Any) -> dict[str, Quantization]:
     }
 
 
-def _source(name: str, array: mx.array, held: Mapping[str, TensorInfo]) -> Source:
-    if (info := held.get(name)) is None:
-        raise CheckpointError(f"{name} is in no file; convert the checkpoint with mlx_lm.convert")
-    stored = DTYPES.get(info.dtype)
-    same_type = stored == array.dtype or (stored in _FLOATS and array.dtype in _FLOATS)  # models may be cast
-    if info.shape != array.shape or not same_type:
+def _packed(
+    found: Sequence[tuple[str, Any]], folder: Path, manifest: Manifest, experts: int
+) -> tuple[RecordTable, list[dict[Key, Place]]]:
+    if len(manifest.layers) != len(found):
         raise CheckpointError(
-            f"{info.file}: tensor {name!r} is {info.dtype} {list(info.shape)}, but the model has {array.dtype} "
-            f"{list(array.shape)}; give the folder that the model was loaded from"
+            f"{folder} holds the experts of {len(manifest.layers)} layers, the model has {len(found)}; convert it again"
         )
-    return Rows(info, info.dtype, info.shape)
+    table, places = RecordTable.packed_in(folder, manifest.layers, experts), []
+    for layer, (path, switch) in enumerate(found):
+        parts = {(part.linear, part.name): part for part in table.layouts[layer].parts}
+        mine = {}
+        for key, array in parameters(switch):
+            part, shape = parts.get(key), array.shape[1:]
+            where = f"{path}.{'.'.join(key)}"
+            if part is None or part.shape != (shape or (1,)) or not _fits(DTYPES[part.dtype], array.dtype):
+                there = "not there" if part is None else f"{part.dtype} {list(part.shape)}"
+                raise CheckpointError(
+                    f"{where} is {there} in the records of {folder}, but the model has {array.dtype} {list(shape)}; "
+                    "convert the model again"
+                )
+            mine[key] = Place.whole(part, shape)
+        places.append(mine)
+    return table, places
+
+
+def _sources(model: Any, found: Sequence[tuple[str, Any]], folder: Path) -> list[dict[Key, Source]]:
+    held = tensors(folder)
+    stored: dict[str, mx.array] = {}
+    for file in sorted({info.file for info in held.values()}):
+        stored.update(mx.load(str(file)))  # type: ignore[arg-type]
+    wanted = {f"{path}.{'.'.join(key)}": array for path, switch in found for key, array in parameters(switch)}
+    try:
+        traces = traced(getattr(model, "sanitize", dict), held, stored, list(wanted))
+    except Exception as error:  # whatever a network of mlx-lm raises about weights that it cannot arrange
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"mlx-lm cannot arrange the weights of {folder}: {reason:.500}; {_CONVERT}") from error
+    return [
+        {
+            key: _checked(name := f"{path}.{'.'.join(key)}", traces.get(name), array, folder)
+            for key, array in parameters(switch)
+        }
+        for path, switch in found
+    ]
+
+
+def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> Source:
+    if source is None:
+        raise CheckpointError(f"{name} is in no file of {folder}; {_CONVERT}")
+    if isinstance(source, str):
+        raise CheckpointError(
+            f"mlx-lm computes {name} while loading {folder} ({source}), so it cannot be streamed; {_CONVERT}"
+        )
+    if source.shape != array.shape or not _fits(source.dtype, array.dtype):
+        info = source.pieces[0].info
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name!r} gives {name} as {source.dtype} {list(source.shape)}, but the model has "
+            f"{array.dtype} {list(array.shape)}; give the folder that the model was loaded from"
+        )
+    return source
+
+
+def _fits(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
+    """Whether they are the same, or floats: models may be cast."""
+    return stored == wanted or (stored in _FLOATS and wanted in _FLOATS)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from threading import RLock
 from typing import Any
@@ -14,8 +14,7 @@ import numpy as np
 
 from ...experts.store import ExpertStore, Records
 from ...ops.experts import DTYPES
-from ...record import Part, RecordLayout
-from .sources import INTERLEAVED, Key
+from .sources import Key, Place
 
 _SORTED = 64  # indices from which on mlx-lm sorts them; kernels for sorted ones take no strided matrices
 
@@ -37,33 +36,49 @@ def stream(switch: Any, layer: LayerStream) -> None:
     object.__setattr__(switch, "_stream", layer)
 
 
+@dataclass
+class Shared:
+    """What the layers of a network share.
+
+    Attributes:
+        turn: held while records are fetched and described; several threads may run one network.
+        passed: called with the number of expert modules that have run, when the next one begins.
+    """
+
+    turn: RLock = field(default_factory=RLock)
+    passed: Callable[[int], None] | None = None
+
+
 @dataclass(frozen=True)
 class LayerStream:
     """The experts of one layer.
 
     Attributes:
         kind: the module's own class.
-        dtypes: what its parameters have in the network, which may differ from the files.
-        turn: held while records are fetched and described; several threads may run one network.
+        places: where its parameters lie in a record.
+        dtypes: what they have in the network, which may differ from the files.
+        shared: what all layers of the network share.
     """
 
     store: ExpertStore
     layer: int
     kind: type
+    places: Mapping[Key, Place]
     dtypes: Mapping[Key, mx.Dtype]
-    turn: RLock
+    shared: Shared
 
     @cached_property
     def _is_stored_so(self) -> bool:
         """Whether the parameters are parts of a record as they are; of a whole bank nothing else is wanted."""
-        stored = {(part.linear, part.name): DTYPES[part.dtype] for part in self.store.layouts[self.layer].parts}
-        return stored == dict(self.dtypes)
+        return all(place.is_part and DTYPES[place.part.dtype] == self.dtypes[key] for key, place in self.places.items())
 
     def __call__(self, module: Any, x: mx.array, indices: mx.array) -> mx.array:
         """Runs the module's own forward on the experts that ``indices`` [..., K] names for x [..., H]: [..., K, H]."""
         experts, local = np.unique(np.array(indices), return_inverse=True)
         local = local.reshape(indices.shape)
-        with self.turn:
+        with self.shared.turn:
+            if self.shared.passed is not None:
+                self.shared.passed(self.layer)
             if len(experts) <= self.store.capacity:
                 return self._run(module, x, experts.tolist(), local)
             return self._in_groups(module, x, experts, local)
@@ -93,7 +108,7 @@ class LayerStream:
         own = copy.copy(module)  # the module itself is shared by all threads
         for linear in {linear for linear, _ in self.dtypes}:
             own[linear] = copy.copy(module[linear])
-        for (linear, name), array in _Arrays(bank, self.store.layouts[self.layer]).parameters(self.dtypes).items():
+        for (linear, name), array in _parameters(bank, self.places, self.dtypes):
             own[linear][name] = array
         y: mx.array = self.kind.__call__(own, x, mx.array(rows[local].astype(np.uint32)))
         records.used_by(y)
@@ -113,38 +128,19 @@ def _on_cuda() -> bool:
     return mx.default_device() == mx.gpu and not mx.metal.is_available()
 
 
-class _Arrays:
-    """The parameters of a module as views of records [N, words]."""
-
-    def __init__(self, bank: mx.array, layout: RecordLayout) -> None:
-        self._count, self._words = bank.shape
-        self._flat = bank.reshape(-1)
-        self._typed = {"U32": self._flat}
-        self._layout = layout
-
-    @cached_property
-    def _parts(self) -> dict[Key, Part]:
-        return {(part.linear, part.name): part for part in self._layout.parts}
-
-    def parameters(self, dtypes: Mapping[Key, mx.Dtype]) -> dict[Key, mx.array]:
-        """All that ``dtypes`` names, in these dtypes."""
-        return {key: self._parameter(*key).astype(dtype) for key, dtype in dtypes.items()}
-
-    def _parameter(self, linear: str, name: str) -> mx.array:
-        if (part := self._parts.get((linear, name))) is not None:
-            return self._view(part)
-        fused = self._view(self._parts[INTERLEAVED, name])
-        return fused[:, ("gate_proj", "up_proj").index(linear) :: 2]
-
-    def _view(self, part: Part) -> mx.array:
-        if (typed := self._typed.get(part.dtype)) is None:
-            typed = self._typed[part.dtype] = self._flat.view(DTYPES[part.dtype])
-        steps = [1]
-        for size in reversed(part.shape[1:]):
-            steps.insert(0, steps[0] * size)
-        per_record = 4 * self._words // typed.itemsize
-        shape = (self._count, *part.shape)
-        array = mx.as_strided(typed, shape, (per_record, *steps), part.offset // typed.itemsize)
+def _parameters(
+    bank: mx.array, places: Mapping[Key, Place], dtypes: Mapping[Key, mx.Dtype]
+) -> Iterator[tuple[Key, mx.array]]:
+    """The parameters of a module as views of records [N, words], in these dtypes."""
+    count, words = bank.shape
+    flat = bank.reshape(-1)
+    typed = {"U32": flat}
+    for key, place in places.items():
+        if (stored := typed.get(place.part.dtype)) is None:
+            stored = typed[place.part.dtype] = flat.view(DTYPES[place.part.dtype])
+        strides = (4 * words // stored.itemsize, *place.strides)
+        start = place.part.offset // stored.itemsize + place.start
+        array = mx.as_strided(stored, (count, *place.shape), strides, start)
         if _on_cuda():  # which takes no strided matrices
             array = mx.contiguous(array)
-        return array.reshape(-1) if part.name == "global_scale" else array
+        yield key, array.astype(dtypes[key])

@@ -1,0 +1,143 @@
+"""Where arrays of a network come from, if files name and arrange them otherwise.
+
+A network of mlx-lm has a method ``sanitize``, which turns a published checkpoint's names and shapes into its own. It runs here
+on arrays without content, and MLX tells which operations it described. What only cuts, transposes or stacks is followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ...checkpoint.safetensors import TensorInfo
+from .sources import Piece, Source, contiguous
+
+Found: TypeAlias = Source | str  # a source, or the operation that computes it
+_LOCK = Lock()  # MLX traces one function at a time
+
+
+def traced(
+    sanitize: Callable[[dict[str, mx.array]], Mapping[str, mx.array]],
+    held: Mapping[str, TensorInfo],
+    arrays: Mapping[str, mx.array],
+    wanted: Sequence[str],
+) -> dict[str, Found]:
+    """Returns where arrays come from that ``sanitize`` makes; no weight is read.
+
+    Args:
+        held: the tensors of the files.
+        arrays: the same, lazily loaded, for their shapes and dtypes.
+        wanted: names of results. Those that there are none of are left out.
+    """
+    names: list[str] = []
+
+    def made(*stored: mx.array) -> list[mx.array]:
+        results = sanitize(dict(zip(arrays, stored, strict=True)))
+        names.extend(name for name in wanted if name in results)
+        return [results[name] for name in names]
+
+    found: dict[str, Found] = {}
+    results: list[str] = []
+
+    def watch(event: Mapping[str, Any]) -> None:
+        if event["type"] == "inputs":
+            for (label, _, dtype), name in zip(event["inputs"], arrays, strict=True):
+                found[label] = Source((Piece.whole(held[name]),), dtype)
+        elif event["type"] == "outputs":
+            results.extend(label for label, _, _ in event["outputs"])
+        elif event["type"] == "constants":
+            found.update({label: "a constant" for label, _ in event["constants"]})
+        elif event["type"] == "primitive":
+            inputs = [found[label] for label, _, _ in event["inputs"]]
+            outputs = [(tuple(shape), dtype) for _, shape, dtype in event["outputs"]]
+            made_of = _followed(event["name"], event["arguments"], inputs, outputs)
+            found.update(zip((label for label, _, _ in event["outputs"]), made_of, strict=True))
+
+    with _LOCK, _without_copies():
+        mx.export_function(watch, made, *arrays.values())
+    return {name: found[label] for name, label in zip(names, results, strict=True)}
+
+
+@contextmanager
+def _without_copies() -> Iterator[None]:
+    """Within, arrays are not made contiguous, which MLX cannot tell about. Other threads get the same values."""
+    copying = mx.contiguous
+    mx.contiguous = lambda array, *_, **__: array
+    try:
+        yield
+    finally:
+        mx.contiguous = copying
+
+
+def _followed(
+    operation: str,
+    arguments: Sequence[Any],
+    inputs: Sequence[Found],
+    outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
+) -> list[Found]:
+    """What an operation's outputs, of these shapes and dtypes, are."""
+    sources = [source for source in inputs if isinstance(source, Source)]
+    for source in inputs:
+        if isinstance(source, str):
+            return [source] * len(outputs)
+    if operation == "Concatenate" and arguments[0] == 0:
+        return [Source(tuple(piece for source in sources for piece in source.pieces), outputs[0][1])]
+    if len(sources) != 1:
+        return [operation] * len(outputs)
+    found, start = list[Found](), 0
+    for shape, dtype in outputs:
+        found.append(_changed(sources[0], operation, arguments, shape, dtype, start) or operation)
+        start += shape[arguments[1]] if operation == "Split" else 0
+    return found
+
+
+def _changed(
+    source: Source, operation: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: mx.Dtype, start: int
+) -> Source | None:
+    """One output; of a split that which begins at ``start``. None where it is no view of the same elements."""
+    many = len(source.pieces) > 1
+    if many and (shape[:1] != source.shape[:1] or (operation == "Transpose" and arguments[0][0] != 0)):
+        return None
+    pieces = []
+    for piece in source.pieces:
+        mine = (len(piece.view), *shape[1:]) if many else shape
+        index = [slice(None)] * piece.view.ndim
+        view: np.ndarray | None
+        match operation:
+            case "Slice":
+                for axis in range(many, len(index)):
+                    index[axis] = slice(*(bounds[axis] for bounds in arguments))
+                view = piece.view[tuple(index)]
+            case "Split":
+                index[arguments[1]] = slice(start, start + shape[arguments[1]])
+                view = piece.view[tuple(index)]
+            case "Transpose":
+                view = piece.view.transpose(arguments[0])
+            case "View" if piece.view.itemsize == dtype.size or piece.view.strides[-1:] == (piece.view.itemsize,):
+                view = piece.view.view(f"u{dtype.size}")
+            case "Copy" | "StopGradient":
+                view = piece.view
+            case "Reshape" | "Flatten" | "Unflatten" | "Squeeze" | "ExpandDims":
+                view = _reshaped(piece.view, mine)
+            case _:
+                return None
+        if view is None:
+            return None
+        pieces.append(Piece(piece.info, view))
+    return Source(tuple(pieces), dtype)
+
+
+def _reshaped(view: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The same elements in another shape; None where they would have to be copied."""
+    if view.flags.c_contiguous:
+        return contiguous(view, shape)
+    if [n for n in view.shape if n > 1] != [n for n in shape if n > 1]:
+        return None
+    strides = iter([stride for n, stride in zip(view.shape, view.strides, strict=True) if n > 1])
+    return as_strided(view, shape, [next(strides) if n > 1 else 0 for n in shape], writeable=False)
