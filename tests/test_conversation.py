@@ -71,10 +71,11 @@ def test_every_step_is_in_the_stream(demo: Model) -> None:
     assert "windy" in "".join(chunk.text for chunk in chunks)
 
 
-def test_two_conversations_in_turn_run_only_new_tokens(demo: Model) -> None:
+@pytest.mark.parametrize("turns", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_two_conversations_in_turn_run_only_new_tokens(turns: int, demo: Model) -> None:
     """What a turn adds: the end of the reply before, and the new message with its header."""
     chats = [talk(demo, (), max_tokens=6), talk(demo, (), max_tokens=7)]
-    for turn in range(20):
+    for turn in range(turns):
         for number, chat in enumerate(chats):
             question = f"Question {turn} of {number}: how large is it?"
             reply = chat.send(question)
