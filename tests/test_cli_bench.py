@@ -103,7 +103,9 @@ def test_plan_for_a_named_machine(packed_checkpoint: Path) -> None:
     assert lines[1] == "K=4, packed, experts mapped"
     assert row(lines, "fits") == ["yes"]
     assert len(row(lines, "tokens per second")) == len(row(lines, "s to the first of 100 tokens")) == 3
-    assert lines[-1].startswith("Reckoned from the chip's figures")
+    assert lines[3].startswith("It fits, and should generate about ")
+    assert row(lines, "memory") == ["24", "GB"]  # as Apple writes it
+    assert lines[-1].startswith("Predicted from the chip's figures")
     assert printed("plan", packed_checkpoint, "--machine", "m4 pro 24gb", "--prompt", 100) == lines
 
 
@@ -111,7 +113,7 @@ def test_plan_for_this_machine(packed_checkpoint: Path) -> None:
     lines = printed("plan", packed_checkpoint, "--prompt", 32, "-k", 2)
     assert lines[1] == "K=2 of the model's 4, packed, experts slots"
     assert row(lines, "experts in memory, decoding") == ["0%", "100%", "100%"]
-    assert not any("Reckoned" in line for line in lines)
+    assert not any("Predicted" in line for line in lines)
 
 
 def test_plan_json(packed_checkpoint: Path) -> None:
@@ -127,7 +129,13 @@ def test_plan_of_what_does_not_fit(packed_checkpoint: Path, monkeypatch: pytest.
     monkeypatch.setattr("flash_moe.planning.memory._KEPT_LEAST", 8 << 30)
     lines = printed("plan", packed_checkpoint, "--machine", "M1 8GB")
     assert row(lines, "fits")[0] == "no:"
+    assert lines[3].startswith("It does not fit: ")
     assert row(lines, "largest context")[0] == "0"
+
+
+def test_plan_of_a_machine_without_its_memory(packed_checkpoint: Path) -> None:
+    message = failed(flash_moe_command("plan", packed_checkpoint, "--machine", "m3 max"), code=2)
+    assert message == "error: 'm3 max' does not say how much memory the machine has; add it, as in 'M3 Max 48GB'"
 
 
 def test_plan_of_an_unknown_machine(packed_checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,18 +43,30 @@ def size(files: HubServer) -> int:
 
 def test_info_of_a_repository_downloads_nothing(hub: HubServer, cache: Path, packed_checkpoint: Path) -> None:
     found = json.loads(flash_moe_command("info", REPO, "--json").stdout)
-    assert found["free_bytes"] > found["download_bytes"] > 0.9 * size(hub)
+    assert found["download"]["free"] > found["download"]["nbytes"] > 0.9 * size(hub)
     expected = vars(describe(packed_checkpoint, 4))
     assert found.items() >= (expected | {"path": REPO, "downloaded": False}).items()
     text = flash_moe_command("info", REPO).stdout
+    assert re.search(
+        r"\n\nA download of [\d.]+ [kM]B; this disk has .+ free\. It keeps .+ [KM]B in memory and reads ", text
+    )
     assert text.startswith(f"repository         {REPO}\n")
     assert text.endswith(f"To download it: flash-moe download {REPO}\n")
     assert not any(cache.rglob("*.safetensors"))
 
 
 def test_info_of_what_does_not_fit_on_the_disk(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flash_moe.checkpoint.hub_cache.free_space", lambda folder: 1000)
-    assert flash_moe_command("info", REPO).stdout.splitlines()[-1].startswith("It does not fit on this disk")
+    monkeypatch.setattr("flash_moe.checkpoint.remote.free_space", lambda folder: 1000)
+    assert "does not fit on this disk, which has 1.0 kB free" in flash_moe_command("info", REPO).stdout
+
+
+def test_plan_says_whether_the_download_fits(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("plan", REPO, "--machine", "M3 Max 48GB")
+    assert re.search(r"The download of\s.+\sfits\son\sthis\smachine's\sdisk", flash_moe_command(*command).stdout)
+    monkeypatch.setattr("flash_moe.checkpoint.remote.free_space", lambda folder: 1000)
+    text = flash_moe_command(*command).stdout
+    assert re.search(r"does\snot\sfit\son\sthis\smachine's\sdisk,\swhich\shas\s1.0\skB\sfree", text)
+    assert not any(cache.rglob("*.safetensors"))
 
 
 def test_download_list_and_remove(hub: HubServer, cache: Path, packed_checkpoint: Path) -> None:

@@ -19,6 +19,15 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def format_memory(count: float) -> str:
+    """Formats an amount of memory as Apple writes it, in units of 1,024: 51,539,607,552 bytes are "48 GB"."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1023.95:
+            return f"{count:.1f}".removesuffix(".0") + f" {unit}"
+        count /= 1024
+    return f"{count:.1f}".removesuffix(".0") + " TB"
+
+
 def format_seconds(seconds: float) -> str:
     """A time for people: "0.42 s", "12 s", "3:20 min", "1:02:03 h"."""
     if seconds < 59.5:

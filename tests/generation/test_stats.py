@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from flash_moe.amounts import format_bytes
+from flash_moe.amounts import format_bytes, format_memory
 from flash_moe.generation.result import Generation
 from flash_moe.generation.stats import Stats
 from flash_moe.generation.streaming_stats import ChoiceStats, PrefetchStats
@@ -107,6 +107,13 @@ def test_summary_says_what_was_dropped_and_swapped() -> None:
 )
 def test_format_bytes(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(48 << 30, "48 GB"), (5_579_071_232, "5.2 GB"), (512, "512 B"), (1 << 41, "2 TB")]
+)
+def test_memory_is_written_as_apple_writes_it(count: float, text: str) -> None:
+    assert format_memory(count) == text
 
 
 def test_generation_shows_itself() -> None:

@@ -39,7 +39,7 @@ def repository(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, 
 
 
 def without_names(found: Plan) -> dict[str, object]:
-    return {key: value for key, value in found.to_dict().items() if key not in ("model", "expert_io")}
+    return {key: value for key, value in found.to_dict().items() if key not in ("model", "expert_io", "download")}
 
 
 @pytest.mark.parametrize("repository", FORMS, indirect=True)
@@ -51,6 +51,10 @@ def test_a_repository_is_planned_from_its_headers(
     local = plan(str(request.getfixturevalue(f"{form}_checkpoint")), experts_per_token=4, machine=MACHINE)
     found = plan("org/model", experts_per_token=4, machine=MACHINE)
     assert without_names(found) == without_names(local)
+    assert local.download is None
+    size = sum(len(data) for name, data in repository.files.items() if name.endswith(".safetensors"))
+    assert size < found.download.nbytes <= sum(map(len, repository.files.values()))
+    assert found.download.fits and found.to_dict()["download"]["free"] == found.download.free
     asked = [r for r in repository.log if r.method == "GET" and r.path.endswith(".safetensors")]
     assert asked
     assert all(r.range for r in asked)

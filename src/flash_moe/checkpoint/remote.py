@@ -7,13 +7,15 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import HubError
 from .files import INDEX
-from .hub import HubFile, commit_of, hub_errors, list_files
+from .hub import HubFile, commit_of, hub_errors, list_files, resolve
+from .hub_cache import cache_folder, free_space
 from .packed import MANIFEST
 from .safetensors import MAX_HEADER_BYTES
 
@@ -25,20 +27,49 @@ _PIECE = 16 << 20  # bytes of a file that are asked for together when all of it 
 _PARTIAL = ".download"
 
 
-@contextmanager
-def headers_only(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> Iterator[Path]:
-    """Within, a folder from which :class:`~flash_moe.checkpoint.files.Checkpoint` can be opened.
+@dataclass(frozen=True)
+class Download:
+    """A repository that is not on this machine.
 
-    Weights are holes in sparse files, which take no space. Nothing is put into the hub's cache, and the folder goes.
+    Attributes:
+        nbytes: of the files that a download would fetch.
+        free: bytes of the disk that they would go to.
+    """
+
+    nbytes: int
+    free: int
+
+    @property
+    def fits(self) -> bool:
+        return self.nbytes <= self.free
+
+
+@contextmanager
+def local_or_headers(model: str, *, revision: str | None = None) -> Iterator[tuple[Path, Download | None]]:
+    """Opens a checkpoint without downloading it.
+
+    Yields the folder of a checkpoint that is on this machine, and None. Otherwise it yields a temporary folder with the
+    headers of the repository's files, and the size of the download. The weights in that folder are holes in sparse
+    files, which take no space; the hub's cache stays as it is.
+
+    Args:
+        model: a folder, a repository on the hub (``org/name``) or ``demo``.
 
     Raises:
-        HubError: the repository or a header could not be had.
+        CheckpointError: the folder does not exist.
+        HubError: the repository or a header could not be read.
     """
-    with TemporaryDirectory(prefix="flash-moe-headers-") as folder:
-        files = list_files(repo, revision=revision, token=token)
+    try:
+        local = resolve(model, revision=revision, local_files_only=True)
+    except HubError:
+        files = list_files(model, revision=revision)
+        download = Download(sum(file.size for file in files), free_space(cache_folder()))
         wanted = [file for file in files if file.name in _TEXTS or file.name.endswith(".safetensors")]
-        _Source(repo, revision, token).copy_all(wanted, Path(folder))
-        yield Path(folder)
+        with TemporaryDirectory(prefix="flash-moe-headers-") as folder:
+            _Source(model, revision, None).copy_all(wanted, Path(folder))
+            yield Path(folder), download
+    else:
+        yield Path(local), None
 
 
 class Shards:

@@ -17,11 +17,12 @@ from .console import Commands, log_to_stderr, open_closed_streams
 
 _EXAMPLES = """\b
 To begin:
-  flash-moe generate demo "Hello"      try the model that comes along
-  flash-moe info ORG/NAME              what a model is; size of the download
-  flash-moe plan ORG/NAME              whether it fits, how fast it will be
-  flash-moe download ORG/NAME          get it ...
-  flash-moe generate ORG/NAME "Hello"  ... and an answer
+  flash-moe generate demo "Hello"      ask the small model that comes along
+  flash-moe plan ORG/NAME              will a model fit, and how fast is it?
+  flash-moe download ORG/NAME          get it; README names good ones
+  flash-moe generate ORG/NAME "Hello"  get a first answer
+  flash-moe chat ORG/NAME              talk to it
+  flash-moe serve ORG/NAME             let editors, agents and SDKs use it
   flash-moe convert ORG/NAME DST       pack it: experts are read fastest
 
 `flash-moe COMMAND --help` explains a command, with examples.

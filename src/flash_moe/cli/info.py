@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..amounts import format_bytes, format_memory
 from ..checks import resolve_experts_per_token
-from ..errors import HubError
 from .arguments import (
     MODEL_HELP,
     ExpertsPerToken,
@@ -19,11 +16,11 @@ from .arguments import (
     RevisionOption,
     VerboseOption,
     experts_per_token,
-    local_checkpoint,
 )
 from .console import print_json
 
 if TYPE_CHECKING:
+    from ..checkpoint.remote import Download
     from ..packing.info import Info
 
 EXAMPLES = """\b
@@ -47,46 +44,38 @@ def command(
     """
     wanted = experts_per_token(k)
 
+    from ..checkpoint.remote import local_or_headers
     from ..packing.info import describe
 
-    with _folder(model, revision) as (folder, remote):
+    with local_or_headers(model, revision=revision) as (folder, download):
         found = _at(describe(folder), wanted)
+    if download is not None:
+        found = dataclasses.replace(found, path=model)
     if as_json:
-        print_json(dataclasses.asdict(found) | remote)
+        facts = {} if download is None else {"downloaded": False, "download": dataclasses.asdict(download)}
+        print_json(dataclasses.asdict(found) | facts)
         return
-    rows = _rows(found) if not remote else [("repository", model), *_rows(found)[1:], *_download_rows(remote)]
+    rows = _rows(found) if download is None else [("repository", model), *_rows(found)[1:]]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")
-    if remote and remote["download_bytes"] > remote["free_bytes"]:
-        print("It does not fit on this disk: free some space, or name a larger disk with HF_HUB_CACHE.")
-    elif remote:
-        print(f"To download it: flash-moe download {model}")
+    if download is not None:
+        print(f"\n{_sentence(model, found, download)}")
 
 
-@contextmanager
-def _folder(model: str, revision: str | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Within, a folder with the headers of a checkpoint; and what is to be known of one that is not on this machine."""
-    try:
-        folder = local_checkpoint(model, revision)
-    except HubError:
-        from ..checkpoint.hub import list_files
-        from ..checkpoint.hub_cache import cache_folder, free_space
-        from ..checkpoint.remote import headers_only
-
-        size = sum(file.size for file in list_files(model, revision=revision))
-        free = free_space(cache_folder())
-        with headers_only(model, revision=revision) as folder:
-            yield folder, {"path": model, "downloaded": False, "download_bytes": size, "free_bytes": free}
-    else:
-        yield folder, {}
-
-
-def _download_rows(remote: dict[str, Any]) -> list[tuple[str, str]]:
-    from ..generation.summary import format_bytes
-
-    size, free = format_bytes(remote["download_bytes"]), format_bytes(remote["free_bytes"])
-    return [("download", f"{size}, not on this machine yet; {free} are free where it would go")]
+def _sentence(model: str, info: Info, download: Download) -> str:
+    """What a download means for the disk and the memory, in words."""
+    size, free = format_bytes(download.nbytes), format_bytes(download.free)
+    memory = f"It keeps {format_memory(info.resident_bytes)} in memory and reads its experts from the disk."
+    if not download.fits:
+        return (
+            f"A download of {size} does not fit on this disk, which has {free} free. Free some space, or name a folder "
+            f"on a larger disk with HF_HUB_CACHE. {memory}"
+        )
+    return (
+        f"A download of {size}; this disk has {free} free. {memory}\n"
+        f"Will it be fast enough? flash-moe plan {model}\nTo download it: flash-moe download {model}"
+    )
 
 
 def _at(info: Info, wanted: int | None) -> Info:
@@ -97,8 +86,6 @@ def _at(info: Info, wanted: int | None) -> Info:
 
 
 def _rows(info: Info) -> list[tuple[str, str]]:
-    from ..amounts import format_bytes
-
     k, own = info.experts_per_token, info.model_experts_per_token
     one = len(info.expert_formats) == 1
     formats = [text if one else f"{text} ({n} layers)" for text, n in info.expert_formats.items()]
@@ -117,7 +104,7 @@ def _rows(info: Info) -> list[tuple[str, str]]:
         *(("expert format" if i == 0 else "", text) for i, text in enumerate(formats)),
         ("bits per weight", f"{info.bits_per_weight:.2f} in the experts, with scales and biases"),
         ("expert record", format_bytes(info.record_bytes)),
-        ("always in memory", format_bytes(info.resident_bytes)),
+        ("always in memory", format_memory(info.resident_bytes)),
         ("experts in all", format_bytes(info.expert_bytes)),
         ("experts per token", per_token),
     ]

@@ -30,17 +30,20 @@ Examples:
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     k: ExpertsPerToken = None,
-    prompt: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt whose time is told.")] = 1024,
+    prompt: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt to predict the time of.")] = 1024,
     context: Annotated[int, Option(metavar="N", min=1, help="Tokens that memory must have room for.")] = 4096,
     machine: Annotated[
         str | None,
-        Option(metavar="NAME", help='Reckon for an Apple chip, such as "M3 Max 48GB"; else this machine is measured.'),
+        Option(
+            metavar="NAME",
+            help='Predict for an Apple chip, such as "M3 Max 48GB"; without it this machine is measured.',
+        ),
     ] = None,
     skew: Annotated[
         float | None,
         Option(
             metavar="S",
-            help="How unevenly experts are used: the i-th most popular in proportion to i^-S. An assumption; 0 is "
+            help="How unevenly experts are used: the i-th most popular in proportion to i^-S. An assumption; 0 means "
             "evenly.  [default: 0.5]",
         ),
     ] = None,
@@ -51,10 +54,10 @@ def command(
 ) -> None:
     """Say whether a model will fit, and how fast it will be.
 
-    Of a repository on the hub only the headers are read: a few megabytes. What a layer costs is measured on this
-    machine with made-up weights, in a few seconds (a minute or two on CUDA, where MLX compiles kernels at first use);
-    how fast experts are read, only if the checkpoint is here. Times are given if no expert is in memory (cold), if all
-    are (warm), and for the share that is expected to be.
+    Nothing is downloaded: of a repository on the hub only the headers are read, a few megabytes. The command measures
+    layers with made-up weights on this machine. That takes a few seconds (a minute or two on CUDA, where MLX compiles
+    kernels at first use). It measures the reading of experts only if the checkpoint is on this machine. The table gives
+    times for no expert in memory (cold), for the expected share, and for all experts in memory (warm).
     """
     wanted = experts_per_token(k)
 

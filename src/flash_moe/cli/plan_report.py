@@ -1,11 +1,12 @@
-"""What `flash-moe plan` found, in at most 80 columns."""
+"""What `flash-moe plan` found, as a sentence and as a table of at most 80 columns."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 
-from ..amounts import format_bytes, percent
+from ..amounts import format_bytes, format_memory, format_seconds, percent
 from ..planning.estimate import Seconds
 from ..planning.plan import STATES, Plan
 
@@ -13,7 +14,7 @@ _LABEL, _CELL = 34, 13  # columns
 
 
 def table(plan: Plan) -> str:
-    """Memory, bytes, and times term by term."""
+    """Returns the conclusion, memory, bytes, and times term by term."""
     need, memory = plan.needs, plan.memory
     k, own = need.experts_per_token, need.config.num_experts_per_tok
     form = "packed" if plan.packed else "not packed"
@@ -23,19 +24,21 @@ def table(plan: Plan) -> str:
         f"{plan.model} on {plan.machine}",
         f"K={k}" + ("" if k == own else f" of the model's {own}") + f", {form}, experts {plan.expert_io}",
         "",
-        _line("memory", format_bytes(memory.total)),
-        _line("  system and other programs", format_bytes(memory.kept)),
-        _line("  resident weights", format_bytes(memory.resident)),
-        _line(f"  {plan.context:,} tokens of context", format_bytes(memory.cache)),
-        *([_line("  bank for experts", format_bytes(memory.slots))] if memory.slots else []),
+        *textwrap.wrap(conclusion(plan), 80),
+        "",
+        _line("memory", format_memory(memory.total)),
+        _line("  system and other programs", format_memory(memory.kept)),
+        _line("  resident weights", format_memory(memory.resident)),
+        _line(f"  {plan.context:,} tokens of context", format_memory(memory.cache)),
+        *([_line("  bank for experts", format_memory(memory.slots))] if memory.slots else []),
         _line(
             "  left to keep experts in",
-            f"{format_bytes(memory.left)}: {percent(kept)} of {format_bytes(need.experts)}"
-            if memory.fits
-            else "nothing",
+            f"{format_memory(memory.left)}: {percent(kept)} of the experts" if memory.fits else "nothing",
         ),
-        _line("fits", "yes" if memory.fits else f"no: {format_bytes(-memory.left)} too little"),
+        _line("fits", "yes" if memory.fits else f"no: {format_memory(-memory.left)} too little"),
         _line("largest context", f"{memory.largest_context:,} tokens{limit}"),
+        *_download_lines(plan),
+        _line("experts in all", format_bytes(need.experts)),
         _line("experts per token", format_bytes(need.bytes_per_token)),
         "",
         _row("", [f"{state}" for state in STATES]),
@@ -51,6 +54,36 @@ def table(plan: Plan) -> str:
         *_notes(plan),
     ]
     return "\n".join(lines)
+
+
+def conclusion(plan: Plan) -> str:
+    """Says in words whether the model runs, how fast, and whether its download fits on the disk."""
+    decode, prefill = plan.decode["expected"], plan.prefill["expected"]
+    if not plan.memory.fits:
+        text = f"It does not fit: {format_memory(-plan.memory.left)} of memory are missing."
+    elif decode is None or prefill is None:
+        text = "It fits into memory. Its speed depends on the disk, which is measured once the model is on it."
+    else:
+        text = (
+            f"It fits, and should generate about {_rounded(1 / decode.total)} tokens per second. The answer to a prompt of "
+            f"{plan.prompt:,} tokens should begin after {format_seconds(prefill.total)}."
+        )
+    if plan.download is None:
+        return text
+    size, free = format_bytes(plan.download.nbytes), format_bytes(plan.download.free)
+    if plan.download.fits:
+        return f"{text} The download of {size} fits on this machine's disk, which has {free} free."
+    return f"{text} The download of {size} does not fit on this machine's disk, which has {free} free."
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 9.5 else f"{rate:.1f}"
+
+
+def _download_lines(plan: Plan) -> list[str]:
+    if plan.download is None:
+        return []
+    return [_line("download", f"{format_bytes(plan.download.nbytes)}; {format_bytes(plan.download.free)} free here")]
 
 
 def _term_rows(plan: Plan, seconds: dict[str, Seconds | None], shown: Callable[[float], str]) -> list[str]:
@@ -77,8 +110,9 @@ def _term_rows(plan: Plan, seconds: dict[str, Seconds | None], shown: Callable[[
 def _notes(plan: Plan) -> list[str]:
     notes = [f"Expected shares assume experts used in proportion to rank^-{plan.skew:g}, and memory that"]
     notes.append("forgets the least recently used. Weights are loaded; times are for one sequence.")
+    notes.append("GB of memory are 1,024^3 bytes and GB of files 1,000^3, as Apple counts them.")
     if not plan.measured:
-        notes.append("Reckoned from the chip's figures and assumptions; nobody has measured them.")
+        notes.append("Predicted from the chip's figures and assumptions; nobody has measured them.")
     elif plan.costs.reads is None and plan.expert_io != "resident":
         notes.append("The checkpoint is not here, so the disk could not be measured.")
     return notes

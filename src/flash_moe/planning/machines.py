@@ -77,8 +77,12 @@ def parse_machine(text: str) -> Machine:
     Raises:
         ArgumentError: there is no such chip, or no size of memory.
     """
-    match = re.fullmatch(r"(?:apple\s+)?(m\d+)(?:\s+(pro|max|ultra))?[\s,]+(\d+)\s*gi?b", text.strip(), re.I | re.A)
+    match = re.fullmatch(
+        r"(?:apple\s+)?(m\d+)(?:\s+(pro|max|ultra))?(?:[\s,]+(\d+)\s*gi?b)?", text.strip(), re.I | re.A
+    )
     chip = " ".join(part for part in (match[1].upper(), (match[2] or "").capitalize()) if part) if match else ""
+    if match is not None and chip in _CHIPS and match[3] is None:
+        raise ArgumentError(f"{text!r} does not say how much memory the machine has; add it, as in '{chip} 48GB'")
     if match is None or chip not in _CHIPS or int(match[3]) == 0:
         raise ArgumentError(
             f"unknown machine {text!r}; expected a chip and its memory, such as 'M3 Max 48GB', with one of the chips "

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from ..bench.system import available_memory, machine_name
-from ..checkpoint.hub import resolve
 from ..checkpoint.records import RecordTable
-from ..checkpoint.remote import headers_only
+from ..checkpoint.remote import Download, local_or_headers
 from ..checks import resolve_experts_per_token
-from ..errors import ArgumentError, HubError
+from ..errors import ArgumentError
 from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
 from ..limits import memory_limit
@@ -48,9 +44,10 @@ class Plan:
     """What to expect.
 
     Attributes:
-        measured: costs were measured on this machine, not reckoned from a chip's figures.
+        measured: costs were measured on this machine, not computed from a chip's figures.
         shares: of expert bytes in memory, in each of the :data:`STATES`.
         decode, prefill: seconds of a token and of the prompt in each; None where the disk's speed is not known.
+        download: what a download takes, where the checkpoint is not on this machine.
     """
 
     model: str
@@ -67,6 +64,7 @@ class Plan:
     shares: dict[str, Shares]
     decode: dict[str, Seconds | None]
     prefill: dict[str, Seconds | None]
+    download: Download | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-like; bytes and seconds."""
@@ -100,6 +98,7 @@ class Plan:
                 "flops": c.flops,
                 "reads": None if c.reads is None else {k: _finite(v) for k, v in dataclasses.asdict(c.reads).items()},
             },
+            "download": None if self.download is None else dataclasses.asdict(self.download),
         }
 
 
@@ -128,7 +127,8 @@ def plan(
         HubError: the repository could not be read.
         ArgumentError: an argument is out of range.
     """
-    with _opened(model, revision) as (checkpoint, here):
+    with local_or_headers(model, revision=revision) as (folder, download):
+        checkpoint, here = open_model(folder), download is None
         config = checkpoint.config
         if not (0 < prompt <= config.max_position_embeddings and 0 < context <= config.max_position_embeddings):
             raise ArgumentError(
@@ -166,20 +166,8 @@ def plan(
     name = machine_name() if machine is None else machine.name
     return Plan(
         model, name, machine is None, io, table.packed, need, costs, memory, context, prompt, skew, shares,
-        decode, prefill,
+        decode, prefill, download,
     )  # fmt: skip
-
-
-@contextmanager
-def _opened(model: str, revision: str | None) -> Iterator[tuple[ModelFiles, bool]]:
-    """The checkpoint, and whether its weights are on this machine."""
-    try:
-        folder = resolve(model, revision=revision, local_files_only=True)
-    except HubError:
-        with headers_only(model, revision=revision) as headers:
-            yield open_model(headers), False
-        return
-    yield open_model(Path(folder)), True
 
 
 def _shares(
