@@ -98,7 +98,7 @@ def run(model: Model, cache: PageCache, tokens: int) -> dict[str, float]:
     }
     if (p := stats.prefetch) is not None:
         assert before.prefetch is not None
-        found |= {"MB in vain": (p.bytes_unused - before.prefetch.bytes_unused) / tokens / 1e6}
+        found |= {"MB wasted": (p.bytes_unused - before.prefetch.bytes_unused) / tokens / 1e6}
         found |= {"recall": p.recall or 0.0}
     if (c := stats.choice) is not None:
         found |= {"dropped": c.dropped / c.routed, "swapped": c.swapped / c.routed}
