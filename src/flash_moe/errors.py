@@ -39,7 +39,7 @@ class CheckpointError(FlashMoEError):
 
 
 class ExpertReadError(CheckpointError):
-    """The record of one expert could not be brought into view.
+    """The record of one expert could not be read.
 
     Attributes:
         file: path of the file that was read.

@@ -173,7 +173,7 @@ class TextGeneration(ABC):
                 :attr:`Generation.parsed` is what the format makes of the text.
             logits_processors: functions ``f(tokens [T], logits [1, V]) -> logits [1, V]`` of MLX arrays, applied in order
                 before all else, as in mlx-lm; T tokens of prompt and reply so far.
-            logprobs: report the log probability of every token, and of so many of the most probable ones.
+            logprobs: report the log probability of every token, and of this many of the most probable ones.
             enable_thinking: passed to the chat template unless None.
             reasoning_budget: tokens after which the model's reasoning is closed; None leaves that to the model.
             template_variables: more variables for the chat template, such as ``{"preserve_thinking": True}``.

@@ -1,6 +1,6 @@
 """Where the bytes of every record lie: a list of extents per expert, whatever form the checkpoint has.
 
-A packed checkpoint has one extent per record, a stacked MLX checkpoint nine, a Hugging Face one three. Whoever reads
+A packed checkpoint has one extent per record, a stacked MLX checkpoint nine, a Hugging Face one three. Code that reads
 records needs to know nothing else about checkpoints.
 """
 

@@ -121,7 +121,7 @@ def io(
     """Measure reading: cold from the disk, warm from memory.
 
     First plain reads by size and number of threads, which is what the disk can give; then the library's own two ways to
-    bring experts into view. Nothing is written.
+    fetch experts. Nothing is written.
     """
     from ..bench.io import bench_io
     from ..progress import Display, Progress

@@ -77,7 +77,7 @@ def command(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="Quantise experts for what they see in this text, which is as in `flash-moe eval --text`. Takes "
+            help="Quantise each expert for its inputs in this text, which is as in `flash-moe eval --text`. Takes "
             "longer, and loses far less below 4 bits.",
         ),
     ] = None,

@@ -1,1 +1,1 @@
-"""Which expert bytes are where, and how they get into view."""
+"""The records of experts: where their bytes are, and how they are fetched."""

@@ -24,7 +24,7 @@ def on_cuda() -> bool:
 def keep_on_host(memory: np.ndarray) -> bool:
     """Advises CUDA to leave the pages of an MLX array on the host and to map them for the device.
 
-    MLX on CUDA has managed memory behind every array that the host has looked at. Its pages move to whoever touches
+    MLX on CUDA has managed memory behind every array that the host has looked at. Its pages move to the side that touches
     them, which is right for what one side uses often and slow for what the host writes and the device reads once.
 
     Only speed depends on the advice, so a driver that refuses it is an event for the log and no error: memory that is

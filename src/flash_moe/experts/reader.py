@@ -18,7 +18,7 @@ from .files import MappedFile, UnmappableError
 from .read_queue import ReadQueue, Reads, Request
 
 IN_FLIGHT = 8  # requests that wait for the disk at a time; 4 to 9 saturate an SSD
-REQUEST = 1 << 20  # bytes of one request: smaller ones cost more to hand over; of larger ones fewer can be given up
+REQUEST = 1 << 20  # bytes of one request: smaller ones cost more to queue; of larger ones fewer can be cancelled
 COPY = 2 << 20  # bytes of one out of the page cache, which are more where cores are few: each costs a little
 SAMPLE = 64 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
 INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
@@ -193,7 +193,7 @@ class RecordReader:
             reads.finish()
 
     def run(self, requests: Sequence[Request], nbytes: int) -> Reads:
-        """Starts requests of so many bytes on the reading threads; a few are read before it returns.
+        """Starts requests of ``nbytes`` bytes on the reading threads; a few are read before it returns.
 
         Those that only copy out of the page cache begin with the next :meth:`copy`.
         """

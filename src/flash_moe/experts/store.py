@@ -25,7 +25,7 @@ __all__ = ["Arrivals", "Bank", "ExpertStore", "Records", "StoreStats"]
 
 
 class ExpertStore(Watched, ABC):
-    """Brings the records of routed experts into view. One thread at a time fetches; any thread may close.
+    """Fetches the records of routed experts. One thread at a time fetches; any thread may close.
 
     Attributes:
         layouts: record layout by layer.

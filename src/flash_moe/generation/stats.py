@@ -127,7 +127,7 @@ class Recorder:
         self._last = self._start
 
     def reused(self, tokens: int) -> None:
-        """So many tokens of the prompt need not be run."""
+        """Notes that ``tokens`` tokens of the prompt need not be run."""
         self._reused = tokens
 
     def prefilled(self) -> None:

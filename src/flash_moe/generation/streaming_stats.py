@@ -20,7 +20,7 @@ class PrefetchStats:
             where all experts were in memory lately.
         tokens: decoded tokens for which experts were predicted.
         recall: share of the experts needed there (after the first layer) that had been predicted; None without tokens.
-        bytes_unused: bytes read from outside memory in vain.
+        bytes_unused: wasted bytes: read from outside memory for experts that were not used.
         trial: the last trial that ended, perhaps in an earlier generation; None before the first.
         time_saved: share of the time per token that prefetching saved in it; negative if it cost some.
     """

@@ -114,7 +114,7 @@ class DeltaCache:
         self.marks: dict[int, tuple[mx.array, mx.array]] = {}
 
     def cuts(self, tokens: int) -> list[int]:
-        """Where, within so many further tokens, a mark is wanted."""
+        """Returns the positions within the next ``tokens`` tokens at which a mark is wanted."""
         return [cut for length in sorted(self.wanted) if 0 < (cut := length - self.length) < tokens]
 
     def pieces(self, x: mx.array) -> list[mx.array]:

@@ -1,7 +1,7 @@
 """Many sequences through one layer before the next is built, so that memory for one layer is enough.
 
-Mixers run per sequence, each with a fresh cache. What the routed experts of a layer are to compute is handed out for the
-rows of all sequences, so that whoever computes it needs every expert once.
+Mixers run per sequence, each with a fresh cache. A layer hands out the work of its routed experts for the
+rows of all sequences together, so each expert is needed once.
 """
 
 from __future__ import annotations

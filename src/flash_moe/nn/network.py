@@ -77,7 +77,7 @@ class Network(Protocol):
         """Runs further tokens of a sequence, which its cache takes over.
 
         Args:
-            last: logits are wanted of so many tokens at the end.
+            last: how many tokens at the end logits are wanted of.
 
         Returns:
             [last, V] float32; they may not have been evaluated yet.

@@ -67,7 +67,7 @@ class Prefetcher:
     def predict(self, layer: int, logits: Any) -> None:
         """Starts to read the likeliest experts of a layer. logits: [1, E] float32."""
         values = np.array(logits)[0]
-        experts = np.argsort(-values, kind="stable")[: self._k].tolist()  # what is read last can still be given up
+        experts = np.argsort(-values, kind="stable")[: self._k].tolist()  # the last requests can still be cancelled
         self._predicted[layer] = frozenset(experts)
         self._store.prefetch(layer, experts)
 

@@ -59,7 +59,7 @@ class PrefetchSwitch:
 
     @property
     def decision(self) -> Decision:
-        """In a word."""
+        """Returns the present decision."""
         if self._quiet >= QUIET:
             return "nothing missing"
         if self._trial is not None:
@@ -67,7 +67,7 @@ class PrefetchSwitch:
         return "on" if self._pays else "off"
 
     def record(self, seconds: float, missing: int) -> None:
-        """A token took so long, and so many bytes of its experts were not in memory."""
+        """Counts a token: its seconds, and the missing bytes of its experts."""
         if self._quiet < QUIET:
             self._count(seconds, missing)
         self._quiet = 0 if missing else self._quiet + 1

@@ -68,7 +68,7 @@ class AheadSwitch:
         self._since_try = RECHECK
 
     def record(self, seconds: float, misses: int) -> None:
-        """A token took so long, and so many of its experts were not loaded."""
+        """Counts a token: its seconds, and how many of its experts were not loaded."""
         self._phase.append(seconds)
         self._misses += misses
         if len(self._phase) < PHASE:

@@ -1,4 +1,4 @@
-"""The Mixture of Experts: a router, K routed experts that a store brings into view, and one shared expert."""
+"""The Mixture of Experts: a router, K routed experts that a store fetches, and one shared expert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gated delta rule for many tokens on a GPU, in chunks (see docs/architecture.md, "Chunked delta rule")."""
+"""The gated delta rule for many tokens on a GPU, in chunks (see docs/how-it-works.md, "The chunked delta rule")."""
 
 from __future__ import annotations
 

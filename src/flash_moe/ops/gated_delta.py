@@ -88,7 +88,7 @@ def _blas_step(
 def _blas_chunked(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Solves a chunk of tokens at a time as one triangular system (see docs/architecture.md, "Chunked delta rule")."""
+    """Solves a chunk of tokens at a time as one triangular system (see docs/how-it-works.md, "The chunked delta rule")."""
     group = v.shape[1] // k.shape[1]
     qs, ks = (np.repeat(to_numpy(a).transpose(1, 0, 2), group, axis=0) for a in (q, k))  # [Hv, T, Dk]
     vs = to_numpy(v).transpose(1, 0, 2)

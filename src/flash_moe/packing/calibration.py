@@ -1,4 +1,4 @@
-"""The network over calibration texts, layer by layer, while its experts are quantised for what they see.
+"""The network over calibration texts, layer by layer, while its experts are quantised for their inputs in those texts.
 
 Later layers see what the quantised experts of earlier ones give. In memory are the resident weights of one layer, the
 vectors of H numbers of all tokens, and the second moments of one expert.

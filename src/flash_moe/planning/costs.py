@@ -1,4 +1,4 @@
-"""What work costs on a machine, in seconds and bytes per second; measured, or reckoned from a chip's figures."""
+"""The cost of work on a machine, in seconds and bytes per second; measured, or computed from a chip's figures."""
 
 from __future__ import annotations
 

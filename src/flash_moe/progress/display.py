@@ -21,7 +21,7 @@ _RATED = ("bytes", "tokens")  # units of which people want to know the speed
 
 
 def ask(question: str) -> bool:
-    """Asks whoever sits at the terminal; where nobody can answer, the answer is yes."""
+    """Asks the user at the terminal; where no user can answer, the answer is yes."""
     if not in_terminal() or sys.stdin is None or not sys.stdin.isatty():
         return True
     sys.stderr.write(f"{question} [y/N] ")

@@ -33,7 +33,7 @@ def helper(python: Callable[..., Any]) -> Any:
 
 
 def kernel(arguments: int) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles a C function of so many int64, to be called by its address."""
+    """Compiles a C function of ``arguments`` int64 values, which is called by its address."""
     return _compile(cfunc(types.void(*(types.int64,) * arguments), cache=folder() is not None, **_FAST))
 
 

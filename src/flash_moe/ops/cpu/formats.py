@@ -57,7 +57,7 @@ class Format:
         return gcd(LANES, self.group_size // self.pack[1]) if self.bits else 1
 
     def steps(self, lanes: int) -> int:
-        """Blocks of so many packs that share a scale."""
+        """Returns how many packs, of ``lanes`` lanes each, share a scale."""
         return max(1, self.group_size // (lanes * self.pack[1])) if self.bits else 1
 
     @property

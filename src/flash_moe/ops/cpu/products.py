@@ -101,7 +101,7 @@ PRODUCT = _product.address
 
 
 def scratch_bytes(columns: int) -> int:
-    """What a product needs for rows of so many weights; for one token also 4 bytes a row of a ticket."""
+    """Returns the scratch bytes of a product with ``columns`` weights a row; one token needs 4 more bytes a row of a ticket."""
     return 4 * 64 + 4 * (PANEL + ROWS) * (columns + 16) + 4 * CHUNK // 8
 
 

@@ -53,7 +53,7 @@ def _take(block: int, thread: int) -> bool:
 
 @helper
 def run(block: int, function: int, arguments: int, tickets: int) -> None:
-    """Does all tickets of a job, with the help of whoever is awake."""
+    """Does all tickets of a job, with the help of the threads that are awake."""
     if tickets == 1:
         atomic.call3(function, arguments, 0, _scratch(block, 0))
         return
