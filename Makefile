@@ -1,6 +1,7 @@
 # make demo            runs the main job end to end on a small built-in model
 # make test            runs the tests
 # make test-clients    runs the tests that talk to the library through other programs: SDKs, notebooks, a browser
+# make docs            builds the documentation site into site/
 # Each makes their own virtual environment; nothing but Python (3.10 or newer) and make is needed.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # NumPy's threads and the test processes would fight for the cores.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test test-full test-clients bench lint types packages lowest clean prepared clang chromium
+.PHONY: demo test test-full test-clients docs docs-serve bench lint types packages lowest clean prepared clang chromium
 
 demo: $(VENV)/.installed
 	@OPENBLAS_NUM_THREADS= $(BIN)/python tools/demo.py
@@ -27,6 +28,13 @@ test-full: prepared
 
 test-clients: $(VENV)/.installed-clients chromium
 	$(BIN)/python -m pytest -m clients tests/clients
+
+# Every warning is an error: a link or an anchor that leads nowhere, a page that is in no menu, a name that is not there.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+docs-serve: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 bench: $(VENV)/.installed-dev
 	@OPENBLAS_NUM_THREADS= $(BIN)/python benchmarks/small_model.py
@@ -66,7 +74,7 @@ chromium:
 	@$(call apt,chromium,chromium)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -85,6 +93,6 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(call install,dev)
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-clients $(VENV)/.installed-ci: $(VENV)/.installed-%: $(VENV)/.installed-dev
+$(VENV)/.installed-clients $(VENV)/.installed-ci $(VENV)/.installed-docs: $(VENV)/.installed-%: $(VENV)/.installed-dev
 	$(call install,dev $*)
 	@touch $@

@@ -58,11 +58,11 @@ def write_sparse(
         if ".experts." in name:
             continue
         file = f"model-{name.split('.')[1] if name.startswith('layers.') else 'rest'}.safetensors"
-        for stored, dtype, stored_shape in _stored(name, shape, section, Quantization(resident_bits, 64)):
-            resident.setdefault(file, {})[stored] = (dtype, stored_shape)
-            weight_map[stored] = file
+        for own_name, dtype, stored_shape in stored(name, shape, section, Quantization(resident_bits, 64)):
+            resident.setdefault(file, {})[own_name] = (dtype, stored_shape)
+            weight_map[own_name] = file
     for file, tensors in resident.items():
-        _write_holes(folder / file, build_header(tensors, metadata={"format": "mlx"}), _nbytes(tensors))
+        write_holes(folder / file, build_header(tensors, metadata={"format": "mlx"}), nbytes(tensors))
     fmt = (
         ProjectionFormat("F32", None) if expert_bits == 32 else ProjectionFormat("BF16", Quantization(expert_bits, 64))
     )
@@ -71,7 +71,7 @@ def write_sparse(
     layers = {}
     for i in range(text["num_hidden_layers"]):
         header = layer_header(text["num_experts"], layout)
-        _write_holes(folder / layer_file(i), header, text["num_experts"] * layout.stride)
+        write_holes(folder / layer_file(i), header, text["num_experts"] * layout.stride)
         layers[i] = PackedLayer(layer_file(i), layout, checksums)
     (folder / MANIFEST).write_text(Manifest(layers).dump())
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
@@ -82,7 +82,7 @@ def write_sparse(
     return folder
 
 
-def _stored(
+def stored(
     name: str, shape: tuple[int, ...], section: dict[str, Any], q: Quantization
 ) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape of each tensor that an MLX checkpoint stores for one of Hugging Face's."""
@@ -100,12 +100,12 @@ def _stored(
     ]
 
 
-def _nbytes(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> int:
+def nbytes(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> int:
     last = json.loads(build_header(tensors)[8:])
     return max(entry["data_offsets"][1] for entry in last.values())
 
 
-def _write_holes(path: Path, header: bytes, nbytes: int) -> None:
+def write_holes(path: Path, header: bytes, nbytes: int) -> None:
     with path.open("wb") as stream:
         stream.write(header)
         stream.truncate(len(header) + nbytes)

@@ -1,9 +1,18 @@
-"""The set-ups of docs/server.md that are marked as run."""
+"""Every command and every Python block of README and docs/ runs, in the order of its page, unless it says what it needs.
+
+A block that uses the address of a server talks to one that serves the demo model.
+"""
 
 from __future__ import annotations
 
-import re
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,9 +23,15 @@ from flash_moe.server.app import build
 from flash_moe.server.service import Service
 from flash_moe.server.turns import Turns
 
-pytestmark = pytest.mark.clients
-PAGE = (Path(__file__).parents[2] / "docs/server.md").read_text(encoding="utf-8")
-SNIPPETS = dict(re.findall(r"\*\*([^*]+)\*\* \(run\)\n\n```python\n(.*?)```", PAGE, re.DOTALL))
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+from command_line import flash_moe_command
+from snippets import PAGES, ROOT, blocks, runs
+
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
+NAMES = {"MODEL": "demo", "FLOATS": str(ROOT / "models/demo-bf16")}
+ADDRESS = "http://127.0.0.1:8080"
+WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+WITH_COMMANDS = [page for page in PAGES if any(runs(line) for block in blocks(page) for line in block.commands)]
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +40,62 @@ def address() -> Iterator[str]:
         yield found
 
 
-def test_snippets_are_found() -> None:
-    assert list(SNIPPETS) == ["OpenAI SDK", "Anthropic SDK", "Pydantic AI", "LangChain"]
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the files that pages speak of."""
+    for name, source in (("chats.jsonl", "conversations"), ("calls.jsonl", "tool_calls")):
+        with (ROOT / f"models/eval/{source}.jsonl").open(encoding="utf-8") as lines:
+            (tmp_path / name).write_text("".join(islice(lines, 8)), encoding="utf-8")
+    (tmp_path / "my_functions.py").write_text("def now() -> str:\n    return 'noon'\n")
+    monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", SNIPPETS)
-def test_a_snippet_prints_an_answer(name: str, address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code = SNIPPETS[name].replace("http://127.0.0.1:8080", address)
-    exec(compile(code, name, "exec"), {})
-    assert len(capsys.readouterr().out.split()) > 3
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_python(page: Path, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python":
+            code = "\n" * (block.line - 1) + block.text.replace(ADDRESS, address)
+            exec(compile(code, str(page), "exec", dont_inherit=True), names)
+            shown = capsys.readouterr().out
+            assert shown.strip() or "print(" not in block.text, f"{page.name}:{block.line} printed nothing"
+    model = names.get("model")
+    if isinstance(model, Model):
+        model.close()
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands(page: Path) -> None:
+    for line in [line for block in blocks(page) for line in block.commands if runs(line)]:
+        words = [NAMES.get(word, word) for word in shlex.split(line, comments=True)][1:]
+        if words[0] in ("serve", "chat"):
+            stays(words, line)
+            continue
+        if words[0] == "convert":
+            shutil.rmtree(words[2], ignore_errors=True)  # another page's line made it, too
+        result = flash_moe_command(*words)
+        assert result.exit_code == 0, f"{page.name}: {line}\n{result.output}"
+        assert result.stdout or words[0] == "list", line
+
+
+def stays(words: list[str], line: str) -> None:
+    """Asserts that a command that runs until it is ended begins, and ends as it should."""
+    port = ["--port", "0"] if words[0] == "serve" else []
+    ended_by = subprocess.PIPE if words[0] == "chat" else subprocess.DEVNULL
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "flash_moe", *words, *port]
+    with subprocess.Popen(
+        command, stdin=ended_by, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            if words[0] == "chat":
+                shown, said = process.communicate("What is K?\n", timeout=120)  # then the end of the input
+                assert process.returncode == 0, f"{line}: {said}"
+                assert shown.strip(), line
+                return
+            assert process.stderr is not None
+            assert any("listening on" in said for said in process.stderr), line
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) in (0, 130), line
+        finally:
+            process.kill()

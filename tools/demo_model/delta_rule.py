@@ -1,7 +1,7 @@
 """The gated delta rule in chunks of 64 tokens, as matrix products that a GPU likes.
 
 Per head, S <- g S; S <- S + beta k (v - S^T k)^T; o = S^T q, with keys and queries of unit length. Within a chunk the
-writes u solve a unit lower triangular system (docs/architecture.md, "Chunked delta rule"), whose inverse is applied to
+writes u solve a unit lower triangular system (docs/how-it-works.md, "The chunked delta rule"), whose inverse is applied to
 the values and to the keys of all chunks at once. Only the state goes from chunk to chunk in a loop.
 
 T tokens, N = T / 64 chunks, Hk key heads, H value heads, D their width.

@@ -1,0 +1,44 @@
+"""Makes the pictures of README.md and of the site: the server's page after a question to the demo model.
+
+    python tools/page_picture.py ["a question"]
+
+Writes docs/assets/page-light.png and page-dark.png. Needs the extras `server` and `clients`, and Chromium.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests/clients"))
+
+from browser import page, serving, until  # noqa: E402
+
+from flash_moe import Model  # noqa: E402
+from flash_moe.server.app import build  # noqa: E402
+from flash_moe.server.service import Service  # noqa: E402
+from flash_moe.server.turns import Turns  # noqa: E402
+
+QUESTION = "How much memory do I need for Qwen3.5-397B?"
+
+
+def main() -> None:
+    question = sys.argv[1] if len(sys.argv) > 1 else QUESTION
+    with (
+        Model.load("demo", experts_per_token=None) as model,
+        serving(build(Service(model, ["demo"], Turns(1, 1)))) as address,
+    ):
+        for scheme in ("light", "dark"):
+            size = {"width": 1100, "height": 620}
+            with page(address, viewport=size, color_scheme=scheme, device_scale_factor=1.5) as tab:
+                tab.fill("#input", question)
+                tab.keyboard.press("Enter")
+                until(tab, "document.querySelector('.reply .note')", 60)
+                file = ROOT / f"docs/assets/page-{scheme}.png"
+                tab.screenshot(path=file)
+                print(file.relative_to(ROOT), f"{file.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
