@@ -29,7 +29,6 @@ from sparse_checkpoint import FULL_SIZE, GATES, QUANTIZATION  # noqa: E402
 from turns import medians  # noqa: E402
 
 from flash_moe.checkpoint.names import module_path  # noqa: E402
-from flash_moe.config import ModelConfig  # noqa: E402
 from flash_moe.experts.store import ExpertStore  # noqa: E402
 from flash_moe.models.qwen3_5 import Qwen35  # noqa: E402
 from flash_moe.nn.decoder import Decoder  # noqa: E402
@@ -227,7 +226,7 @@ def main() -> None:
     print("\n| decode | ms per token | per layer | of mlx-lm |\n|---|---|---|---|", flush=True)
     for k in arguments.k:
         text_k = text | {"num_experts_per_tok": k}
-        config = ModelConfig.from_dict(text_k)
+        config = Qwen35().config(text_k)
         runs: dict[str, Callable[[], float]] = {}
         model = mlx_lm_model(text_k, arrays, modules, parts)
         runs["mlx-lm"] = mlx_lm_run(model)

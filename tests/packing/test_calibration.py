@@ -153,11 +153,11 @@ class TestInterruption:
     def test_finished_layers_are_not_done_again(
         self, half_done: Path, calibrated: Path, small_float: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from flash_moe.packing import calibration
+        from flash_moe.nn.layerwise import Layerwise
 
-        entered, run_layer = [], calibration.run_layer
+        entered, run_layer = [], Layerwise.run_layer
         monkeypatch.setattr(
-            calibration, "run_layer", lambda layer, *rest: entered.append(layer) or run_layer(layer, *rest)
+            Layerwise, "run_layer", lambda self, layer, *rest: entered.append(layer) or run_layer(self, layer, *rest)
         )
         convert(small_float, half_done, **OPTIONS)
         assert entered == [1]

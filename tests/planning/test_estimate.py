@@ -84,7 +84,7 @@ def test_a_prompt(need: Needs) -> None:
 
 
 def test_a_long_prompt_reads_experts_again_only_where_they_were_forgotten(need: Needs) -> None:
-    assert prefill_chunk(need.config, need.experts_per_token, MEMORY) == 1024
+    assert prefill_chunk(need.dimensions, need.experts_per_token, MEMORY) == 1024
     once = prefill_seconds(need, costs(), 1024, 0.0, EVEN, keeps=True, memory=MEMORY)
     kept = prefill_seconds(need, costs(), 2048, 0.0, EVEN, keeps=True, memory=MEMORY)
     forgotten = prefill_seconds(need, costs(), 2048, 0.0, EVEN, keeps=False, memory=MEMORY)

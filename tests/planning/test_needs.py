@@ -10,7 +10,7 @@ from sparse_checkpoint import FULL_SIZE, write_sparse
 
 from flash_moe import Model
 from flash_moe.models import open_model
-from flash_moe.planning.costs import layer_flops, token_bytes
+from flash_moe.planning.costs import expert_flops, token_bytes
 from flash_moe.planning.needs import Kind, Needs, needs
 
 LINEAR, FULL = Kind("linear_attention", True), Kind("full_attention", True)
@@ -35,8 +35,8 @@ def test_397b(large: Path) -> None:
     assert found.head == 248_320 * 4096 * (4 + 32 / 64) / 8  # 4 bits, and two 16-bit numbers for 64 weights
     assert found.layers == {LINEAR: 45, FULL: 15}
     assert found.kv_per_token == 15 * 2 * 2 * 256 * 2
-    assert found.layer_state == 4 * 64 * 128 * 128 + 3 * (2 * 16 * 128 + 64 * 128) * 2
-    assert found.state == 45 * found.layer_state
+    assert found.work[LINEAR].state == 4 * 64 * 128 * 128 + 3 * (2 * 16 * 128 + 64 * 128) * 2
+    assert found.state == 45 * found.work[LINEAR].state
     assert (found.capacity, found.slots) == (18, 36 * 7_077_888)  # 128 MiB hold 18 records
     assert of(large, expert_io="mapped").slots == 0
     assert of(large, expert_io="resident").slots == found.experts
@@ -48,10 +48,12 @@ def test_397b_operations_and_bytes_of_a_layer(large: Path) -> None:
     attention = 4096 * (2 * 32 * 256 + 2 * 2 * 256) + 32 * 256 * 4096  # q with its gate, k and v; o
     delta = 4096 * (2 * 16 * 128 + 2 * 64 * 128 + 2 * 64) + 64 * 128 * 4096  # q and k, v and z, a and b; out
     moe = 4096 * (512 + 1) + 3 * 4096 * 1024  # router and gate; shared expert
-    assert layer_flops(found, FULL) == 2 * (attention + moe)
-    assert layer_flops(found, LINEAR) == 2 * (delta + moe)
+    assert found.work[FULL].flops == 2 * (attention + moe)
+    assert found.work[LINEAR].flops == 2 * (delta + moe)
+    assert expert_flops(found) == 2 * 3 * 4096 * 1024
+    assert (found.work[FULL].pair_flops, found.work[LINEAR].pair_flops) == (4 * 32 * 256, 0)
     assert token_bytes(found, FULL) == found.layer[FULL] + 4 * 7_077_888
-    assert token_bytes(found, LINEAR) == found.layer[LINEAR] + 2 * found.layer_state + 4 * 7_077_888
+    assert token_bytes(found, LINEAR) == found.layer[LINEAR] + 2 * found.work[LINEAR].state + 4 * 7_077_888
 
 
 @pytest.mark.parametrize("form", ["packed", "quantized", "float", "next"])

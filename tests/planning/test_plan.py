@@ -118,13 +118,13 @@ def test_this_machine_with_kernels_of_the_cpu(
 ) -> None:
     """What is timed is what would run."""
     pytest.importorskip("numba")
-    from flash_moe.planning import cpu_probe
+    from flash_moe.nn import cpu_timed
 
     used = set()
     for name in ("__call__", "front", "experts"):
-        inner = getattr(cpu_probe.CpuProbeLayer, name)
+        inner = getattr(cpu_timed.CpuTimedLayer, name)
         monkeypatch.setattr(
-            cpu_probe.CpuProbeLayer, name, lambda *args, name=name, inner=inner: (used.add(name), inner(*args))[1]
+            cpu_timed.CpuTimedLayer, name, lambda *args, name=name, inner=inner: (used.add(name), inner(*args))[1]
         )
     monkeypatch.setenv("FLASH_MOE_KERNELS", "on")
     found = plan(str(packed_checkpoint), experts_per_token=2, prompt=64, expert_io=expert_io)

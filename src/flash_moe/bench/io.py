@@ -101,7 +101,7 @@ def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
     table = checkpoint.records()
     if not table.layouts:
         raise CheckpointError(f"{folder} has no routed experts; expected a Mixture of Experts")
-    return table, resolve_experts_per_token(wanted, checkpoint.config.num_experts_per_tok)
+    return table, resolve_experts_per_token(wanted, checkpoint.shape.experts_per_token)
 
 
 def _fetches(table: RecordTable, k: int) -> list[tuple[Any, int]]:

@@ -16,9 +16,9 @@ _LABEL, _CELL = 34, 13  # columns
 def table(plan: Plan) -> str:
     """Returns the conclusion, memory, bytes, and times term by term."""
     need, memory = plan.needs, plan.memory
-    k, own = need.experts_per_token, need.config.num_experts_per_tok
+    k, own = need.experts_per_token, need.dimensions.num_experts_per_tok
     form = "packed" if plan.packed else "not packed"
-    limit = " (the model's own limit)" if memory.largest_context == need.config.max_position_embeddings else ""
+    limit = " (the model's own limit)" if memory.largest_context == need.dimensions.max_position_embeddings else ""
     kept = min(1.0, max(0, memory.left) / need.experts) if need.experts else 1.0
     lines = [
         f"{plan.model} on {plan.machine}",

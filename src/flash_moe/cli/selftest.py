@@ -77,5 +77,5 @@ def _cases(model: str, k: str | None) -> list[Case]:
     from ..models import open_model
 
     files = open_model(local_checkpoint(model))
-    used = resolve_experts_per_token(experts_per_token(k), files.config.num_experts_per_tok)
+    used = resolve_experts_per_token(experts_per_token(k), files.shape.experts_per_token)
     return files.kernel_cases(files.records().layouts, used, resolve_dtype(None, files))

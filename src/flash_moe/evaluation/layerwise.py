@@ -16,14 +16,13 @@ import mlx.core as mx
 
 from ..checkpoint.hub import resolve
 from ..checks import DEFAULT_EXPERTS_PER_TOKEN, resolve_experts_per_token
-from ..config import ModelConfig
 from ..experts.opening import ExpertIO, open_store
 from ..loading import resolve_dtype
 from ..models import ModelFiles, open_model
-from ..nn.layerwise import OnceWeights, add_rows, run_layer
+from ..nn.layerwise import Layerwise, add_rows
 from ..nn.linear import Linear
+from ..nn.network import Dimensions
 from ..ops.dispatch import kernels
-from ..ops.norm import rms_norm
 from ..text import Tokenizer
 from ..text.prompt import check_sequences
 from .expert_sum import expert_sum
@@ -67,14 +66,14 @@ class LayerwiseModel:
             own: the attributes that a subclass adds.
         """
         checkpoint = open_model(resolve(path, revision=revision))
-        k = resolve_experts_per_token(experts_per_token, checkpoint.config.num_experts_per_tok)
+        k = resolve_experts_per_token(experts_per_token, checkpoint.shape.experts_per_token)
         tokenizer, activations = Tokenizer.load(checkpoint.folder), resolve_dtype(dtype, checkpoint)
         return cls(checkpoint, tokenizer, k, activations, expert_io, **own)
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> Dimensions:
         """The model's dimensions."""
-        return self.checkpoint.config
+        return self.checkpoint.dimensions
 
     def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[mx.array]:
         """Teacher-forced passes, each from an empty cache.
@@ -91,24 +90,19 @@ class LayerwiseModel:
             NumericalError: a router produced NaN.
             PromptError: a sequence is empty, or a token id is outside the vocabulary.
         """
-        config = self.config
-        weights = self._weights()
-        embedding = weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
-        states = [embedding.rows(mx.array(tokens), self.dtype) for tokens in self.checked(sequences)]
-        mx.eval(states)
-        del embedding
+        layers, network = self.config.num_hidden_layers, self._network()
+        states = network.embedded(self.checked(sequences), self.dtype)
         report = progress or (lambda done, total: None)
-        report(0, config.num_hidden_layers)
+        report(0, layers)
         store = open_store(self.checkpoint.records(), self.expert_io, self.experts_per_token)
         with closing(store):
-            for i in range(config.num_hidden_layers):
-                routed = run_layer(i, config, weights, store, self.experts_per_token, states)
+            for i in range(layers):
+                routed = network.run_layer(i, store, self.experts_per_token, states)
                 if routed is not None:
                     with kernels(False):
                         add_rows(states, expert_sum(routed.h, routed.chosen, routed.weights, i, store))
-                report(i + 1, config.num_hidden_layers)
-        norm = weights.take("norm").array("norm.weight", config.hidden_size)
-        return [rms_norm(x, norm, config.rms_norm_eps) for x in states]
+                report(i + 1, layers)
+        return network.normed(states)
 
     def checked(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """The sequences as token ids. PromptError where one is empty, too long, or has an id that does not exist."""
@@ -116,11 +110,7 @@ class LayerwiseModel:
 
     def head(self) -> Linear:
         """The output head: [T, H] to [T, V]."""
-        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
-        weights = self._weights().take(name)
-        make = weights.embedding if self.config.tie_word_embeddings else weights.linear
-        return make(name, self.config.vocab_size, self.config.hidden_size)
+        return self._network().head()
 
-    def _weights(self) -> OnceWeights:
-        resident = self.checkpoint.load_resident(self.dtype)
-        return OnceWeights(resident.arrays, resident.quantization)
+    def _network(self) -> Layerwise:
+        return self.checkpoint.layerwise(self.dtype)

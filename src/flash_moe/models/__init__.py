@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import read_config
 from ..errors import ConfigError
 from .adapted.library import knows
+from .config_json import read_config
 from .family import Family, ModelFiles
 from .qwen3_5 import Qwen35
 from .qwen3_next import Qwen3Next
@@ -19,7 +19,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3Next(),
 )
 
-__all__ = ["FAMILIES", "Family", "ModelFiles", "is_adapted", "open_model"]
+__all__ = ["FAMILIES", "Family", "ModelFiles", "family_of", "is_adapted", "open_model"]
 _OWN = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
@@ -57,9 +57,14 @@ def open_model(folder: Path, *, adopt: bool = False) -> ModelFiles:
         ConfigError: config.json is missing, or describes a model that cannot be run.
         CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
     """
-    if (model_type := _model_type(folder)) not in _OWN:
+    return ModelFiles.open_as(family_of(_model_type(folder)), folder, read_config(folder), adopt=adopt)
+
+
+def family_of(model_type: str) -> Family:
+    """Returns the family of a ``model_type`` of config.json. ConfigError where this library has no network for it."""
+    if model_type not in _OWN:
         raise ConfigError(
             f"model_type is {model_type!r}, but this is for networks of flash_moe's own: {', '.join(_OWN)}. Others can be "
             "loaded and can generate, where mlx-lm knows them"
         )
-    return ModelFiles.open_as(_OWN[model_type], folder, read_config(folder), adopt=adopt)
+    return _OWN[model_type]

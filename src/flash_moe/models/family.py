@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +22,12 @@ from ..experts.store import ExpertStore
 from ..formats import Quantization
 from ..nn.cpu_choice import affine, uses_cpu_kernels
 from ..nn.decoder import Decoder
+from ..nn.layer_work import LayerWork, layer_work
+from ..nn.layerwise import Layerwise
 from ..nn.needed_kernels import needed_kernels
+from ..nn.network import Dimensions
 from ..nn.streaming import PLAIN, StreamingOptions
+from ..nn.timed import TimedLayer
 from ..nn.weights import Weights
 from ..ops.dispatch import Case
 from ..ops.experts import DTYPES
@@ -44,7 +49,7 @@ class ModelFiles(Checkpoint):
 
     Attributes:
         family: whose conventions its weights follow.
-        config: the model's dimensions.
+        config: the dimensions of its network.
     """
 
     family: Family
@@ -55,6 +60,56 @@ class ModelFiles(Checkpoint):
         """Opens a folder as a checkpoint of ``family``; arguments are those of :meth:`Checkpoint.open`."""
         config = family.config(raw)
         return cls.open(folder, raw, config.experts, adopt=adopt, family=family, config=config)
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """What is known of the model outside of its network."""
+        return self.config
+
+    @property
+    def head(self) -> str:
+        """The canonical path of the matrix that turns hidden states into logits."""
+        return "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+
+    def layer_work(self, layer: int, float_bytes: int) -> LayerWork:
+        """What a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
+        return layer_work(self.config, layer, float_bytes)
+
+    def held_bytes(self, float_bytes: int) -> dict[str, int]:
+        """Bytes that each tensor but the experts' takes in memory, with activations of ``float_bytes`` bytes."""
+        sizes = {"U32": 4, "U8": 1}
+        return {
+            name: math.prod(info.shape)
+            * (4 if name.endswith(self.family.float32) else sizes.get(info.dtype, float_bytes))
+            for name, info in self.resident.items()
+        }
+
+    def uses_cpu_kernels(
+        self,
+        layouts: Mapping[int, RecordLayout],
+        experts_per_token: int,
+        dtype: mx.Dtype,
+        kernels: bool | None = None,
+    ) -> bool:
+        """Whether the network runs through the kernels of the CPU; see :func:`~.nn.cpu_choice.uses_cpu_kernels`."""
+        return uses_cpu_kernels(self.config, layouts, experts_per_token, dtype, kernels)
+
+    def layerwise(self, dtype: mx.Dtype) -> Layerwise:
+        """The network one layer at a time, each read when it is used."""
+        resident = self.load_resident(dtype)
+        return Layerwise(self.config, resident.arrays, resident.quantization)
+
+    def timed_layer(
+        self, layer: int, arrays: Mapping[str, mx.array], store: ExpertStore, experts_per_token: int, dtype: mx.Dtype
+    ) -> TimedLayer:
+        """A layer by itself, with these arrays for its stored ones."""
+        cpu = self.uses_cpu_kernels(store.layouts, experts_per_token, dtype)
+        found = self.family.in_one_convention(self, arrays, dtype, cpu)
+        weights = Weights(found.arrays, found.quantization, join=not cpu).at("layers").at(layer)
+        kind = TimedLayer
+        if cpu:
+            from ..nn.cpu_timed import CpuTimedLayer as kind
+        return kind(self.config, layer, weights, store, experts_per_token, dtype)
 
     def records(self) -> RecordTable:
         """Where the experts' records are; reads headers only.
@@ -121,7 +176,7 @@ class ModelFiles(Checkpoint):
         Raises:
             CheckpointError: a weight is missing, malformed or does not belong to the others, or a file was changed meanwhile.
         """
-        cpu = uses_cpu_kernels(self.config, store.layouts, experts_per_token, dtype, kernels)
+        cpu = self.uses_cpu_kernels(store.layouts, experts_per_token, dtype, kernels)
         resident = self.load_resident(dtype, keep_matrices=cpu)
         if cpu and not all(affine(q) for q in resident.quantization.values()):
             cpu, resident = False, self.load_resident(dtype)
@@ -142,9 +197,11 @@ class Family(ABC):
 
     Attributes:
         model_types: what config.json calls it.
+        float32: endings of names of arrays that stay in float32 whatever the activations have.
     """
 
     model_types: tuple[str, ...]
+    float32: tuple[str, ...] = ()
 
     @abstractmethod
     def config(self, raw: Mapping[str, Any]) -> ModelConfig:

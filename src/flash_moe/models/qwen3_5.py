@@ -1,4 +1,4 @@
-"""Qwen3.5-MoE and its successors of the same architecture (Qwen3.6, Qwen3.8): the conventions of their checkpoints.
+"""Qwen3.5-MoE and its successors of the same architecture (Qwen3.6, Qwen3.8): their config.json, and their weights.
 
 Hugging Face stores RMSNorm weights as w - 1, except that of the gated norm, and convolutions as [C, 1, taps]; mlx-lm
 stores w and [C, taps, 1]. The network takes w and [taps, C].
@@ -6,6 +6,7 @@ stores w and [C, taps, 1]. The network takes w and [taps, C].
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,16 @@ import mlx.core as mx
 
 from ..checkpoint.names import module_path
 from ..checkpoint.safetensors import TensorInfo
-from ..config import ModelConfig
-from ..errors import CheckpointError
+from ..config import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig
+from ..errors import CheckpointError, ConfigError
 from ..formats import Quantization
+from ..rope import Yarn, attention_factor
+from .config_json import Reader
 from .family import Family, ModelFiles, ResidentWeights
 
-_FLOAT32 = ("A_log", "dt_bias", ".global_scale")
+_MAX_LAYERS, _MAX_EXPERTS = 10_000, 1_000_000  # far above any model: a damaged file asks for more
+_PLAIN_ROPE = ("default", "mrope", None)  # for text, interleaved m-RoPE equals plain RoPE
+_log = logging.getLogger(__name__)
 _ZERO_CENTRED = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
 
 
@@ -26,9 +31,10 @@ class Qwen35(Family):
     """``qwen3_5_moe``."""
 
     model_types: tuple[str, ...] = ("qwen3_5_moe", "qwen3_5_moe_text")
+    float32 = ("A_log", "dt_bias", ".global_scale")
 
     def config(self, raw: Mapping[str, Any]) -> ModelConfig:
-        return ModelConfig.from_dict(raw)
+        return _parsed(raw)
 
     def in_one_convention(
         self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype, keep_matrices: bool = False
@@ -40,12 +46,12 @@ class Qwen35(Family):
             keeps = keep_matrices and _is_of_matrix(name, array)
             is_float = array.dtype not in (mx.uint32, mx.uint8)
             if is_float and not keeps:
-                array = array.astype(mx.float32 if name.endswith(_FLOAT32) or hugging_face else dtype)
+                array = array.astype(mx.float32 if name.endswith(self.float32) or hugging_face else dtype)
             if hugging_face and _is_zero_centred(name):
                 array = array + 1.0
             if name.endswith("conv1d.weight"):
                 array = _taps_first(array, files.resident[name], hugging_face)
-            as_stored = not is_float or keeps or name.endswith(_FLOAT32)
+            as_stored = not is_float or keeps or name.endswith(self.float32)
             arrays[name] = array if as_stored else array.astype(dtype)
             if name.endswith(".scales"):
                 module = module_path(name)
@@ -86,3 +92,146 @@ def _taps_first(array: mx.array, info: TensorInfo, hugging_face: bool) -> mx.arr
             "config.json and weights do not belong together"
         )
     return array.squeeze(axis).T
+
+
+def text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the part of config.json that describes the language model. ConfigError where it is no object."""
+    text = raw.get("text_config", raw)
+    if not isinstance(text, Mapping):
+        raise ConfigError(f"config.json: text_config is {type(text).__name__}, expected an object")
+    return text
+
+
+def _parsed(raw: Mapping[str, Any]) -> ModelConfig:
+    text = text_config(raw)
+    if (act := text.get("hidden_act", "silu")) != "silu":
+        raise ConfigError(f"config.json: hidden_act is {act!r}; only 'silu' is supported")
+    get = Reader(text)
+    layers = get.integer("num_hidden_layers", most=_MAX_LAYERS)
+    heads, kv_heads = get.integer("num_attention_heads"), get.integer("num_key_value_heads")
+    key_heads, value_heads = get.integer("linear_num_key_heads"), get.integer("linear_num_value_heads")
+    hidden = get.integer("hidden_size")
+    head_dim = get.integer("head_dim", hidden // heads)
+    experts = get.integer("num_experts", most=_MAX_EXPERTS)
+    top_k = get.integer("num_experts_per_tok")
+    positions = get.integer("max_position_embeddings", 32768)
+    theta, rotary_dims, yarn = _rope(raw, text, head_dim, positions)
+    for many, few, what in (
+        (heads, kv_heads, "num_attention_heads"),
+        (value_heads, key_heads, "linear_num_value_heads"),
+    ):
+        if many % few:
+            raise ConfigError(f"config.json: {what} is {many}, expected a multiple of its {few} key heads")
+    if top_k > experts:
+        raise ConfigError(f"config.json: num_experts_per_tok is {top_k}, more than the {experts} experts")
+    return ModelConfig(
+        model_type=raw["model_type"],
+        vocab_size=get.integer("vocab_size"),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        layer_types=_layer_types(text, layers),
+        sparse_layers=_sparse_layers(text, layers),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dims=rotary_dims,
+        rope_theta=theta,
+        yarn=yarn,
+        attention_bias=get.flag("attention_bias", False),
+        linear_num_key_heads=key_heads,
+        linear_num_value_heads=value_heads,
+        linear_key_head_dim=get.integer("linear_key_head_dim"),
+        linear_value_head_dim=get.integer("linear_value_head_dim"),
+        linear_conv_kernel_dim=get.integer("linear_conv_kernel_dim", 4, least=2),
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+        moe_intermediate_size=get.integer("moe_intermediate_size"),
+        shared_expert_intermediate_size=get.integer("shared_expert_intermediate_size"),
+        intermediate_size=get.integer("intermediate_size", 0, least=0),
+        norm_topk_prob=True,
+        rms_norm_eps=get.number("rms_norm_eps", 1e-6),
+        tie_word_embeddings=get.flag("tie_word_embeddings", bool(raw.get("tie_word_embeddings", False))),
+        max_position_embeddings=positions if yarn is None else max(positions, yarn.max_position_embeddings),
+    )
+
+
+def _rope(
+    raw: Mapping[str, Any], text: Mapping[str, Any], head_dim: int, positions: int
+) -> tuple[float, int, Yarn | None]:
+    """Base of the rotary frequencies, number of rotated dimensions, and YaRN, wherever config.json states it."""
+    inner, outer = _rope_sections(text), [] if text is raw else _rope_sections(raw)
+    scaled = next((section for section in (*inner, *outer) if section["rope_type"] == "yarn"), None)
+    plain = {key: value for section in reversed([*inner, *outer]) for key, value in section.items()}
+    if scaled is None:
+        rope = plain
+    elif scaled in inner:
+        rope = scaled  # as in transformers, it replaces the other section
+        if "rope_theta" not in rope and "rope_theta" in plain and text.get("rope_theta") is None:
+            _log.warning(
+                "config.json: the section with yarn states no rope_theta; as transformers does, flash_moe takes 10000 and "
+                "not the %s of the other section. Copy rope_theta into the section with yarn.", plain["rope_theta"],
+            )  # fmt: skip
+    else:
+        rope = {**plain, **scaled}  # beside text_config, where transformers does not look
+    get = Reader({**text, **rope})
+    dims = int(head_dim * get.number("partial_rotary_factor", 0.25))
+    if dims % 2 or not 0 < dims <= head_dim:
+        raise ConfigError(f"config.json: {dims} rotary dimensions of {head_dim}, expected an even number of at least 2")
+    theta = get.number("rope_theta", 10000.0)
+    return theta, dims, None if scaled is None else _yarn(rope, text, theta, positions)
+
+
+def _rope_sections(owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sections about RoPE, what they state under the newer names; that which counts first in transformers is first."""
+    sections = []
+    for key in ("rope_scaling", "rope_parameters"):
+        section = owner.get(key) or {}
+        if isinstance(section, Mapping):
+            section = section.get(FULL_ATTENTION, section)  # transformers also writes a section per type of layer
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"config.json: {key} is {type(section).__name__}, expected an object")
+        kind = section.get("rope_type", section.get("type"))
+        if kind not in (*_PLAIN_ROPE, "yarn"):
+            raise ConfigError(f"config.json: rope_type is {kind!r}; only 'default' and 'yarn' are supported (in {key})")
+        if section:
+            sections.append({**_stated(section), "rope_type": kind})
+    return sections
+
+
+def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _yarn(rope: Mapping[str, Any], text: Mapping[str, Any], theta: float, positions: int) -> Yarn:
+    get, key = Reader(rope), "original_max_position_embeddings"
+    original = Reader(text).number(key, get.number(key, positions))  # of the two, transformers prefers that outside
+    factor = get.number("factor", positions / original)
+    fast, slow = get.number("beta_fast", 32.0), get.number("beta_slow", 1.0)
+    if factor < 1 or theta <= 1:
+        raise ConfigError(
+            f"config.json: yarn with factor {factor} and rope_theta {theta}, expected at least 1 and more than 1"
+        )
+    mscale = (get.number(key) if rope.get(key) else None for key in ("mscale", "mscale_all_dim"))
+    scale = get.number("attention_factor", attention_factor(factor, *mscale))
+    return Yarn(factor, original, fast, slow, get.flag("truncate", True), scale)
+
+
+def _layer_types(text: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+    kinds = text.get("layer_types")
+    if kinds is None:
+        interval = Reader(text).integer("full_attention_interval", 4)
+        kinds = [LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(layers)]
+    known = (FULL_ATTENTION, LINEAR_ATTENTION)
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in known for kind in kinds):
+        raise ConfigError(
+            f"config.json: layer_types is {kinds!r}, expected {layers} entries of {FULL_ATTENTION!r} or {LINEAR_ATTENTION!r}"
+        )
+    return tuple(kinds)
+
+
+def _sparse_layers(text: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    step = Reader(text).integer("decoder_sparse_step", 1)
+    dense = text.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ConfigError(f"config.json: mlp_only_layers is {dense!r}, expected a list of layer indices")
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))

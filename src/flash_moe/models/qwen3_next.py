@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,14 +13,18 @@ from ..checkpoint.names import module_path
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..formats import Quantization
+from .config_json import Reader
 from .family import ModelFiles, ResidentWeights
-from .qwen3_5 import Qwen35
+from .qwen3_5 import Qwen35, text_config
 
 
 class Qwen3Next(Qwen35):
     """``qwen3_next``."""
 
     model_types = ("qwen3_next",)
+
+    def config(self, raw: Mapping[str, Any]) -> ModelConfig:
+        return replace(super().config(raw), norm_topk_prob=Reader(text_config(raw)).flag("norm_topk_prob", True))
 
     def in_one_convention(
         self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype, keep_matrices: bool = False

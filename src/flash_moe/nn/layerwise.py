@@ -6,7 +6,7 @@ rows of all sequences together, so each expert is needed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,8 +16,10 @@ from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
 from ..ops.dispatch import kernels
+from ..ops.norm import rms_norm
 from .cache import layer_cache
 from .decoder import DecoderLayer
+from .linear import Embedding, Linear
 from .sparse_moe import SparseMoE, chosen_experts
 from .weights import Weights
 
@@ -39,70 +41,88 @@ class Routed:
     weights: np.ndarray
 
 
-class OnceWeights:
-    """Resident weights of which each part is read when it is used, and gone when its user is.
+class Layerwise:
+    """A network of which each part is read when it is used, and gone when its user is; every part can be had once.
 
     Args:
         arrays, quantization: as for :class:`Weights`; the arrays are lazy.
     """
 
-    def __init__(self, arrays: Mapping[str, mx.array], quantization: Mapping[str, Quantization]) -> None:
-        self._arrays, self._quantization = dict(arrays), quantization
+    def __init__(
+        self, config: ModelConfig, arrays: Mapping[str, mx.array], quantization: Mapping[str, Quantization]
+    ) -> None:
+        self._config, self._arrays, self._quantization = config, dict(arrays), quantization
 
-    def take(self, path: str) -> Weights:
-        """The weights below ``path``, under their full names; they can be taken once."""
+    def embedded(self, sequences: Sequence[Sequence[int]], dtype: mx.Dtype) -> list[mx.array]:
+        """The vectors of the tokens of each sequence, [T, H] in ``dtype``."""
+        table = self._table("embed_tokens")
+        states = [table.rows(mx.array(list(tokens)), dtype) for tokens in sequences]
+        mx.eval(states)
+        return states
+
+    def run_layer(
+        self, layer: int, store: ExpertStore, experts_per_token: int, states: list[mx.array]
+    ) -> Routed | None:
+        """Runs all sequences through one layer, in place.
+
+        Args:
+            store: knows the layouts of records; none is fetched.
+            states: the hidden states of each sequence, [T, H].
+
+        Returns:
+            What the layer's routed experts still have to add (see :func:`add_rows`), or None for a dense layer.
+
+        Raises:
+            NumericalError: the router produced NaN.
+        """
+        part = self._take(f"layers.{layer}").at("layers").at(layer)
+        normed, chosen, factors = [], [], []
+        with kernels(False):  # kernels are for single tokens
+            module = DecoderLayer(self._config, layer, part, store, experts_per_token)
+            del part
+            sparse = isinstance(module.mlp, SparseMoE)
+            for number, x in enumerate(states):
+                cache = layer_cache(self._config, layer, x.dtype)
+                parts: list[tuple[mx.array, ...]] = []
+                for start in range(0, x.shape[0], _CHUNK):
+                    chunk = x[start : start + _CHUNK]
+                    parts.append(module.front(chunk, cache) if sparse else (module(chunk, cache),))
+                    mx.eval(*parts[-1], *cache.arrays)
+                *routing, states[number] = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+                mx.eval(states[number], *routing)
+                if sparse:
+                    h, ids, routing_weights = routing
+                    normed.append(h)
+                    chosen.append(chosen_experts(ids, routing_weights, layer))
+                    factors.append(np.array(routing_weights))
+        for child in module.modules():
+            child.clear()  # modules and their traced functions refer to each other, so nothing else frees them
+        mx.clear_cache()
+        if not sparse:
+            return None
+        h = mx.concatenate(normed)
+        mx.eval(h)
+        return Routed(h, np.concatenate(chosen), np.concatenate(factors))
+
+    def normed(self, states: Sequence[mx.array]) -> list[mx.array]:
+        """The hidden states of each sequence after the final norm."""
+        norm = self._take("norm").array("norm.weight", self._config.hidden_size)
+        return [rms_norm(x, norm, self._config.rms_norm_eps) for x in states]
+
+    def head(self) -> Linear:
+        """The output head: [T, H] to [T, V]."""
+        config = self._config
+        if config.tie_word_embeddings:
+            return self._table("embed_tokens")
+        return self._take("lm_head").linear("lm_head", config.vocab_size, config.hidden_size)
+
+    def _table(self, name: str) -> Embedding:
+        return self._take(name).embedding(name, self._config.vocab_size, self._config.hidden_size)
+
+    def _take(self, path: str) -> Weights:
+        """The weights below ``path``, under their full names."""
         names = [name for name in self._arrays if name.startswith(f"{path}.")]
         return Weights({name: self._arrays.pop(name) for name in names}, self._quantization)
-
-
-def run_layer(
-    layer: int,
-    config: ModelConfig,
-    weights: OnceWeights,
-    store: ExpertStore,
-    experts_per_token: int,
-    states: list[mx.array],
-) -> Routed | None:
-    """All sequences through one layer, in place; its weights are taken, and let go.
-
-    Args:
-        store: knows the layouts of records; none is fetched.
-        states: the hidden states of each sequence, [T, H].
-
-    Returns:
-        What the layer's routed experts still have to add (see :func:`add_rows`), or None for a dense layer.
-
-    Raises:
-        NumericalError: the router produced NaN.
-    """
-    part = weights.take(f"layers.{layer}").at("layers").at(layer)
-    normed, chosen, factors = [], [], []
-    with kernels(False):  # kernels are for single tokens
-        module = DecoderLayer(config, layer, part, store, experts_per_token)
-        del part
-        sparse = isinstance(module.mlp, SparseMoE)
-        for number, x in enumerate(states):
-            cache = layer_cache(config, layer, x.dtype)
-            parts: list[tuple[mx.array, ...]] = []
-            for start in range(0, x.shape[0], _CHUNK):
-                chunk = x[start : start + _CHUNK]
-                parts.append(module.front(chunk, cache) if sparse else (module(chunk, cache),))
-                mx.eval(*parts[-1], *cache.arrays)
-            *routing, states[number] = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
-            mx.eval(states[number], *routing)
-            if sparse:
-                h, ids, routing_weights = routing
-                normed.append(h)
-                chosen.append(chosen_experts(ids, routing_weights, layer))
-                factors.append(np.array(routing_weights))
-    for child in module.modules():
-        child.clear()  # modules and their traced functions refer to each other, so nothing else frees them
-    mx.clear_cache()
-    if not sparse:
-        return None
-    h = mx.concatenate(normed)
-    mx.eval(h)
-    return Routed(h, np.concatenate(chosen), np.concatenate(factors))
 
 
 def add_rows(states: list[mx.array], rows: np.ndarray) -> None:

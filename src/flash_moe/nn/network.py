@@ -13,8 +13,10 @@ from .task import Task
 
 
 class Dimensions(Protocol):
-    """What generation needs of a model's config; see :class:`~flash_moe.config.ModelConfig`."""
+    """What is known of a model outside of its network; see :class:`~flash_moe.config.ModelConfig`."""
 
+    @property
+    def model_type(self) -> str: ...
     @property
     def vocab_size(self) -> int: ...
     @property

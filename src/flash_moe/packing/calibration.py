@@ -17,7 +17,7 @@ from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError, CheckpointError
 from ..experts.opening import open_store
 from ..models import ModelFiles
-from ..nn.layerwise import OnceWeights, add_rows, run_layer
+from ..nn.layerwise import add_rows
 from ..record import PROJECTIONS, RecordLayout
 from ..text.prompt import check_sequences
 from .calibrated import Expert, quantize_expert, second_moments
@@ -58,10 +58,9 @@ class Calibration:
         if not sequences:
             raise ArgumentError("calibration holds no sequences; pass token ids of some text, or None")
         self._checkpoint, self._table, self._target = checkpoint, table, target
-        config = self._config = checkpoint.config
-        self._tokens = check_sequences(sequences, config.vocab_size, config.max_position_embeddings)
-        resident = checkpoint.load_resident(mx.float32)
-        self._weights = OnceWeights(resident.arrays, resident.quantization)
+        known = checkpoint.dimensions
+        self._tokens = check_sequences(sequences, known.vocab_size, known.max_position_embeddings)
+        self._network = checkpoint.layerwise(mx.float32)
         self._states: list[mx.array] = []
         self._next = 0
         self._layer: _Layer | None = None
@@ -69,15 +68,12 @@ class Calibration:
     @property
     def nbytes(self) -> int:
         """Bytes of :meth:`states`."""
-        return 4 * self._config.hidden_size * sum(map(len, self._tokens))
+        return 4 * self._checkpoint.shape.hidden_size * sum(map(len, self._tokens))
 
     def begin(self) -> None:
         """Starts before the first layer."""
-        config = self._config
-        embedding = self._weights.take("embed_tokens").embedding("embed_tokens", config.vocab_size, config.hidden_size)
-        self._states = [embedding.rows(mx.array(sequence), mx.float32) for sequence in self._tokens]
+        self._states = self._network.embedded(self._tokens, mx.float32)
         self._next = 0
-        mx.eval(self._states)
 
     def resume(self, layer: int, states: np.ndarray) -> None:
         """Starts where :meth:`states` was called after the last layer with experts before ``layer``.
@@ -85,7 +81,7 @@ class Calibration:
         Raises:
             CheckpointError: these are no states of these texts.
         """
-        expected = (self.nbytes // (4 * self._config.hidden_size), self._config.hidden_size)
+        expected = (sum(map(len, self._tokens)), self._checkpoint.shape.hidden_size)
         if (states.shape, states.dtype) != (expected, np.float32):
             raise CheckpointError(
                 f"the saved calibration is {states.dtype} {states.shape}, expected float32 {expected}; "
@@ -105,10 +101,10 @@ class Calibration:
         Raises:
             NumericalError: a router produced NaN.
         """
-        config, k = self._config, self._config.num_experts_per_tok
+        k = self._checkpoint.shape.experts_per_token
         with closing(open_store(self._table, "mapped", k)) as store:
             for i in range(self._next, layer + 1):
-                routed = run_layer(i, config, self._weights, store, k, self._states)
+                routed = self._network.run_layer(i, store, k, self._states)
         assert routed is not None
         h = np.array(routed.h)
         moments = second_moments(h, routed.weights.sum(axis=1))

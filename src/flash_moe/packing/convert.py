@@ -15,7 +15,6 @@ from ..checkpoint.hub import resolve
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import RecordTable
 from ..checkpoint.remote import Shards
-from ..config import ModelConfig
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
 from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
@@ -143,11 +142,10 @@ class _Conversion:
         progress: Callback | None,
     ) -> None:
         self.checkpoint, self.table, self.target, self.resident = checkpoint, table, target, resident
-        self.config: ModelConfig = checkpoint.config
         self.staging, self.progress = staging, progress
         self.rounding, self.calibration = rounding, calibration
         self.done = 0
-        records = sum(layout.stride for layout in target.values()) * self.config.num_experts
+        records = sum(layout.stride for layout in target.values()) * self.table.num_experts
         self.total = records + resident.nbytes()
 
     def run(self) -> None:
@@ -210,7 +208,7 @@ class _Conversion:
                     self.staging.commit(name, receipt)
                     self.staging.discard(_states(i))
                 else:
-                    self._advance(layout.stride * self.config.num_experts)
+                    self._advance(layout.stride * self.table.num_experts)
                 layers[i] = PackedLayer(name, layout, tuple(receipt["checksums"]))
         finally:
             reader.close()
@@ -230,7 +228,7 @@ class _Conversion:
 
     def _write_layer(self, reader: RecordReader, layer: int, path: Path) -> list[str]:
         source, target = self.table.layouts[layer], self.target[layer]
-        experts, checksums = self.config.num_experts, []
+        experts, checksums = self.table.num_experts, []
         step = max(1, _GROUP_BYTES // source.stride)
         bank = new_bank(min(step, experts), source.stride // 4)
         buffers = np.array(bank, copy=False).view(np.uint8)

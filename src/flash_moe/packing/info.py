@@ -53,8 +53,9 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
         ArgumentError: K is not from 1 to the model's own.
     """
     checkpoint = open_model(folder)
-    table, config = checkpoint.records(), checkpoint.config
-    k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
+    table, known = checkpoint.records(), checkpoint.dimensions
+    k = resolve_experts_per_token(experts_per_token, known.num_experts_per_tok)
+    layers = [checkpoint.layer_work(i, 2) for i in range(known.num_hidden_layers)]
     formats: dict[str, int] = {}
     for layout in table.layouts.values():
         text = _format(layout)
@@ -62,15 +63,15 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
     quantized = any(fmt.quantization for layout in table.layouts.values() for fmt in layout.formats.values())
     return Info(
         path=str(folder),
-        model_type=config.model_type,
+        model_type=known.model_type,
         form="packed" if table.packed else "MLX quantised" if quantized else "float",
-        layers=config.num_hidden_layers,
-        attention_layers=config.layer_types.count("full_attention"),
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        context=config.max_position_embeddings,
-        experts=config.num_experts,
-        model_experts_per_token=config.num_experts_per_tok,
+        layers=known.num_hidden_layers,
+        attention_layers=sum(layer.kv_per_token > 0 for layer in layers),
+        hidden_size=known.hidden_size,
+        vocab_size=known.vocab_size,
+        context=known.max_position_embeddings,
+        experts=known.num_experts,
+        model_experts_per_token=known.num_experts_per_tok,
         experts_per_token=k,
         expert_formats=formats,
         bits_per_weight=_bits_per_weight(list(table.layouts.values())),

@@ -42,7 +42,7 @@ class ResidentFiles:
         """Canonical names by the file that they go to, one for each decoder layer and one for all else."""
         names = sorted(self._arrays)
         groups = {"model-resident.safetensors": [name for name in names if not name.startswith("layers.")]}
-        for i in range(self._checkpoint.config.num_hidden_layers):
+        for i in range(self._checkpoint.dimensions.num_hidden_layers):
             mine = [name for name in names if name.startswith(f"layers.{i}.")]
             groups[f"model-resident-{i:05d}.safetensors"] = mine
         return {file: mine for file, mine in groups.items() if mine}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import FULL_ATTENTION
 from .needs import Kind, Needs
 
 
@@ -64,28 +63,12 @@ class Costs:
     reads: ReadCost | None
 
 
-def layer_flops(needs: Needs, kind: Kind) -> float:
-    """Operations of one token in the products of a layer's mixer and shared expert."""
-    c, h = needs.config, needs.config.hidden_size
-    if kind.mixer == FULL_ATTENTION:
-        rows = (3 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
-    else:
-        rows = 2 * c.key_dim + 3 * c.value_dim + 2 * c.linear_num_value_heads
-    rows += 3 * c.shared_expert_intermediate_size + c.num_experts + 1 if kind.sparse else 3 * c.intermediate_size
-    return 2.0 * h * rows
-
-
 def expert_flops(needs: Needs) -> float:
     """Operations of one token in one expert."""
-    return 6.0 * needs.config.hidden_size * needs.config.moe_intermediate_size
-
-
-def pair_flops(needs: Needs) -> float:
-    """Operations of one token and one key in all heads of an attention layer."""
-    return 4.0 * needs.config.num_attention_heads * needs.config.head_dim
+    return 2.0 * needs.expert_weights
 
 
 def token_bytes(needs: Needs, kind: Kind) -> float:
     """Bytes of weights and states that one token reads in a layer of this kind, and what it writes of them."""
-    state = 0 if kind.mixer == FULL_ATTENTION else 2 * needs.layer_state
-    return needs.layer[kind] + state + (needs.experts_per_token * needs.record if kind.sparse else 0)
+    experts = needs.experts_per_token * needs.record if kind.sparse else 0
+    return needs.layer[kind] + 2 * needs.work[kind].state + experts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..generation.chunks import prefill_chunk
-from .costs import Costs, ReadCost, expert_flops, layer_flops, pair_flops, token_bytes
+from .costs import Costs, ReadCost, expert_flops, token_bytes
 from .hit_rate import distinct, hit_rate
 from .needs import Needs
 
@@ -77,16 +77,16 @@ def prefill_seconds(
         memory: bytes of the machine, on which the size of a chunk depends.
     """
     wait = ssd = layers = compute = 0.0
-    for tokens, context in _chunks(prompt, prefill_chunk(needs.config, needs.experts_per_token, memory)):
+    for tokens, context in _chunks(prompt, prefill_chunk(needs.dimensions, needs.experts_per_token, memory)):
         touched = distinct(probabilities, tokens)
         again = _both(probabilities, tokens, context) / touched if keeps else 0.0
         found = hits + (1 - hits) * again
         rows = tokens * needs.experts_per_token
         experts = touched * costs.record + rows * costs.row
         for kind, count in needs.layers.items():
-            cost, pairs = costs.layers[kind], tokens * (context + tokens)
+            cost, work, pairs = costs.layers[kind], needs.work[kind], tokens * (context + tokens)
             seconds = cost.chunk + tokens * cost.chunk_token + pairs * cost.chunk_pair
-            operations = tokens * layer_flops(needs, kind) + (pairs * pair_flops(needs) if cost.chunk_pair else 0.0)
+            operations = tokens * work.flops + pairs * work.pair_flops
             if kind.sparse:
                 seconds += experts
                 operations += rows * expert_flops(needs)

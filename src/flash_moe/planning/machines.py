@@ -6,9 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from ..config import FULL_ATTENTION
 from ..errors import ArgumentError
-from .costs import Costs, LayerCost, ReadCost, expert_flops, layer_flops, pair_flops, token_bytes
+from .costs import Costs, LayerCost, ReadCost, expert_flops, token_bytes
 from .needs import Kind, Needs
 
 # GB/s of memory, TFLOPS of the largest GPU, GB/s of the SSD.
@@ -50,14 +49,13 @@ class Machine:
         copy = math.inf if mapped else _COPY * self.bandwidth
 
         def layer(kind: Kind) -> LayerCost:
-            attends = kind.mixer == FULL_ATTENTION
-            attention_layers = needs.config.layer_types.count(FULL_ATTENTION)
+            work = needs.work[kind]
             return LayerCost(
                 token=token_bytes(needs, kind) / bandwidth + _LAYER_SECONDS,
-                key=needs.kv_per_token / attention_layers / bandwidth if attends else 0.0,
+                key=work.kv_per_token / bandwidth,
                 chunk=needs.layer[kind] / bandwidth + _LAYER_SECONDS,
-                chunk_token=layer_flops(needs, kind) / flops,
-                chunk_pair=pair_flops(needs) / flops if attends else 0.0,
+                chunk_token=work.flops / flops,
+                chunk_pair=work.pair_flops / flops,
             )
 
         return Costs(
@@ -66,7 +64,7 @@ class Machine:
             layers={kind: layer(kind) for kind in needs.layers},
             record=needs.record / bandwidth,
             row=expert_flops(needs) / flops,
-            draw=_DRAW_SECONDS * needs.config.vocab_size,
+            draw=_DRAW_SECONDS * needs.dimensions.vocab_size,
             reads=ReadCost(ssd, ssd, copy, copy),
         )
 

@@ -11,7 +11,6 @@ from ..checkpoint.records import RecordTable
 from ..generation.sampling import Sampler, Sampling
 from ..loading import prove_kernels
 from ..models import ModelFiles
-from ..nn.cpu_choice import uses_cpu_kernels
 from ..nn.linear import Linear
 from ..ops.blas import matmul
 from ..ops.dispatch import kernels
@@ -56,7 +55,7 @@ def _reads(table: RecordTable, needs: Needs, expert_io: str) -> ReadCost | None:
 
 def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
     """Bytes per second of the output head's matrix as it is multiplied with one vector."""
-    module = "embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head"
+    module = checkpoint.head
     stored = {part: checkpoint.resident.get(f"{module}.{part}") for part in ("weight", "scales", "biases")}
     weight = stored["weight"]
     assert weight is not None  # Model.load says it better
@@ -65,17 +64,17 @@ def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
         part: None if info is None else made_up_array(info.dtype, (rows, *info.shape[1:]))
         for part, info in stored.items()
     }
-    on_cpu = uses_cpu_kernels(checkpoint.config, {}, checkpoint.config.num_experts_per_tok, dtype, None)
+    on_cpu = checkpoint.uses_cpu_kernels({}, checkpoint.shape.experts_per_token, dtype)
     held = {
         part: array if array is None or on_cpu or array.dtype in (mx.uint32, mx.uint8) else array.astype(dtype)
         for part, array in arrays.items()
     }
     scales = stored["scales"]
     quantization = None if scales is None else checkpoint.quantization.of([module], weight, scales)
-    x = made_up_array("F32", (1, checkpoint.config.hidden_size)).astype(dtype)
+    x = made_up_array("F32", (1, checkpoint.shape.hidden_size)).astype(dtype)
     matrix = held["weight"], held["scales"], held["biases"], quantization
     if on_cpu:
-        from .cpu_probe import product
+        from ..nn.cpu_timed import product
 
         multiply = product(Linear(*matrix), x)  # type: ignore[arg-type]
     else:
@@ -87,12 +86,12 @@ def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
 
 def _flops(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
     """Operations per second of a product with many rows."""
-    hidden = checkpoint.config.hidden_size
+    hidden = checkpoint.shape.hidden_size
     a, b = (made_up_array("F32", shape).astype(dtype) for shape in ((_ROWS, hidden), (hidden, _COLUMNS)))
     return 2.0 * _ROWS * hidden * _COLUMNS / run_seconds(lambda: matmul(a, b))
 
 
 def _draw(checkpoint: ModelFiles) -> float:
     """Seconds of drawing a token by its probability."""
-    logits, draw = made_up_array("F32", (checkpoint.config.vocab_size,)), Sampler(Sampling(temperature=1.0))
+    logits, draw = made_up_array("F32", (checkpoint.dimensions.vocab_size,)), Sampler(Sampling(temperature=1.0))
     return run_seconds(lambda: draw(logits))

@@ -47,7 +47,7 @@ def share_memory(need: Needs, context: int, total: int, used: int = 0) -> Memory
     """
     kept = max(round(_KEPT_SHARE * total), _KEPT_LEAST, used)
     room = total - kept - need.resident - need.slots - need.state
-    limit = need.config.max_position_embeddings
+    limit = need.dimensions.max_position_embeddings
     largest = min(limit, room // need.kv_per_token) if need.kv_per_token else limit
     keys = context * need.kv_per_token
     cache, left = need.state + keys, room - keys

@@ -82,7 +82,7 @@ class Plan:
             "expert_io": self.expert_io,
             "packed": self.packed,
             "experts_per_token": n.experts_per_token,
-            "model_experts_per_token": n.config.num_experts_per_tok,
+            "model_experts_per_token": n.dimensions.num_experts_per_tok,
             "memory": dataclasses.asdict(self.memory) | {"fits": self.memory.fits},
             "expert_bytes": n.experts,
             "record_bytes": n.record,
@@ -129,15 +129,15 @@ def plan(
     """
     with local_or_headers(model, revision=revision) as (folder, download):
         checkpoint, here = open_model(folder), download is None
-        config = checkpoint.config
-        if not (0 < prompt <= config.max_position_embeddings and 0 < context <= config.max_position_embeddings):
+        known = checkpoint.dimensions
+        if not (0 < prompt <= known.max_position_embeddings and 0 < context <= known.max_position_embeddings):
             raise ArgumentError(
                 f"a prompt of {prompt} tokens and a context of {context}, expected 1 to "
-                f"{config.max_position_embeddings}, the model's context"
+                f"{known.max_position_embeddings}, the model's context"
             )
         if not 0 <= skew <= 4:
             raise ArgumentError(f"skew is {skew}, expected 0 (all experts alike) to 4")
-        k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
+        k = resolve_experts_per_token(experts_per_token, known.num_experts_per_tok)
         table = checkpoint.records()
         io = _expert_io(expert_io, table, k, machine, here)
         dtype = resolve_dtype(_stored_dtype(checkpoint) if machine else None, checkpoint)
@@ -150,7 +150,7 @@ def plan(
         memory = share_memory(need, context, memory_limit(), memory_limit() - available_memory())
     else:
         memory = share_memory(need, context, machine.memory)
-    probabilities = popularity(config.num_experts, k, skew)
+    probabilities = popularity(known.num_experts, k, skew)
     touched = distinct(probabilities, prompt) * need.expert_layers * need.record
     keeps = memory.left >= touched
     shares = _shares(need, memory, probabilities, touched, resident=io == "resident")

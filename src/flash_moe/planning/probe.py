@@ -11,21 +11,17 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.records import RecordTable
-from ..config import FULL_ATTENTION
 from ..experts.host_memory import keep_on_host
 from ..experts.opening import fetch_capacity
 from ..experts.slots import slot_count
 from ..experts.store import ExpertStore
 from ..models import ModelFiles
-from ..nn.cache import DeltaCache, KVCache, layer_cache
-from ..nn.cpu_choice import uses_cpu_kernels
-from ..nn.decoder import DecoderLayer
-from ..nn.weights import Weights
+from ..nn.timed import TimedLayer
 from ..ops.dispatch import kernels
 from ..record import RecordLayout
 from .costs import LayerCost
 from .made_up import made_up_array, made_up_records
-from .needs import Kind, layer_kind
+from .needs import Kind
 from .timing import run_seconds
 
 _COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
@@ -98,14 +94,17 @@ class Probe:
     def __init__(
         self, checkpoint: ModelFiles, table: RecordTable, experts_per_token: int, dtype: mx.Dtype, expert_io: str
     ) -> None:
-        self._checkpoint, self._config, self._dtype = checkpoint, checkpoint.config, dtype
+        self._checkpoint, self._shape, self._dtype = checkpoint, checkpoint.shape, dtype
         self._k, self._store = experts_per_token, _BankStore(table, experts_per_token, expert_io)
-        self._on_cpu = uses_cpu_kernels(self._config, table.layouts, experts_per_token, dtype, None)
-        self._layers: dict[Kind, list[tuple[int, Any]]] = {}
-        for i in range(self._config.num_hidden_layers):
-            members = self._layers.setdefault(layer_kind(self._config, i), [])
+        self._layers: dict[Kind, list[TimedLayer]] = {}
+        self._attends: dict[Kind, bool] = {}
+        for i in range(checkpoint.dimensions.num_hidden_layers):
+            work = checkpoint.layer_work(i, dtype.size)
+            kind = Kind(work.mixer, work.sparse)
+            self._attends[kind] = work.pair_flops > 0
+            members = self._layers.setdefault(kind, [])
             if len(members) < _COPIES and (not members or self._nbytes(i) * (len(members) + 1) <= _MOST_BYTES):
-                members.append((i, self._layer(i)))
+                members.append(self._layer(i))
 
     def layer_costs(self) -> dict[Kind, LayerCost]:
         """Every kind of layer, timed."""
@@ -117,7 +116,7 @@ class Probe:
         sparse = next((m for kind, m in self._layers.items() if kind.sparse), None)
         if sparse is None:
             return 0.0, 0.0
-        moe, k = sparse[0][1].mlp, self._k
+        moe, k = sparse[0], self._k
 
         def seconds(tokens: int, touched: int) -> float:
             x = self._input(tokens)
@@ -126,86 +125,63 @@ class Probe:
             return run_seconds(lambda: moe.experts(x, ids, weights, x))
 
         with kernels(None):
-            few = min(k, self._config.num_experts)
+            few = min(k, self._shape.num_experts)
             tokens, once = _TOKENS, seconds(_TOKENS, few)
-            many = min(self._config.num_experts, tokens * k, max(4 * few, int(few * _LONG / once)))
+            many = min(self._shape.num_experts, tokens * k, max(4 * few, int(few * _LONG / once)))
             base, wide, long = seconds(tokens, few), seconds(tokens, many), seconds(4 * tokens, few)
         row = max(0.0, (long - base) / (3 * tokens * k))
         record = (wide - base) / (many - few) if many > few else (base - tokens * k * row) / few
         return max(0.0, record), row
 
-    def _cost(self, members: list[tuple[int, Any]], kind: Kind) -> LayerCost:
+    def _cost(self, members: list[TimedLayer], kind: Kind) -> LayerCost:
         token = self._token_seconds(members, 0)
-        key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if _attends(kind) else 0.0
+        key = max(0.0, (self._token_seconds(members, _CONTEXT) - token) / _CONTEXT) if self._attends[kind] else 0.0
 
         def chunk(tokens: int, context: int = 0) -> float:
             return median(run_seconds(partial(self._chunk, m, tokens, context)) for m in members[:2])
 
         tokens = self._affordable(members[0])
         short, long = chunk(tokens), chunk(4 * tokens)
-        pair = max(0.0, (chunk(tokens, _CONTEXT) - short) / (tokens * _CONTEXT)) if _attends(kind) else 0.0
+        pair = max(0.0, (chunk(tokens, _CONTEXT) - short) / (tokens * _CONTEXT)) if self._attends[kind] else 0.0
         per_token = max(0.0, (long - short - pair * 15 * tokens * tokens) / (3 * tokens))
         return LayerCost(token, key, max(0.0, short - tokens * (per_token + pair * tokens)), per_token, pair)
 
-    def _token_seconds(self, members: list[tuple[int, Any]], context: int) -> float:
+    def _token_seconds(self, members: list[TimedLayer], context: int) -> float:
         """Seconds of one token through one layer, in a chain of layers as a decoder has it."""
-        caches = [self._cache(i, context) for i, _ in members]
+        caches = [layer.new_cache(context) for layer in members]
         x = self._input(1)
 
         def chain() -> mx.array:
             y = x
-            for (_, layer), cache in zip(members, caches, strict=True):
+            for layer, cache in zip(members, caches, strict=True):
                 y = layer(y, cache)
             return y
 
         return run_seconds(chain) / len(members)
 
-    def _chunk(self, member: tuple[int, Any], tokens: int, context: int) -> Sequence[mx.array]:
+    def _chunk(self, member: TimedLayer, tokens: int, context: int) -> Sequence[mx.array]:
         """A chunk of a prompt through a layer, without its routed experts."""
-        i, layer = member
-        x, cache = self._input(tokens), self._cache(i, context)
-        return layer.front(x, cache) if self._config.sparse_layers[i] else [layer(x, cache)]
+        return member.front(self._input(tokens), member.new_cache(context))
 
-    def _affordable(self, member: tuple[int, Any]) -> int:
+    def _affordable(self, member: TimedLayer) -> int:
         """Tokens of a chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
             if run_seconds(partial(self._chunk, member, tokens, 0)) > _LONG:
                 return tokens
         return 64
 
-    def _cache(self, layer: int, context: int) -> KVCache | DeltaCache:
-        cache = layer_cache(self._config, layer, self._dtype)
-        if context and isinstance(cache, KVCache):
-            shape = (1, self._config.num_key_value_heads, context, self._config.head_dim)
-            cache.append(mx.zeros(shape, dtype=self._dtype), mx.zeros(shape, dtype=self._dtype))
-        mx.eval(cache.arrays)
-        return cache
-
     def _input(self, tokens: int) -> mx.array:
-        return made_up_array("F32", (tokens, self._config.hidden_size)).astype(self._dtype)
+        return made_up_array("F32", (tokens, self._shape.hidden_size)).astype(self._dtype)
 
     def _nbytes(self, layer: int) -> int:
         prefix = f"layers.{layer}."
         return sum(info.nbytes for name, info in self._checkpoint.resident.items() if name.startswith(prefix))
 
-    def _layer(self, i: int) -> Any:
+    def _layer(self, i: int) -> TimedLayer:
         prefix = f"layers.{i}."
         stored = {
             name: made_up_array(info.dtype, info.shape)
             for name, info in self._checkpoint.resident.items()
             if name.startswith(prefix)
         }
-        found = self._checkpoint.family.in_one_convention(self._checkpoint, stored, self._dtype, self._on_cpu)
-        weights = Weights(found.arrays, found.quantization, join=not self._on_cpu).at("layers").at(i)
-        with kernels(None):
-            layer = DecoderLayer(self._config, i, weights, self._store, self._k)
-        mx.eval(layer.parameters())
-        if self._on_cpu:
-            from .cpu_probe import CpuProbeLayer
-
-            return CpuProbeLayer(self._config, layer)
-        return layer
-
-
-def _attends(kind: Kind) -> bool:
-    return kind.mixer == FULL_ATTENTION
+        return self._checkpoint.timed_layer(i, stored, self._store, self._k, self._dtype)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint.safetensors import TensorInfo, read_header
-from ...config import read_config
 from ...errors import CheckpointError
+from ..config_json import read_config
 
 INDEX = "model.safetensors.index.json"
 _K_KEYS = (

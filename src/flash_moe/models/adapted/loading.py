@@ -13,10 +13,10 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from ...checkpoint.records import RecordTable
 from ...checkpoint.safetensors import check_unchanged
 from ...checks import integer, is_default
-from ...config import read_config
 from ...errors import ArgumentError, CheckpointError, ConfigError
 from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
+from ..config_json import read_config
 from .files import k_key, tensors, text_config
 from .library import load_lazily
 from .network import AdaptedNetwork

@@ -1,45 +1,46 @@
-"""Layers whose work runs through the kernels of the CPU, to be timed as those of MLX are."""
+"""Layers and products that run through the kernels of the CPU, to be timed as those of MLX are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..config import ModelConfig
-from ..nn.cache import DeltaCache, KVCache
-from ..nn.cpu_decoder import CpuLayer, turns
-from ..nn.cpu_layers import Pass, Weights
-from ..nn.decoder import DecoderLayer
-from ..nn.linear import Linear
 from ..ops.cpu.workers import workers
+from .cache import DeltaCache, KVCache
+from .cpu_decoder import CpuLayer, turns
+from .cpu_layers import Pass, Weights
+from .cpu_moe import CpuMoE
+from .linear import Linear
+from .timed import TimedLayer
 
 
-class CpuProbeLayer:
-    """A layer of the decoder as :class:`~.probe.Probe` calls it: arrays of MLX, new ones every time."""
+class CpuTimedLayer(TimedLayer):
+    """As :class:`TimedLayer`; arguments and results are arrays of MLX, new ones every time."""
 
-    def __init__(self, config: ModelConfig, layer: DecoderLayer) -> None:
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._weights = Weights(workers())  # keeps the memory that kernels read
-        self._layer = CpuLayer(config, layer, self._weights)
-        self._frequencies = np.array(config.rope_frequencies)
-        self.mlp = self
+        self._on_cpu = CpuLayer(self._config, self._layer, self._weights)
+        self._frequencies = np.array(self._config.rope_frequencies)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
         y = np.array(x)
-        self._layer(y, cache, self._pass(y, cache))
+        self._on_cpu(y, cache, self._pass(y, cache))
         return mx.array(y)
 
     def front(self, x: mx.array, cache: KVCache | DeltaCache) -> list[mx.array]:
-        """As :meth:`DecoderLayer.front`."""
+        if not isinstance(self._on_cpu.mlp, CpuMoE):
+            return [self(x, cache)]
         y = np.array(x)
-        self._layer.front(y, cache, self._pass(y, cache))
+        self._on_cpu.front(y, cache, self._pass(y, cache))
         return [mx.array(y)]
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
-        """As :meth:`SparseMoE.experts`."""
         y = np.array(rest)
-        self._layer.mlp.experts(np.array(x), np.array(ids).astype(np.int64), np.array(weights), y)
+        self._on_cpu.mlp.experts(np.array(x), np.array(ids).astype(np.int64), np.array(weights), y)
         return mx.array(y)
 
     def _pass(self, y: np.ndarray, cache: KVCache | DeltaCache) -> Pass:
