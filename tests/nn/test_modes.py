@@ -87,6 +87,10 @@ def test_logits_and_tokens_equal_mlx_lm_and_every_store_gives_the_same(quantized
         for store in STORES:
             np.testing.assert_array_equal(our_logits(folder, expert_io=store), found)
     assert greedy(tmp_path / "packed", expert_io="mapped") == tokens
+    by_kernels = our_logits(quantized, expert_io="resident", kernels=True)
+    np.testing.assert_allclose(by_kernels, expected, atol=2e-3, rtol=0)
+    for store in STORES:
+        np.testing.assert_array_equal(our_logits(tmp_path / "packed", expert_io=store, kernels=True), by_kernels)
     assert verify(tmp_path / "packed").checksums
 
 
@@ -155,7 +159,9 @@ class TestGlobalScale:
         expected = mlx_lm_logits(scaled[1])
         convert(scaled[0], tmp_path / "packed")
         for folder in (scaled[0], tmp_path / "packed"):
-            np.testing.assert_allclose(our_logits(folder, expert_io=expert_io), expected, atol=2e-3, rtol=0)
+            for kernels in (False, True):
+                found = our_logits(folder, expert_io=expert_io, kernels=kernels)
+                np.testing.assert_allclose(found, expected, atol=2e-3, rtol=0)
             assert greedy(folder, expert_io=expert_io) == mlx_lm_greedy(scaled[1])
         assert describe(tmp_path / "packed").expert_formats == {"nvfp4 with a global scale": 4}
 

@@ -74,6 +74,18 @@ def compressed_nvfp4(name: str, w: mx.array) -> tuple[Tensors, mx.array]:
     }, stands_for  # fmt: skip
 
 
+def microscaled(mode: str, weight: str) -> Layout:
+    """mxfp4 or mxfp8 under the names of other libraries."""
+
+    def layout(name: str, w: mx.array) -> tuple[Tensors, mx.array]:
+        words, scales = mx.quantize(w.astype(mx.float32), mode=mode)
+        stored = ("F8_E4M3" if mode == "mxfp8" else "U8", words.view(mx.uint8))
+        stands_for = mx.dequantize(words, scales, mode=mode, dtype=mx.float32)
+        return {f"{name}.{weight}": stored, f"{name}.weight_scale": ("U8", scales)}, stands_for
+
+    return layout
+
+
 FP8_CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 LAYOUTS: dict[str, tuple[Layout, dict[str, object]]] = {
     "Qwen FP8": (qwen_fp8, FP8_CONFIG),
@@ -82,6 +94,10 @@ LAYOUTS: dict[str, tuple[Layout, dict[str, object]]] = {
     "ModelOpt NVFP4": (modelopt_nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
     "compressed-tensors NVFP4": (compressed_nvfp4, {"quant_method": "compressed-tensors",
                                                     "format": "nvfp4-pack-quantized"}),
+    "compressed-tensors MXFP4": (microscaled("mxfp4", "weight_packed"), {"quant_method": "compressed-tensors",
+                                                                         "format": "mxfp4-pack-quantized"}),
+    "Quark MXFP4": (microscaled("mxfp4", "weight"), {"quant_method": "quark"}),
+    "ModelOpt MXFP8": (microscaled("mxfp8", "weight"), {"quant_method": "modelopt", "quant_algo": "MXFP8"}),
 }  # fmt: skip
 
 

@@ -1,10 +1,11 @@
-"""Sources in FP8 and NVFP4: what they are converted to, bit for bit."""
+"""Sources that other libraries have quantised: what they are converted to, bit for bit."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from foreign_checkpoints import LAYOUTS, content, save, write_foreign, write_fused_fp8
@@ -22,7 +23,7 @@ def logits(folder: Path, **options: object) -> np.ndarray:
         return np.array(model.logits(TOKENS))
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "FP8" in name])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name.endswith(" FP8")])
 @pytest.mark.parametrize("options", [{}, {"bits": 8, "rounding": "nearest"}, {"mode": "mxfp8"}], ids=str)
 def test_fp8_converts_as_the_bf16_that_it_stands_for(layout: str, options: dict, tmp_path: Path) -> None:
     foreign, plain, _ = write_foreign(tmp_path, layout)
@@ -42,11 +43,13 @@ def test_fp8_experts_in_one_tensor(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes(), file
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "NVFP4" in name])
-def test_nvfp4_is_repacked_bit_for_bit(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.endswith(" FP8")])
+def test_what_mlx_has_a_mode_for_is_repacked_bit_for_bit(layout: str, tmp_path: Path) -> None:
     foreign, plain, tensors = write_foreign(tmp_path, layout)
     assert convert(foreign, tmp_path / "packed") == []
-    assert describe(tmp_path / "packed").expert_formats == {"nvfp4 with a global scale": 2}
+    mode = layout.split()[-1].lower()
+    scaled = mode == "nvfp4"
+    assert describe(tmp_path / "packed").expert_formats == {f"{mode} with a global scale" if scaled else mode: 2}
     layer = json.loads((tmp_path / "packed" / "flash_moe.json").read_text())["layers"]["1"]
     stride = layer["layout"]["stride"]
     records = (tmp_path / "packed" / layer["file"]).read_bytes()[-4 * stride :]
@@ -58,7 +61,7 @@ def test_nvfp4_is_repacked_bit_for_bit(layout: str, tmp_path: Path) -> None:
             for part in (content(weight[1]), content(tensors[prefix + "weight_scale"][1])):
                 assert record[at : at + len(part)] == part
                 at += -(-len(part) // 64) * 64
-            at += 64  # the global scale
+            at += 64 if scaled else 0
     packed = logits(tmp_path / "packed")
     for store in ("slots", "resident"):
         np.testing.assert_array_equal(logits(tmp_path / "packed", expert_io=store), packed)
@@ -67,6 +70,16 @@ def test_nvfp4_is_repacked_bit_for_bit(layout: str, tmp_path: Path) -> None:
     convert(plain, tmp_path / "plain-8-bit", bits=8, group_size=32)
     np.testing.assert_allclose(logits(tmp_path / "8-bit"), logits(tmp_path / "plain-8-bit"), atol=0.08)
     verify(tmp_path / "packed")
+
+
+def test_a_stated_global_scale_of_an_always_read_matrix_is_missed(tmp_path: Path) -> None:
+    foreign, _, _ = write_foreign(tmp_path, "ModelOpt NVFP4")
+    convert(foreign, tmp_path / "packed")
+    for file in (tmp_path / "packed").glob("model-resident-*.safetensors"):
+        held = {name: a for name, a in mx.load(str(file)).items() if not name.endswith("global_scale")}
+        mx.save_safetensors(str(file), held)
+    with pytest.raises(CheckpointError, match=r"states a global scale of .*, but .*global_scale is in no file"):
+        Model.load(tmp_path / "packed")
 
 
 def test_foreign_weights_are_not_run_but_named(tmp_path: Path) -> None:

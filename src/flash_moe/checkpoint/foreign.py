@@ -5,8 +5,9 @@ With q and s what a file calls weight and scale, w is
     Qwen, DeepSeek       q · s, q of e4m3, s (``weight_scale_inv``) one for each block of 128 × 128
     compressed-tensors   q · s, q of e4m3, s one for each row, block or matrix; or q · s / g in NVFP4 (``weight_packed``)
     ModelOpt             q · s, q of e4m3; or q · s · g in NVFP4, g called ``weight_scale_2``
+    all but Qwen         q · s, q of e2m1 or e4m3, s of e8m0 for 32 numbers: MXFP4, MXFP8
 
-NVFP4 is e2m1 in groups of 16 with scales of e4m3, packed as MLX packs them, so only the global scale g differs.
+NVFP4 is e2m1 in groups of 16 with scales of e4m3. All three are packed as MLX packs them; only the global scale g differs.
 Sources: transformers ``FP8Linear``; https://github.com/vllm-project/compressed-tensors; NVIDIA's TensorRT-Model-Optimizer.
 """
 
@@ -17,11 +18,11 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import CheckpointError
-from ..formats import FLOATS, GLOBAL_SCALE
+from ..formats import FLOATS, GLOBAL_SCALE, MODES
 from .names import module_path
 from .safetensors import TensorInfo
 
-METHODS = ("fp8", "compressed-tensors", "modelopt")  # of config.json's quantization_config
+METHODS = ("fp8", "compressed-tensors", "modelopt", "quark")  # of config.json's quantization_config
 _PARTS = {  # endings of names, the longer ones first
     "weight_global_scale": "global_scale",
     "weight_scale_inv": "scales",
@@ -59,8 +60,8 @@ def adopted(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         key = f"{module}.weight" if f"{module}.weight" in found else module
         if (weight := found.get(key)) is None:
             raise CheckpointError(f"{info.file} holds {info.name!r} but no weight for it; finish the download")
-        if (weight.dtype, info.dtype) == ("U8", "F8_E4M3") and weight.shape[-1] % 8 == 0:
-            if f"{module}.global_scale" not in found:
+        if (mode := _mode(weight, info)) is not None:
+            if mode == "nvfp4" and f"{module}.global_scale" not in found:
                 raise CheckpointError(
                     f"{info.file}: NVFP4 weights {weight.name!r} lack their global scale (weight_scale_2 or "
                     "weight_global_scale); the checkpoint is incomplete: finish the download"
@@ -72,9 +73,21 @@ def adopted(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         elif weight.name.endswith("weight_packed") or weight.dtype not in (*FLOATS, "U32"):
             raise CheckpointError(
                 f"{weight.file}: {weight.name!r} is {weight.dtype} with scales of {info.dtype}, expected e4m3 with scales "
-                "of floats (FP8) or packed e2m1 with scales of e4m3 (NVFP4); convert the bf16 checkpoint instead"
+                "of floats (FP8) or e8m0 (MXFP8), or packed e2m1 with scales of e4m3 (NVFP4) or e8m0 (MXFP4); convert the "
+                "bf16 checkpoint instead"
             )
     return found
+
+
+def _mode(weight: TensorInfo, scales: TensorInfo) -> str | None:
+    """The mode of MLX in which the same bytes mean the same."""
+    if not weight.shape or not scales.shape or weight.shape[-1] % 4 or scales.dtype not in ("U8", "F8_E4M3", "F8_E8M0"):
+        return None
+    codes = {"U8": 4, "F8_E4M3": 8}.get(weight.dtype, 0)
+    nbytes = {mode: bits * size // 8 for mode, (bits, size) in MODES.items() if bits == codes}  # of a group
+    e4m3 = scales.dtype == "F8_E4M3"
+    found = (m for m, size in nbytes.items() if weight.shape[-1] == size * scales.shape[-1] and (m == "nvfp4") == e4m3)
+    return next(found, None)
 
 
 def mlx_global_scale(name: str, value: Any) -> Any:

@@ -20,7 +20,7 @@ from ..checkpoint.safetensors import check_unchanged
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
-from ..nn.cpu_choice import affine, uses_cpu_kernels
+from ..nn.cpu_choice import uses_cpu_kernels
 from ..nn.decoder import Decoder
 from ..nn.layer_work import LayerWork, layer_work
 from ..nn.layerwise import Layerwise
@@ -178,8 +178,6 @@ class ModelFiles(Checkpoint):
         """
         cpu = self.uses_cpu_kernels(store.layouts, experts_per_token, dtype, kernels)
         resident = self.load_resident(dtype, keep_matrices=cpu)
-        if cpu and not all(affine(q) for q in resident.quantization.values()):
-            cpu, resident = False, self.load_resident(dtype)
         weights = Weights(resident.arrays, resident.quantization, join=not cpu)
         try:
             decoder = Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming)

@@ -60,6 +60,12 @@ class Qwen35(Family):
                 found = quantization[module] = files.quantization.of([module], weight, files.resident[name])
                 if not found.is_affine and f"{module}.biases" in files.resident:
                     raise CheckpointError(f"{name} is U8, as in mode {found.mode}, but there is {module}.biases, too")
+                stated = files.quantization.stated([module])
+                if stated is not None and stated.global_scale and f"{module}.global_scale" not in files.resident:
+                    raise CheckpointError(
+                        f"config.json states a global scale of {module}, but {module}.global_scale is in no file; "
+                        "download the checkpoint again"
+                    )
         return ResidentWeights(arrays, quantization)
 
     def mlx_name(self, canonical: str) -> str:

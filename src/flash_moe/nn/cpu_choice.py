@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from ..config import ModelConfig
-from ..formats import Quantization
 from ..ops.blas import on_cpu
 from ..ops.dispatch import on_gpu
 from ..record import PROJECTIONS, RecordLayout
@@ -48,18 +47,8 @@ def uses_cpu_kernels(
 
 
 def supported(layout: RecordLayout) -> bool:
-    """Whether experts are SwiGLU with plain or affinely quantised projections."""
-    parts = {part.name for part in layout.parts}
-    return (
-        set(layout.linears) == set(PROJECTIONS)
-        and all(map(affine, layout.quantization.values()))
-        and not parts & {"bias", "global_scale"}
-    )
-
-
-def affine(quantization: Quantization) -> bool:
-    """Whether kernels know this quantisation."""
-    return quantization.is_affine
+    """Whether experts are SwiGLU without biases added to outputs."""
+    return set(layout.linears) == set(PROJECTIONS) and not any(part.name == "bias" for part in layout.parts)
 
 
 def token_weights(config: ModelConfig, experts_per_token: int) -> int:

@@ -16,7 +16,6 @@ from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
 from .cpu_layers import AttentionMixer, DeltaMixer, Pass, Weights
 from .cpu_moe import CpuMoE, DenseMlp
-from .linear import Embedding
 from .prefetch import LayerPrefetch
 from .sparse_moe import SparseMoE
 
@@ -91,7 +90,7 @@ class CpuDecoder:
         """
         count = tokens.size
         y = aligned(count, self._config.hidden_size)
-        y[:] = embedded(self._embedding, tokens)
+        y[:] = view(self._embedding.rows(tokens, mx.float32))
         run = Pass(count, turns(self._frequencies, cache.length, count))
         for number, (layer, state) in enumerate(zip(self._layers, cache.layers, strict=True), start=1):
             layer(y, state, run)
@@ -104,7 +103,7 @@ class CpuDecoder:
         """One token of each of several sequences, [N]: hidden states [N, H]."""
         count = tokens.size
         y = aligned(count, self._config.hidden_size)
-        y[:] = embedded(self._embedding, tokens)
+        y[:] = view(self._embedding.rows(tokens, mx.float32))
         angles = np.array([cache.length for cache in caches])[:, None] * self._frequencies
         turns = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
         run = Pass(count, turns)
@@ -122,12 +121,3 @@ def turns(frequencies: np.ndarray, first: int, count: int) -> np.ndarray:
     """Cosines and sines, [T, 2, rotary / 2] float32, of the angles of ``count`` positions from ``first`` on."""
     angles = (first + np.arange(count))[:, None] * frequencies
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-
-def embedded(table: Embedding, tokens: mx.array) -> np.ndarray:
-    """The vectors of token ids: [T, H] float32."""
-    q, rows = table.quantization, table.weight[tokens]
-    if q is not None and table.scales is not None and table.biases is not None:
-        scales, biases = (array[tokens].astype(mx.float32) for array in (table.scales, table.biases))
-        rows = mx.dequantize(rows, scales, biases, group_size=q.group_size, bits=q.bits)
-    return view(rows.astype(mx.float32))

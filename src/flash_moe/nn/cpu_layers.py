@@ -25,7 +25,7 @@ from .gated_delta_net import L2_EPS, GatedDeltaNet
 from .linear import Linear
 from .mlp import SwiGLU
 
-_DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
+_DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint8: "U8"}
 
 
 @dataclass
@@ -57,11 +57,13 @@ class Weights:
     def matrix(self, layer: Linear) -> Matrix:
         """A linear layer's matrix, where it lies."""
         q = layer.quantization
-        parts = [part for part in (layer.weight, layer.scales, layer.biases) if part is not None]
+        held = layer.weight, layer.scales, layer.biases, layer.global_scale
+        parts = [part for part in held if part is not None]
         arrays = [view(part) for part in parts]
         self._keep += arrays
         places = [array.ctypes.data for array in arrays] + [0, 0]
-        fmt = Format(_DTYPES[parts[-1].dtype], *(q.bits, q.group_size) if q else ())
+        dtype = _DTYPES[(layer.weight if layer.scales is None else layer.scales).dtype]
+        fmt = Format.of(dtype, q, layer.global_scale is not None)
         rows, words = layer.weight.shape
         columns = words * 32 // q.bits if q else words
         return Matrix(fmt, rows, columns, (places[0], places[1], places[2]))

@@ -35,13 +35,17 @@ class Linear(Module):
         super().__init__()
         self.weight, self.scales, self.biases, self.bias = weight, scales, biases, bias
         self.quantization = quantization
-        self.factor = None if global_scale is None else global_scale.reshape(1) / GLOBAL_SCALE
+        self.global_scale = None if global_scale is None else global_scale.reshape(1)
 
     def __call__(self, x: mx.array) -> mx.array:
         y = linear(x, self.weight, self.scales, self.biases, self.quantization)
-        if self.factor is not None:
-            y = y * self.factor.astype(y.dtype)
+        if self.global_scale is not None:
+            y = y * self._factor(y.dtype)
         return y if self.bias is None else y + self.bias
+
+    def _factor(self, dtype: mx.Dtype) -> mx.array:
+        assert self.global_scale is not None
+        return (self.global_scale / GLOBAL_SCALE).astype(dtype)
 
 
 class Linears(Module):
@@ -81,7 +85,7 @@ def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
     groups: list[list[Linear]] = []
     for layer in layers:
         last = groups[-1] if groups else []
-        alike = last and layer.factor is None and _storage(last[0]) == _storage(layer)
+        alike = last and layer.global_scale is None and _storage(last[0]) == _storage(layer)
         if alike and sum(member.weight.nbytes for member in [*last, layer]) <= limit:
             last.append(layer)
         else:
@@ -90,7 +94,7 @@ def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
 
 
 def _storage(layer: Linear) -> tuple[Quantization | None, bool, bool, mx.Dtype]:
-    return layer.quantization, layer.bias is None, layer.factor is None, layer.weight.dtype
+    return layer.quantization, layer.bias is None, layer.global_scale is None, layer.weight.dtype
 
 
 def _joined(layers: Sequence[Linear]) -> Linear:
@@ -110,5 +114,7 @@ class Embedding(Linear):
         """The vectors of token ids: [T] int32 to [T, H] in ``dtype``."""
         if self.quantization is None or self.scales is None:
             return self.weight[ids].astype(dtype)
-        biases = None if self.biases is None else self.biases[ids]
-        return dequantized(self.weight[ids], self.scales[ids], biases, self.quantization, dtype)
+        parts = self.scales[ids], None if self.biases is None else self.biases[ids]
+        scales, biases = (part if part is None or part.dtype == mx.uint8 else part.astype(dtype) for part in parts)
+        rows = dequantized(self.weight[ids], scales, biases, self.quantization, dtype)
+        return rows if self.global_scale is None else rows * self._factor(dtype)

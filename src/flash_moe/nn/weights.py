@@ -57,9 +57,7 @@ class Weights:
         parts = self._matrix(name, out_features, in_features)
         own = self.at(name)
         return Linear(
-            *parts,
-            bias=own.array("bias", out_features) if bias else None,
-            global_scale=self._arrays.get(own._join("global_scale")),
+            *parts, own.array("bias", out_features) if bias else None, own._arrays.get(own._join("global_scale"))
         )
 
     def linears(self, out_features: Mapping[str, int], in_features: int, *, bias: bool = False) -> Linears:
@@ -69,7 +67,8 @@ class Weights:
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
         """The embedding table ``name``, quantised or not as the checkpoint has it."""
-        return Embedding(*self._matrix(name, rows, width))
+        own = self.at(name)
+        return Embedding(*self._matrix(name, rows, width), None, own._arrays.get(own._join("global_scale")))
 
     def _matrix(
         self, name: str, rows: int, columns: int

@@ -63,14 +63,20 @@ class ResidentFiles:
         """What config.json must say about quantisation."""
         section: dict[str, Any] = {}
         found = dict(self._quantization)
-        if self._checkpoint.quantization.shapes_decide:  # by another library: nothing of MLX is stated yet
-            scaled = [name for name in self._checkpoint.resident if name.endswith(".global_scale")]
-            found |= {module_path(name): Quantization.of_mode("nvfp4") for name in scaled}
+        stored, quantization = self._checkpoint.resident, self._checkpoint.quantization
+        if quantization.shapes_decide:  # by another library: nothing of MLX is stated yet
+            scales = {module_path(name): info for name, info in stored.items() if name.endswith(".scales")}
+            found |= {
+                module: quantization.of([module], stored[f"{module}.weight"], info)
+                for module, info in scales.items()
+                if info.dtype == "U8"
+            }
         else:
             section |= quantization_section(self._checkpoint.raw_config) or {}
         for module, q in sorted(found.items()):
             section = (self._default or q).to_json() | {"mode": (self._default or q).mode} | section
-            section[self._family.mlx_name(module + ".")[:-1]] = q.to_json()
+            scaled = {"global_scale": True} if f"{module}.global_scale" in stored else {}
+            section[self._family.mlx_name(module + ".")[:-1]] = q.to_json() | scaled
         return section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:

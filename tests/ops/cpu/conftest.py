@@ -11,12 +11,14 @@ import pytest
 
 pytest.importorskip("numba")
 
+from small_floats import decoded
+
 from flash_moe.ops.cpu.formats import Format
 from flash_moe.ops.cpu.memory import view
 from flash_moe.ops.cpu.products import Matrix
 from flash_moe.ops.cpu.workers import Workers
 
-DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U8": mx.uint8}
 
 
 class Stored:
@@ -28,9 +30,16 @@ class Stored:
     """
 
     def __init__(self, fmt: Format, rows: int, columns: int, seed: int = 0) -> None:
-        w = mx.array(np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32) / columns**0.5)
+        rng = np.random.default_rng(seed)
+        w = mx.array(rng.standard_normal((rows, columns)).astype(np.float32) / columns**0.5)
         dtype = DTYPES[fmt.dtype]
-        if fmt.bits:
+        if fmt.mode != "affine":
+            parts = list(mx.quantize(w, mode=fmt.mode))
+            values = decoded(np.array(parts[0]), np.array(parts[1]), fmt.mode)
+            if fmt.global_scale:
+                parts.append(mx.array(rng.uniform(1000, 5000, 1).astype(np.float32)))
+                values = values * (np.array(parts[2], np.float64) / 2688)
+        elif fmt.bits:
             q, *rest = mx.quantize(w, group_size=fmt.group_size, bits=fmt.bits)
             parts = [q, *(a.astype(dtype) for a in rest)]
             exact = [q, *(a.astype(mx.float32) for a in parts[1:])]
@@ -38,7 +47,7 @@ class Stored:
         else:
             parts = [w.astype(dtype)]
             values = parts[0].astype(mx.float32)
-        self.arrays, self.values = [view(part) for part in parts], np.array(values).astype(np.float64)
+        self.arrays, self.values = [view(part) for part in parts], np.array(values, np.float64)
         places = [array.ctypes.data for array in self.arrays] + [0, 0]
         self.matrix = Matrix(fmt, rows, columns, (places[0], places[1], places[2]))
 

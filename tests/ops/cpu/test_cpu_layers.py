@@ -38,10 +38,16 @@ def swiglu_of(parts: list[Any], x: np.ndarray) -> np.ndarray:
     return (gate * sigmoid(gate) * up) @ parts[2].values.T
 
 
+EXPERTS = {
+    "affine": [Format("BF16", 4, 64), Format("BF16", 4, 64), Format("BF16", 3, 32)],
+    "small floats": [Format("U8", 4, 16, "nvfp4", True), Format("U8", 4, 32, "mxfp4"), Format("U8", 8, 32, "mxfp8")],
+}
+
+
 @pytest.mark.parametrize("tokens", [1, 6])
-def test_experts(stored: Any, pools: list[Workers], tokens: int) -> None:
+@pytest.mark.parametrize("formats", EXPERTS.values(), ids=EXPERTS)
+def test_experts(stored: Any, pools: list[Workers], formats: list[Format], tokens: int) -> None:
     hidden, width, shared_width = 128, 192, 64
-    formats = [Format("BF16", 4, 64), Format("BF16", 4, 64), Format("BF16", 3, 32)]
     shapes = [(width, hidden), (width, hidden), (hidden, width)]
     experts = [[stored(f, *shape, seed=3 * e + i) for i, (f, shape) in enumerate(zip(formats, shapes, strict=True))]
                for e in range(3)]  # fmt: skip
@@ -55,7 +61,8 @@ def test_experts(stored: Any, pools: list[Workers], tokens: int) -> None:
         for start, array in zip(starts, flat, strict=False):
             record[start : start + array.size] = array
         records.append(record)
-    offsets = starts[:-1].reshape(3, 3).tolist()
+    places = iter(starts.tolist())
+    offsets = [([next(places) for _ in p.arrays] + [0])[:3] for p in experts[0]]
     routed = Swiglu(*(type(p.matrix)(p.matrix.format, p.matrix.rows, p.matrix.columns, tuple(o))
                       for p, o in zip(experts[0], offsets, strict=True)))  # fmt: skip
     x = normal(tokens, hidden)

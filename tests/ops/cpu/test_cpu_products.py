@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("numba")
 
+from small_floats import decoded
+
 from flash_moe.ops.cpu.formats import Format
 from flash_moe.ops.cpu.products import Matrix, Products
 from flash_moe.ops.cpu.workers import Workers
@@ -16,6 +18,8 @@ from flash_moe.ops.cpu.workers import Workers
 TOLERANCE = 1e-6  # of the largest
 AFFINE = [Format("BF16", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
 OTHERS = [Format(dtype, bits, 64) for dtype in ("F16", "F32") for bits in (4, 3)]
+MODES = [Format("U8", 4, 32, "mxfp4"), Format("U8", 8, 32, "mxfp8")]
+MODES += [Format("U8", 4, 16, "nvfp4", scaled) for scaled in (False, True)]
 PLAIN = [Format(dtype) for dtype in ("BF16", "F16", "F32")]
 
 
@@ -37,7 +41,7 @@ def multiplied(stored: list[Any], pools: list[Workers], tokens: int) -> None:
     assert np.array_equal(found[0].view(np.uint32), found[1].view(np.uint32))  # whatever the number of threads
 
 
-@pytest.mark.parametrize("fmt", AFFINE + OTHERS, ids=str)
+@pytest.mark.parametrize("fmt", AFFINE + OTHERS + MODES, ids=str)
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_every_format(stored: Any, pools: list[Workers], fmt: Format, tokens: int) -> None:
     for columns in {fmt.group_size, 3 * fmt.group_size, 640}:
@@ -75,3 +79,24 @@ def test_nothing_is_read_outside_of_a_matrix(stored: Any, pools: list[Workers]) 
     x[:] = np.random.default_rng(2).standard_normal(x.shape)
     y = Products([matrix], pools[1])(x, np.empty((5, rows), np.float32))
     assert close(y, x.astype(np.float64) @ inner.values.T)
+
+
+def test_every_small_float(pools: list[Workers]) -> None:
+    """All codes of e2m1 and e4m3, with all scales that are no NaN."""
+    for mode, group in (("mxfp4", 32), ("nvfp4", 16), ("mxfp8", 32)):
+        fmt = Format("U8", 8 if mode == "mxfp8" else 4, group, mode)
+        codes = np.tile(np.arange(256, dtype=np.uint8), 4)
+        if mode == "mxfp8":
+            codes[codes & 127 == 127] = 1
+        scales = np.arange(64, 191, dtype=np.uint8) if mode != "nvfp4" else np.arange(127, dtype=np.uint8)
+        columns = len(codes) * 8 // fmt.bits
+        w, s = np.tile(codes, (len(scales), 1)), np.repeat(scales[:, None], columns // group, axis=1)
+        matrix = Matrix(fmt, len(w), columns, (w.ctypes.data, s.ctypes.data, 0))
+        expected = decoded(w, s, mode)
+        for tokens in (1, 4):
+            first = np.zeros((tokens, columns), np.float32)
+            for i in (0, 1, 7, columns - 1, columns // 2 + 3):
+                first[:] = 0
+                first[:, i] = 1
+                y = Products([matrix], pools[1])(first, np.empty((tokens, len(w)), np.float32))
+                np.testing.assert_allclose(y, np.tile(expected[:, i], (tokens, 1)), rtol=1e-6)

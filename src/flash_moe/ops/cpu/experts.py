@@ -103,9 +103,9 @@ class Swiglu:
         """As the records of a layer have it."""
         matrices = []
         for _, projection in layout.projections:
-            q, parts = projection.quantization, projection.parts
-            fmt = Format(parts[-1].dtype, q.bits, q.group_size) if q else Format(parts[0].dtype)
-            offsets = [part.offset for part in parts] + [0, 0]
+            stored = projection.format
+            fmt = Format.of(stored.dtype, stored.quantization, stored.global_scale)
+            offsets = [part.offset for part in projection.parts] + [0, 0]
             matrices.append(Matrix(fmt, projection.rows, projection.columns, (offsets[0], offsets[1], offsets[2])))
         return cls(*matrices)
 

@@ -19,6 +19,11 @@ The order of weights
         5     5 bytes  8
 
     Plain floats are packs of one weight without scales.
+
+Small floats
+    In MLX's other modes q is e2m1 (mxfp4, nvfp4) or e4m3 (mxfp8), a scale e8m0, or e4m3 (nvfp4), and there is no bias. Both
+    small floats are a half with fewer bits, subnormal numbers included: shifted to their places there, machines convert
+    them. The value is then too small by a power of two, which x makes up for. Packs are 2 bytes with 4 or 2 weights.
 """
 
 from __future__ import annotations
@@ -27,8 +32,9 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
+from ...formats import Quantization
 from ...record import round_up
-from .vectors import FLOAT, I8, I32, I64, ITEM_SIZES, LANES, Emitter, constant, vector
+from .vectors import FLOAT, I8, I16, I32, I64, ITEM_SIZES, LANES, TOO_SMALL, Emitter, constant, vector
 
 _PACKS = {2: (1, 4), 3: (3, 8), 4: (4, 8), 5: (5, 8), 6: (3, 4), 8: (1, 1)}  # bits: bytes and weights of a pack
 
@@ -38,17 +44,34 @@ class Format:
     """How a matrix is stored.
 
     Attributes:
-        dtype: of plain weights, or of scales and biases: "BF16", "F16" or "F32".
-        bits, group_size: of affine quantisation; 0 for plain weights.
+        dtype: of plain weights, or of scales and biases: "BF16", "F16" or "F32"; "U8" where the mode is not affine.
+        bits, group_size: 0 for plain weights.
+        mode: of quantisation.
+        global_scale: whether there is one scale more, in the place of biases.
     """
 
     dtype: str
     bits: int = 0
     group_size: int = 0
+    mode: str = "affine"
+    global_scale: bool = False
+
+    @classmethod
+    def of(cls, dtype: str, quantization: Quantization | None, global_scale: bool = False) -> Format:
+        """The format of a stored matrix; ``dtype`` is that of the scales, where there are any."""
+        if (q := quantization) is None:
+            return cls(dtype)
+        return cls(dtype, q.bits, q.group_size, q.mode, global_scale)
+
+    @property
+    def has_biases(self) -> bool:
+        return self.bits > 0 and self.mode == "affine"
 
     @property
     def pack(self) -> tuple[int, int]:
         """Bytes and weights of a pack."""
+        if self.mode != "affine":
+            return 2, 16 // self.bits
         return _PACKS[self.bits] if self.bits else (ITEM_SIZES[self.dtype], 1)
 
     @property
@@ -62,8 +85,10 @@ class Format:
 
     @property
     def shifts(self) -> tuple[int, ...]:
-        """By how many bits each weight of a pack stays shifted up."""
+        """By how many bits each weight of a pack stays shifted up; below 0 it is too small."""
         bits, (nbytes, count) = self.bits, self.pack
+        if self.mode != "affine":
+            return (-TOO_SMALL[bits] - (TOO_SMALL[8] if self.mode == "nvfp4" else 0),) * count
         if not bits:
             return (0,)
         return tuple(0 if bits * (j + 1) > min(8 * nbytes, 31) else bits * j for j in range(count))
@@ -87,6 +112,10 @@ class Format:
         """The j-th weights of ``lanes`` packs, as float32 vectors; each is too large by its shift."""
         if not self.bits:
             return [e.floats(self.dtype, address, lanes)]
+        if self.mode != "affine":
+            pack = e.load(vector(I16, lanes), address)
+            ups = (constant(I16, [16 - self.bits * (j + 1)] * lanes) for j in range(self.pack[1]))
+            return [e.small_floats(e.builder.shl(pack, up), self.bits) for up in ups]
         words, last = self._words(e, address, lanes)
         b, bits = e.builder, self.bits
         values = []
@@ -102,6 +131,16 @@ class Format:
                 value = b.lshr(last, constant(I32, [bits * j - 32] * lanes))
             values.append(b.sitofp(value, vector(FLOAT, lanes)))
         return values
+
+    def scales(self, e: Emitter, address: Any, count: int) -> Any:
+        """Scales as a float32 vector; those of nvfp4 are too small."""
+        if self.mode == "affine":
+            return e.floats(self.dtype, address, count)
+        b, stored = e.builder, e.load(vector(I8, count), address)
+        if self.mode == "nvfp4":
+            return e.small_floats(b.shl(b.zext(stored, vector(I16, count)), constant(I16, [8] * count)), 8)
+        # 2^(s - 127); 0 stands for 2^-127, and becomes 0
+        return b.bitcast(b.shl(b.zext(stored, vector(I32, count)), constant(I32, [23] * count)), vector(FLOAT, count))
 
     def _words(self, e: Emitter, address: Any, lanes: int) -> tuple[Any, Any]:
         """Packs as 32-bit integers, and the fifth bytes where there are any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from functools import cache
 from typing import Any
 
@@ -10,46 +11,55 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
+from ...formats import GLOBAL_SCALE
 from .compiling import kernel
 from .formats import Format
 from .vectors import FLOAT, I64, ITEM_SIZES, LANES, WIDTH, Emitter, constant, vector
 
 
-def _format(dtype: Any, bits: Any, group_size: Any) -> Format:
-    return Format(dtype.literal_value, bits.literal_value, group_size.literal_value)
+def _format(literals: tuple[Any, ...]) -> Format:
+    return Format(*(literal.literal_value for literal in literals))
 
 
 @intrinsic(prefer_literal=True)
-def _multiply(typing, dtype, bits, group_size, w, s, b, columns, x, sums, y, first, last):  # type: ignore[no-untyped-def]
-    fmt = _format(dtype, bits, group_size)
+def _multiply(typing, dtype, bits, group_size, mode, scaled, w, s, b, columns, x, sums, y, first, last):  # type: ignore[no-untyped-def]
+    literals = dtype, bits, group_size, mode, scaled
+    fmt = _format(literals)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         e = Emitter(builder)
-        w, s, b, columns, x, sums, y, first, last = args[3:]
+        w, s, b, columns, x, sums, y, first, last = args[5:]
         with e.loop(first, last) as r:
             total = e.variable(FLOAT)
             for part in _parts(e, fmt, w, s, b, columns, r):
                 total.value = builder.fadd(total.value, _dot(e, fmt, part, x, sums))
-            e.store(total.value, e.offset(y, r, 4))
+            found = builder.fmul(total.value, _factor(e, b)) if fmt.global_scale else total.value
+            e.store(found, e.offset(y, r, 4))
         return context.get_dummy_value()
 
-    return types.void(dtype, bits, group_size, *(types.int64,) * 9), generate
+    return types.void(*literals, *(types.int64,) * 9), generate
 
 
 @intrinsic(prefer_literal=True)
-def _dequantize(typing, dtype, bits, group_size, w, s, b, columns, out, stride, first, last):  # type: ignore[no-untyped-def]
-    fmt = _format(dtype, bits, group_size)
+def _dequantize(typing, dtype, bits, group_size, mode, scaled, w, s, b, columns, out, stride, first, last):  # type: ignore[no-untyped-def]
+    literals = dtype, bits, group_size, mode, scaled
+    fmt = _format(literals)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         e = Emitter(builder)
-        w, s, b, columns, out, stride, first, last = args[3:]
+        w, s, b, columns, out, stride, first, last = args[5:]
         with e.loop(first, last) as r:
             row = e.builder.add(out, builder.mul(builder.sub(r, first), stride))
             for part in _parts(e, fmt, w, s, b, columns, r):
-                _expand(e, fmt, part, row)
+                _expand(e, fmt, part, row, _factor(e, b) if fmt.global_scale else None)
         return context.get_dummy_value()
 
-    return types.void(dtype, bits, group_size, *(types.int64,) * 8), generate
+    return types.void(*literals, *(types.int64,) * 8), generate
+
+
+def _factor(e: Emitter, address: Any) -> Any:
+    """What products are to be multiplied with, from a global scale."""
+    return e.builder.fdiv(e.load(FLOAT, address, 4), ir.Constant(FLOAT, GLOBAL_SCALE))
 
 
 # Bytes ahead that are asked for. On a Xeon with 10 GB/s a core this doubles what the kernels read from memory; half as far
@@ -70,7 +80,8 @@ class _Part:
         self.before = before  # packs
         if fmt.bits:
             groups = e.builder.sdiv(e.builder.mul(before, I64(count)), I64(fmt.group_size))
-            self.s, self.b = (e.offset(a, groups, ITEM_SIZES[fmt.dtype]) for a in (s, b))
+            self.s = e.offset(s, groups, ITEM_SIZES[fmt.dtype])
+            self.b = e.offset(b, groups, ITEM_SIZES[fmt.dtype]) if fmt.has_biases else None
 
 
 def _parts(e: Emitter, fmt: Format, w: Any, s: Any, b: Any, columns: Any, r: Any) -> list[_Part]:
@@ -113,8 +124,9 @@ def _dot(e: Emitter, fmt: Format, part: _Part, x: Any, sums: Any) -> Any:
                 else:
                     found = e.multiply_add(value, mine, total.value if found is None else found)
         if fmt.bits:
-            scale, bias = (_spread(e, fmt, part, a, i) for a in (part.s, part.b))
-            found = e.multiply_add(scale, found, total.value)
+            found = e.multiply_add(_spread(e, fmt, part, part.s, i), found, total.value)
+        if fmt.has_biases:
+            bias = _spread(e, fmt, part, part.b, i)
             found = e.multiply_add(bias, e.load(kind, e.offset(sums, i, 4 * lanes)), found)
         total.value = found
     return e.sum(total.value)
@@ -123,23 +135,28 @@ def _dot(e: Emitter, fmt: Format, part: _Part, x: Any, sums: Any) -> Any:
 def _spread(e: Emitter, fmt: Format, part: _Part, scales: Any, block: Any) -> Any:
     """The scales (or biases) of a block, each in the lanes of its group."""
     size = ITEM_SIZES[fmt.dtype]
-    return e.spread(e.floats(fmt.dtype, e.offset(scales, block, size * part.scales), part.scales), part.lanes)
+    return e.spread(fmt.scales(e, e.offset(scales, block, size * part.scales), part.scales), part.lanes)
 
 
-def _expand(e: Emitter, fmt: Format, part: _Part, out: Any) -> None:
-    """Stores a part of a row as float32, in the order of blocks."""
+def _expand(e: Emitter, fmt: Format, part: _Part, out: Any, factor: Any) -> None:
+    """Stores a part of a row as float32, in the order of blocks; scales are multiplied with a factor where there is one."""
     nbytes, count = fmt.pack
     lanes, factors = part.lanes, [2.0**shift for shift in fmt.shifts]
     out = e.offset(out, part.before, 4 * count)
     with e.loop(I64(0), part.blocks) as i:
         block, to = e.offset(part.w, i, lanes * nbytes * part.steps), e.offset(out, i, 4 * part.weights)
         if fmt.bits:
-            scale, bias = (_spread(e, fmt, part, a, i) for a in (part.s, part.b))
+            scale = _spread(e, fmt, part, part.s, i)
+            scale = scale if factor is None else e.builder.fmul(scale, e.splat(factor, lanes))
+        if fmt.has_biases:
+            bias = _spread(e, fmt, part, part.b, i)
             biases = [e.builder.fmul(bias, constant(FLOAT, [f] * lanes)) if f != 1 else bias for f in factors]
         for step in range(part.steps):
             for j, value in enumerate(fmt.unpack(e, e.plus(block, step * lanes * nbytes), lanes)):
-                if fmt.bits:
+                if fmt.has_biases:
                     value = e.multiply_add(value, scale, biases[j])
+                elif fmt.bits:
+                    value = e.builder.fmul(value, scale)
                 e.store(value, e.plus(to, 4 * lanes * (step * count + j)))
 
 
@@ -209,11 +226,11 @@ def pointer(typing, address):  # type: ignore[no-untyped-def]
 @cache
 def multiply(fmt: Format) -> Any:
     """rows(w, s, b, columns, x, sums, y, first, last): y[first:last] of the product with an arranged x."""
-    dtype, bits, group_size = fmt.dtype, fmt.bits, fmt.group_size
+    dtype, bits, group_size, mode, scaled = astuple(fmt)
 
     @kernel(9)
     def multiply_rows(w, s, b, columns, x, sums, y, first, last):  # type: ignore[no-untyped-def]
-        _multiply(dtype, bits, group_size, w, s, b, columns, x, sums, y, first, last)
+        _multiply(dtype, bits, group_size, mode, scaled, w, s, b, columns, x, sums, y, first, last)
 
     return multiply_rows
 
@@ -221,11 +238,11 @@ def multiply(fmt: Format) -> Any:
 @cache
 def dequantize(fmt: Format) -> Any:
     """rows(w, s, b, columns, out, stride, first, last): those rows as arranged float32, ``stride`` bytes apart."""
-    dtype, bits, group_size = fmt.dtype, fmt.bits, fmt.group_size
+    dtype, bits, group_size, mode, scaled = astuple(fmt)
 
     @kernel(8)
     def dequantize_rows(w, s, b, columns, out, stride, first, last):  # type: ignore[no-untyped-def]
-        _dequantize(dtype, bits, group_size, w, s, b, columns, out, stride, first, last)
+        _dequantize(dtype, bits, group_size, mode, scaled, w, s, b, columns, out, stride, first, last)
 
     return dequantize_rows
 

@@ -20,7 +20,12 @@ VECTORS = 2 if WIDTH == 8 else 4  # of a value row, for that many tokens
 ROWS, TOKENS = (3, 4) if WIDTH == 8 else (6, 4)  # sums that fit into the registers at a time
 FLOAT, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FAST = ("contract", "nsz")
-ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4}
+ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "U8": 1}
+TOO_SMALL = {4: 14, 8: 8}  # powers of two by which small floats are too small as halves: e2m1 and e4m3, by bits
+_PLACES = {
+    4: (3, 0x8E00),
+    8: (1, 0xBF80),
+}  # from the top of a word to the places of a half: bits down, and those to keep
 
 
 def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
@@ -92,6 +97,12 @@ class Emitter:
             return b.fpext(self.load(vector(ir.HalfType(), lanes), address), vector(FLOAT, lanes))
         bits = b.zext(self.load(vector(I16, lanes), address), vector(I32, lanes))
         return b.bitcast(b.shl(bits, constant(I32, [16] * lanes)), vector(FLOAT, lanes))
+
+    def small_floats(self, words: Any, bits: int) -> Any:
+        """The highest bits of 16-bit words, e2m1 (4 bits) or e4m3 (8), as float32; see :data:`TOO_SMALL`."""
+        b, lanes, (down, keep) = self.builder, words.type.count, _PLACES[bits]
+        halves = b.and_(b.ashr(words, constant(I16, [down] * lanes)), constant(I16, [keep] * lanes))
+        return b.fpext(b.bitcast(halves, vector(ir.HalfType(), lanes)), vector(FLOAT, lanes))
 
     def sum(self, value: Any) -> Any:
         """The sum of all lanes, halving."""
