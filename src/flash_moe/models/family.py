@@ -106,10 +106,12 @@ class ModelFiles(Checkpoint):
         cpu = self.uses_cpu_kernels(store.layouts, experts_per_token, dtype)
         found = self.family.in_one_convention(self, arrays, dtype, cpu)
         weights = Weights(found.arrays, found.quantization, join=not cpu).at("layers").at(layer)
-        kind = TimedLayer
-        if cpu:
-            from ..nn.cpu_timed import CpuTimedLayer as kind
-        return kind(self.config, layer, weights, store, experts_per_token, dtype)
+        arguments = self.config, layer, weights, store, experts_per_token, dtype
+        if not cpu:
+            return TimedLayer(*arguments)
+        from ..nn.cpu_timed import CpuTimedLayer
+
+        return CpuTimedLayer(*arguments)
 
     def records(self) -> RecordTable:
         """Where the experts' records are; reads headers only.

@@ -114,7 +114,8 @@ class Embedding(Linear):
         """The vectors of token ids: [T] int32 to [T, H] in ``dtype``."""
         if self.quantization is None or self.scales is None:
             return self.weight[ids].astype(dtype)
-        parts = self.scales[ids], None if self.biases is None else self.biases[ids]
-        scales, biases = (part if part is None or part.dtype == mx.uint8 else part.astype(dtype) for part in parts)
+        scales, biases = self.scales[ids], None
+        if self.biases is not None:  # affine: scales are floats, too
+            scales, biases = scales.astype(dtype), self.biases[ids].astype(dtype)
         rows = dequantized(self.weight[ids], scales, biases, self.quantization, dtype)
         return rows if self.global_scale is None else rows * self._factor(dtype)
