@@ -126,7 +126,7 @@ MAY_IMPORT = {
     "models": {"nn", "ops", "experts.store", "experts.opening", "checkpoint", "config", "formats", "record", "rope"},
     "packing": {"progress", "models", "text", "nn.layerwise", "experts", "ops", "checkpoint", "formats", "record"},
     "generation": {"notebook", "progress", "text", "nn", "experts.store"},
-    "nn": {"ops", "experts.store", "config", "formats", "record"},
+    "nn": {"ops", "experts.store", "experts.host_memory", "config", "formats", "record"},
     "experts": {"notebook", "checkpoint", "formats", "record", "user_cache"},
     "ops": {"formats", "record", "shipped", "user_cache"},
     "checkpoint": {"progress", "formats", "record", "shipped"},

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
+
+import mlx.core as mx
 
 from ..limits import memory_limit
 
 _MEMORY = Path("/proc/meminfo")
 _IO = Path("/proc/self/io")
+_PROCESSORS = Path("/proc/cpuinfo")
 
 
 def machine_name() -> str:
     """System, architecture and number of cores."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def chip_name() -> str:
+    """The GPU that MLX computes with and the processor, and its number of cores."""
+    names = [_processor(), f"{os.cpu_count()} cores"]
+    if mx.default_device() != mx.cpu and (gpu := str(mx.device_info().get("device_name", ""))) not in ("", names[0]):
+        names.insert(0, gpu)
+    return ", ".join(names)
+
+
+def system_name() -> str:
+    """The operating system and its version, the architecture, and Python's version."""
+    mac, python = platform.mac_ver()[0], platform.python_version()
+    system = f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}"
+    return f"{system}, {platform.machine()}, Python {python}"
+
+
+def _processor() -> str:
+    """What the system calls the processor; its architecture where it does not say."""
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    else:
+        lines = _PROCESSORS.read_text().splitlines() if _PROCESSORS.exists() else []
+        found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return found or platform.machine()
 
 
 def available_memory() -> int:

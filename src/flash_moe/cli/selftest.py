@@ -11,6 +11,8 @@ from .arguments import LOCAL_HELP, ExpertsPerToken, JsonOption, VerboseOption, e
 from .console import FAILED, print_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..ops.dispatch import Case
 
 EXAMPLES = """\b
@@ -41,7 +43,7 @@ def command(
         raise FlashMoEError(
             "found no GPU that MLX can use; kernels need Metal or CUDA, everything else runs on the CPU"
         )
-    cases = list(standard_cases()) if model is None else _cases(model, k)
+    cases = list(standard_cases()) if model is None else cases_of(local_checkpoint(model), experts_per_token(k))
     if not as_json:
         print(f"{'kernel':<58} {'error':>8} {'allowed':>8} {'us':>8} {'MLX us':>8} {'faster':>7}")
     verdicts = []
@@ -71,11 +73,17 @@ def command(
         raise typer.Exit(FAILED)
 
 
-def _cases(model: str, k: str | None) -> list[Case]:
+def cases_of(folder: Path, k: int | None) -> list[Case]:
+    """Returns the kernels that a checkpoint could use with K experts per token; None means its own."""
     from ..checks import resolve_experts_per_token
     from ..loading import resolve_dtype
     from ..models import open_model
 
+<<<<<<< HEAD
     files = open_model(local_checkpoint(model))
     used = resolve_experts_per_token(experts_per_token(k), files.shape.experts_per_token)
+=======
+    files = open_model(folder)
+    used = resolve_experts_per_token(k, files.config.num_experts_per_tok)
+>>>>>>> d19e74d (Halve what a token launches without kernels; exchange ids in place on CUDA)
     return files.kernel_cases(files.records().layouts, used, resolve_dtype(None, files))

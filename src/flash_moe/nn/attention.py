@@ -53,21 +53,31 @@ class GatedAttention(Module):
             q, keys, values, gate = self.heads(x, place(cache.length, 1))
             cache.append(keys, values)
             return self.attend(q, gate, cache.keys, cache.values, cache_sizes(cache.length, cache.keys))
+        q, keys, values, gate = self.project(x, cache.length)
+        return self.output(self.look(q, *cache.append(keys, values)), gate)
+
+    def project(self, x: mx.array, start: int | mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """By MLX's ops: query [Hq, T, D], key and value [1, Hkv, T, D], and gate [T, Hq, D], of tokens from ``start`` on."""
+        tokens, eps = x.shape[0], self._config.rms_norm_eps
         q, k, v = self.qkv_proj(x)
         q, gate = q.reshape(1, tokens, self._heads, 2 * self._dim).split(2, axis=-1)
         k = k.reshape(1, tokens, self._kv_heads, self._dim)
         v = v.reshape(1, tokens, self._kv_heads, self._dim).swapaxes(1, 2)
-        start = cache.length
-        eps = self._config.rms_norm_eps
         qk = mx.concatenate([rms_norm(q, self.q_norm, eps), rms_norm(k, self.k_norm, eps)], axis=2).swapaxes(1, 2)
         base = self._config.rope_theta if self._periods is None else None
         qk = mx.fast.rope(
             qk, self._config.rotary_dims, traditional=False, base=base, scale=1.0, offset=start, freqs=self._periods
         )
-        keys, values = cache.append(qk[:, self._heads :], v)
-        y = attention(qk[0, : self._heads], keys[0], values[0], self._dim**-0.5)  # [Hq, T, D]
-        y = y.swapaxes(0, 1) * mx.sigmoid(gate[0])
-        return self.o_proj(y.reshape(tokens, self._heads * self._dim))
+        return qk.squeeze(0)[: self._heads], qk[:, self._heads :], v, gate.squeeze(0)
+
+    def look(self, q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        """Attention of :meth:`project`'s query over the keys and values of all tokens, [1, Hkv, S, D]: [Hq, T, D]."""
+        return attention(q, keys.squeeze(0), values.squeeze(0), self._dim**-0.5)  # an index would copy
+
+    def output(self, y: mx.array, gate: mx.array) -> mx.array:
+        """The rest of the layer, from what :meth:`look` returned."""
+        y = y.swapaxes(0, 1) * mx.sigmoid(gate)
+        return self.o_proj(y.reshape(y.shape[0], self._heads * self._dim))
 
     def uses_kernels(self) -> bool:
         """Whether one token goes through :meth:`heads` and :meth:`attend`."""

@@ -10,6 +10,7 @@ from ..experts.store import Bank
 from ..ops.decode_attention import cache_sizes
 from ..ops.norm import add_rms_norm, rms_norm
 from ..ops.qk_norm_rope import place
+from ..ops.scalars import integers
 from .cache import DeltaCache, KVCache
 from .sparse_moe import SparseMoE
 
@@ -17,8 +18,9 @@ from .sparse_moe import SparseMoE
 class DecodeStep:
     """The parts of a layer's step that have fixed shapes, each traced once.
 
-    What is not traced: writing to a KV cache, which a trace would do in a copy; and the experts where the host fetches
-    them. Where the store holds the whole layer, its bank is one more argument, and the experts end the trace.
+    What is not traced: writing to a KV cache, which a trace would do in a copy; MLX's own attention, whose shapes change
+    with every token; and the experts where the host fetches them. Where the store holds the whole layer, its bank is one
+    more argument, and the experts end the trace.
 
     Args:
         mixer: attention or Gated DeltaNet.
@@ -31,7 +33,8 @@ class DecodeStep:
         self._mixer, self._moe = mixer, moe
         self._input_norm, self._post_norm, self._eps = input_norm, post_norm, eps
         self._heads, self._attend = mx.compile(self._heads_of), mx.compile(self._attend_and_finish)
-        self._finish, self._delta = mx.compile(self._finish_layer), mx.compile(self._delta_layer)
+        self._project, self._output = mx.compile(self._project_of), mx.compile(self._output_and_finish)
+        self._delta = mx.compile(self._delta_layer)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
         """Runs the layer.
@@ -84,7 +87,8 @@ class DecodeStep:
             cache.append(key, value)
             found = self._attend(x, q, gate, cache.keys, cache.values, cache_sizes(cache.length, cache.keys), *bank)
         else:
-            found = self._finish(x, self._mixer(rms_norm(x, self._input_norm, self._eps), cache), *bank)
+            q, key, value, gate = self._project(x, integers(cache.length))
+            found = self._output(x, self._mixer.look(q, *cache.append(key, value)), gate, *bank)
         return found
 
     def _delta_layer(self, x: mx.array, conv: mx.array, state: mx.array, *bank: mx.array) -> list[mx.array]:
@@ -93,6 +97,12 @@ class DecodeStep:
 
     def _heads_of(self, x: mx.array, place: mx.array) -> tuple[mx.array, ...]:
         return self._mixer.heads(rms_norm(x, self._input_norm, self._eps), place)
+
+    def _project_of(self, x: mx.array, start: mx.array) -> tuple[mx.array, ...]:
+        return self._mixer.project(rms_norm(x, self._input_norm, self._eps), start)
+
+    def _output_and_finish(self, x: mx.array, y: mx.array, gate: mx.array, *bank: mx.array) -> list[mx.array]:
+        return self._finish_layer(x, self._mixer.output(y, gate), *bank)
 
     def _attend_and_finish(self, x: mx.array, *rest: mx.array) -> list[mx.array]:
         attention, bank = rest[:5], rest[5:]

@@ -10,17 +10,19 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import NumericalError
+from ..experts.host_memory import exchanged, on_cuda
 from ..experts.store import Arrivals, Bank, ExpertStore, Records
 from ..ops import expert_kernels
 from ..ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from ..ops.experts import (
+    add_weighted,
     experts_for_rows,
     experts_for_token,
     experts_in_place,
     parts_of,
     takes_each,
-    weighted_sum,
 )
+from ..ops.kernel import back_end
 from ..ops.router import route
 from .expert_choice import ExpertChoice
 from .mlp import SwiGLU
@@ -73,7 +75,7 @@ class SparseMoE(Module):
             copied = shared_record(shared, intermediate, self._layout)
             self._record, shared = copied or (None, shared)
         self.shared_expert = SwiGLU(hidden, intermediate, shared)
-        self.traced_bank = mx.compile(self.of_bank)
+        self.traced_bank, self._traced_each = mx.compile(self.of_bank), mx.compile(self._of_each)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         return self.experts(x, *self.route(x, residual))
@@ -124,7 +126,8 @@ class SparseMoE(Module):
         mx.async_eval(ids, weights)
         # in an evaluation of its own, for which the host does not wait: it computes the shared expert during the fetch
         mx.async_eval(rest, *([] if ahead is None else [ahead]))
-        chosen = chosen_experts(ids, weights, self.layer)
+        unseen = one and self.choice is None and on_cuda()  # weights: a look at them costs; NaN shows in the logits
+        chosen = exchanged(ids) if unseen else chosen_experts(ids, weights, self.layer)
         if one:
             if self.choice is not None:
                 chosen, weights = self._choose(self.choice, chosen, weights)
@@ -134,8 +137,7 @@ class SparseMoE(Module):
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: Bank) -> mx.array:
         """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
         if isinstance(bank, dict):
-            wide = mx.broadcast_to(x, (rows.size, x.shape[1]))
-            return rest + weighted_sum(weights[0], experts_in_place(wide, bank, rows.reshape(-1), self._layout))
+            return add_weighted(rest, weights.reshape(-1), experts_in_place(x, bank, rows.reshape(-1), self._layout))
         if not self.uses_kernel(x):
             return rest + experts_for_token(x, bank[rows.reshape(-1)], weights[0], self._layout)
         return expert_kernels.experts_for_token(
@@ -168,16 +170,24 @@ class SparseMoE(Module):
         """Experts that have all arrived, added to the rest."""
         if records.rows is not None and on_gpu():
             bank, rows = records.arrays[0], mx.array(records.rows, dtype=mx.uint32)
+            exchanged(rows)
             y: mx.array = self.traced_bank(x, rows, weights, rest, bank)
             return y
         if not self.uses_kernel(x):
             if not on_gpu():
                 return rest + experts_for_token(x, records.stacked(), weights[0], self._layout)
-            first = mx.zeros(1, dtype=mx.uint32)
-            each = [experts_in_place(x, parts_of(r, self._layout), first, self._layout) for r in records.arrays]
-            return rest + weighted_sum(weights[0], mx.concatenate(each))
+            y = self._traced_each(x, weights, rest, *records.arrays)
+            return y
         shared = self._shared(weights, len(records.arrays))
         return expert_kernels.experts_for_token(x, records.arrays, weights, self._layout, shared=shared, residual=rest)
+
+    def _of_each(self, x: mx.array, weights: mx.array, rest: mx.array, *records: mx.array) -> mx.array:
+        """Experts from where each record lies, in the arithmetic of a bank's, added to the rest."""
+        layout, rows = self._layout, mx.arange(len(records), dtype=mx.uint32)
+        if back_end() == "cuda":  # which has no mapped records, and another kernel with other bits for many products
+            return add_weighted(rest, weights.reshape(-1), experts_in_place(x, mx.stack(list(records)), rows, layout))
+        each = [experts_in_place(x, parts_of(record, layout), rows[:1], layout) for record in records]
+        return add_weighted(rest, weights.reshape(-1), mx.concatenate(each))
 
     def _of_group(self, x: mx.array, records: Records, counts: np.ndarray) -> mx.array:
         """Rows that are sorted by record: [R, H] to [R, H]."""

@@ -24,7 +24,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     if use_blas(q.shape[1], q.dtype):
         return _blas_attention(q, k, v, scale)
     mask = "causal" if q.shape[1] > 1 else None
-    return mx.fast.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale, mask=mask)[0]
+    return mx.fast.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale, mask=mask).squeeze(0)
 
 
 def _blas_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from .blas import on_cpu
+
 
 def causal_conv(x: mx.array, weight: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
     """y[t, c] = SiLU(Σ_i weight[i, c] · x[t - taps + 1 + i, c]).
@@ -18,10 +20,14 @@ def causal_conv(x: mx.array, weight: mx.array, state: mx.array) -> tuple[mx.arra
     """
     tokens, taps = x.shape[0], weight.shape[0]
     inputs = mx.concatenate([state, x], axis=0)
-    if tokens == 1:
+    if tokens == 1 and on_cpu(x.dtype):
         y = (inputs * weight).sum(axis=0, keepdims=True)
-    else:
-        y = inputs[:tokens] * weight[0]
-        for i in range(1, taps):
-            y = y + inputs[i : i + tokens] * weight[i]
+        return y * mx.sigmoid(y), inputs[1:]
+    if tokens == 1:  # rows are views, so that a trace makes one launch of all this
+        rows = [inputs[i : i + 1].astype(mx.float32) * weight[i : i + 1].astype(mx.float32) for i in range(taps)]
+        y = sum(rows[1:], rows[0])
+        return (y * mx.sigmoid(y)).astype(x.dtype), inputs[1:]
+    y = inputs[:tokens] * weight[0]
+    for i in range(1, taps):
+        y = y + inputs[i : i + tokens] * weight[i]
     return y * mx.sigmoid(y), mx.contiguous(inputs[tokens:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .causal_conv import causal_conv
-from .gated_delta import gated_delta
+from .gated_delta import gated_delta, gated_delta_step, steps
 from .norm import l2_norm, rms_norm
 
 
@@ -34,10 +34,15 @@ def delta_net(
     tokens, (heads, dv, dk) = qkv.shape[0], state.shape
     mixed, conv_state = causal_conv(qkv, conv_weight, conv_state)
     qk, v = mx.split(mixed, [mixed.shape[1] - heads * dv], axis=-1)
-    qk = l2_norm(qk.reshape(tokens, 2, -1, dk), l2_eps) * qk_scale
+    qk, v = l2_norm(qk.reshape(tokens, 2, -1, dk), l2_eps) * qk_scale, v.reshape(tokens, heads, dv)
+    step = steps(tokens)
+    if step:  # shaped and converted where a trace makes one launch of it and of its neighbours
+        qk, shape = qk.astype(mx.float32), (qk.shape[2], -1, 1, 1)
+        a, b, dt_bias, log_decay = (array.reshape(shape) for array in (a, b, dt_bias, log_decay))
     dt = mx.logaddexp(a.astype(mx.float32) + dt_bias, 0.0)  # softplus
     decay, beta = mx.exp(dt * log_decay), mx.sigmoid(b)
-    y, state = gated_delta(qk[:, 0], qk[:, 1], v.reshape(tokens, heads, dv), decay, beta, state)
-    y = rms_norm(y, norm_weight, eps).reshape(tokens, heads * dv)
-    z = z.astype(mx.float32)
-    return (y * (z * mx.sigmoid(z))).astype(qkv.dtype), conv_state, state
+    y, state = (gated_delta_step if step else gated_delta)(qk[:, 0], qk[:, 1], v, decay, beta, state)
+    # MLX would convert a weight of another dtype in a launch of its own
+    y = rms_norm(y, norm_weight, eps) if y.dtype == norm_weight.dtype else rms_norm(y, None, eps) * norm_weight
+    z = z.reshape(tokens, heads, dv).astype(mx.float32)
+    return (y * (z * mx.sigmoid(z))).astype(qkv.dtype).reshape(tokens, heads * dv), conv_state, state

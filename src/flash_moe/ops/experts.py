@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +14,7 @@ from .blas import on_cpu, to_numpy, use_blas
 from .fp8 import from_fp8
 from .streams import cpu_streams
 
+_FUSED = 6  # experts whose outputs are added up in one launch: each is two more inputs, of which a launch has few
 _LARGE = 256 << 10  # bytes of a record that is worth a stream
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
 DTYPES = {
@@ -50,22 +52,38 @@ def experts_for_token(
 
 
 def experts_in_place(
-    x: mx.array, parts: Mapping[str, mx.array], rows: mx.array, layout: RecordLayout, *, grouped: bool = False
+    x: mx.array,
+    parts: Mapping[str, mx.array] | mx.array,
+    rows: mx.array,
+    layout: RecordLayout,
+    *,
+    grouped: bool = False,
 ) -> mx.array:
-    """down(silu(gate·x) · up·x) of an expert for each row of x, by MLX's gathered products, without a copy of weights.
+    """down(silu(gate·x) · up·x) of an expert for each row of x, by MLX's gathered products.
 
     Args:
-        x: [R, H], float.
-        parts: the records, by :attr:`~flash_moe.record.Part.key`: [N, ...] arrays, scales in the dtype of x.
+        x: [R, H], float, or [1, H] for the same row throughout.
+        parts: the records, by :attr:`~flash_moe.record.Part.key`: [N, ...] arrays, which are used where they lie if scales
+            have the dtype of x; or [N, words] uint32, of which all parts are copied.
         rows: [R] uint32, which record each row of x goes to.
         grouped: whether ``rows`` ascends, so that rows of one record are multiplied together.
 
     Returns:
         [R, H] in the dtype of x.
     """
-    h, views = x[:, None], _Parts(parts)
-    h = _swiglu(*(_gathered(h, views, p, rows, grouped) for p in (layout.gate_proj, layout.up_proj)))
-    return _gathered(h, views, layout.down_proj, rows, grouped)[:, 0]
+    views = _Views(parts) if isinstance(parts, mx.array) else _Parts(parts)
+    each = _numbers(rows.size, same=False)
+    first = each if x.shape[0] == rows.size else _numbers(rows.size, same=True)
+    gate, up = (_gathered(x[:, None], views, p, rows, grouped, first) for p in (layout.gate_proj, layout.up_proj))
+    return _gathered(_swiglu(gate, up), views, layout.down_proj, rows, grouped, each)[:, 0]
+
+
+@lru_cache(maxsize=64)
+def _numbers(count: int, *, same: bool) -> mx.array:
+    """Which row of x each product takes, [count] uint32: MLX would make them anew, in a launch, for every product."""
+    numbers = mx.zeros(count, dtype=mx.uint32) if same else mx.arange(count, dtype=mx.uint32)
+    mx.eval(numbers)
+    return numbers
 
 
 def parts_of(record: mx.array, layout: RecordLayout) -> dict[str, mx.array]:
@@ -81,6 +99,23 @@ def parts_of(record: mx.array, layout: RecordLayout) -> dict[str, mx.array]:
 def weighted_sum(weights: mx.array, y: mx.array) -> mx.array:
     """Σ_k weights[k] · y[k] in float32: [K] and [K, H] to [1, H] in the dtype of y."""
     return (weights[None] @ y.astype(mx.float32)).astype(y.dtype)
+
+
+def add_weighted(rest: mx.array, weights: mx.array, y: mx.array) -> mx.array:
+    """rest + Σ_k weights[k] · y[k] in float32, for a trace, which makes one launch of it where K is small.
+
+    Args:
+        rest: [1, H]; weights: [K] float32; y: [K, H] in the dtype of rest.
+
+    Returns:
+        [1, H] in the dtype of rest.
+    """
+    if (count := weights.size) > _FUSED:
+        terms = (weights[:, None] * y.astype(mx.float32)).sum(axis=0, keepdims=True)
+    else:
+        parts = [weights[k : k + 1] * y[k : k + 1].astype(mx.float32) for k in range(count)]  # slices are views
+        terms = sum(parts[1:], parts[0])
+    return (rest.astype(mx.float32) + terms).astype(rest.dtype)
 
 
 def takes_each(layout: RecordLayout, dtype: mx.Dtype) -> bool:
@@ -174,6 +209,14 @@ class _Views:
             return weight, scales, None
         return weight, scales.astype(dtype), self.part(projection.biases).astype(dtype)
 
+    def whole(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array | None]:
+        """As :meth:`quantized`, copied where they are strided, which MLX on CUDA does not take.
+
+        Elsewhere, too: rows that share a record would each read it over the bus.
+        """
+        weight, scales, biases = self.quantized(projection, dtype)
+        return mx.contiguous(weight), mx.contiguous(scales), None if biases is None else mx.contiguous(biases)
+
     def factor(self, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array | None:
         """What outputs are to be multiplied with, [N, 1, 1]; MLX takes a global scale only on a GPU."""
         if projection.global_scale is None:
@@ -192,13 +235,15 @@ class _Views:
 
 
 class _Parts(_Views):
-    """Parts that are arrays of their own."""
+    """Parts that are arrays of their own, and not strided."""
 
     def __init__(self, parts: Mapping[str, mx.array]) -> None:
         self._parts = parts
 
     def part(self, part: Part) -> mx.array:
         return self._parts[part.key]
+
+    whole = _Views.quantized
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -215,21 +260,22 @@ def _batched(x: mx.array, views: _Views, projection: ProjectionLayout) -> mx.arr
 
 
 def _gathered(
-    x: mx.array, views: _Views, projection: ProjectionLayout, index: mx.array, grouped: bool = True
+    x: mx.array,
+    views: _Views,
+    projection: ProjectionLayout,
+    index: mx.array,
+    grouped: bool = True,
+    rows: mx.array | None = None,
 ) -> mx.array:
-    """[R, 1, in] times the record that ``index`` names for each row: [R, 1, out]."""
+    """Rows of x, [.., 1, in], all or those that ``rows`` names, times the records that ``index`` names: [R, 1, out]."""
     if (q := projection.quantization) is None:
         dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # MLX on the CPU takes nothing else
         w = views.matrix(projection, dtype).swapaxes(-1, -2)
         # MLX 0.32.4 on CUDA is wrong with sorted_indices
-        return mx.gather_mm(x.astype(dtype), w, rhs_indices=index).astype(x.dtype)
-    # MLX on CUDA takes no strided matrices; and rows that share a record would each read it over the bus
-    weight, scales, biases = views.quantized(projection, x.dtype)
-    weight, scales = mx.contiguous(weight), mx.contiguous(scales)
-    if biases is not None:
-        biases = mx.contiguous(biases)
+        return mx.gather_mm(x.astype(dtype), w, lhs_indices=rows, rhs_indices=index).astype(x.dtype)
     y = mx.gather_qmm(
-        x, weight, scales, biases, rhs_indices=index, transpose=True, sorted_indices=grouped, **q.to_json()
-    )
+        x, *views.whole(projection, x.dtype), lhs_indices=rows, rhs_indices=index, transpose=True,
+        sorted_indices=grouped, **q.to_json(),
+    )  # fmt: skip
     factor = views.factor(projection, x.dtype)
     return y if factor is None else y * factor[index]

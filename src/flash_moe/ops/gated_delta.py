@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from . import kernel
 from .blas import on_cpu, to_numpy, use_blas
 from .delta_chunks import gated_delta_chunks
 from .dispatch import use_kernel
@@ -41,7 +42,37 @@ def gated_delta(
     if tokens >= _CHUNKS_FROM and use_kernel("delta_chunks", key_heads, heads, dk, dv, q.dtype):
         return gated_delta_chunks(q, k, v, decay, beta, state)
     y, new_state = mx.fast.gated_delta_update(q[None], k[None], v[None], decay[None], beta[None], state[None])
-    return y[0], new_state[0]
+    return y.squeeze(0), new_state.squeeze(0)  # an index would copy
+
+
+def steps(tokens: int) -> bool:
+    """Whether these run through :func:`gated_delta_step`: one on CUDA, where MLX's own op is made of some twenty others."""
+    return tokens == 1 and kernel.back_end() == "cuda"
+
+
+def gated_delta_step(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """One token in three launches, where it is traced: a product with the state, the new state, and a product with that.
+
+    Args:
+        q, k: [1, Hk, Dk] float32.
+        v: [1, Hv, Dv].
+        decay, beta: [Hk, Hv / Hk, 1, 1].
+        state: [Hv, Dv, Dk] float32.
+
+    Returns:
+        y [1, Hv, Dv] float32, and the state after the token.
+    """
+    (_, key_heads, dk), (heads, dv, _) = k.shape, state.shape
+    group = heads // key_heads  # value heads per key head
+    query, key = (a.reshape(key_heads, dk, 1) for a in (q, k))
+    old, value = state.reshape(key_heads, group * dv, dk), v.reshape(key_heads, group, dv, 1)
+    read = (old @ key).reshape(key_heads, group, dv, 1)
+    write = (value - decay * read) * beta
+    new = decay * state.reshape(key_heads, group, dv, dk) + write * key.reshape(key_heads, 1, 1, dk)
+    y = new.reshape(key_heads, group * dv, dk) @ query
+    return y.reshape(1, heads, dv), new.reshape(state.shape)
 
 
 def gated_delta_reference(

@@ -37,11 +37,11 @@ def route(
 
 
 def _mlx_route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
-    probabilities = mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
-    ids = mx.argpartition(-probabilities, kth=k - 1, axis=-1)[:, :k]
-    weights = mx.take_along_axis(probabilities, ids, axis=-1)
-    if normalize:
-        weights = weights / weights.sum(axis=-1, keepdims=True)
+    values = logits if normalize else mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
+    ids = mx.argpartition(values, kth=-k, axis=-1)[:, -k:]  # NaN sorts last, so it is among them and spreads
+    weights = mx.take_along_axis(values, ids, axis=-1)
+    if normalize:  # the softmax over all, divided by the sum of these, is the softmax over these
+        weights = mx.softmax(weights.astype(mx.float32), axis=-1, precise=True)
     return ids, weights
 
 
