@@ -83,7 +83,7 @@ def model(folder: Path, experts_per_token: int | None, prompt_tokens: int, token
 
 def _described(files: ModelFiles, report: ModelReport) -> str:
     """A model without its name, which may be somebody's own."""
-    config, table = files.config, files.records()
+    config, table = files.dimensions, files.records()
     form = "packed" if table.packed else "not packed"
     return (
         f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_experts} experts of "
