@@ -79,11 +79,6 @@ def cases_of(folder: Path, k: int | None) -> list[Case]:
     from ..loading import resolve_dtype
     from ..models import open_model
 
-<<<<<<< HEAD
-    files = open_model(local_checkpoint(model))
-    used = resolve_experts_per_token(experts_per_token(k), files.shape.experts_per_token)
-=======
     files = open_model(folder)
-    used = resolve_experts_per_token(k, files.config.num_experts_per_tok)
->>>>>>> d19e74d (Halve what a token launches without kernels; exchange ids in place on CUDA)
+    used = resolve_experts_per_token(k, files.shape.experts_per_token)
     return files.kernel_cases(files.records().layouts, used, resolve_dtype(None, files))
