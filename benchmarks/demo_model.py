@@ -6,8 +6,8 @@ Both files in models/eval were written before anybody read the generator, and to
 texts and on the names of their functions. Replies are greedy, at the model's own K; calls are held to their schemas.
 
 A request has "messages", "tools", the "calls" that are right, and sometimes "also": other calls that are as right. Texts
-are compared without regard to case, to the sentence's mark at the end and to typographic apostrophes. A question has "true": patterns that must
-all match the answer, and sometimes "false": patterns that must not. Beside these, an answer must make none of the false
+are compared without regard to case, to the mark at the end and to the kind of apostrophe. A question has "true": patterns
+that must all match the answer, and sometimes "false": patterns that must not. An answer must also make none of the false
 claims of CLAIMS, which are about platforms, sizes and features. Patterns see no sense: read the answers too (--show).
 """
 
@@ -31,7 +31,7 @@ CLAIMS = {  # a sentence that matches and does not say "not"
     "vision": r"\b(?:images?|pictures?|photos?|vision|audio|video)\b",
     "tried on a Mac": r"\b(?:tested|measured|tried|timed|ran) on (?:a|real|many|all|every) macs?\b",
     "training": r"\b(?:fine-?tun\w+|trains? models?)\b",
-    "a size": r"\b209 GB\b|\b(?:5|7|8|12|16) GB (?:of|for) the (?:weights|resident)|\b(?:[2-9]|1[0-79]|[2-9]\d) million parameters",
+    "a size": r"\b209 GB\b|\b(?:5|7|8|12|16) GB (?:of|for) the (?:weights|resident)|\b(?!18\b)\d+ million parameters",
     "a server's lack": r"\bno server\b|\bno chat\b",
 }
 
@@ -55,7 +55,9 @@ def is_right(request: dict[str, Any], raw_text: str) -> bool:
         calls, _ = parse_tool_calls(raw_text, request["tools"])
     except ToolCallError:
         return False
-    return any(same_calls(plain_calls(calls), plain_calls(right)) for right in (request["calls"], *request.get("also", ())))
+    return any(
+        same_calls(plain_calls(calls), plain_calls(right)) for right in (request["calls"], *request.get("also", ()))
+    )
 
 
 def false_claims(question: dict[str, Any], answer: str) -> list[str]:

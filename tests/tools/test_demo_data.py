@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from demo_model import corpus, held_out, tokenizer
-from demo_model.data import KINDS, conversation
+from demo_model.data import EVERYDAY, KINDS, conversation
+from demo_model.data.natural import everyday_call
 from demo_model.data.questions import FACTS, ask
 from demo_model.data.splits import HELD_OUT, TRAIN, is_held_out
+from demo_model.data.spoken import money
+from demo_model.data.unseen import FUNCTIONS, TEXTS, may_be_trained_on, plain
 from demo_model.render import encode, pieces, render
 
 from flash_moe.errors import TokenizerError
@@ -132,13 +135,47 @@ def test_the_first_question_of_the_readme_is_asked_in_training() -> None:
     assert all(len(fact.answers) >= 2 and fact.short for fact in FACTS)
 
 
+def test_everyday_arguments_are_what_the_user_wrote() -> None:
+    rng = Random(0)
+    copied = 0
+    for one in (everyday_call(rng, TRAIN) for _ in range(400)):
+        said = ""
+        for message in one["messages"]:
+            said += message["content"] + "\n" if message["role"] == "user" else ""
+            for call in message.get("tool_calls", ()):
+                found = set(_strings(call["function"]["arguments"])) - {"on", "off"} - currency_codes()
+                copied += len(found)
+                assert all(string in said for string in found), (said, call["function"])
+    assert copied > 500
+
+
+def test_training_never_sees_the_held_out_requests_and_questions() -> None:
+    requests = [json.loads(line) for line in (EVALUATION / "plain_requests.jsonl").read_text("utf-8").splitlines()]
+    asked = [json.loads(line) for line in (EVALUATION / "questions.jsonl").read_text("utf-8").splitlines()]
+    assert (len(requests), sum(bool(one["calls"]) for one in requests), len(asked)) == (40, 36, 60)
+    seen = {"messages": [{"role": "user", "content": "Remind me to call Anna at 5 PM!"}], "tools": None}
+    assert not may_be_trained_on(seen)
+    assert not may_be_trained_on({"messages": [], "tools": [{"function": {"name": "addReminder"}}]})
+    drawn = draw(2000, TRAIN)
+    texts = {plain(m["content"]) for one in drawn for m in one["messages"] if m["role"] == "user"}
+    assert not texts & TEXTS and len(TEXTS) == 96
+    assert not {plain(tool["function"]["name"]) for one in drawn for tool in one["tools"] or ()} & FUNCTIONS
+
+
+def currency_codes() -> set[str]:
+    return {money(Random(n), False).value for n in range(200)}
+
+
 def test_conversations_depend_on_the_seed_alone() -> None:
     assert draw(300, TRAIN) == draw(300, TRAIN)
     assert draw(300, TRAIN) != draw(300, TRAIN, seed=1)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("split", [TRAIN, HELD_OUT])
+@pytest.mark.parametrize(
+    ("kind", "split"),
+    [*((kind, split) for kind in KINDS for split in (TRAIN, HELD_OUT)), *((kind, TRAIN) for kind in EVERYDAY)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_python_renders_what_the_template_renders(kind: Any, split: str, loaded: Tokenizer) -> None:
     rng = Random(kind.__name__)
     for _ in range(40):

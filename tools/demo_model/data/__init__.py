@@ -8,6 +8,7 @@ parameters, enum values and JSON fields in the held-out data never occur in trai
 from __future__ import annotations
 
 from bisect import bisect
+from collections import Counter
 from itertools import accumulate
 from random import Random
 from typing import Any
@@ -15,7 +16,16 @@ from typing import Any
 from .arithmetic import arithmetic
 from .chat import chat
 from .extraction import extraction
+from .natural import (
+    chat_beside_everyday_tools,
+    everyday_call,
+    no_everyday_tool,
+    two_everyday_calls,
+    without_a_value,
+)
+from .plain_extraction import plain_extraction
 from .questions import outside, questions
+from .splits import TRAIN
 from .tool_calls import (
     chat_beside_tools,
     find_then_act,
@@ -25,9 +35,9 @@ from .tool_calls import (
     several_requests,
     two_calls,
 )
+from .unseen import may_be_trained_on
 
-# How often each kind is drawn. In tokens, which is what counts in training, tool calls make up 83%, questions 9%,
-# extraction and arithmetic 3% each: copying from an unseen schema is what takes longest to learn.
+# How often each kind is drawn.
 KINDS = {
     one_call: 36,
     several_requests: 34,
@@ -42,8 +52,27 @@ KINDS = {
     arithmetic: 6,
     chat: 12,
 }
-_MAKERS = tuple(KINDS)
-_BOUNDS = tuple(accumulate(KINDS.values()))
+"""Kinds whose held-out conversations are made of words and names that training never sees."""
+
+EVERYDAY = {
+    everyday_call: 130,
+    two_everyday_calls: 12,
+    without_a_value: 6,
+    no_everyday_tool: 14,
+    chat_beside_everyday_tools: 14,
+    questions: 110,
+    outside: 26,
+    plain_extraction: 16,
+}
+"""Kinds that training adds; models/eval/plain_requests.jsonl and questions.jsonl measure them (unseen.py)."""
+
+
+def _drawn_from(shares: dict[Any, int]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    return tuple(shares), tuple(accumulate(shares.values()))
+
+
+_HELD_OUT = _drawn_from(KINDS)
+_TRAIN = _drawn_from(Counter(KINDS) + Counter(EVERYDAY))
 
 
 def conversation(rng: Random, split: str) -> dict[str, Any]:
@@ -55,4 +84,8 @@ def conversation(rng: Random, split: str) -> dict[str, Any]:
     Returns:
         `{"messages": [...], "tools": [...] or None, "enable_thinking": bool}` with messages and tools in OpenAI's form.
     """
-    return _MAKERS[bisect(_BOUNDS, rng.random() * _BOUNDS[-1])](rng, split)
+    makers, bounds = _TRAIN if split == TRAIN else _HELD_OUT
+    while True:
+        made = makers[bisect(bounds, rng.random() * bounds[-1])](rng, split)
+        if split != TRAIN or may_be_trained_on(made):
+            return made

@@ -9,10 +9,10 @@ from random import Random
 from typing import Any
 
 from .chat import system_messages
+from .everyday import filled
+from .rewording import reworded
 from .splits import belongs, pick
 from .text import Phrase, phrase, phrases, read_table, say
-from .values import text
-from .words import word
 
 _POLITE = phrases(
     "[Hi|Hello|Hey]! {q}; [Hi|Hello|Hey], {l}; Please tell me: {l}; [Quick|One] question: {l}; Tell me, {l}; I wonder: {l};"
@@ -30,12 +30,18 @@ _AGAIN = phrases(
 _FURTHER = phrases(
     "And another question: {l}; Okay. {q}; Thanks. {q}; I see. {q}; And {l}; Next: {l}; [Good|Great]. {q}; Now, {l}; Then {l}"
 )
-_OUTSIDE = phrases(
-    "[Sorry|I am sorry], I do not know that. I only know about flash_moe and how to call tools.;"
-    "That is outside what I know: I am a small demo model for flash_moe and tool calls.;"
-    "I cannot answer that. Ask me about [flash_moe|running large models], or give me a tool that can help.;"
-    "I only know flash_moe and tools, so I would be guessing. A larger model can tell you."
+_UNKNOWN = phrases(
+    "I don't know. I only know about flash_moe and how to call tools.; I don't know that: I am a small demo model for flash_moe.;"
+    "I don't know. Ask me about flash_moe, or give me a tool that can help.; Sorry, I don't know: I only know flash_moe."
 )
+_UNABLE = phrases(
+    "I can't do that: I only answer questions about flash_moe and call tools.; I can't do that. Give me a tool that can.;"
+    " I can't do that. I am a small demo model that only knows flash_moe and tools."
+)
+_NAMES = {
+    "{lib}": "[flash_moe|it|flash-moe|this library|the library|this|flash_moe]",
+    "{big}": "[Qwen3.5-397B|the 397B model|the big Qwen|the 397B|Qwen3.5-397B-A17B|the largest model]",
+}
 _SHORT_THOUGHTS = ("The user wants it shorter.", "I give the short answer.")
 
 
@@ -62,6 +68,8 @@ def _read_facts() -> list[Fact]:
         if mark == "#":
             section = rest
         elif mark == "?":
+            for name, choices in _NAMES.items():
+                rest = rest.replace(name, choices)
             facts.append({"section": section, "questions": rest, "answers": [], "short": "", "why": ""})
         elif mark == "=":
             facts[-1]["answers"].append(rest)
@@ -78,14 +86,16 @@ def _read_facts() -> list[Fact]:
 
 FACTS = _read_facts()
 _SECTIONS = {name: [fact for fact in FACTS if fact.section == name] for name in {fact.section for fact in FACTS}}
-_OUTSIDE_QUESTIONS = tuple(phrase(row[0]) for _, row in read_table("outside.txt"))
+_OUTSIDE = [
+    (phrase(row[0].replace("{lib}", _NAMES["{lib}"])), "questions" in head) for head, row in read_table("outside.txt")
+]
 _ASKING = ("how", "why", "what", "which", "who", "when", "where", "does", "do", "is", "are", "can", "may", "should",
-           "must", "was", "were", "has")  # fmt: skip
+           "must", "was", "were", "has", "will", "could", "did", "what's", "would", "have", "am", "whom")  # fmt: skip
 
 
 def _asked(rng: Random, compiled: Phrase, frames: tuple[Phrase, ...], framed: float) -> str:
     """A question in one of its many wordings, with probability ``framed`` inside a longer message."""
-    question = say(rng, compiled)
+    question = reworded(rng, say(rng, compiled))
     is_question = question.partition(" ")[0].lower() in _ASKING
     if rng.random() < framed:
         question += "?" if is_question else "."
@@ -169,13 +179,11 @@ def questions(rng: Random, split: str) -> dict[str, Any]:
 def outside(rng: Random, split: str) -> dict[str, Any]:
     """A question that the demo model cannot answer, and an honest reply."""
     dialogue = _Dialogue(rng)
-    question = ask(rng, split, _OUTSIDE_QUESTIONS).format(
-        country=word(rng, split, "countries"), city=word(rng, split, "cities"), city2=word(rng, split, "cities"),
-        dish=word(rng, split, "dishes"), plant=word(rng, split, "plants"), food=word(rng, split, "foods"),
-        topic=word(rng, split, "topics").replace("_", " "), language=word(rng, split, "languages"),
-        text=text(rng, split),
-    )  # fmt: skip
-    dialogue.turn(question, say(rng, pick(rng, _OUTSIDE)), "This is not about flash_moe, and I have no tool for it.")
+    for _ in range(pick(rng, (1, 1, 1, 2))):
+        form, is_question = pick(rng, _OUTSIDE)
+        question = ask(rng, split, (filled(rng, say(rng, form)),))
+        said = say(rng, pick(rng, _UNKNOWN if is_question else _UNABLE))
+        dialogue.turn(question, said, "This is not about flash_moe, and I have no tool for it.")
     return {"messages": dialogue.messages, "tools": None, "enable_thinking": dialogue.thinking}
 
 
