@@ -18,9 +18,7 @@ from flash_moe.experts.files import MappedFile
 from flash_moe.experts.reader import REQUEST
 from flash_moe.models import open_model
 from flash_moe.nn.cache import DeltaCache, layer_cache
-from flash_moe.ops import expert_kernels
 from flash_moe.ops.dispatch import kernels, on_gpu
-from flash_moe.ops.experts import experts_for_token
 
 REPEATS = 5
 _WARM_BYTES = 64 << 20
@@ -103,19 +101,16 @@ def layers_alone(model: Model, kind: str) -> tuple[float, int]:
 
 def experts_alone(model: Model, rounds: int) -> float:
     """Seconds of the experts of one layer and one token, from random rows of the store's bank, which stay where they are."""
-    moe, k, bank = model._decoder.layers[0].mlp, model.experts_per_token, model.expert_store._bank
-    layout, rng = model.expert_store.layouts[0], np.random.default_rng(0)
+    moe, k, store = model._decoder.layers[0].mlp, model.experts_per_token, model.expert_store
+    bank, rng = store._bank.bank, np.random.default_rng(0)
     x = mx.ones((1, model.config.hidden_size), dtype=model._decoder.dtype)
-    choices = [mx.array(rng.permutation(len(bank))[:k].astype(np.uint32)) for _ in range(rounds)]
+    choices = [mx.array(rng.permutation(store._count)[:k].astype(np.uint32)) for _ in range(rounds)]
     with kernels(None):
-        fused = moe.uses_kernel(1)
-        shared = moe._record if fused else None
-        weights = mx.full((1, k + (shared is not None)), 1 / k)
+        fused = moe.uses_kernel(x) and moe._record is not None
+        weights = mx.full((1, k + fused), 1 / k)
 
         def one(rows: mx.array) -> mx.array:
-            if fused:
-                return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, shared=shared, residual=x)
-            return experts_for_token(x, bank[rows], weights[0], layout)
+            return moe.of_bank(x, rows, weights, x, bank)
 
         mx.eval(choices, weights)
         run = mx.compile(lambda *sets: [one(rows) for rows in sets]) if on_gpu() else lambda *sets: list(map(one, sets))
