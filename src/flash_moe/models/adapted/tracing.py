@@ -83,9 +83,9 @@ def _followed(
 ) -> list[Found]:
     """What an operation's outputs, of these shapes and dtypes, are."""
     sources = [source for source in inputs if isinstance(source, Source)]
-    for source in inputs:
-        if isinstance(source, str):
-            return [source] * len(outputs)
+    computed = [source for source in inputs if isinstance(source, str)]
+    if computed:
+        return [operation if sources else computed[0]] * len(outputs)
     if operation == "Concatenate" and arguments[0] == 0:
         return [Source(tuple(piece for source in sources for piece in source.pieces), outputs[0][1])]
     if len(sources) != 1:
