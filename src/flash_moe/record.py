@@ -190,6 +190,19 @@ class RecordLayout:
         """How each linear layer is stored."""
         return {name: layout.format for name, layout in self.linears.items()}
 
+    def stored_as(self, formats: Mapping[str, ProjectionFormat]) -> RecordLayout:
+        """The same expert with linear layers in other formats; biases that are added to outputs stay.
+
+        Raises:
+            CheckpointError: a group size does not divide the row length.
+        """
+        parts = []
+        for name, linear in self.linears.items():
+            shapes = part_shapes(linear.rows, linear.columns, formats[name])
+            bias = [] if linear.bias is None else [(name, "bias", linear.bias.dtype, linear.bias.shape)]
+            parts += [(name, part, *stored) for part, stored in shapes.items()] + bias
+        return RecordLayout.of(parts, {name: q for name, fmt in formats.items() if (q := fmt.quantization) is not None})
+
     @property
     def weights(self) -> int:
         """Weights of an expert."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 from published import PUBLISHED
+
+from flash_moe.shipped import shipped
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -65,6 +68,14 @@ def _random(array: mx.array) -> mx.array:
     if array.ndim < 2:
         return (array + 0.1 * mx.random.normal(array.shape)).astype(array.dtype)
     return mx.random.normal(array.shape, scale=array.shape[-1] ** -0.5).astype(array.dtype)
+
+
+def checkpoint(name: str, folder: Path, **options: Any) -> Path:
+    """As :func:`write`, with the tokenizer of the demo model."""
+    write(name, folder, **options)
+    for file in shipped("models/demo").glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
 
 
 def plain(folder: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from family_checkpoints import FAMILIES, OWN, plain, write
+from family_checkpoints import FAMILIES, OWN, checkpoint, plain
 from mlx_lm.models.cache import make_prompt_cache
 
 from flash_moe import ArgumentError, CheckpointError, ConfigError, ExpertReadError, Model
@@ -32,14 +32,6 @@ def not_compiled() -> Iterator[None]:
     mx.disable_compile()
     yield
     mx.enable_compile()
-
-
-def checkpoint(name: str, folder: Path, **changed: Any) -> Path:
-    """A tiny checkpoint with the tokenizer of the demo model."""
-    write(name, folder, **changed)
-    for file in shipped("models/demo").glob("*token*"):
-        shutil.copy(file, folder)
-    return folder
 
 
 def expected_tokens(folder: Path, prompt: list[int], count: int, **changed: Any) -> list[int]:

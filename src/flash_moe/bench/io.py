@@ -12,7 +12,7 @@ from ..checkpoint.records import RecordTable
 from ..checks import resolve_experts_per_token
 from ..errors import CheckpointError
 from ..experts.opening import fetch_capacity
-from ..models import open_model
+from ..models import open_checkpoint
 from .fetches import FetchSpeed, fetch_speed
 from .raw_reads import THREADS, RawSpeed, open_files, raw_speed
 
@@ -97,7 +97,7 @@ def bench_io(
 
 def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
     """The records of a checkpoint, and K."""
-    checkpoint = open_model(folder)
+    checkpoint = open_checkpoint(folder)
     table = checkpoint.records()
     if not table.layouts:
         raise CheckpointError(f"{folder} has no routed experts; expected a Mixture of Experts")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..experts.files import MappedFile
 from ..experts.read_memory import read_buffer
-from ..models import open_model
+from ..models import open_checkpoint
 
 _REQUEST = 8 << 20  # bytes
 
@@ -18,7 +18,7 @@ def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> No
     Args:
         progress: called as ``progress(done, total)`` in files.
     """
-    paths, buffer = open_model(folder).records().files, read_buffer(_REQUEST)
+    paths, buffer = open_checkpoint(folder).records().files, read_buffer(_REQUEST)
     for number, path in enumerate(paths, start=1):
         file = MappedFile(path)
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from .adapted.library import knows
+from .adapted.loading import AdaptedFiles
 from .config_json import read_config
 from .family import Family, ModelFiles
 from .qwen3_5 import Qwen35
@@ -19,7 +20,9 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3Next(),
 )
 
-__all__ = ["FAMILIES", "Family", "ModelFiles", "family_of", "is_adapted", "open_model"]
+__all__ = [
+    "FAMILIES", "AdaptedFiles", "Family", "ModelFiles", "family_of", "is_adapted", "open_checkpoint", "open_model",
+]  # fmt: skip
 _OWN = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
@@ -58,6 +61,11 @@ def open_model(folder: Path, *, adopt: bool = False) -> ModelFiles:
         CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
     """
     return ModelFiles.open_as(family_of(_model_type(folder)), folder, read_config(folder), adopt=adopt)
+
+
+def open_checkpoint(folder: Path) -> ModelFiles | AdaptedFiles:
+    """Opens a checkpoint of any family for what all have: dimensions, records, files; errors are those of :func:`open_model`."""
+    return AdaptedFiles.open(folder) if is_adapted(folder) else open_model(folder)
 
 
 def family_of(model_type: str) -> Family:

@@ -9,23 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.hub import resolve
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
-from ..checkpoint.records import RecordTable
 from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
 from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
-from ..models import ModelFiles, open_model
+from ..models import AdaptedFiles
 from ..progress import Callback, Progress, ProgressOption, following
-from ..record import RecordLayout
 from .calibration import Calibration
 from .descriptions import file_checksum, save_arrays, write_descriptions
+from .opened import Source, open_source
 from .plan import Mode, Widths, fingerprint, identity, warnings
-from .requantize import Rounding, adopt_global_scales, changed_projections, requantize
-from .resident import ResidentFiles
+from .requantize import Rounding, changed_projections, requantize
 from .shardwise import convert_shardwise
 from .staging import Staging
 
@@ -104,27 +103,28 @@ def convert(
         shards = Shards(os.fspath(source), revision=revision, token=token)
         with following(progress) as report:
             return convert_shardwise(shards, destination, widths, rounding, options, report)
-    checkpoint = open_model(folder, adopt=True)
-    table = checkpoint.records()
-    target = widths.layouts(checkpoint, table)
+    opened = open_source(folder, widths, rounding)
     calibrated = None
     if calibration is not None:
-        if not any(changed_projections(layout, target[i]) for i, layout in table.layouts.items()):
+        if isinstance(opened.checkpoint, AdaptedFiles):
+            raise ArgumentError(
+                "this model runs on mlx-lm's network, and a calibration needs one of flash_moe's own; leave it out"
+            )
+        if not any(changed_projections(layout, opened.target[i]) for i, layout in opened.layouts.items()):
             raise ArgumentError(
                 "no expert is to be quantised, so calibration changes nothing; say to how many bits, or leave it out"
             )
         if rounding == "nearest" or mode not in (None, "affine"):
             what = f"mode {mode!r}" if rounding != "nearest" else "rounding 'nearest'"
             raise ArgumentError(f"{what} takes no calibration; leave one of the two out")
-        calibrated = Calibration(checkpoint, table, target, calibration)
-    resident = ResidentFiles(checkpoint, widths.floats(checkpoint), rounding)
-    staging = Staging(destination, identity(checkpoint, table) | options)
+        calibrated = Calibration(opened.checkpoint, opened.table, opened.target, calibration)
+    staging = Staging(destination, identity(opened.checkpoint, opened.table) | options)
     try:
         with following(progress) as report:
-            _Conversion(checkpoint, table, target, resident, staging, rounding, calibrated, report).run()
+            _Conversion(opened, staging, rounding, calibrated, report).run()
     finally:
         staging.release()
-    return warnings(table, target)
+    return warnings(opened.layouts, opened.target)
 
 
 class _Conversion:
@@ -132,21 +132,19 @@ class _Conversion:
 
     def __init__(
         self,
-        checkpoint: ModelFiles,
-        table: RecordTable,
-        target: dict[int, RecordLayout],
-        resident: ResidentFiles,
+        source: Source,
         staging: Staging,
         rounding: Rounding,
         calibration: Calibration | None,
         progress: Callback | None,
     ) -> None:
-        self.checkpoint, self.table, self.target, self.resident = checkpoint, table, target, resident
+        self.source, self.table = source, source.table
+        self.target, self.resident = source.target, source.resident
         self.staging, self.progress = staging, progress
         self.rounding, self.calibration = rounding, calibration
         self.done = 0
-        records = sum(layout.stride for layout in target.values()) * self.table.num_experts
-        self.total = records + resident.nbytes()
+        records = sum(layout.stride for layout in self.target.values()) * self.table.num_experts
+        self.total = records + self.resident.nbytes()
 
     def run(self) -> None:
         saved = 0 if self.calibration is None else 2 * self.calibration.nbytes  # of two layers for a moment
@@ -156,7 +154,7 @@ class _Conversion:
             checksums, weight_map = self._write_resident()
             layers = self._write_layers()
             section, manifest = self.resident.config_section(), Manifest(layers, checksums)
-            write_descriptions(self.staging, self.checkpoint, section, manifest, weight_map)
+            write_descriptions(self.staging, self.source.checkpoint, section, manifest, weight_map)
             self.staging.finish()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):  # somebody else filled the disk meanwhile
@@ -227,21 +225,23 @@ class _Conversion:
         calibration.begin()
 
     def _write_layer(self, reader: RecordReader, layer: int, path: Path) -> list[str]:
-        source, target = self.table.layouts[layer], self.target[layer]
-        experts, checksums = self.table.num_experts, []
-        step = max(1, _GROUP_BYTES // source.stride)
-        bank = new_bank(min(step, experts), source.stride // 4)
+        source, target = self.source.layouts[layer], self.target[layer]
+        experts, checksums, stride = self.table.num_experts, [], self.table.layouts[layer].stride
+        step = max(1, _GROUP_BYTES // stride)
+        bank = new_bank(min(step, experts), stride // 4)
         buffers = np.array(bank, copy=False).view(np.uint8)
         with path.open("wb") as stream:
             stream.write(layer_header(experts, target))
             for start in range(0, experts, step):
                 group = range(start, min(start + step, experts))
                 reader.read_all(layer, group, list(buffers[: len(group)]))
-                adopt_global_scales(self.checkpoint, layer, source, buffers[: len(group)])
+                read = buffers[: len(group)]
+                prepared = self.source.prepare(layer, read)
+                words = bank[: len(group)] if prepared is read else mx.array(prepared.view(np.uint32))
                 if self.calibration is not None:
-                    rewritten = self.calibration.rewrite(group, bank[: len(group)])
+                    rewritten = self.calibration.rewrite(group, words)
                 else:
-                    rewritten = requantize(bank[: len(group)], source, target, self.rounding)
+                    rewritten = requantize(words, source, target, self.rounding)
                 for record in rewritten:
                     checksums.append(checksum(record.data))
                     stream.write(record.data)

@@ -13,11 +13,12 @@ import mlx.core as mx
 from ..checkpoint.files import INDEX
 from ..checkpoint.packed import MANIFEST, Manifest, checksum
 from ..checkpoint.safetensors import build_header
-from ..models import ModelFiles
+from ..models import AdaptedFiles, ModelFiles
 from .requantize import as_bytes
 from .staging import Staging
 
-DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8"}
+DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8",
+          mx.int32: "I32", mx.int64: "I64", mx.bool_: "BOOL"}  # fmt: skip
 _COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
            "added_tokens.json", "chat_template*", "LICENSE*")  # fmt: skip
 
@@ -42,7 +43,7 @@ def file_checksum(path: Path) -> str:
 
 def write_descriptions(
     staging: Staging,
-    checkpoint: ModelFiles,
+    checkpoint: ModelFiles | AdaptedFiles,
     section: Mapping[str, Any] | None,
     manifest: Manifest,
     weight_map: Mapping[str, str],

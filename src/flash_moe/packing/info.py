@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checks import resolve_experts_per_token
-from ..models import open_model
-from ..record import PROJECTIONS, RecordLayout
+from ..models import open_checkpoint
+from ..record import RecordLayout
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
         ConfigError, CheckpointError: the folder holds no checkpoint that can be run.
         ArgumentError: K is not from 1 to the model's own.
     """
-    checkpoint = open_model(folder)
+    checkpoint = open_checkpoint(folder)
     table, known = checkpoint.records(), checkpoint.dimensions
     k = resolve_experts_per_token(experts_per_token, known.num_experts_per_tok)
     layers = [checkpoint.layer_work(i, 2) for i in range(known.num_hidden_layers)]
@@ -88,11 +88,10 @@ def _bits_per_weight(layouts: list[RecordLayout]) -> float:
 
 
 def _format(layout: RecordLayout) -> str:
-    texts = []
-    for name in PROJECTIONS:
-        fmt = layout.formats[name]
+    texts = {}
+    for name, fmt in layout.formats.items():
         q = fmt.quantization
-        texts.append(f"{q}{' with a global scale' if fmt.global_scale else ''}" if q else fmt.dtype)
-    if len(set(texts)) == 1:
-        return texts[0]
-    return "; ".join(f"{name} {text}" for name, text in zip(PROJECTIONS, texts, strict=True))
+        texts[name] = f"{q}{' with a global scale' if fmt.global_scale else ''}" if q else fmt.dtype
+    if len({*texts.values()}) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{name} {text}" for name, text in texts.items())

@@ -12,11 +12,12 @@ from ..checkpoint.packed import MANIFEST
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError
 from ..formats import ProjectionFormat, Quantization
-from ..models import ModelFiles
-from ..record import PROJECTIONS, RecordLayout
+from ..models import AdaptedFiles, ModelFiles
+from ..record import RecordLayout
 from .requantize import changed_projections
 
 Mode = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
+_DOWN = ("down_proj", "fc2")  # what the linear layer is called that leads back to the hidden size
 
 
 @dataclass(frozen=True)
@@ -40,41 +41,41 @@ class Widths:
         if self.mode not in (None, "affine") and given:
             raise ArgumentError(f"mode {self.mode!r} has bits of its own, found bits {given[0]}; leave bits out")
 
-    def floats(self, checkpoint: ModelFiles) -> Quantization | None:
+    def floats(self, quantized: bool) -> Quantization | None:
         """What becomes of floats outside the experts; None in a quantised checkpoint, which holds them on purpose."""
         if self.mode not in (None, "affine"):
             return Quantization.of_mode(self.mode)
-        if self.bits is None and self.mode is None and checkpoint.quantization.default is not None:
+        if self.bits is None and self.mode is None and quantized:
             return None
         return Quantization(max(self.bits or 4, 4), self.group_size)
 
-    def layouts(self, checkpoint: ModelFiles, table: RecordTable) -> dict[int, RecordLayout]:
-        """The layouts to write, by layer.
+    def layouts(self, layouts: Mapping[int, RecordLayout], quantized: bool) -> dict[int, RecordLayout]:
+        """The layouts to write for those of a checkpoint, by layer.
 
         Raises:
             CheckpointError: bits or group size are none that there are, or do not fit the rows.
         """
-        floats = self.floats(checkpoint)
-        wanted = dict.fromkeys(PROJECTIONS, floats)
-        if self.mode in (None, "affine"):
-            experts = self.bits if self.expert_bits is None else self.expert_bits
-            down = experts if self.down_bits is None else self.down_bits
-            bits = {"gate_proj": experts, "up_proj": experts, "down_proj": down}
-            wanted = {name: None if n is None else Quantization(n, self.group_size) for name, n in bits.items()}
-        layouts = {}
-        for i, old in table.layouts.items():
+        floats = self.floats(quantized)
+        experts = self.bits if self.expert_bits is None else self.expert_bits
+        down = experts if self.down_bits is None else self.down_bits
+        found = {}
+        for i, old in layouts.items():
             formats = {}
             for name, fmt in old.formats.items():
                 if fmt.quantization is not None and fmt.quantization.is_foreign:
                     fmt = ProjectionFormat("BF16")
-                new = wanted[name] or fmt.quantization or floats
+                bits = down if name in _DOWN else experts
+                wanted = floats
+                if self.mode in (None, "affine"):
+                    wanted = None if bits is None else Quantization(bits, self.group_size)
+                new = wanted or fmt.quantization or floats
                 same = new is None or new == fmt.quantization
                 formats[name] = fmt if new is None or same else ProjectionFormat.quantized(new, fmt.dtype)
-            layouts[i] = RecordLayout.build(old.hidden_size, old.intermediate_size, formats)
-        return layouts
+            found[i] = old.stored_as(formats)
+        return found
 
 
-def identity(checkpoint: ModelFiles, table: RecordTable) -> dict[str, Any]:
+def identity(checkpoint: ModelFiles | AdaptedFiles, table: RecordTable) -> dict[str, Any]:
     """What identifies the source; when any of it changes, a half-done conversion is of no use."""
     files = {checkpoint.folder / "config.json", *checkpoint.folder.glob(MANIFEST), *checkpoint.metadata}
     files |= {extent.file for layer in table.layouts for extent in table.extents(layer, 0)}
@@ -82,9 +83,9 @@ def identity(checkpoint: ModelFiles, table: RecordTable) -> dict[str, Any]:
     return {"source": str(checkpoint.folder.resolve()), "files": states}
 
 
-def warnings(table: RecordTable, target: Mapping[int, RecordLayout]) -> list[str]:
+def warnings(layouts: Mapping[int, RecordLayout], target: Mapping[int, RecordLayout]) -> list[str]:
     """What people should know about the result."""
-    for i, layout in table.layouts.items():
+    for i, layout in layouts.items():
         for name in changed_projections(layout, target[i]):
             old, new = layout.formats[name].quantization, target[i].formats[name].quantization
             if old is not None and new is not None and not old.is_foreign:

@@ -23,7 +23,7 @@ Parts = Mapping[str, np.ndarray]  # by "gate_proj.weight" and so on, the bytes o
 
 def changed_projections(source: RecordLayout, target: RecordLayout) -> list[str]:
     """Names of the projections that have to be quantised, or quantised again."""
-    return [name for name in PROJECTIONS if source.formats[name] != target.formats[name]]
+    return [name for name in source.linears if source.formats[name] != target.formats[name]]
 
 
 def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, rounding: Rounding) -> np.ndarray:
@@ -55,8 +55,8 @@ def rewritten(
 def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
     """Records of layout ``target``, [N, stride] uint8, from new parts; those not among them are copied."""
     old, kept = np.array(records, copy=False).view(np.uint8), {part.key: part for part in source.parts}
-    if source.formats == target.formats:
-        return old[:, : target.stride]
+    if source == target:
+        return old
     out = np.zeros((len(old), target.stride), np.uint8)
     for record, stored_bytes, new in zip(out, old, parts, strict=True):
         for part in target.parts:
@@ -135,7 +135,7 @@ def as_floats(record: mx.array, source: RecordLayout, name: str) -> np.ndarray:
 
 
 def as_bytes(array: mx.array) -> np.ndarray:
-    """The bytes of an array, [rows of the first axis, bytes]."""
-    words = mx.contiguous(array).view({4: mx.uint32, 2: mx.uint16, 1: mx.uint8}[array.itemsize])
+    """The bytes of an array, [rows of the first axis, bytes]; of a number, [1, bytes]."""
+    words = mx.contiguous(array).view({8: mx.uint64, 4: mx.uint32, 2: mx.uint16, 1: mx.uint8}[array.itemsize])
     mx.eval(words)
-    return np.array(words, copy=False).reshape(len(words), -1).view(np.uint8)
+    return np.array(words, copy=False).reshape(array.shape[0] if array.ndim else 1, -1).view(np.uint8)

@@ -22,8 +22,8 @@ from ..checkpoint.names import module_path
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import Extent
 from ..checkpoint.remote import Shards
-from ..errors import CheckpointError, DiskSpaceError
-from ..models import ModelFiles, open_model
+from ..errors import ArgumentError, CheckpointError, DiskSpaceError
+from ..models import ModelFiles, is_adapted, open_model
 from ..progress import Callback, Progress
 from ..record import Part, RecordLayout
 from .descriptions import file_checksum, save_arrays, write_descriptions
@@ -76,7 +76,7 @@ def convert_shardwise(
                         f"the disk of {destination} is full; make room and start again: it continues where it stopped"
                     ) from error
                 raise CheckpointError(f"writing {destination} failed: {error}; start again to continue") from error
-            return warnings(conversion.table, conversion.target)
+            return warnings(conversion.table.layouts, conversion.target)
     finally:
         staging.release()
 
@@ -93,13 +93,18 @@ class _Conversion:
     ) -> None:
         self.shards, self.folder, self.staging = shards, folder, staging
         self.widths, self.rounding, self.progress = widths, rounding, progress
+        if is_adapted(folder):
+            raise ArgumentError(
+                "this model runs on mlx-lm's network, and mlx-lm takes all files at once; pass keep=True (--keep), and it is "
+                "downloaded before"
+            )
         self.checkpoint, self.resident = self._open()
         self.table = self.checkpoint.records()
         if self.table.packed:
             raise CheckpointError(
                 "this repository is packed already; run it as it is, or pass keep=True to requantise it"
             )
-        self.target = widths.layouts(self.checkpoint, self.table)
+        self.target = widths.layouts(self.table.layouts, self.checkpoint.quantization.default is not None)
         self.groups = self.resident.groups()
         records = sum(layout.stride for layout in self.target.values()) * self.table.num_experts
         self.total = records + self.resident.nbytes()
@@ -127,7 +132,8 @@ class _Conversion:
 
     def _open(self) -> tuple[ModelFiles, ResidentFiles]:
         checkpoint = open_model(self.folder, adopt=True)
-        return checkpoint, ResidentFiles(checkpoint, self.widths.floats(checkpoint), self.rounding)
+        floats = self.widths.floats(checkpoint.quantization.default is not None)
+        return checkpoint, ResidentFiles(checkpoint, floats, self.rounding)
 
     def _works(self) -> dict[Files, _Work]:
         """All work, by the files that it needs."""

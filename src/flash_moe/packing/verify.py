@@ -11,7 +11,7 @@ from ..checkpoint.packed import Manifest, checksum
 from ..errors import CheckpointError, ExpertReadError
 from ..experts.read_memory import read_buffer
 from ..experts.reader import RecordReader
-from ..models import open_model
+from ..models import open_checkpoint
 from ..progress import Callback, Progress, ProgressOption, following
 from .descriptions import file_checksum
 
@@ -44,7 +44,7 @@ def verify(folder: str | os.PathLike[str], progress: ProgressOption = True) -> V
 
 
 def _verify(folder: Path, report: Callback | None) -> Verification:
-    checkpoint = open_model(folder)
+    checkpoint = open_checkpoint(folder)
     manifest = Manifest.load(folder)
     table = checkpoint.records()
     sizes = {file: file.stat().st_size for file in checkpoint.metadata} if manifest else {}

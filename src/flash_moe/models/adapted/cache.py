@@ -91,13 +91,13 @@ class AdaptedCache:
     @property
     def arrays(self) -> list[mx.array]:
         """All arrays, for evaluating or measuring them."""
-        return _arrays(self.layers)
+        return arrays_of(self.layers)
 
     @property
     def nbytes(self) -> int:
         """Bytes held by all layers and marks."""
         kept = [layer for layers in self._kept.values() for layer in layers.values()]
-        return sum(array.nbytes for array in _arrays([*self.layers, *kept]))
+        return sum(array.nbytes for array in arrays_of([*self.layers, *kept]))
 
     @property
     def _uncut(self) -> list[int]:
@@ -128,6 +128,7 @@ def _cut(layer: Any, length: int) -> None:
         part.trim(part.offset - length)
 
 
-def _arrays(layers: Sequence[Any]) -> list[mx.array]:
+def arrays_of(layers: Sequence[Any]) -> list[mx.array]:
+    """The arrays of mlx-lm's caches."""
     states = [layer.state for layer in layers if not (hasattr(layer, "empty") and layer.empty())]
     return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]

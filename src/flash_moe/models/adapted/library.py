@@ -11,8 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...checkpoint.packed import Manifest
-from ...errors import ConfigError
+from ...checkpoint.packed import MANIFEST, Manifest
+from ...errors import CheckpointError, ConfigError
 from ...ops.experts import DTYPES
 
 OLDEST = (0, 32, 2)  # the first with what is used here: infer_quant_config, global scales, caches with a state
@@ -43,8 +43,10 @@ def knows(model_type: str) -> bool:
     return name.replace("-", "_").isidentifier() and importlib.util.find_spec(f"mlx_lm.models.{name}") is not None
 
 
-def load_lazily(folder: Path, changed: Mapping[str, Any] | None = None) -> Any:
-    """Returns mlx-lm's network of a checkpoint; no weight has been read. The experts of a packed one are no weights at all.
+def load_lazily(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Returns mlx-lm's network of a checkpoint, and config.json as mlx-lm understands it.
+
+    No weight has been read; the experts of a packed checkpoint are no weights at all.
 
     Args:
         changed: entries of config.json that are to be others.
@@ -54,8 +56,10 @@ def load_lazily(folder: Path, changed: Mapping[str, Any] | None = None) -> Any:
     """
     utils, manifest = module("utils"), Manifest.load(folder)
     classes = utils._get_classes if manifest is None else partial(_with_made_up_experts, manifest)
-    model, _ = utils.load_model(folder, lazy=True, model_config=dict(changed or {}), get_model_classes=classes)
-    return model
+    found: tuple[Any, dict[str, Any]] = utils.load_model(
+        folder, lazy=True, model_config=dict(changed), get_model_classes=classes
+    )
+    return found
 
 
 def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[type, type]:
@@ -63,9 +67,9 @@ def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[t
     model_class, args_class = module("utils")._get_classes(config)
 
     def sanitize(self: Any, weights: dict[str, mx.array]) -> Any:
-        for layer, (path, switch) in enumerate(expert_modules(self)):
+        for layer, (path, switch) in enumerate(modules_of(self, manifest)):
             experts = next(m.num_experts for m in switch.children().values() if hasattr(m, "num_experts"))
-            for part in manifest.layers[layer].layout.parts if layer in manifest.layers else ():
+            for part in manifest.layers[layer].layout.parts:
                 shape = () if part.name == "global_scale" else part.shape
                 weights[f"{path}.{part.key}"] = mx.zeros((experts, *shape), DTYPES[part.dtype])
         return model_class.sanitize(self, weights) if hasattr(model_class, "sanitize") else weights
@@ -78,3 +82,13 @@ def expert_modules(model: Any) -> list[tuple[str, Any]]:
     layers = module("models.switch_layers")
     found = [(path, m) for path, m in model.named_modules() if isinstance(m, (layers.SwitchGLU, layers.SwitchMLP))]
     return sorted(found, key=lambda item: [int(p) if p.isdigit() else -1 for p in item[0].split(".")])
+
+
+def modules_of(model: Any, manifest: Manifest) -> list[tuple[str, Any]]:
+    """As :func:`expert_modules`; CheckpointError unless a packed checkpoint's manifest has as many layers."""
+    found = expert_modules(model)
+    if sorted(manifest.layers) != list(range(len(found))):
+        raise CheckpointError(
+            f"{MANIFEST} tells of the experts of {len(manifest.layers)} layers, the model has {len(found)}; convert it again"
+        )
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,19 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from ...checkpoint.records import RecordTable
-from ...checkpoint.safetensors import check_unchanged
+from ...checkpoint.safetensors import check_unchanged, read_header
 from ...checks import integer, is_default
 from ...errors import ArgumentError, CheckpointError, ConfigError
 from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
+from ...nn.layer_work import LayerWork
+from ...record import ExpertShape
 from ..config_json import read_config
 from .files import k_key, tensors, text_config
 from .library import load_lazily
 from .network import AdaptedNetwork
 from .streaming import ExpertModules, parameters
+from .work import layer_works
 
 _POSITIONS = 1 << 20  # where config.json does not say how long a context may be
 
@@ -63,16 +66,19 @@ class AdaptedFiles:
 
     Attributes:
         raw_config: config.json as it stands.
+        quantization: that part of it as mlx-lm understands it; None for floats.
         network: mlx-lm's own.
         experts_per_token: the K it is opened for.
     """
 
     folder: Path
     raw_config: Mapping[str, Any]
-    config: AdaptedConfig
+    quantization: Mapping[str, Any] | None
+    dimensions: AdaptedConfig
     network: Any
     experts: ExpertModules
     experts_per_token: int
+    _works: dict[int, list[LayerWork]] = field(default_factory=dict, compare=False, repr=False)  # by size of a float
 
     @classmethod
     def open(cls, folder: Path, experts_per_token: int | None = None, dtype: mx.Dtype | None = None) -> AdaptedFiles:
@@ -89,7 +95,7 @@ class AdaptedFiles:
         """
         raw = read_config(folder)
         changed, k = _chosen(raw, experts_per_token)
-        model = _load(folder, changed)
+        model, read = _load(folder, changed)
         if dtype is not None:
             _cast(model, dtype)
         experts = ExpertModules.of(model, folder)
@@ -104,11 +110,38 @@ class AdaptedFiles:
             max_position_embeddings=_attribute(model, raw, ("max_position_embeddings", "model_max_length"))
             or _POSITIONS,
         )
-        return cls(folder, raw, config, model, experts, k)
+        return cls(folder, raw, read.get("quantization"), config, model, experts, k)
+
+    @property
+    def _heads(self) -> int:
+        """Width of all attention heads together."""
+        heads = _attribute(self.network, self.raw_config, ("num_attention_heads", "n_head", "num_heads")) or 1
+        width = _attribute(self.network, self.raw_config, ("head_dim", "v_head_dim")) or 0
+        return heads * width or self.dimensions.hidden_size
 
     def records(self) -> RecordTable:
         """Where the experts' records are."""
         return self.experts.table
+
+    @property
+    def shape(self) -> ExpertShape:
+        """What the routed experts are like; those of the first layer."""
+        layouts, known = self.experts.table.layouts, self.dimensions
+        rows = next(iter(layouts[0].linears.values())).rows
+        return ExpertShape(known.num_experts, known.num_experts_per_tok, known.hidden_size, rows, tuple(layouts))
+
+    def layer_work(self, layer: int, float_bytes: int) -> LayerWork:
+        """What a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
+        if float_bytes not in self._works:
+            self._works[float_bytes] = layer_works(self.network, self._heads, float_bytes)
+        return self._works[float_bytes][layer]
+
+    @property
+    def metadata(self) -> dict[Path, Mapping[str, str]]:
+        """The safetensors metadata of each file with always-needed weights."""
+        return {
+            file: read_header(file).metadata for file in sorted({info.file for info in tensors(self.folder).values()})
+        }
 
     @property
     def resident(self) -> dict[str, mx.array]:
@@ -145,7 +178,7 @@ class AdaptedFiles:
             store.close()
             raise
         network = AdaptedNetwork(self.network, store, shared)
-        return AdaptedModel(self.folder, self.config, network, store, self.experts_per_token)
+        return AdaptedModel(self.folder, self.dimensions, network, store, self.experts_per_token)
 
 
 def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any], int | None]:
@@ -166,10 +199,10 @@ def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any],
     return ({key: k} if text is raw else {"text_config": {**text, key: k}}), k
 
 
-def _load(folder: Path, changed: Mapping[str, Any]) -> Any:
+def _load(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     try:
         return load_lazily(folder, changed)
-    except (ConfigError, MemoryError):
+    except (ConfigError, CheckpointError, MemoryError):
         raise
     except Exception as error:  # whatever a network of mlx-lm raises about a config or weights that do not fit it
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -18,7 +18,7 @@ from ...experts.store import ExpertStore
 from ...formats import Quantization
 from ...ops.experts import DTYPES
 from .files import experts_per_token, tensors
-from .library import expert_modules, module
+from .library import expert_modules, module, modules_of
 from .sources import Key, Place, Source, layer_records
 from .switches import LayerStream, Shared, Streamed, stream
 from .tracing import Found, traced
@@ -89,6 +89,7 @@ class ExpertModules:
                 f"the layers have {sorted(counts)} experts, expected as many in each; use mlx-lm as it is"
             )
         if (manifest := Manifest.load(folder)) is not None:
+            modules_of(model, manifest)
             return cls(found, *_packed(found, folder, manifest, counts.pop()))
         sources = _sources(model, found, folder)
         layouts, runs, places, states = {}, {}, [], {}
@@ -147,10 +148,6 @@ def quantization(switch: Any) -> dict[str, Quantization]:
 def _packed(
     found: Sequence[tuple[str, Any]], folder: Path, manifest: Manifest, experts: int
 ) -> tuple[RecordTable, list[dict[Key, Place]]]:
-    if len(manifest.layers) != len(found):
-        raise CheckpointError(
-            f"{folder} holds the experts of {len(manifest.layers)} layers, the model has {len(found)}; convert it again"
-        )
     table, places = RecordTable.packed_in(folder, manifest.layers, experts), []
     for layer, (path, switch) in enumerate(found):
         parts = {(part.linear, part.name): part for part in table.layouts[layer].parts}

@@ -1,0 +1,108 @@
+"""Checkpoints of mlx-lm's families, to be packed: records in the order of the modules' parameters, and all other weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from ..formats import Quantization
+from ..models import AdaptedFiles
+from ..models.adapted.streaming import parameters, quantization
+from ..record import RecordLayout
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+class AdaptedRecords:
+    """The records of a checkpoint, each parameter a part of its own, whatever the files hold them in.
+
+    Attributes:
+        layouts: by layer.
+    """
+
+    def __init__(self, files: AdaptedFiles) -> None:
+        self._stored, self._places = files.records().layouts, files.experts.places
+        self.layouts = {}
+        for layer, (_, switch) in enumerate(files.experts.modules):
+            places = self._places[layer]
+            parts = [(*key, places[key].part.dtype, places[key].shape or (1,)) for key, _ in parameters(switch)]
+            self.layouts[layer] = RecordLayout.of(parts, quantization(switch))
+
+    def prepare(self, layer: int, records: np.ndarray) -> np.ndarray:
+        """Records [N, stride] uint8 as the files hold them, as those of :attr:`layouts`."""
+        layout, places = self.layouts[layer], self._places[layer]
+        if layout == self._stored[layer]:
+            return records
+        out = np.zeros((len(records), layout.stride), np.uint8)
+        for part in layout.parts:
+            values = np.ascontiguousarray(places[part.linear, part.name].of(records))
+            out[:, part.offset : part.offset + part.nbytes] = values.reshape(len(records), -1).view(np.uint8)
+        return out
+
+
+class AdaptedResident:
+    """The always-needed weights of a conversion, under mlx-lm's names; counterpart of :class:`.resident.ResidentFiles`.
+
+    Args:
+        floats: how matrices that the source holds as floats are quantised, as mlx-lm does it; None to keep them.
+        target: the layouts of records to be written, which config.json must tell of.
+    """
+
+    def __init__(self, files: AdaptedFiles, floats: Quantization | None, target: Mapping[int, RecordLayout]) -> None:
+        self._section: dict[str, Any] = dict(files.quantization or {})
+        experts = {
+            f"{path}.{linear}": (layer, linear, quantization(switch).get(linear))
+            for layer, (path, switch) in enumerate(files.experts.modules)
+            for linear in target[layer].linears
+        }
+        if files.quantization is None and floats is not None:
+            self._section = floats.to_json() | {"mode": floats.mode}
+            self._quantize(files.network, floats, experts)
+        for path, (layer, linear, old) in experts.items():
+            if (new := target[layer].quantization.get(linear)) is not None and new != (old or floats):
+                self._section[path] = new.to_json()
+        self._arrays = files.resident
+        files.network.update(
+            tree_map(lambda _: mx.zeros(0), files.network.parameters())
+        )  # lets go of what gets evaluated
+
+    def groups(self) -> dict[str, list[str]]:
+        """Names by the file that they go to, one for each decoder layer and one for all else."""
+        groups: dict[str, list[str]] = {}
+        for name in sorted(self._arrays):
+            layer = _LAYER.search(name)
+            file = "model-resident.safetensors" if layer is None else f"model-resident-{int(layer[1]):05d}.safetensors"
+            groups.setdefault(file, []).append(name)
+        return groups
+
+    def nbytes(self) -> int:
+        """Bytes that the files will hold, headers aside; before any group is made."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def config_section(self) -> dict[str, Any] | None:
+        """What config.json must say about quantisation."""
+        return self._section or None
+
+    def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
+        """The arrays to be written for these names, which can be had once."""
+        return {name: self._arrays.pop(name) for name in names}
+
+    def _quantize(self, network: Any, q: Quantization, experts: Mapping[str, Any]) -> None:
+        """As mlx_lm.convert does it; what the network says of a module goes into config.json."""
+        predicate = getattr(network, "quant_predicate", None)
+
+        def wanted(path: str, m: nn.Module) -> Any:
+            if path in experts or not hasattr(m, "to_quantized") or m.weight.shape[-1] % q.group_size:
+                return False
+            found = True if predicate is None else predicate(path, m)
+            if isinstance(found, dict):
+                self._section[path] = found
+            return found
+
+        nn.quantize(network, q.group_size, q.bits, mode=q.mode, class_predicate=wanted)
