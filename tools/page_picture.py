@@ -1,6 +1,6 @@
-"""Makes the pictures of README.md and of the site: the server's page after a question to the demo model.
+"""Makes the pictures of README.md and of the site: the server's page after questions to the demo model.
 
-    python tools/page_picture.py ["a question"]
+    python tools/page_picture.py
 
 Writes docs/assets/page-light.png and page-dark.png. Needs the extras `server` and `clients`, and Chromium.
 """
@@ -20,21 +20,22 @@ from flash_moe.server.app import build  # noqa: E402
 from flash_moe.server.service import Service  # noqa: E402
 from flash_moe.server.turns import Turns  # noqa: E402
 
-QUESTION = "How much memory do I need for Qwen3.5-397B?"
+QUESTIONS = ("What is an expert?", "How much memory do I need for Qwen3.5-397B?", "What is the page cache?")
 
 
 def main() -> None:
-    question = sys.argv[1] if len(sys.argv) > 1 else QUESTION
     with (
         Model.load("demo", experts_per_token=None) as model,
         serving(build(Service(model, ["demo"], Turns(1, 1)))) as address,
     ):
         for scheme in ("light", "dark"):
-            size = {"width": 1100, "height": 620}
+            model.expert_store.evict()  # so that the picture shows reads from the disk, too
+            size = {"width": 1000, "height": 520}
             with page(address, viewport=size, color_scheme=scheme, device_scale_factor=1.5) as tab:
-                tab.fill("#input", question)
-                tab.keyboard.press("Enter")
-                until(tab, "document.querySelector('.reply .note')", 60)
+                for asked, question in enumerate(QUESTIONS, 1):
+                    tab.fill("#input", question)
+                    tab.keyboard.press("Enter")
+                    until(tab, f"document.querySelectorAll('.reply .note').length == {asked}", 60)
                 file = ROOT / f"docs/assets/page-{scheme}.png"
                 tab.screenshot(path=file)
                 print(file.relative_to(ROOT), f"{file.stat().st_size / 1000:.0f} kB")

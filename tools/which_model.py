@@ -111,8 +111,8 @@ def row(model: Known, folder: Path, k: int | None) -> str:
     own = needs.config.num_experts_per_tok
     exact = "yes" if needs.experts_per_token == own else "no"
     cells = " | ".join(cell(found) for found in plans)
-    resident = format_memory(needs.resident)
-    return f"| `{model.repo}` | {size / 1e9:.0f} GB | {resident} | {needs.experts_per_token} | {exact} | {cells} |"
+    sizes = f"{size / 1e9:.0f} GB | {format_memory(needs.resident)}"
+    return f"| `{model.repo}` | {sizes} | {needs.experts_per_token} | {exact} | {cells} |"
 
 
 def table() -> str:
