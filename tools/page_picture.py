@@ -30,7 +30,7 @@ def main() -> None:
     ):
         for scheme in ("light", "dark"):
             model.expert_store.evict()  # so that the picture shows reads from the disk, too
-            size = {"width": 1000, "height": 520}
+            size = {"width": 1000, "height": 570}
             with page(address, viewport=size, color_scheme=scheme, device_scale_factor=1.5) as tab:
                 for asked, question in enumerate(QUESTIONS, 1):
                     tab.fill("#input", question)
