@@ -29,7 +29,7 @@ class LayerWork:
 
 
 def layer_work(config: ModelConfig, layer: int, float_bytes: int) -> LayerWork:
-    """Reckons a layer's work.
+    """Computes the work of a layer.
 
     Args:
         float_bytes: of one float as activations have it.

@@ -37,7 +37,7 @@ class TimedLayer:
         mx.eval(self._layer.parameters())
 
     def new_cache(self, context: int) -> KVCache | DeltaCache:
-        """A cache that holds so many tokens, where it attends to them."""
+        """Returns a cache; where the layer attends, it holds ``context`` tokens."""
         config, cache = self._config, layer_cache(self._config, self._index, self._dtype)
         if context and isinstance(cache, KVCache):
             shape = (1, config.num_key_value_heads, context, config.head_dim)
