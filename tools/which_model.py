@@ -106,9 +106,8 @@ def row(model: Known, folder: Path, k: int | None) -> str:
         plan(str(folder), experts_per_token=k, machine=parse_machine(name), prompt=PROMPT, context=4096)
         for name in MACHINES
     ]
-    needs = plans[0].needs
+    needs, own = plans[0].needs, plans[0].to_dict()["model_experts_per_token"]
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    own = needs.config.num_experts_per_tok
     exact = "yes" if needs.experts_per_token == own else "no"
     cells = " | ".join(cell(found) for found in plans)
     sizes = f"{size / 1e9:.0f} GB | {format_memory(needs.resident)}"

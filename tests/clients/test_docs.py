@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import httpx
 import pytest
 from browser import serving
 
@@ -94,8 +95,9 @@ def stays(words: list[str], line: str) -> None:
                 assert shown.strip(), line
                 return
             assert process.stderr is not None
-            assert any("listening on" in said for said in process.stderr), line
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) in (0, 130), line
+            address = next(said.split()[2].rstrip(";") for said in process.stderr if said.startswith("listening on"))
+            assert httpx.get(f"{address}/health", timeout=60).status_code == 200, line
+            process.terminate()
+            assert process.wait(60) in (0, -signal.SIGTERM), line
         finally:
             process.kill()
