@@ -1,6 +1,7 @@
 """Decoding a model several times larger than the memory it may use, in a control group (Linux, as root).
 
     python benchmarks/memory_limit.py [--limit-mb 640] [--layers 16] [--experts 64] [--hidden 1024] [--bits 8] [--stores slots]
+    python benchmarks/memory_limit.py --model FOLDER --own-k --limit-mb 858
 
 A child process in a group of its own fills the group, and then measures by turns how fast the disk gives cold records to
 plain parallel reads, and decodes a few tokens: with each store, without and with prefetching for the next layer. In a
@@ -107,11 +108,11 @@ def raw_speed_when_full(folder: Path, limit: int) -> float:
     return speed
 
 
-def child(folder: Path, limit: int, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
+def child(folder: Path, limit: int, k: int | None, tokens: int, expert_io: str, prefetch: bool) -> dict[str, Any]:
     """Runs inside the group. The tokens that count come after as many as a trial of prefetching takes: it is full then."""
     raw, seconds, system = [raw_speed_when_full(folder, limit)], 0.0, 0
     before, each = TRIAL + 1, tokens // TURNS
-    with Model.load(folder, experts_per_token=4, expert_io=expert_io, prefetch=prefetch) as model:
+    with Model.load(folder, experts_per_token=k, expert_io=expert_io, prefetch=prefetch) as model:
         model.tokenizer.eos_token_ids = frozenset()
         model.expert_store.evict(flush=True)
         chunks = model.stream([1], max_tokens=before + TURNS * each, temperature=1.0, seed=0)
@@ -145,20 +146,23 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--stores", nargs="+", choices=("slots", "mapped"), default=("slots", "mapped"))
+    parser.add_argument("--model", type=Path, help="a packed checkpoint, instead of one that is made up")
+    parser.add_argument("--own-k", action="store_true", help="as many experts per token as the model's own; else 4")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         folder, expert_io, prefetch = arguments.child
         limit = arguments.limit_mb << 20
-        print(json.dumps(child(Path(folder), limit, arguments.tokens, expert_io, prefetch == "prefetch")))
+        k = None if arguments.own_k else 4
+        print(json.dumps(child(Path(folder), limit, k, arguments.tokens, expert_io, prefetch == "prefetch")))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = make(Path(scratch) / "model", arguments)
+        folder = arguments.model or make(Path(scratch) / "model", arguments)
         size = sum(file.stat().st_size for file in folder.glob("experts-*.safetensors"))
         limit = arguments.limit_mb << 20
         print(
             f"{datetime.date.today()}, mlx {mx.__version__} on {mx.default_device()}, {size / 1e9:.2f} GB of "
-            f"{arguments.bits}-bit experts, {limit / 1e9:.2f} GB of memory"
+            f"{'' if arguments.model else f'{arguments.bits}-bit '}experts, {limit / 1e9:.2f} GB of memory"
         )
         columns = ("store", "tok/s", "MB missing per token", "raw cold GB/s", "of raw", "reads alone, of raw",
                    "system's bytes, of missing", "highest MB")  # fmt: skip
@@ -166,7 +170,7 @@ def main() -> None:
         for expert_io, prefetch in itertools.product(arguments.stores, ("", "prefetch")):
             with memory_group(limit) as group:
                 command = [sys.executable, __file__, "--tokens", str(arguments.tokens)]
-                command += ["--limit-mb", str(arguments.limit_mb)]
+                command += ["--limit-mb", str(arguments.limit_mb), *(["--own-k"] if arguments.own_k else [])]
                 command += ["--child", str(folder), expert_io, prefetch]
                 done = subprocess.run([*group.command, *command], capture_output=True, text=True)
                 if done.returncode:
