@@ -89,7 +89,11 @@ def values(name: str, nbytes: int, rng: np.random.Generator, bits: int, largest:
         return np.frombuffer(rng.bytes(nbytes), np.uint8)
     if "embed_tokens" in name:
         largest = 3.0  # so that the residual stream says which token it is
-    value = largest / (1 << (bits - 1)) if name.endswith("scales") else -largest if name.endswith("biases") else 1.0
+    value = 1.0
+    if name.endswith("scales"):
+        value = largest / (1 << (bits - 1))
+    elif name.endswith("biases"):
+        value = -largest * (1 - 0.5**bits)  # so that the mean is zero: else all tokens would look alike to the router
     return np.full(nbytes // 2, np.float32(value).view(np.uint32) >> 16, np.uint16).view(np.uint8)  # bfloat16
 
 
@@ -115,7 +119,7 @@ def child(folder: Path, limit: int, k: int | None, tokens: int, expert_io: str, 
     with Model.load(folder, experts_per_token=k, expert_io=expert_io, prefetch=prefetch) as model:
         model.tokenizer.eos_token_ids = frozenset()
         model.expert_store.evict(flush=True)
-        chunks = model.stream([1], max_tokens=before + TURNS * each, temperature=1.0, seed=0)
+        chunks = model.stream([1], max_tokens=before + TURNS * each, temperature=100.0, seed=0)  # any token
         *_, first = (chunk.stats for chunk in itertools.islice(chunks, before))
         for _ in range(TURNS):
             start, read = time.perf_counter(), disk_bytes_read()
