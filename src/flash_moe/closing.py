@@ -1,4 +1,4 @@
-"""What an object holds until it is closed, in the process that made it."""
+"""Attributes that an object holds until it is closed, in the process that made it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a matrix of weights is stored: as plain floats, or quantised.
+"""The storage of a matrix of weights: plain floats, or quantised.
 
 This file is arithmetic only: it knows no file and no array.
 """
@@ -23,7 +23,7 @@ FLOATS = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are quantised, in one of MLX's modes.
+    """A quantisation of weights, in one of MLX's modes.
 
     Affine: w = scale · q + bias, one scale and bias per ``group_size`` weights of a row. In the other modes q is a small
     floating point number and there is no bias: e2m1 (mxfp4, nvfp4) or e4m3 (mxfp8) with a scale of one byte, e8m0 or, for
@@ -74,7 +74,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class ProjectionFormat:
-    """How one projection is stored.
+    """The storage of one projection.
 
     Attributes:
         dtype: of the weights, or where they are quantised of the scales: U8 in all modes but affine.

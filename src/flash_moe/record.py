@@ -29,7 +29,7 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """What everything but a model's own network knows of its routed experts.
+    """The facts of routed experts that code outside a model's own network uses.
 
     Attributes:
         num_experts: experts of a layer.
@@ -109,7 +109,7 @@ class ProjectionLayout:
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where each part of a record lies.
+    """The place of each part in a record.
 
     Attributes:
         parts: in the order they lie.

@@ -12,13 +12,13 @@ from .text.function_tools import Tool
 
 
 class Event(Protocol):
-    """What ``cancel=`` takes: a ``threading.Event``, or anything else of its kind."""
+    """The type of ``cancel=``: a ``threading.Event``, or an object with its ``is_set()``."""
 
     def is_set(self) -> bool: ...
 
 
 class ReplyOptions(TypedDict, total=False):
-    """What :meth:`flash_moe.Model.generate` takes beside the prompt; :meth:`flash_moe.Model.stream` describes it."""
+    """The options of :meth:`flash_moe.Model.generate` beside the prompt; :meth:`flash_moe.Model.stream` describes them."""
 
     max_tokens: int
     temperature: float | None

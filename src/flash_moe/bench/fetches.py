@@ -1,4 +1,4 @@
-"""How fast a store brings records into the device's view: from storage, and from the page cache."""
+"""The speed of a store's fetches: from storage, and from the page cache."""
 
 from __future__ import annotations
 

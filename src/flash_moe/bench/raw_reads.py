@@ -1,4 +1,4 @@
-"""How fast files can be read in parallel, by size of the requests and number of threads: what a store could reach."""
+"""The speed of parallel reads by request size and number of threads: the limit of what a store can reach."""
 
 from __future__ import annotations
 

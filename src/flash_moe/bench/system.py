@@ -1,4 +1,4 @@
-"""What the operating system says: memory of the machine, and bytes that this process read from a disk."""
+"""Figures of the operating system: the machine's memory, and the bytes that this process read from a disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a download is, told by the sizes of the files that the hub's client writes."""
+"""The progress of a download, from the sizes of the files that the hub's client writes."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ Opened = TypeVar("Opened", bound="Checkpoint")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds; opening one reads headers only.
+    """A folder with a checkpoint; opening it reads headers only.
 
     Tensors that text decoding does not need (vision, MTP) are left out, whatever they are, and so are files that hold
     nothing else.

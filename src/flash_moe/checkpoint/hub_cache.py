@@ -1,4 +1,4 @@
-"""What has been downloaded from the Hugging Face hub, and removing it again."""
+"""Lists and removes the models in the cache of the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are quantised, and how: config.json's ``quantization`` with its per-module overrides.
+"""The quantisation of each tensor of a checkpoint: config.json's ``quantization`` with its per-module overrides.
 
 The stored tensors decide: scales of one byte are of a mode that bits and group size tell, others are affine. What
 config.json states about a module is checked against that; what it leaves open, the shapes decide.
@@ -31,7 +31,7 @@ _FOREIGN_TENSORS = {  # endings of names that other libraries use for quantised 
 
 @dataclass(frozen=True)
 class StatedQuantization:
-    """What config.json states about a module; None for what it leaves open."""
+    """The statements of config.json about a module; None where it states nothing."""
 
     bits: int | None
     group_size: int | None

@@ -1,4 +1,4 @@
-"""Where the bytes of every record lie: a list of extents per expert, whatever form the checkpoint has.
+"""The place of every record: a list of extents per expert, for all forms of checkpoints.
 
 A packed checkpoint has one extent per record, a stacked MLX checkpoint nine, a Hugging Face one three. Code that reads
 records needs to know nothing else about checkpoints.

@@ -27,7 +27,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 
 class FileState(NamedTuple):
-    """What tells whether a file is the same, and was not written to: times are in nanoseconds."""
+    """The identity and the last change of a file; times are in nanoseconds."""
 
     device: int
     inode: int
@@ -57,7 +57,7 @@ _NO_STATE = FileState(0, 0, 0, 0, 0)  # that no file has
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: ``nbytes`` bytes at ``offset`` (from the start of ``file``).
+    """The place of a tensor: ``nbytes`` bytes at ``offset`` (from the start of ``file``).
 
     Attributes:
         state: that of the file when its header was read.

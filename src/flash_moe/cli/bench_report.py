@@ -1,4 +1,4 @@
-"""What `flash-moe bench` found, in at most 80 columns."""
+"""The results of `flash-moe bench`, in at most 80 columns."""
 
 from __future__ import annotations
 

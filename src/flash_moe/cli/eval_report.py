@@ -1,4 +1,4 @@
-"""What `flash-moe eval` found, as a table of at most 80 columns or as one object."""
+"""The results of `flash-moe eval`, as a table of at most 80 columns or as one object."""
 
 from __future__ import annotations
 

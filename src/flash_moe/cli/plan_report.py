@@ -1,4 +1,4 @@
-"""What `flash-moe plan` found, as a sentence and as a table of at most 80 columns."""
+"""The results of `flash-moe plan`, as a sentence and as a table of at most 80 columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said in a turn, checked against what was said before."""
+"""The messages of a turn, checked against the messages before it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def unanswered(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 class ShownMessages:
-    """How a list of messages looks: one line in text, and all of it in a notebook."""
+    """Displays of a list of messages: one line in text, and all of it in a notebook."""
 
     messages: list[dict[str, Any]]
 

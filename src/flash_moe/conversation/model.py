@@ -1,4 +1,4 @@
-"""What a conversation needs of a model."""
+"""The interface of a model that a conversation uses."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .token_scores import TokenScores
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text; standard errors take tokens of one sequence as one cluster.
+    """The perplexity of a model on a text; standard errors take the tokens of a sequence as one cluster.
 
     Attributes:
         tokens, sequences: predicted tokens, and the sequences they are from.
@@ -32,7 +32,7 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a model is from a reference on the same tokens; standard errors as in :class:`Perplexity`.
+    """The distance of a model from a reference on the same tokens; standard errors as in :class:`Perplexity`.
 
     Attributes:
         kl: mean KL(reference || model) of the next-token distributions, in nats.

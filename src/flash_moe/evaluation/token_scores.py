@@ -1,4 +1,4 @@
-"""What a model says of every token of a text, and how far it is from a reference there."""
+"""A model's scores of every token of a text, and its distance from a reference there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a model calls the right tools with the right arguments."""
+"""The share of tool calls that have the right function and the right arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ToolCallCase:
 
 
 class Reply(Protocol):
-    """What a generation gives back, as far as it is scored; :class:`~flash_moe.Generation` is one."""
+    """The part of a reply that is scored; :class:`~flash_moe.Generation` has it."""
 
     @property
     def raw_text(self) -> str: ...

@@ -1,4 +1,4 @@
-"""Which streaming store is faster here: measured when a file system is first met, then remembered."""
+"""Chooses the faster streaming store: measures each file system once, then remembers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fetch hands out: records that are all there, or that come one by one."""
+"""The results of a fetch: records that are all loaded, or that arrive one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which slot holds which record, and which slot to give away next."""
+"""The assignment of records to slots; the least recently used slot is reused first."""
 
 from __future__ import annotations
 

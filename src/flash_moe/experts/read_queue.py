@@ -162,7 +162,7 @@ class ReadQueue:
 
 
 class Reads:
-    """How far the requests for one record have come.
+    """The state of the requests for one record.
 
     Attributes:
         missing: bytes outside the page cache that the requests that have begun were to read.

@@ -1,4 +1,4 @@
-"""Where each expert lies in the bank, for the device; and which experts are loaded, for the host."""
+"""The slot of each expert, for the device; and the set of loaded experts, for the host."""
 
 from __future__ import annotations
 

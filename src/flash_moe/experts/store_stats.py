@@ -1,4 +1,4 @@
-"""What a store counts."""
+"""The counters of a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who watches a store, and counts how often every expert is used."""
+"""Observers of a store, and a counter of the uses of every expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .store_stats import StoreStats
 
 
 class Watched:
-    """What can be seen of a store from outside."""
+    """The events of a store that observers see."""
 
     by_layer: Mapping[int, StoreStats]
     _watchers: tuple[Watcher, ...] = ()
@@ -39,7 +39,7 @@ class Watched:
 
 
 class ExpertUses:
-    """How often the experts of each layer were fetched; :meth:`flash_moe.Model.expert_uses` makes one.
+    """Counts of fetches of each layer's experts; :meth:`flash_moe.Model.expert_uses` makes one.
 
     Attributes:
         counts: [L, E] int64, fetches of each expert; a prompt's chunk fetches an expert once for all its tokens.

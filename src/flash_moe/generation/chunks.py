@@ -1,4 +1,4 @@
-"""How many tokens of a prompt go through the layers together."""
+"""The size of prefill chunks: tokens of a prompt that pass through the layers together."""
 
 from __future__ import annotations
 

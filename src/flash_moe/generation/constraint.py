@@ -1,4 +1,4 @@
-"""What may come next in a reply: the interface of grammars, and reasoning that stays free before one."""
+"""The tokens that may come next in a reply: the interface of grammars, and free reasoning before one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Constraint(Protocol):
-    """Where one reply is in its format. The sampler asks, and says which token it took."""
+    """The state of one reply in its format. The sampler asks it, and tells it each token."""
 
     def prepare(self) -> None:
         """Waits for what the next question needs, if it is still being made."""

@@ -1,4 +1,4 @@
-"""What a generation is asked to do, checked before its first token."""
+"""The options of a generation, checked before its first token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a generation gives back."""
+"""The results of a generation: a reply, and the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What came of a call in a conversation.
+    """The result of a call in a conversation.
 
     Attributes:
         call: None where the model's call was malformed.

@@ -26,7 +26,7 @@ class Detokenizer(Protocol):
 
 
 class TokenText(Protocol):
-    """What a generation needs of a tokenizer."""
+    """The interface of a tokenizer that a generation uses."""
 
     @property
     def eos_token_ids(self) -> Collection[int]: ...

@@ -21,7 +21,7 @@ LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the filters apply in the order of the attributes, as in transformers.
+    """The options of sampling; the filters apply in the order of the attributes, as in transformers.
 
     Attributes:
         logit_bias: added to the logits of single tokens; -inf forbids one.
@@ -86,7 +86,7 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """What the network said of a token, before temperature, penalties, filters and formats.
+    """The network's log probabilities at a token, before temperature, penalties, filters and formats.
 
     Attributes:
         token: id of the token that was taken.

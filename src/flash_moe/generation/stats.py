@@ -1,4 +1,4 @@
-"""What a generation cost: tokens, times, and the expert bytes behind them."""
+"""The statistics of a generation: tokens, times, and bytes of experts."""
 
 from __future__ import annotations
 

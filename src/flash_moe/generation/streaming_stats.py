@@ -1,4 +1,4 @@
-"""What the options of streaming did in one generation: prefetching, dropping, preferring cached experts."""
+"""Statistics of the streaming options in one generation: prefetching, dropping, preferring cached experts."""
 
 from __future__ import annotations
 

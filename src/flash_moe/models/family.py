@@ -1,4 +1,4 @@
-"""What a family of models has to say about itself, and a checkpoint that is read by its rules."""
+"""The interface of a family of models, and a checkpoint that is read by its rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sequence leaves behind in each layer: keys and values, or a recurrent state."""
+"""The caches of a sequence: keys and values, or a recurrent state, in each layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model runs through the kernels of the CPU."""
+"""Decides whether a model runs through the kernels of the CPU."""
 
 from __future__ import annotations
 

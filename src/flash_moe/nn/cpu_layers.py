@@ -30,7 +30,7 @@ _DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint8: 
 
 @dataclass
 class Pass:
-    """What the layers of one forward pass share: T tokens, and memory that one layer leaves to the next.
+    """The state that the layers of one forward pass share: T tokens, and memory that one layer leaves to the next.
 
     Attributes:
         turns: [T, 2, rotary / 2] float32, cosines and sines of the positions' angles.

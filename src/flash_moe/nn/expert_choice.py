@@ -1,4 +1,4 @@
-"""Which experts a decoded token really uses, where those that the router chose would have to be read from the disk.
+"""Drops or replaces missing experts of a decoded token, as the options say.
 
 The router's K likeliest experts are changed in two ways, each off by default and bounded by a number that the user
 gives: absent experts give way to nearly as likely ones that are in memory, and absent experts of little weight are

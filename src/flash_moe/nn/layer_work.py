@@ -1,4 +1,4 @@
-"""What a layer takes beside its weights, whatever the machine: bytes of its cache, and operations."""
+"""The work of a layer beside its weights, on any machine: bytes of its cache, and operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..config import FULL_ATTENTION, ModelConfig
 
 @dataclass(frozen=True)
 class LayerWork:
-    """What a layer takes; of layers with the same mixer that both have routed experts, or not, it is the same.
+    """The work of a layer; layers with the same mixer, and with or without routed experts alike, have the same.
 
     Attributes:
         mixer: its name.

@@ -28,7 +28,7 @@ _CHUNK = 1024  # tokens of a sequence that go through a layer together
 
 @dataclass(frozen=True)
 class Routed:
-    """What the routed experts of a layer are to compute: Σ_k weights[:, k] · expert_k(h).
+    """The work of a layer's routed experts: Σ_k weights[:, k] · expert_k(h).
 
     Attributes:
         h: [N, H], the rows of all sequences.

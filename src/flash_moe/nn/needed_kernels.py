@@ -1,4 +1,4 @@
-"""Which kernels a model could use: its layers describe a token and a prompt, without computing them."""
+"""The kernels that a model could use: its layers describe a token and a prompt, without computing them."""
 
 from __future__ import annotations
 

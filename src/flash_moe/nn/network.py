@@ -1,4 +1,4 @@
-"""What a generation needs of a network, ours or another's."""
+"""The interface of a network that a generation uses; our networks and mlx-lm's implement it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .task import Task
 
 
 class Dimensions(Protocol):
-    """What is known of a model outside of its network; see :class:`~flash_moe.config.ModelConfig`."""
+    """The facts of a model that code outside its network uses; see :class:`~flash_moe.config.ModelConfig`."""
 
     @property
     def model_type(self) -> str: ...
@@ -32,7 +32,7 @@ class Dimensions(Protocol):
 
 
 class Cache(Protocol):
-    """What one sequence leaves behind in all layers; see :class:`~flash_moe.nn.cache.SequenceCache`."""
+    """The caches of one sequence in all layers; see :class:`~flash_moe.nn.cache.SequenceCache`."""
 
     tokens: list[int]
     marks: list[int]

@@ -37,7 +37,7 @@ class PrefetchCounters:
 
 
 class Prefetcher:
-    """What the layers of one decoder share: whether anything is predicted for this token, and how well it goes.
+    """The predictions that the layers of one decoder share, and counters of how many are right.
 
     Args:
         k: experts that are predicted per layer.

@@ -1,4 +1,4 @@
-"""Whether prefetching pays here and now, found by trying: tokens with it against tokens without."""
+"""Decides by trial whether prefetching saves time: tokens with it against tokens without."""
 
 from __future__ import annotations
 

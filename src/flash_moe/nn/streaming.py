@@ -1,4 +1,4 @@
-"""What decoding does about experts that are not in memory; by default nothing but read them."""
+"""The options for experts that are not in memory; by default they are read."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .run_ahead import AheadCounters
 
 @dataclass
 class Task:
-    """What forward passes on behalf of one generation count, and whether it still wants them.
+    """The counters of one generation's forward passes, and its cancellation.
 
     Attributes:
         store, prefetch, choice, ahead: counters of this task alone.

@@ -1,1 +1,1 @@
-"""How things look in a notebook: HTML, a stream while it is written, pictures."""
+"""Displays in a notebook: HTML, a stream while it is generated, pictures."""

@@ -1,4 +1,4 @@
-"""Which ops run as this library's kernels on a GPU: those that proved right and faster there, or all, or none."""
+"""Decides which ops run as kernels on a GPU: those that proved right and faster there, all, or none."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _GATE_UP_ROWS, _DOWN_ROWS = 2, 4  # of each matrix, for a set of lanes
 
 @dataclass(frozen=True)
 class Source:
-    """Where the records of a launch are.
+    """The place of the records of a launch.
 
     Attributes:
         buffers: kernel inputs: one per record; or a bank [N, words], the rows of its records, and perhaps one more.

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and with what weight."""
+"""The router: the experts of a token, and their weights."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from .requantize import affine_parts, as_floats, assembled, changed_projections
 
 @dataclass
 class _Layer:
-    """What the experts of the current layer see, and the sum of what they give."""
+    """The inputs of the current layer's experts, and the sum of their outputs."""
 
     index: int
     h: np.ndarray

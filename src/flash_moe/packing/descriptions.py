@@ -1,4 +1,4 @@
-"""What a packed model consists of beside its experts: always-read arrays as files, and the small files that describe it."""
+"""The other files of a packed model: always-read arrays, and the small files that describe it."""
 
 from __future__ import annotations
 

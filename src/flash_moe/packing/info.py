@@ -1,4 +1,4 @@
-"""What a checkpoint is, in numbers; reads headers only."""
+"""A checkpoint in numbers; reads headers only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is converted, and into what, whatever family it is of."""
+"""The source and the target of a conversion, for every family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .resident import ResidentFiles
 
 @dataclass(frozen=True)
 class Source:
-    """What is converted, and into what.
+    """The source of a conversion, and its target.
 
     Attributes:
         layouts: of records that ``prepare`` has dealt with: it changes records [N, stride] uint8 of a layer as they were read,

@@ -1,4 +1,4 @@
-"""What a conversion is to make, and from what."""
+"""The plan of a conversion: its source, and what it makes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DOWN = ("down_proj", "fc2")  # what the linear layer is called that leads back 
 
 @dataclass(frozen=True)
 class Widths:
-    """How weights are to be stored; arguments are those of :func:`.convert.convert`.
+    """The wanted storage of weights; arguments are those of :func:`.convert.convert`.
 
     Raises:
         ArgumentError: the mode is unknown, or bits are given with one that has its own.

@@ -37,7 +37,7 @@ Files = frozenset[str]
 
 @dataclass
 class _Work:
-    """What a set of weight files is needed for.
+    """The work that needs a set of weight files.
 
     Attributes:
         experts: layer, expert, linear layer, and the parts of it that are made together with where they lie.

@@ -18,7 +18,7 @@ from .descriptions import file_checksum
 
 @dataclass(frozen=True)
 class Verification:
-    """What was verified: ``records`` experts and ``files`` files; without checksums only that all can be read."""
+    """The result: ``records`` experts and ``files`` files. Without checksums it says only that all can be read."""
 
     records: int
     files: int

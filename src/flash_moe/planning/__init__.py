@@ -1,1 +1,1 @@
-"""What a model will need and how fast it will be, from its headers and a few measurements of the machine."""
+"""Predicts a model's needs and speed, from its headers and a few measurements of the machine."""

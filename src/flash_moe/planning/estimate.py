@@ -17,7 +17,7 @@ from .needs import Needs
 
 @dataclass(frozen=True)
 class Seconds:
-    """What a token or a prompt takes; the terms add up.
+    """The predicted time of a token or a prompt; the terms add up.
 
     Attributes:
         ssd: waiting for records that are in no memory.

@@ -1,4 +1,4 @@
-"""How many of the experts that a token asks for are in memory already, from how many fit there.
+"""Predicts the share of a token's experts that are in memory, from how many fit there.
 
 The model is that of independent references: in each layer a token draws K of E experts, the i-th most popular with a
 probability proportional to i^-s, whatever the tokens before it drew. Memory forgets the least recently used record.

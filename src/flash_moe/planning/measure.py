@@ -1,4 +1,4 @@
-"""What work costs on the machine at hand, from a few measurements of about a second each."""
+"""The cost of work on this machine, from a few measurements of about a second each."""
 
 from __future__ import annotations
 

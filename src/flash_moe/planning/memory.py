@@ -1,4 +1,4 @@
-"""Where the bytes of a machine's memory go, and how many experts they leave room for."""
+"""The division of a machine's memory, and the room that it leaves for experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEPT_SHARE, _KEPT_LEAST = 0.1, 2 << 30  # of memory, for the system and for act
 
 @dataclass(frozen=True)
 class Memory:
-    """Where the bytes of a machine's memory go.
+    """The division of a machine's memory.
 
     Attributes:
         total: of the machine.

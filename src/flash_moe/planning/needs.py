@@ -1,4 +1,4 @@
-"""What running a checkpoint takes, whatever the machine: bytes in memory, bytes and operations per token."""
+"""The needs of a checkpoint on any machine: bytes in memory, bytes and operations per token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..nn.network import Dimensions
 
 
 class Kind(NamedTuple):
-    """What tells layers apart: their mixer, and whether they have routed experts."""
+    """A kind of layers: their mixer, and whether they have routed experts."""
 
     mixer: str
     sparse: bool

@@ -41,7 +41,7 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to expect.
+    """The predicted memory, bytes and times of a model on a machine.
 
     Attributes:
         measured: costs were measured on this machine, not computed from a chip's figures.

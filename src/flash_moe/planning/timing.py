@@ -1,4 +1,4 @@
-"""How long something takes here."""
+"""Measures times on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far long work is: what callers are told, and bars and lines for people who wait."""
+"""The progress of long work: reports for callers, bars and lines for people."""
 
 from .display import Display, ask, following
 from .report import Callback, Progress, ProgressOption

@@ -1,4 +1,4 @@
-"""What long work says about itself."""
+"""The report of long work on its progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is; a callable passed as ``progress`` gets one of these. ``str()`` of it is one line.
+    """The progress of a piece of work; a callable passed as ``progress`` gets one of these. ``str()`` of it is one line.
 
     Attributes:
         stage: ``"download"``, ``"kernels"``, ``"layers"`` and ``"experts"`` while a model is loaded, ``"prompt"`` before

@@ -1,4 +1,4 @@
-"""Where progress shows: a terminal, a cell of a notebook, the log."""
+"""The displays of progress: a terminal, a cell of a notebook, the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the kernels that a model needs are used on this machine: proven once, then remembered."""
+"""Decides which of a model's kernels are used on this machine: proven once, then remembered."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Arrays = Sequence[mx.array]
 
 @dataclass(frozen=True)
 class Trial:
-    """What a case is tried with.
+    """The operands and functions of a trial.
 
     Attributes:
         kernel: the op as the kernel computes it, from one set of operands.
@@ -46,7 +46,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial found.
+    """The result of a trial.
 
     Attributes:
         right: whether it computes what its reference does.

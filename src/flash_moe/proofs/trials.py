@@ -1,4 +1,4 @@
-"""How each kernel is tried: random operands at the sizes of a case, the reference, and MLX's ops for the same.
+"""The trials of all kernels: random operands at the sizes of a case, the reference, and MLX's ops for the same.
 
 Every function takes what follows the op in a :data:`~flash_moe.ops.dispatch.Case`, in that order.
 """

@@ -113,7 +113,7 @@ class OutputConfig(Body):
 
 
 class PromptBody(Body):
-    """What decides about the prompt; the whole body of `count_tokens`."""
+    """The fields that decide about the prompt; the whole body of `count_tokens`."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]

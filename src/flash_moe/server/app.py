@@ -54,7 +54,7 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes of a request.
+    """The limits of a request.
 
     Attributes:
         body_bytes: the largest body.

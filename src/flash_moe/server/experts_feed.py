@@ -77,7 +77,7 @@ class ExpertsFeed:
 
 
 class _Watcher:
-    """What one page has not been told yet."""
+    """The events that one page has not received yet."""
 
     def __init__(self) -> None:
         self._uses: dict[tuple[int, int], bool] = {}

@@ -1,4 +1,4 @@
-"""What a request is refused with, independent of the protocol that words it."""
+"""The refusals of requests, independent of the protocol that words them."""
 
 from __future__ import annotations
 

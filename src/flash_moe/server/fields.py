@@ -1,4 +1,4 @@
-"""What the request bodies of all protocols have in common."""
+"""The common fields of the request bodies of all protocols."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Collected:
 
 
 class Service:
-    """What the endpoints share: one model, its names, the turns and the metrics.
+    """The state that the endpoints share: one model, its names, the turns and the metrics.
 
     Args:
         names: names that requests may give the model; the first is its own.

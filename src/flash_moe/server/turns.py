@@ -1,4 +1,4 @@
-"""How many generations run at a time, and how many may wait."""
+"""Limits how many generations run at a time, and how many may wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is enforced in a reply: decides by what is asked for, by the model's template and by what is installed."""
+"""Decides which format a reply is held to, from the request, the model's template and the installed packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FREE_CHOICES = ("auto", "none")
 
 @dataclass(frozen=True)
 class Enforced:
-    """What a reply is held to.
+    """The format that a reply is held to.
 
     Attributes:
         name: ``"tools"``, ``"json"``, ``"regex"``, ``"choices"``, or two of them (``"tools or json"``); empty for nothing.

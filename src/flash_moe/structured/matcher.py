@@ -21,7 +21,7 @@ _KEPT = 16  # compiled grammars; those of a conversation's tools are used every 
 
 
 class Vocabulary(Protocol):
-    """What a grammar needs of a tokenizer; :class:`~flash_moe.text.Tokenizer` has it."""
+    """The interface of a tokenizer that a grammar uses; :class:`~flash_moe.text.Tokenizer` has it."""
 
     @property
     def eos_token_ids(self) -> Collection[int]: ...
@@ -96,7 +96,7 @@ class Grammars:
 
 
 class GrammarConstraint:
-    """Where one reply is in its grammar; a :class:`~flash_moe.generation.constraint.Constraint`.
+    """The state of one reply in its grammar; a :class:`~flash_moe.generation.constraint.Constraint`.
 
     Attributes:
         end: the token that ends the reply where nothing else can follow; None leaves the choice to the model.

@@ -1,4 +1,4 @@
-"""What ``response_format=`` may be: a grammar of the reply, and what becomes of its text."""
+"""The formats of ``response_format=``: the grammar of a reply, and the parsing of its text."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _UNFINISHED_NAME = re.compile(r"<function=[^<>\n]*\Z")
 
 @dataclass
 class Parts:
-    """What became certain with a piece of a reply.
+    """The parts that became certain with a piece of a reply.
 
     Attributes:
         tool_calls: those that ended.

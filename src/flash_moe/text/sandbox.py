@@ -33,7 +33,7 @@ _PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "indent
 
 
 class Budget:
-    """What a rendering may still do; exceeding it raises TemplateError."""
+    """The remaining budget of a rendering; exceeding it raises TemplateError."""
 
     def __init__(self, held: int) -> None:
         self._steps, self._characters = MAX_STEPS + held, MAX_CHARACTERS + 4 * held

@@ -1,4 +1,4 @@
-"""What the schemas of tools say of arguments, and values of their types from what a model wrote."""
+"""The types of arguments in the schemas of tools, and values of these types from a model's text."""
 
 from __future__ import annotations
 

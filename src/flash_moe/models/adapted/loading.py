@@ -30,7 +30,7 @@ _POSITIONS = 1 << 20  # where config.json does not say how long a context may be
 
 @dataclass(frozen=True)
 class AdaptedConfig:
-    """What is known of a model of another family.
+    """The known facts of a model of another family.
 
     Attributes:
         num_experts_per_tok: the model's own K.

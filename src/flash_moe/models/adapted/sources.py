@@ -1,4 +1,4 @@
-"""Where the parameters of an expert module lie in files, and records made of them, whatever parameters there are."""
+"""The places of an expert module's parameters in files, and records made of them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter lies in a record: elements of a part, counted and strided in elements."""
+    """The place of a parameter in a record: elements of a part, counted and strided in elements."""
 
     part: Part
     start: int

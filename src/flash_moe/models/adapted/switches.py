@@ -38,7 +38,7 @@ def stream(switch: Any, layer: LayerStream) -> None:
 
 @dataclass
 class Shared:
-    """What the layers of a network share.
+    """The state that the layers of a network share.
 
     Attributes:
         turn: held while records are fetched and described; several threads may run one network.

@@ -1,4 +1,4 @@
-"""Where arrays of a network come from, if files name and arrange them otherwise.
+"""The tensors in files that a network's arrays are made of.
 
 A network of mlx-lm has a method ``sanitize``, which turns a published checkpoint's names and shapes into its own. It runs here
 on arrays without content, and MLX tells which operations it described. What only cuts, transposes or stacks is followed.

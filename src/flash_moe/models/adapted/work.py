@@ -1,4 +1,4 @@
-"""What the layers of mlx-lm's networks take, read off passes that are described and never evaluated."""
+"""The work of the layers of mlx-lm's networks, from passes that are described and never evaluated."""
 
 from __future__ import annotations
 

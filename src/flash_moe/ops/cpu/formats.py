@@ -1,4 +1,4 @@
-"""How weights are stored, and the two kernels of each form: a row times a vector, and a row as float32.
+"""The storage of weights, and the two kernels of each form: a row times a vector, and a row as float32.
 
 How a row is multiplied
     y[r] = Σ_g scale[r, g] · (Σ_i q[r, g, i] · x[g, i]) + bias[r, g] · (Σ_i x[g, i])
@@ -41,7 +41,7 @@ _PACKS = {2: (1, 4), 3: (3, 8), 4: (4, 8), 5: (5, 8), 6: (3, 4), 8: (1, 1)}  # b
 
 @dataclass(frozen=True)
 class Format:
-    """How a matrix is stored.
+    """The storage of a matrix.
 
     Attributes:
         dtype: of plain weights, or of scales and biases: "BF16", "F16" or "F32"; "U8" where the mode is not affine.

@@ -128,7 +128,7 @@ class Workers:
 
 
 class _Sleep:
-    """Where threads without work wait; it keeps the block alive as long as a thread looks at it."""
+    """The place where idle threads wait; it keeps the block alive while a thread looks at it."""
 
     def __init__(self) -> None:
         self.words = aligned(32, dtype=np.int64)
