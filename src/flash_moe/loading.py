@@ -25,14 +25,13 @@ _WORK = 64 << 20  # bytes: activations and caches of a short prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-def resolve_dtype(name: str | None, checkpoint: ModelFiles) -> mx.Dtype:
+def resolve_dtype(name: str | None, checkpoint: ModelFiles | AdaptedFiles) -> mx.Dtype:
     """The dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
     if name is not None:
         return _named(name)
     if mx.default_device() == mx.cpu:
         return mx.float32
-    stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
-    return {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
+    return _named(checkpoint.stored_dtype)
 
 
 def open_adapted(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.records import RecordTable
-from ..checks import resolve_experts_per_token
 from ..errors import CheckpointError
 from ..experts.opening import fetch_capacity
 from ..models import open_checkpoint
@@ -101,7 +100,7 @@ def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
     table = checkpoint.records()
     if not table.layouts:
         raise CheckpointError(f"{folder} has no routed experts; expected a Mixture of Experts")
-    return table, resolve_experts_per_token(wanted, checkpoint.shape.experts_per_token)
+    return table, checkpoint.experts_for(wanted)
 
 
 def _fetches(table: RecordTable, k: int) -> list[tuple[Any, int]]:

@@ -28,7 +28,7 @@ from .console import print_json
 from .loading import load
 
 if TYPE_CHECKING:
-    from ..evaluation import ToolCallCase, ToolCallScore
+    from ..evaluation import LayerwiseModel, ToolCallCase, ToolCallScore
 
 EXAMPLES = """\b
 Examples:
@@ -131,7 +131,7 @@ def command(
     reference_wanted = experts_per_token(OWN if reference_k is None else reference_k, f"'{_REFERENCE_K}'")
     options: dict[str, Any] = {"expert_io": expert_io.value, "dtype": None if dtype is None else dtype.value}
 
-    from ..evaluation import DecodedModel, LayerwiseModel, read_sequences, read_tool_call_cases, token_scores
+    from ..evaluation import DecodedModel, open_scored, read_sequences, read_tool_call_cases, token_scores
     from ..nn.streaming import StreamingOptions
     from ..progress import Display, Progress
     from .eval_report import Report
@@ -140,11 +140,11 @@ def command(
     if token_by_token:
         own: LayerwiseModel = DecodedModel.open(model, streaming=StreamingOptions(**streaming), **given)
     else:
-        own = LayerwiseModel.open(model, **given)
+        own = open_scored(model, **given)
     folder = own.checkpoint.folder
     other = scores = called = None
     if compared:
-        other = LayerwiseModel.open(reference or folder, experts_per_token=reference_wanted, **options)
+        other = open_scored(reference or folder, experts_per_token=reference_wanted, **options)
     cases = None if tool_calls is None else read_tool_call_cases(tool_calls, limit)
     if text is not None:
         sequences = read_sequences(text, own.tokenizer, window=window, limit=limit, enable_thinking=thinking)

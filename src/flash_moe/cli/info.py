@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..amounts import format_bytes, format_memory
-from ..checks import resolve_experts_per_token
 from .arguments import (
     MODEL_HELP,
     ExpertsPerToken,
@@ -48,7 +47,7 @@ def command(
     from ..packing.info import describe
 
     with local_or_headers(model, revision=revision) as (folder, download):
-        found = _at(describe(folder), wanted)
+        found = describe(folder, wanted)
     if download is not None:
         found = dataclasses.replace(found, path=model)
     if as_json:
@@ -76,13 +75,6 @@ def _sentence(model: str, info: Info, download: Download) -> str:
         f"A download of {size}; this disk has {free} free. {memory}\n"
         f"Will it be fast enough? flash-moe plan {model}\nTo download it: flash-moe download {model}"
     )
-
-
-def _at(info: Info, wanted: int | None) -> Info:
-    """The same at another K."""
-    k = resolve_experts_per_token(wanted, info.model_experts_per_token)
-    per_expert = info.bytes_per_token // info.experts_per_token
-    return dataclasses.replace(info, experts_per_token=k, bytes_per_token=k * per_expert)
 
 
 def _rows(info: Info) -> list[tuple[str, str]]:

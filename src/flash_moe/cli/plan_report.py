@@ -113,8 +113,11 @@ def _notes(plan: Plan) -> list[str]:
     notes.append("GB of memory are 1,024^3 bytes and GB of files 1,000^3, as Apple counts them.")
     if not plan.measured:
         notes.append("Predicted from the chip's figures and assumptions; nobody has measured them.")
-    elif plan.costs.reads is None and plan.expert_io != "resident":
-        notes.append("The checkpoint is not here, so the disk could not be measured.")
+    else:
+        if plan.costs.reads is None and plan.expert_io != "resident":
+            notes.append("The checkpoint is not here, so the disk could not be measured.")
+        if not plan.costs.timed:
+            notes.append("Layers of mlx-lm's network were not timed: predicted from the speeds of products.")
     return notes
 
 

@@ -11,6 +11,7 @@ print(perplexity(scores), divergence(scores), sep="\\n")
 from .decoded import DecodedModel
 from .estimates import Estimate
 from .layerwise import LayerwiseModel
+from .passes import NetworkModel, open_scored
 from .quality import Divergence, Perplexity, divergence, perplexity
 from .replies import greedy
 from .sequences import TokenSequence, calibration_tokens, conversation, read_sequences, windows
@@ -23,6 +24,7 @@ __all__ = [
     "Divergence",
     "Estimate",
     "LayerwiseModel",
+    "NetworkModel",
     "Perplexity",
     "TokenScores",
     "TokenSequence",
@@ -32,6 +34,7 @@ __all__ = [
     "conversation",
     "divergence",
     "greedy",
+    "open_scored",
     "perplexity",
     "read_sequences",
     "read_tool_call_cases",

@@ -48,6 +48,7 @@ class LayerwiseModel:
     dtype: mx.Dtype
     expert_io: ExpertIO
     unit = "layers"
+    chunk_bytes = 64 << 20  # of logits at a time
 
     @classmethod
     def open(
@@ -111,6 +112,10 @@ class LayerwiseModel:
     def head(self) -> Linear:
         """The output head: [T, H] to [T, V]."""
         return self._network().head()
+
+    def shares_head(self, other: LayerwiseModel) -> bool:
+        """Whether another model's head is the same."""
+        return self.checkpoint.folder.resolve() == other.checkpoint.folder.resolve() and self.dtype == other.dtype
 
     def _network(self) -> Layerwise:
         return self.checkpoint.layerwise(self.dtype)

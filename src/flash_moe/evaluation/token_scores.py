@@ -14,8 +14,6 @@ from .distributions import Distributions
 from .layerwise import LayerwiseModel
 from .sequences import TokenSequence
 
-_CHUNK_BYTES = 64 << 20  # of logits at a time
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -93,9 +91,9 @@ def token_scores(
     states.append(run(model, model.unit))
     heads = [model.head()]
     if reference is not None:
-        heads.insert(0, heads[0] if _same_head(model, reference) else reference.head())
+        heads.insert(0, heads[0] if model.shares_head(reference) else reference.head())
 
-    step = max(1, _CHUNK_BYTES // (4 * model.config.vocab_size))
+    step = max(1, model.chunk_bytes // (4 * model.config.vocab_size))
     parts, done = [], 0
     for sequence, *hidden in zip(sequences, *states, strict=True):
         targets = np.array(sequence.tokens[1:], int)
@@ -125,10 +123,6 @@ def _score(logits: list[np.ndarray], targets: np.ndarray) -> tuple[np.ndarray, .
     if not reference:
         return (own,)
     return own, reference[0].nll(targets), reference[0].kl(model), reference[0].top() == model.top()
-
-
-def _same_head(a: LayerwiseModel, b: LayerwiseModel) -> bool:
-    return a.checkpoint.folder.resolve() == b.checkpoint.folder.resolve() and a.dtype == b.dtype
 
 
 def _check_vocabulary(model: LayerwiseModel, reference: LayerwiseModel, sequences: Sequence[TokenSequence]) -> None:

@@ -72,7 +72,7 @@ def family_of(model_type: str) -> Family:
     """Returns the family of a ``model_type`` of config.json. ConfigError where this library has no network for it."""
     if model_type not in _OWN:
         raise ConfigError(
-            f"model_type is {model_type!r}, but this is for networks of flash_moe's own: {', '.join(_OWN)}. Others can be "
-            "loaded and can generate, where mlx-lm knows them"
+            f"model_type is {model_type!r}, but this is for networks of flash_moe's own: {', '.join(_OWN)}; leave it out for "
+            "families that run on mlx-lm's"
         )
     return _OWN[model_type]

@@ -17,6 +17,7 @@ from ..checkpoint.names import module_path
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import check_unchanged
+from ..checks import resolve_experts_per_token
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
@@ -65,6 +66,16 @@ class ModelFiles(Checkpoint):
     def dimensions(self) -> Dimensions:
         """What is known of the model outside of its network."""
         return self.config
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of activations that the files suggest: ``"float32"``, ``"bfloat16"`` or ``"float16"``."""
+        stored = self.resident["norm.weight"].dtype if "norm.weight" in self.resident else "BF16"
+        return {"F32": "float32", "F16": "float16"}.get(stored, "bfloat16")
+
+    def experts_for(self, wanted: int | None) -> int:
+        """Returns K where ``wanted`` is asked for; see :func:`~flash_moe.checks.resolve_experts_per_token`."""
+        return resolve_experts_per_token(wanted, self.config.num_experts_per_tok)
 
     @property
     def head(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checks import resolve_experts_per_token
 from ..models import open_checkpoint
 from ..record import RecordLayout
 
@@ -54,7 +53,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
     """
     checkpoint = open_checkpoint(folder)
     table, known = checkpoint.records(), checkpoint.dimensions
-    k = resolve_experts_per_token(experts_per_token, known.num_experts_per_tok)
+    k = checkpoint.experts_for(experts_per_token)
     layers = [checkpoint.layer_work(i, 2) for i in range(known.num_hidden_layers)]
     formats: dict[str, int] = {}
     for layout in table.layouts.values():

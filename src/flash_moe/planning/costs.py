@@ -52,6 +52,7 @@ class Costs:
         record, row: seconds of a prompt's chunk per touched expert, and per token and expert.
         draw: seconds in which the host draws a token from logits.
         reads: None where the checkpoint is not here and nothing is known of the disk.
+        timed: layers were timed, and not predicted from bandwidth and flops.
     """
 
     bandwidth: float
@@ -61,6 +62,7 @@ class Costs:
     row: float
     draw: float
     reads: ReadCost | None
+    timed: bool = True
 
 
 def expert_flops(needs: Needs) -> float:

@@ -45,28 +45,34 @@ class Machine:
         Args:
             mapped: pages of records are used in place.
         """
-        bandwidth, flops, ssd = _OF_BANDWIDTH * self.bandwidth, _OF_FLOPS * self.flops, _OF_SSD * self.ssd
-        copy = math.inf if mapped else _COPY * self.bandwidth
+        ssd, copy = _OF_SSD * self.ssd, math.inf if mapped else _COPY * self.bandwidth
+        reads = ReadCost(ssd, ssd, copy, copy)
+        return predicted(needs, _OF_BANDWIDTH * self.bandwidth, _OF_FLOPS * self.flops, reads)
 
-        def layer(kind: Kind) -> LayerCost:
-            work = needs.work[kind]
-            return LayerCost(
-                token=token_bytes(needs, kind) / bandwidth + _LAYER_SECONDS,
-                key=work.kv_per_token / bandwidth,
-                chunk=needs.layer[kind] / bandwidth + _LAYER_SECONDS,
-                chunk_token=work.flops / flops,
-                chunk_pair=work.pair_flops / flops,
-            )
 
-        return Costs(
-            bandwidth=bandwidth,
-            flops=flops,
-            layers={kind: layer(kind) for kind in needs.layers},
-            record=needs.record / bandwidth,
-            row=expert_flops(needs) / flops,
-            draw=_DRAW_SECONDS * needs.dimensions.vocab_size,
-            reads=ReadCost(ssd, ssd, copy, copy),
+def predicted(needs: Needs, bandwidth: float, flops: float, reads: ReadCost | None) -> Costs:
+    """What a model's work costs by two speeds, of weights that are multiplied with a vector and of large products."""
+
+    def layer(kind: Kind) -> LayerCost:
+        work = needs.work[kind]
+        return LayerCost(
+            token=token_bytes(needs, kind) / bandwidth + _LAYER_SECONDS,
+            key=work.kv_per_token / bandwidth,
+            chunk=needs.layer[kind] / bandwidth + _LAYER_SECONDS,
+            chunk_token=work.flops / flops,
+            chunk_pair=work.pair_flops / flops,
         )
+
+    return Costs(
+        bandwidth=bandwidth,
+        flops=flops,
+        layers={kind: layer(kind) for kind in needs.layers},
+        record=needs.record / bandwidth,
+        row=expert_flops(needs) / flops,
+        draw=_DRAW_SECONDS * needs.dimensions.vocab_size,
+        reads=reads,
+        timed=False,
+    )
 
 
 def parse_machine(text: str) -> Machine:

@@ -10,12 +10,14 @@ from ..bench.fetches import Streaming, fetch_speed
 from ..checkpoint.records import RecordTable
 from ..generation.sampling import Sampler, Sampling
 from ..loading import prove_kernels
-from ..models import ModelFiles
+from ..models import AdaptedFiles, ModelFiles
 from ..nn.linear import Linear
 from ..ops.blas import matmul
 from ..ops.dispatch import kernels
 from ..ops.linear import linear
+from ..record import Part, RecordLayout
 from .costs import Costs, ReadCost
+from .machines import predicted
 from .made_up import made_up_array
 from .needs import Needs
 from .probe import Probe
@@ -27,9 +29,15 @@ _ROWS, _COLUMNS = 256, 4096  # of a large product
 
 
 def measure(
-    checkpoint: ModelFiles, table: RecordTable, needs: Needs, dtype: mx.Dtype, expert_io: str, *, here: bool
+    checkpoint: ModelFiles | AdaptedFiles,
+    table: RecordTable,
+    needs: Needs,
+    dtype: mx.Dtype,
+    expert_io: str,
+    *,
+    here: bool,
 ) -> Costs:
-    """Times layers with made-up weights, and reads of experts.
+    """Times layers with made-up weights, and reads of experts. Layers of mlx-lm's networks are predicted from products.
 
     Args:
         dtype: of activations.
@@ -38,10 +46,12 @@ def measure(
     Raises:
         ExpertReadError: a record cannot be read.
     """
+    reads = _reads(table, needs, expert_io) if here and table.layouts and expert_io != "resident" else None
+    if isinstance(checkpoint, AdaptedFiles):
+        return predicted(needs, _record_bandwidth(table.layouts[0], dtype), _flops(checkpoint, dtype), reads)
     prove_kernels(checkpoint, table.layouts, needs.experts_per_token, dtype)
     probe = Probe(checkpoint, table, needs.experts_per_token, dtype, expert_io)
     record, row = probe.expert_costs()
-    reads = _reads(table, needs, expert_io) if here and table.layouts and expert_io != "resident" else None
     bandwidth, flops = _bandwidth(checkpoint, dtype), _flops(checkpoint, dtype)
     return Costs(bandwidth, flops, probe.layer_costs(), record, row, _draw(checkpoint), reads)
 
@@ -84,7 +94,27 @@ def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
     return sum(array.nbytes for array in held.values() if array is not None) / seconds
 
 
-def _flops(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
+def _record_bandwidth(layout: RecordLayout, dtype: mx.Dtype) -> float:
+    """Bytes per second of a matrix that is stored as the first of an expert's, by MLX's own product with one vector."""
+    first = next(iter(layout.linears.values()))
+    rows = _HEAD_BYTES // (first.weight.nbytes // first.rows)
+
+    def made_up(part: Part | None) -> mx.array | None:
+        if part is None:
+            return None
+        array = made_up_array(part.dtype, (rows, part.shape[-1]))
+        return array if array.dtype in (mx.uint32, mx.uint8) else array.astype(dtype)
+
+    weight, scales, biases = made_up(first.weight), made_up(first.scales), made_up(first.biases)
+    assert weight is not None
+    x, q = made_up_array("F32", (1, first.columns)).astype(dtype), first.quantization
+    if q is None or scales is None:
+        return weight.nbytes / run_seconds(lambda: x @ weight.T)
+    seconds = run_seconds(lambda: mx.quantized_matmul(x, weight, scales, biases, transpose=True, **q.to_json()))
+    return sum(part.nbytes for part in (weight, scales, biases) if part is not None) / seconds
+
+
+def _flops(checkpoint: ModelFiles | AdaptedFiles, dtype: mx.Dtype) -> float:
     """Operations per second of a product with many rows."""
     hidden = checkpoint.shape.hidden_size
     a, b = (made_up_array("F32", shape).astype(dtype) for shape in ((_ROWS, hidden), (hidden, _COLUMNS)))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..checkpoint.records import RecordTable
 from ..experts.opening import ExpertIO, fetch_capacity
 from ..experts.slots import slot_count
-from ..models import ModelFiles
+from ..models import AdaptedFiles, ModelFiles
 from ..nn.layer_work import LayerWork
 from ..nn.network import Dimensions
 
@@ -69,7 +69,11 @@ class Needs:
 
 
 def needs(
-    checkpoint: ModelFiles, table: RecordTable, experts_per_token: int, float_bytes: int, expert_io: ExpertIO
+    checkpoint: ModelFiles | AdaptedFiles,
+    table: RecordTable,
+    experts_per_token: int,
+    float_bytes: int,
+    expert_io: ExpertIO,
 ) -> Needs:
     """Reads it off the headers.
 

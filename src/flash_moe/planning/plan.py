@@ -12,13 +12,12 @@ import numpy as np
 from ..bench.system import available_memory, machine_name
 from ..checkpoint.records import RecordTable
 from ..checkpoint.remote import Download, local_or_headers
-from ..checks import resolve_experts_per_token
 from ..errors import ArgumentError
 from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
 from ..limits import memory_limit
 from ..loading import resolve_dtype
-from ..models import ModelFiles, open_model
+from ..models import open_checkpoint
 from .costs import Costs
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
 from .hit_rate import SKEW, distinct, popularity
@@ -128,7 +127,7 @@ def plan(
         ArgumentError: an argument is out of range.
     """
     with local_or_headers(model, revision=revision) as (folder, download):
-        checkpoint, here = open_model(folder), download is None
+        checkpoint, here = open_checkpoint(folder), download is None
         known = checkpoint.dimensions
         if not (0 < prompt <= known.max_position_embeddings and 0 < context <= known.max_position_embeddings):
             raise ArgumentError(
@@ -137,10 +136,10 @@ def plan(
             )
         if not 0 <= skew <= 4:
             raise ArgumentError(f"skew is {skew}, expected 0 (all experts alike) to 4")
-        k = resolve_experts_per_token(experts_per_token, known.num_experts_per_tok)
+        k = checkpoint.experts_for(experts_per_token)
         table = checkpoint.records()
         io = _expert_io(expert_io, table, k, machine, here)
-        dtype = resolve_dtype(_stored_dtype(checkpoint) if machine else None, checkpoint)
+        dtype = resolve_dtype(checkpoint.stored_dtype if machine else None, checkpoint)
         need = needs(checkpoint, table, k, dtype.size, io)
         if machine is None:
             costs = measure(checkpoint, table, need, dtype, io, here=here)
@@ -190,11 +189,6 @@ def _expert_io(wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | 
         return choose(table, k)
     metal = machine is not None or mx.metal.is_available()
     return "mapped" if table.packed and metal else "slots"
-
-
-def _stored_dtype(checkpoint: ModelFiles) -> str:
-    stored = checkpoint.resident["norm.weight"].dtype if "norm.weight" in checkpoint.resident else "BF16"
-    return {"F32": "float32", "F16": "float16"}.get(stored, "bfloat16")
 
 
 def _finite(value: float) -> float | None:

@@ -23,7 +23,7 @@ from .files import k_key, tensors, text_config
 from .library import load_lazily
 from .network import AdaptedNetwork
 from .streaming import ExpertModules, parameters
-from .work import layer_works
+from .work import held_bytes, layer_works
 
 _POSITIONS = 1 << 20  # where config.json does not say how long a context may be
 
@@ -78,6 +78,7 @@ class AdaptedFiles:
     network: Any
     experts: ExpertModules
     experts_per_token: int
+    head = "head"
     _works: dict[int, list[LayerWork]] = field(default_factory=dict, compare=False, repr=False)  # by size of a float
 
     @classmethod
@@ -129,6 +130,22 @@ class AdaptedFiles:
         layouts, known = self.experts.table.layouts, self.dimensions
         rows = next(iter(layouts[0].linears.values())).rows
         return ExpertShape(known.num_experts, known.num_experts_per_tok, known.hidden_size, rows, tuple(layouts))
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of activations that the files suggest: ``"float32"``, ``"bfloat16"`` or ``"float16"``."""
+        floats = (a.dtype for a in self.resident.values() if mx.issubdtype(a.dtype, mx.floating))
+        return str(next(floats, mx.bfloat16)).rpartition(".")[2]
+
+    def experts_for(self, wanted: int | None) -> int:
+        """Returns K where ``wanted`` is asked for: None and the default are the model's own."""
+        return (
+            self.experts_per_token if wanted is None else _chosen(self.raw_config, wanted)[1] or self.experts_per_token
+        )
+
+    def held_bytes(self, float_bytes: int) -> dict[str, int]:
+        """Bytes that the always-needed weights take in memory, by layer and of :attr:`head`."""
+        return held_bytes(self.resident, float_bytes)
 
     def layer_work(self, layer: int, float_bytes: int) -> LayerWork:
         """What a layer takes beside its weights, with activations of ``float_bytes`` bytes."""

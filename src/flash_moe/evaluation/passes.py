@@ -1,0 +1,83 @@
+"""Texts scored by passes through a whole network, for families that run on mlx-lm's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint.hub import resolve
+from ..checks import DEFAULT_EXPERTS_PER_TOKEN
+from ..experts.opening import ExpertIO
+from ..loading import resolve_dtype
+from ..models import AdaptedFiles, is_adapted
+from ..text import Tokenizer
+from .layerwise import LayerwiseModel, Progress
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a text, from which a pass makes logits. A slice of them, in steps of 1, are rows of the same text."""
+
+    tokens: Sequence[int]
+    start: int = 0
+
+    def __getitem__(self, rows: slice) -> Rows:
+        return Rows(self.tokens[: self.start + rows.stop], self.start + rows.start)
+
+
+@dataclass(frozen=True)
+class NetworkModel(LayerwiseModel):
+    """A checkpoint of a family of mlx-lm's, whose always-needed weights are all in memory while texts are scored.
+
+    It has no hidden states to be had: what stands for them are the texts, and what stands for the head is the network.
+    """
+
+    checkpoint: AdaptedFiles  # type: ignore[assignment]
+    chunk_bytes = 4 * LayerwiseModel.chunk_bytes  # each chunk reads the experts of its tokens
+
+    @classmethod
+    def open(  # type: ignore[override]
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        experts_per_token: int | None = DEFAULT_EXPERTS_PER_TOKEN,
+        expert_io: ExpertIO = "auto",
+        dtype: str | None = None,
+        revision: str | None = None,
+    ) -> NetworkModel:
+        """Opens a folder or a repository on the hub; arguments and errors are those of :meth:`flash_moe.Model.load`."""
+        folder = resolve(path, revision=revision)
+        activations = resolve_dtype(dtype, AdaptedFiles.open(folder))
+        files = AdaptedFiles.open(folder, experts_per_token, activations)
+        return cls(files, Tokenizer.load(folder), files.experts_per_token, activations, expert_io)
+
+    def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[Any]:
+        """The sequences, checked, as rows that :meth:`head` takes."""
+        return [Rows(tokens) for tokens in self.checked(sequences)]
+
+    def head(self) -> Callable[[Rows], mx.array]:  # type: ignore[override]
+        """Logits [T, V] of rows that are asked for in the order of each text. To be called once: it loads the network."""
+        network = self.checkpoint.load(self.expert_io, 0).network
+        caches: dict[str, Any] = {}
+
+        def logits(rows: Rows) -> mx.array:
+            if rows.start == 0:
+                caches.clear()
+                caches["now"] = network.new_cache()
+            return network.run(rows.tokens[rows.start :], caches["now"], len(rows.tokens) - rows.start)
+
+        return logits
+
+    def shares_head(self, other: LayerwiseModel) -> bool:
+        """Never: what stands for it is a network with a K of its own."""
+        return False
+
+
+def open_scored(path: str | os.PathLike[str], **options: Any) -> LayerwiseModel:
+    """Opens a checkpoint of any family to be scored; arguments are those of :meth:`LayerwiseModel.open`."""
+    kind = NetworkModel if is_adapted(resolve(path, revision=options.get("revision"))) else LayerwiseModel
+    return kind.open(path, **options)
