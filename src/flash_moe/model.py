@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -246,7 +245,6 @@ class Model(LanguageModel):
         if store is not None and engine is not None:  # not closed before, nor in a fork
             store.close()
             engine.close()
-            gc.collect()  # traced functions refer to the layers that refer to them
             mx.clear_cache()
 
     def __enter__(self) -> Model:

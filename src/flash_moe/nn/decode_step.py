@@ -12,6 +12,7 @@ from ..ops.norm import add_rms_norm, rms_norm
 from ..ops.qk_norm_rope import place
 from ..ops.scalars import integers
 from .cache import DeltaCache, KVCache
+from .module import traced
 from .sparse_moe import SparseMoE
 
 
@@ -32,9 +33,9 @@ class DecodeStep:
     def __init__(self, mixer: Any, moe: SparseMoE, input_norm: mx.array, post_norm: mx.array, eps: float) -> None:
         self._mixer, self._moe = mixer, moe
         self._input_norm, self._post_norm, self._eps = input_norm, post_norm, eps
-        self._heads, self._attend = mx.compile(self._heads_of), mx.compile(self._attend_and_finish)
-        self._project, self._output = mx.compile(self._project_of), mx.compile(self._output_and_finish)
-        self._delta = mx.compile(self._delta_layer)
+        self._heads, self._attend = traced(self._heads_of), traced(self._attend_and_finish)
+        self._project, self._output = traced(self._project_of), traced(self._output_and_finish)
+        self._delta = traced(self._delta_layer)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
         """Runs the layer.

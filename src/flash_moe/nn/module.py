@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
 from mlx import nn
 
 
@@ -26,3 +29,13 @@ class Module(nn.Module):
         """Lets go of all arrays and modules in it."""
         for name in list(self):
             del self[name]
+
+
+def traced(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces a method as ``mx.compile`` does, for an attribute of its own object, which is freed all the same.
+
+    ``mx.compile(method)`` would keep the object, which keeps the trace: such a circle is left to Python's collector.
+    """
+    function, owner = method.__func__, weakref.proxy(method.__self__)  # type: ignore[attr-defined]
+    compiled: Callable[..., Any] = mx.compile(lambda *arguments: function(owner, *arguments))
+    return compiled

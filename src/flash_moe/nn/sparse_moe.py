@@ -26,7 +26,7 @@ from ..ops.kernel import back_end
 from ..ops.router import route
 from .expert_choice import ExpertChoice
 from .mlp import SwiGLU
-from .module import Module
+from .module import Module, traced
 from .prefetch import LayerPrefetch
 from .shared_record import shared_record
 from .weights import Weights
@@ -75,7 +75,7 @@ class SparseMoE(Module):
             copied = shared_record(shared, intermediate, self._layout)
             self._record, shared = copied or (None, shared)
         self.shared_expert = SwiGLU(hidden, intermediate, shared)
-        self.traced_bank, self._traced_each = mx.compile(self.of_bank), mx.compile(self._of_each)
+        self.traced_bank, self._traced_each = traced(self.of_bank), traced(self._of_each)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         return self.experts(x, *self.route(x, residual))
