@@ -86,6 +86,59 @@ def microscaled(mode: str, weight: str) -> Layout:
     return layout
 
 
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def integers(w: mx.array, bits: int, group: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes [out, in], scales and zeros [out, groups], such that w is about scale · (code - zero)."""
+    groups = np.array(w.astype(mx.float32)).reshape(w.shape[0], -1, group)
+    low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    if symmetric:
+        high = np.maximum(-low, high) + 1e-6
+        low = -high
+    scales = ((high - low) / (2**bits - 1) + 1e-7).astype(np.float16)
+    zeros = np.full(scales.shape, 2 ** (bits - 1)) if symmetric else np.rint(-low / scales.astype(np.float32))
+    zeros = np.clip(zeros, 1, 2**bits - 1).astype(np.uint32)
+    codes = np.rint(groups / scales.astype(np.float32)[..., None]) + zeros[..., None]
+    return np.clip(codes, 0, 2**bits - 1).astype(np.uint32).reshape(w.shape), scales, zeros
+
+
+def words(codes: np.ndarray, bits: int, order: tuple[int, ...] | None = None) -> mx.array:
+    """Integers [n, m] in words along the last axis, as int32: the i-th of a word is that of column order[i]."""
+    columns = codes.reshape(len(codes), -1, 32 // bits)
+    found = np.zeros(columns.shape[:2], np.uint32)
+    for i, column in enumerate(order or range(32 // bits)):
+        found |= columns[..., column] << np.uint32(bits * i)
+    return mx.array(found.view(np.int32))
+
+
+def integer_layout(order: str, bits: int, group: int, stored_zero: int = 0) -> Layout:
+    """GPTQ (of which what is stored as zero is ``stored_zero`` less), AWQ, or compressed-tensors' packed integers."""
+
+    def layout(name: str, w: mx.array) -> tuple[Tensors, mx.array]:
+        codes, scales, zeros = integers(w, bits, group, order != "awq")
+        values = scales.astype(np.float64)[..., None] * (
+            codes.reshape(*scales.shape, -1) - zeros[..., None].astype(int)
+        )
+        stands_for = mx.array(values.reshape(w.shape).astype(np.float32))
+        if order == "packed":
+            packed = {f"{name}.weight_packed": ("I32", words(codes, bits)),
+                      f"{name}.weight_scale": ("F16", mx.array(scales)),
+                      f"{name}.weight_shape": ("I64", mx.array(w.shape, dtype=mx.int64))}  # fmt: skip
+            return packed, stands_for
+        down = words(codes, bits).T if order == "gptq" else words(codes.T, 4, AWQ_ORDER)
+        stored = {
+            f"{name}.qweight": ("I32", mx.contiguous(down)),
+            f"{name}.scales": ("F16", mx.array(scales.T.copy())),
+            f"{name}.qzeros": ("I32", words(zeros.T - stored_zero, bits, AWQ_ORDER if order == "awq" else None)),
+        }
+        if order == "gptq":
+            stored[f"{name}.g_idx"] = ("I32", mx.arange(w.shape[1]) // group)
+        return stored, stands_for
+
+    return layout
+
+
 FP8_CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 LAYOUTS: dict[str, tuple[Layout, dict[str, object]]] = {
     "Qwen FP8": (qwen_fp8, FP8_CONFIG),
@@ -97,6 +150,17 @@ LAYOUTS: dict[str, tuple[Layout, dict[str, object]]] = {
     "compressed-tensors MXFP4": (microscaled("mxfp4", "weight_packed"), {"quant_method": "compressed-tensors",
                                                                          "format": "mxfp4-pack-quantized"}),
     "Quark MXFP4": (microscaled("mxfp4", "weight"), {"quant_method": "quark"}),
+    "GPTQ integers": (integer_layout("gptq", 4, 32, 1), {"quant_method": "gptq", "bits": 4, "group_size": 32,
+                                                         "desc_act": False, "sym": True}),
+    "GPTQ v2 8-bit integers": (integer_layout("gptq", 8, 32), {"quant_method": "gptq", "bits": 8,
+                                                               "checkpoint_format": "gptq_v2"}),
+    "AutoRound integers": (integer_layout("gptq", 4, 32, 1), {"quant_method": "auto-round", "bits": 4,
+                                                              "packing_format": "auto_round:auto_gptq"}),
+    "AWQ integers": (integer_layout("awq", 4, 32), {"quant_method": "awq", "bits": 4, "version": "gemm"}),
+    "compressed-tensors integers": (integer_layout("packed", 4, 32), {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32, "symmetric": True}}},
+    }),
     "ModelOpt MXFP8": (microscaled("mxfp8", "weight"), {"quant_method": "modelopt", "quant_algo": "MXFP8"}),
 }  # fmt: skip
 

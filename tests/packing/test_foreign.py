@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -43,7 +44,7 @@ def test_fp8_experts_in_one_tensor(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes(), file
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.endswith(" FP8")])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name.endswith(("FP4", "MXFP8"))])
 def test_what_mlx_has_a_mode_for_is_repacked_bit_for_bit(layout: str, tmp_path: Path) -> None:
     foreign, plain, tensors = write_foreign(tmp_path, layout)
     assert convert(foreign, tmp_path / "packed") == []
@@ -105,3 +106,42 @@ def test_fp8_scales_of_another_shape_are_refused(tmp_path: Path) -> None:
     save(foreign / "more.safetensors", {lost: ("BF16", tensors[lost][1][:, :1])})
     with pytest.raises(CheckpointError, match=r"scales of shape \[2, 1\], expected for each expert one of \[2, 2\]"):
         convert(foreign, tmp_path / "packed")
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name.endswith("integers")])
+def test_integers_keep_their_values(layout: str, tmp_path: Path) -> None:
+    """Codes and scales are the same; a bias is rounded to the scales' dtype, which is exact where zeros are symmetric."""
+    foreign, plain, _ = write_foreign(tmp_path, layout)
+    assert convert(foreign, tmp_path / "packed") == []
+    bits = 8 if "8-bit" in layout else 4
+    assert describe(tmp_path / "packed").expert_formats == {f"{bits}-bit, groups of 32": 2}
+    verify(tmp_path / "packed")
+    for store in ("slots", "resident"):
+        found = logits(tmp_path / "packed", expert_io=store)
+        np.testing.assert_allclose(found, logits(plain), atol=1e-2 if "AWQ" in layout else 1e-4)
+    # and quantised anew as what they stand for
+    convert(foreign, tmp_path / "8-bit", bits=8, group_size=32, rounding="nearest")
+    np.testing.assert_allclose(logits(tmp_path / "8-bit"), logits(plain), atol=0.08)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"desc_act": True}, "GPTQ with desc_act"),
+        ({"bits": 3}, "integers of 3 bits"),
+        ({"quant_method": "awq", "version": "gemv"}, "AWQ of version 'gemv'"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {
+            "g": {"weights": {"num_bits": 4, "actorder": "group"}}}}, "actorder"),
+        ({"quant_method": "awq"}, "do not belong together"),
+        ({"quant_method": "bitsandbytes"}, "'bitsandbytes', expected MLX's"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_integers_that_mlx_cannot_have_are_refused(
+    changes: dict, words: str, tmp_path: Path, edit_config: Callable
+) -> None:
+    foreign, _, _ = write_foreign(tmp_path, "GPTQ integers")
+    edit_config(foreign, lambda config: config["quantization_config"].update(changes))
+    with pytest.raises(CheckpointError, match=words):
+        convert(foreign, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()

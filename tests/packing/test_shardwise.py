@@ -44,11 +44,16 @@ def write_nvfp4(folder: Path) -> Path:
     return write_foreign(folder, "ModelOpt NVFP4")[0]
 
 
+def write_gptq(folder: Path) -> Path:
+    return write_foreign(folder, "GPTQ integers")[0]
+
+
 SOURCES: dict[str, tuple[Callable[[Path], Path], dict[str, object]]] = {
     "float": (write_float, {}),
     "separate, 3-bit": (write_separate, {"bits": 3, "group_size": 32}),
     "FP8": (write_fp8, {"group_size": 32}),
     "NVFP4": (write_nvfp4, {"group_size": 32}),
+    "GPTQ": (write_gptq, {}),
 }
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from ..errors import CheckpointError
 from ..record import ExpertShape
-from .foreign import adopted, is_foreign
+from .foreign import adopted, foreign_section
+from .integers import IntegerForm
 from .names import (
     ExpertTensor,
     canonical_name,
@@ -23,7 +24,7 @@ from .names import (
     module_path,
 )
 from .packed import MANIFEST, Manifest
-from .quantization import QuantizationMap, is_quantized_by_others, refuse_foreign_tensors
+from .quantization import QuantizationMap, StatedQuantization, is_quantized_by_others, refuse_foreign_tensors
 from .safetensors import TensorInfo, read_header
 
 _log = logging.getLogger(__name__)
@@ -69,8 +70,10 @@ class Checkpoint:
         Raises:
             CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
         """
-        foreign = adopt and is_foreign(raw)
-        quantization = QuantizationMap(None, {}) if foreign else QuantizationMap.from_config(raw)
+        foreign = foreign_section(raw) if adopt else None
+        form = None if foreign is None else IntegerForm.of(foreign)
+        stated = None if form is None else StatedQuantization(form.bits, None)
+        quantization = QuantizationMap.from_config(raw) if foreign is None else QuantizationMap(stated, {})
         resident: dict[str, TensorInfo] = {}
         experts: dict[ExpertTensor, TensorInfo] = {}
         metadata = {}
@@ -90,8 +93,8 @@ class Checkpoint:
                     raise _twins(twin, info)
                 needed[canonical] = info
         _check_index(index, found)
-        if adopt and (foreign or is_quantized_by_others(needed.values())):
-            needed, quantization = adopted(needed), replace(quantization, shapes_decide=True)
+        if adopt and (foreign is not None or is_quantized_by_others(needed.values())):
+            needed, quantization = adopted(needed, form), replace(quantization, shapes_decide=True)
         else:
             refuse_foreign_tensors(needed.values())
         for canonical, info in needed.items():

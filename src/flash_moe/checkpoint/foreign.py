@@ -7,6 +7,8 @@ With q and s what a file calls weight and scale, w is
     ModelOpt             q · s, q of e4m3; or q · s · g in NVFP4, g called ``weight_scale_2``
     all but Qwen         q · s, q of e2m1 or e4m3, s of e8m0 for 32 numbers: MXFP4, MXFP8
 
+Integers of GPTQ, AWQ and compressed-tensors are in :mod:`.integers`.
+
 NVFP4 is e2m1 in groups of 16 with scales of e4m3. All three are packed as MLX packs them; only the global scale g differs.
 Sources: transformers ``FP8Linear``; https://github.com/vllm-project/compressed-tensors; NVIDIA's TensorRT-Model-Optimizer.
 """
@@ -19,10 +21,11 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..formats import FLOATS, GLOBAL_SCALE, MODES
+from . import integers
 from .names import module_path
 from .safetensors import TensorInfo
 
-METHODS = ("fp8", "compressed-tensors", "modelopt", "quark")  # of config.json's quantization_config
+METHODS = ("fp8", "compressed-tensors", "modelopt", "quark", *integers.METHODS)  # of config.json's quantization_config
 _PARTS = {  # endings of names, the longer ones first
     "weight_global_scale": "global_scale",
     "weight_scale_inv": "scales",
@@ -30,27 +33,33 @@ _PARTS = {  # endings of names, the longer ones first
     "weight_packed": "weight",
     "weight_scale": "scales",
     "scale_inv": "scales",
+    "qweight": "weight",
+    "qzeros": "biases",
 }
-_OF_ACTIVATIONS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".q_scale", ".weight_shape")
+_OF_ACTIVATIONS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".q_scale")
+_UNUSED = (*_OF_ACTIVATIONS, ".weight_shape", ".g_idx", ".weight_g_idx")
 
 
-def is_foreign(raw: Mapping[str, Any]) -> bool:
-    """Whether config.json says that a library whose weights can be converted has quantised them."""
+def foreign_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns what config.json says of a quantisation by a library whose weights can be converted; None where it is none."""
     text = raw.get("text_config")
     for owner in (raw, text if isinstance(text, Mapping) else {}):
         section = owner.get("quantization_config") or owner.get("compression_config")
         if isinstance(section, Mapping) and section.get("quant_method") in METHODS:
-            return True
-    return False
+            return section
+    return None
 
 
-def adopted(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None) -> dict[str, TensorInfo]:
     """The tensors of a checkpoint, by canonical name, with names and types that MLX would have; others stay as they are.
+
+    Args:
+        form: how integers are stored, where there are any.
 
     Raises:
         CheckpointError: weights are quantised in a way that has no place here.
     """
-    found = {_adopted_name(name): info for name, info in tensors.items() if not name.endswith(_OF_ACTIVATIONS)}
+    found = {_adopted_name(name): info for name, info in tensors.items() if not name.endswith(_UNUSED)}
     for name, info in list(found.items()):
         module = module_path(name)
         if name.endswith((".scales", ".global_scale")) and not info.shape:
@@ -70,7 +79,10 @@ def adopted(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
             found[name] = replace(info, dtype="U8")
         elif weight.dtype == "F8_E4M3" and info.dtype in FLOATS:
             pass
-        elif weight.name.endswith("weight_packed") or weight.dtype not in (*FLOATS, "U32"):
+        elif weight.dtype == "I32" and form is not None:
+            names = key, name, f"{module}.biases"
+            found.update(zip(names, form.parts(weight, info, found.get(names[2])), strict=True))
+        elif weight.name.endswith(("weight_packed", "qweight")) or weight.dtype not in (*FLOATS, "U32"):
             raise CheckpointError(
                 f"{weight.file}: {weight.name!r} is {weight.dtype} with scales of {info.dtype}, expected e4m3 with scales "
                 "of floats (FP8) or e8m0 (MXFP8), or packed e2m1 with scales of e4m3 (NVFP4) or e8m0 (MXFP4); convert the "

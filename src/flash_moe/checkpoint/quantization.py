@@ -16,7 +16,9 @@ from .names import canonical_name, expert_module, expert_tensor, module_path
 from .safetensors import TensorInfo
 
 _DEFAULT = Quantization(4, 64)  # of mlx.core.quantize in affine mode
-_REMEDY = "Use the bf16 checkpoint or one written by mlx_lm.convert; `flash-moe convert` also takes FP8 and NVFP4"
+_REMEDY = (
+    "Use the bf16 checkpoint or one written by mlx_lm.convert; `flash-moe convert` also takes FP8, NVFP4, GPTQ and AWQ"
+)
 _FOREIGN_TENSORS = {  # endings of names that other libraries use for quantised weights
     ".qweight": "GPTQ or AWQ",
     ".qzeros": "GPTQ or AWQ",

@@ -226,7 +226,7 @@ class _Projection:
             tensors = [self._tensor(part, expert) for expert in range(self.shape.num_experts)]
             for info in tensors:
                 _check(info, dtype, shape)
-            return Run(nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
+            return Run(first.nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
         if part == "global_scale":  # a number for each expert
             shape = shape[1:]
         elif self.fused and len(shape) == 2:

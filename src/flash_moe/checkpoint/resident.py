@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..formats import FLOATS
 from .files import Checkpoint
+from .integers import IntegerPart
 from .names import module_path
 from .safetensors import TensorInfo, check_unchanged
 
@@ -27,7 +28,7 @@ _DTYPES = {
 
 
 def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
-    """The resident tensors exactly as stored, lazily, by canonical name.
+    """The resident tensors exactly as stored, lazily, by canonical name; flat where they are to be put in order.
 
     Raises:
         CheckpointError: a tensor has a dtype that no weight has, or a file changed since its header was read.
@@ -54,7 +55,7 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
                 array = stored[info.name] if info.name in stored else _read(info)
                 if array.dtype != _DTYPES[info.dtype]:
                     array = array.view(_DTYPES[info.dtype])
-                arrays[name] = array.reshape(info.shape)
+                arrays[name] = array.reshape(-1 if isinstance(info, IntegerPart) else info.shape)
     return arrays
 
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.foreign import mlx_global_scale
+from ..checkpoint.integers import IntegerPart
 from ..checkpoint.names import module_path
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import read_arrays
@@ -33,6 +34,7 @@ from ..nn.weights import Weights
 from ..ops.dispatch import Case
 from ..ops.experts import DTYPES
 from ..ops.fp8 import from_fp8
+from ..ops.integers import affine_of
 from ..record import RecordLayout
 
 
@@ -133,7 +135,7 @@ class ModelFiles(Checkpoint):
         return self.family.records(self)
 
     def read_resident(self) -> dict[str, mx.array]:
-        """All weights but the routed experts, lazily, as stored; FP8 as what it stands for.
+        """All weights but the routed experts, lazily, as stored; FP8 as what it stands for, integers in MLX's order.
 
         Raises:
             CheckpointError: a tensor has a dtype that no weight has.
@@ -144,6 +146,12 @@ class ModelFiles(Checkpoint):
                 arrays[name] = from_fp8(arrays[name], arrays.pop(f"{module_path(name)}.scales"))
             elif name.endswith(".global_scale"):
                 arrays[name] = mlx_global_scale(info.name, arrays[name])
+            elif isinstance(info, IntegerPart) and name.endswith(".weight"):
+                names = [name, *(f"{module_path(name)}.{part}" for part in ("scales", "biases"))]
+                weight, scales, zeros = (arrays[part].reshape(1, -1) for part in names)
+                form, rows = info.form, info.shape[0]
+                made = affine_of(form.order, form.bits, form.zero, rows, weight, scales, zeros.view(mx.uint32))
+                arrays.update(zip(names, (array[0] for array in made), strict=True))
         return arrays
 
     def load_resident(self, dtype: mx.Dtype, keep_matrices: bool = False) -> ResidentWeights:

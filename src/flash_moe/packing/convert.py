@@ -55,8 +55,8 @@ def convert(
 
     Args:
         source: folder of a checkpoint, or a repository on the hub ("org/name"): quantised by MLX, floats, packed, or
-            quantised by others in FP8 or NVFP4 (Qwen's own, compressed-tensors, ModelOpt). NVFP4 stays as it is, FP8 counts
-            as the floats that it stands for.
+            quantised by others (Qwen's own FP8, compressed-tensors, ModelOpt, Quark, GPTQ, AWQ). FP8 counts as the floats that
+            it stands for; NVFP4, MXFP4, MXFP8 and integers stay as they are.
         destination: folder to make; must not exist.
         bits: 2, 3, 4, 5, 6 or 8; floats outside the experts never get fewer than 4. None keeps a quantised checkpoint
             as it is and makes floats 4-bit.

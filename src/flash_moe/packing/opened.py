@@ -13,7 +13,7 @@ from ..models import AdaptedFiles, ModelFiles, is_adapted, open_model
 from ..record import RecordLayout
 from .adapted import AdaptedRecords, AdaptedResident
 from .plan import Widths
-from .requantize import Rounding, adopt_global_scales
+from .requantize import Rounding, adopt
 from .resident import ResidentFiles
 
 
@@ -49,7 +49,7 @@ def _of_ours(folder: Path, widths: Widths, rounding: Rounding) -> Source:
     table, quantized = checkpoint.records(), checkpoint.quantization.default is not None
 
     def prepare(layer: int, records: np.ndarray) -> np.ndarray:
-        adopt_global_scales(checkpoint, layer, table.layouts[layer], records)
+        adopt(checkpoint, layer, table.layouts[layer], records)
         return records
 
     resident = ResidentFiles(checkpoint, widths.floats(quantized), rounding)

@@ -9,10 +9,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.foreign import mlx_global_scale
+from ..checkpoint.integers import IntegerPart
 from ..checkpoint.names import ExpertTensor
+from ..checkpoint.safetensors import TensorInfo
 from ..formats import ProjectionFormat, Quantization
 from ..models import ModelFiles
-from ..ops.experts import dequantized
+from ..ops.experts import DTYPES, dequantized
+from ..ops.integers import affine_of
 from ..record import PROJECTIONS, RecordLayout
 from .affine import Affine, packed, stored
 from .rounding import search
@@ -67,22 +70,39 @@ def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, par
     return out
 
 
-def adopt_global_scales(
+def adopt(
     checkpoint: ModelFiles,
     layer: int,
     layout: RecordLayout,
     records: np.ndarray,
     linears: Sequence[str] = PROJECTIONS,
 ) -> None:
-    """Turns the global scales of records [N, stride] uint8, as another library stores them, into MLX's, in place."""
+    """Turns what another library stores in records [N, stride] uint8 into what MLX has for it, in place."""
     for name in linears:
-        if (part := layout.linears[name].global_scale) is None:
-            continue
-        found = (checkpoint.experts.get(ExpertTensor(layer, expert, name, "global_scale")) for expert in (None, 0))
-        if (info := next(filter(None, found), None)) is not None:
-            values = records[:, part.offset : part.offset + part.nbytes]
+        linear = layout.linears[name]
+        if (
+            linear.global_scale is not None
+            and (info := stored_part(checkpoint, layer, name, "global_scale")) is not None
+        ):
+            values = records[:, linear.global_scale.offset :][:, : linear.global_scale.nbytes]
             scales = mlx_global_scale(info.name, values.copy().view(np.float32))
             values[:] = np.asarray(scales, np.float32).view(np.uint8)
+        info = stored_part(checkpoint, layer, name, "weight")
+        if isinstance(info, IntegerPart):
+            parts = linear.parts
+            weight, scales, zeros = (
+                mx.array(np.ascontiguousarray(records[:, part.offset :][:, : part.nbytes])).view(DTYPES[dtype])
+                for part, dtype in zip(parts, ("U32", parts[1].dtype, "U32"), strict=True)
+            )
+            arrays = affine_of(info.form.order, info.form.bits, info.form.zero, linear.rows, weight, scales, zeros)
+            for part, array in zip(parts, arrays, strict=True):
+                records[:, part.offset : part.offset + part.nbytes] = as_bytes(array)
+
+
+def stored_part(checkpoint: ModelFiles, layer: int, name: str, part: str) -> TensorInfo | None:
+    """The tensor that holds a part of a projection, of all experts or of the first."""
+    found = (checkpoint.experts.get(ExpertTensor(layer, expert, name, part)) for expert in (None, 0))
+    return next(filter(None, found), None)
 
 
 def affine_parts(name: str, affine: Affine, fmt: ProjectionFormat) -> dict[str, np.ndarray]:

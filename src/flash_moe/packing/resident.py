@@ -69,7 +69,7 @@ class ResidentFiles:
             found |= {
                 module: quantization.of([module], stored[f"{module}.weight"], info)
                 for module, info in scales.items()
-                if info.dtype == "U8"
+                if stored[f"{module}.weight"].dtype == "U32"
             }
         else:
             section |= quantization_section(self._checkpoint.raw_config) or {}

@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint.integers import IntegerPart
 from ..checkpoint.names import module_path
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import Extent
@@ -28,7 +29,7 @@ from ..progress import Callback, Progress
 from ..record import Part, RecordLayout
 from .descriptions import file_checksum, save_arrays, write_descriptions
 from .plan import Widths, warnings
-from .requantize import Rounding, adopt_global_scales, changed_projections, rewritten
+from .requantize import Rounding, adopt, changed_projections, rewritten, stored_part
 from .resident import ResidentFiles
 from .staging import Staging
 
@@ -144,13 +145,17 @@ class _Conversion:
                 places = list(zip(source.parts, self.table.extents(layer, expert), strict=True))
                 for linear in source.linears:
                     mine = [place for place in places if place[0].linear == linear]
-                    for together in [mine] if linear in changed else [[place] for place in mine]:
+                    ordered = stored_part(self.checkpoint, layer, linear, "weight")
+                    whole = linear in changed or isinstance(ordered, IntegerPart)
+                    for together in [mine] if whole else [[place] for place in mine]:
                         files = frozenset(extent.file.name for _, extent in together)
                         works.setdefault(files, _Work()).experts.append((layer, expert, linear, together))
         for name in (name for names in self.groups.values() for name in names):
-            infos = [self.checkpoint.resident[name]]
-            if infos[0].dtype == "F8_E4M3":
-                infos.append(self.checkpoint.resident[f"{module_path(name)}.scales"])
+            stored = self.checkpoint.resident
+            infos, others = [stored[name]], ["scales"] if stored[name].dtype == "F8_E4M3" else []
+            if isinstance(infos[0], IntegerPart):
+                others = ["weight", "scales", "biases"]
+            infos += [stored[f"{module_path(name)}.{part}"] for part in others]
             works.setdefault(frozenset(info.file.name for info in infos), _Work()).resident.append(name)
         return works
 
@@ -190,8 +195,8 @@ class _Conversion:
         target: RecordLayout,
     ) -> list[tuple[Part, np.ndarray]]:
         """Parts of the target, and their bytes."""
-        if any(part.name == "global_scale" for part, _ in places):
-            adopt_global_scales(self.checkpoint, layer, source, record[None], [linear])
+        if any(part.name in ("global_scale", "biases") for part, _ in places):
+            adopt(self.checkpoint, layer, source, record[None], [linear])
         if linear not in changed_projections(source, target):
             found = {part.key: record[part.offset : part.offset + part.nbytes] for part, _ in places}
         else:

@@ -1,0 +1,46 @@
+"""Integers in the order of other libraries, as MLX's affine parts; see :mod:`flash_moe.checkpoint.integers`."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+_AWQ = (0, 2, 4, 6, 1, 3, 5, 7)  # which column the i-th integer of a word is of
+
+
+def affine_of(
+    order: str, bits: int, zero: int, rows: int, weight: mx.array, scales: mx.array, zeros: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Brings N matrices into MLX's order.
+
+    Args:
+        order, bits, zero: as :class:`~flash_moe.checkpoint.integers.IntegerForm` has them.
+        rows: outputs of a matrix.
+        weight, zeros: [N, words] uint32 as they are stored; zeros may be followed by anything.
+        scales: [N, rows · groups], float, as they are stored.
+
+    Returns:
+        weight [N, rows, words] uint32, scales and biases [N, rows, groups] in the dtype of the stored scales.
+    """
+    n = weight.shape[0]
+    if order == "packed":
+        scales = scales.reshape(n, rows, -1)
+        return weight.reshape(n, rows, -1), scales, scales * -zero
+    per_word = 32 // bits
+    places = bits * np.argsort(_AWQ if order == "awq" else range(per_word))
+
+    def unpacked(words: mx.array) -> mx.array:
+        """[N, lines, words] as integers, [N, lines, rows]."""
+        codes = (words[..., None] >> mx.array(places.astype(np.uint32))) & (2**bits - 1)
+        return codes.reshape(n, -1, rows)
+
+    scales = scales.reshape(n, -1, rows)
+    zeros = zeros[:, : scales.shape[1] * rows // per_word]
+    integers = unpacked(zeros.reshape(n, -1, rows // per_word)) + zero
+    biases = (scales.astype(mx.float32) * -integers.astype(mx.float32)).astype(scales.dtype)
+    if order == "gptq":
+        words = weight.reshape(n, -1, rows).swapaxes(1, 2)
+    else:
+        codes = unpacked(weight.reshape(n, -1, rows // per_word)).swapaxes(1, 2).reshape(n, rows, -1, per_word)
+        words = (codes << mx.array((bits * np.arange(per_word)).astype(np.uint32))).sum(axis=-1).astype(mx.uint32)
+    return words, scales.swapaxes(1, 2), biases.swapaxes(1, 2)
