@@ -25,8 +25,8 @@ ExpertsPerToken = Annotated[
         "--experts-per-token",
         "-k",
         metavar="N|own",
-        help="Experts used per token and layer (K). Fewer read less and answer faster, but less well; "
-        "'own' is the number the model was trained with.  [default: 4, or 'own' where that is less]",
+        help="Experts per token and layer (K). Fewer experts answer faster, but less well; 'own' takes the number that the "
+        "model was trained with.  [default: 4, or 'own' where that is less]",
     ),
 ]
 
@@ -62,7 +62,7 @@ DtypeOption = Annotated[
     typer.Option(
         "--dtype",
         metavar="TYPE",
-        help="Of activations: float32, bfloat16 or float16.  [default: the checkpoint's; float32 on a CPU]",
+        help="Type of activations: float32, bfloat16 or float16.  [default: the checkpoint's; float32 on a CPU]",
     ),
 ]
 ThinkingOption = Annotated[
@@ -92,8 +92,8 @@ PrefetchOption = Annotated[
     bool,
     typer.Option(
         "--prefetch",
-        help="Read experts ahead that the next layer will probably choose, as long as that is measured to be faster. "
-        "Changes no token.",
+        help="Read the experts that the next layer will probably choose, while that is measured to be faster. Changes no "
+        "token.",
     ),
 ]
 DropColdOption = Annotated[
@@ -101,8 +101,8 @@ DropColdOption = Annotated[
     typer.Option(
         "--drop-cold-below",
         metavar="W",
-        help="Leave out experts that are not in memory and have less than this share of a token's weights (0 to 1). "
-        "Faster, less exact; 0 is off.",
+        help="Leave out a missing expert if its share of a token's routing weights is below W (0 to 1). Faster, less exact; "
+        "0 is off.",
     ),
 ]
 PreferCachedOption = Annotated[
@@ -110,8 +110,8 @@ PreferCachedOption = Annotated[
     typer.Option(
         "--prefer-cached",
         metavar="R",
-        help="Use experts in memory instead of absent ones, if they are at least 1-R times as likely (0 to 1). "
-        "Faster, less exact; 0 is off.",
+        help="Replace a missing expert by one in memory that is at least 1-R times as likely (0 to 1). Faster, less exact; "
+        "0 is off.",
     ),
 ]
 
@@ -120,7 +120,7 @@ ExpertCacheOption = Annotated[
     typer.Option(
         "--expert-cache",
         metavar="SIZE",
-        help="Memory for experts used lately, such as 2GB; 0 leaves it to the system, which is usually best.",
+        help="Memory for recently used experts, such as 2GB; 0 leaves caching to the system, which is usually best.",
     ),
 ]
 ThreadsOption = Annotated[

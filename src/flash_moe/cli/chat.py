@@ -73,7 +73,7 @@ def command(
         Path | None, Option(metavar="FILE", help="A Python file whose functions the model may call; it asks first.")
     ] = None,
     thinking: ThinkingOption = None,
-    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens of a reply.")] = 2048,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="The most tokens of a reply.")] = 2048,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     expert_cache: ExpertCacheOption = "0",
     prefetch: PrefetchOption = False,

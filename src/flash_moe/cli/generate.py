@@ -47,7 +47,7 @@ def command(
         str | None, Argument(metavar="PROMPT", help="What to answer; '-' or nothing reads stdin.", show_default=False)
     ] = None,
     k: ExpertsPerToken = None,
-    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens to generate.")] = 512,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="The most tokens to generate.")] = 512,
     system: Annotated[str | None, Option(metavar="TEXT", help="A system message.")] = None,
     thinking: ThinkingOption = None,
     raw: Annotated[bool, Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,

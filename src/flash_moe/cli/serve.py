@@ -54,7 +54,7 @@ def command(
     queue: Annotated[int, Option(metavar="N", min=0, help="Requests that may wait; more get status 429.")] = 64,
     max_body: Annotated[str, Option(metavar="SIZE", help="The largest body of a request.")] = "16MB",
     max_prompt: Annotated[
-        int | None, Option(metavar="N", min=1, help="Most tokens of a prompt.  [default: the model's context]")
+        int | None, Option(metavar="N", min=1, help="The most tokens of a prompt.  [default: the model's context]")
     ] = None,
     allow_origin: Annotated[
         list[str] | None, Option(metavar="URL", help="A site whose pages may use the server; may be repeated.")
