@@ -27,7 +27,7 @@ WITHOUT_JSON = {"chat", "serve"}  # commands that report nothing
         (
             [],
             [
-                "flash-moe info ORG/NAME",
+                "flash-moe plan ORG/NAME",
                 "flash-moe download ORG/NAME",
                 'flash-moe generate demo "Hello"',
                 "-v, --verbose",
