@@ -18,7 +18,7 @@ from flash_moe.cli.arguments import ExpertIOChoice, load_options, size
 from flash_moe.cli.console import print_json
 from flash_moe.packing.verify import verify
 
-WITHOUT_JSON = {"chat", "serve"}  # commands that report nothing
+WITHOUT_JSON = {"chat", "serve", "report"}  # commands that report nothing, and one whose report is Markdown
 
 
 @pytest.mark.parametrize(
