@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 def percent(share: float) -> str:
-    """A share for people: "100%" only of all, "0%" only of nothing."""
+    """Returns a share for people: "100%" only of all, "0%" only of nothing."""
     if 0 < share < 1:
         return "<1%" if share < 0.01 else f"{min(round(100 * share), 99)}%"
     return f"{share:.0%}"
 
 
 def format_bytes(count: float) -> str:
-    """A size for people: 7,077,888 is "7.1 MB"."""
+    """Returns a size for people: 7,077,888 is "7.1 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
@@ -29,7 +29,7 @@ def format_memory(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A time for people: "0.42 s", "12 s", "3:20 min", "1:02:03 h"."""
+    """Returns a time for people: "0.42 s", "12 s", "3:20 min", "1:02:03 h"."""
     if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)

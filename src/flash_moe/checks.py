@@ -18,7 +18,7 @@ DEFAULT_EXPERTS_PER_TOKEN = _Default(4)
 
 
 def is_default(value: int | None) -> bool:
-    """Whether nobody asked for this number."""
+    """Returns whether nobody asked for this number."""
     return isinstance(value, _Default)
 
 

@@ -74,5 +74,5 @@ def check_open(owner: object, name: str) -> None:
 
 
 def is_open(owner: object, name: str) -> bool:
-    """Whether an :class:`UntilClosed` attribute can be read."""
+    """Returns whether an :class:`UntilClosed` attribute can be read."""
     return vars(owner).get(name, (None,))[0] == os.getpid()

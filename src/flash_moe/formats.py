@@ -52,7 +52,7 @@ class Quantization:
 
     @classmethod
     def of_mode(cls, mode: str) -> Quantization:
-        """The only one of a mode that is not affine."""
+        """Returns the only one of a mode that is not affine."""
         return cls(*MODES.get(mode, (0, 0)), mode)
 
     @property
@@ -68,7 +68,9 @@ class Quantization:
         return f"{self.bits}-bit, groups of {self.group_size}" if self.is_affine else self.mode
 
     def to_json(self) -> dict[str, Any]:
-        """The arguments of MLX's quantised operations; without a mode it is affine, as in config.json's overrides."""
+        """Returns the arguments of MLX's quantised operations; without a mode it is affine, as in config.json's
+        overrides.
+        """
         return {"bits": self.bits, "group_size": self.group_size} | ({} if self.is_affine else {"mode": self.mode})
 
 
@@ -88,7 +90,7 @@ class ProjectionFormat:
 
     @classmethod
     def quantized(cls, quantization: Quantization, dtype: str) -> ProjectionFormat:
-        """A format with scales of ``dtype``, if it is affine and ``dtype`` is a float; they are BF16 otherwise."""
+        """Returns a format with scales of ``dtype``, if it is affine and ``dtype`` is a float; they are BF16 otherwise."""
         if not quantization.is_affine:
             return cls("U8", quantization)
         return cls(dtype if dtype in FLOATS else "BF16", quantization)
@@ -105,7 +107,7 @@ class ProjectionFormat:
 
 
 def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each stored part of a [rows, columns] projection, by name.
+    """Returns type and shape of each stored part of a [rows, columns] projection, by name.
 
     Raises:
         CheckpointError: the row cannot be split into whole groups, or its packed bits into whole words.

@@ -11,18 +11,20 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
-    """Bytes of memory this process may use: the machine's, or its control group's where that is less (Linux)."""
+    """Returns bytes of memory this process may use: the machine's, or its control group's where that is less (Linux)."""
     group = group_limit()
     return machine_memory() if group is None else min(group, machine_memory())
 
 
 def machine_memory() -> int:
-    """Bytes of memory of the machine."""
+    """Returns bytes of memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def group_limit() -> int | None:
-    """The least limit of this process's control group and the groups around it; None where there is none (Linux)."""
+    """Returns the least limit of this process's control group and the groups around it; None where there is none
+    (Linux).
+    """
     found = []
     for file in _limit_files():
         try:
@@ -35,7 +37,7 @@ def group_limit() -> int | None:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process uses now; 0 where nobody knows."""
+    """Returns bytes of memory that this process uses now; 0 where nobody knows."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

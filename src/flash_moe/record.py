@@ -23,7 +23,7 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple of ``multiple`` that is at least ``value``."""
+    """Returns the smallest multiple of ``multiple`` that is at least ``value``."""
     return -(-value // multiple) * multiple
 
 
@@ -45,7 +45,7 @@ class ExpertShape:
     layers: tuple[int, ...]
 
     def matrix(self, projection: str) -> tuple[int, int]:
-        """Rows and columns of one expert's projection: [I, H] for gate and up, [H, I] for down."""
+        """Returns rows and columns of one expert's projection: [I, H] for gate and up, [H, I] for down."""
         shape = (self.intermediate_size, self.hidden_size)
         return shape[::-1] if projection == "down_proj" else shape
 
@@ -191,7 +191,7 @@ class RecordLayout:
         return {name: layout.format for name, layout in self.linears.items()}
 
     def stored_as(self, formats: Mapping[str, ProjectionFormat]) -> RecordLayout:
-        """The same expert with linear layers in other formats; biases that are added to outputs stay.
+        """Returns the same expert with linear layers in other formats; biases that are added to outputs stay.
 
         Raises:
             CheckpointError: a group size does not divide the row length.
@@ -221,7 +221,7 @@ class RecordLayout:
         return self == RecordLayout.build(self.hidden_size, self.intermediate_size, self.formats)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain description from which :meth:`from_json` rebuilds the same layout."""
+        """Returns a plain description from which :meth:`from_json` rebuilds the same layout."""
         if self._is_swiglu:
             formats = {name: fmt.to_json() for name, fmt in self.formats.items()}
             sizes = {"hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size}

@@ -50,7 +50,7 @@ def frequencies(dims: int, theta: float, yarn: Yarn | None = None) -> tuple[floa
         return tuple(plain.tolist())
 
     def pair(turns: float) -> float:
-        """The index, a fraction, of the pair that makes this many turns in the original context."""
+        """Returns the index, a fraction, of the pair that makes this many turns in the original context."""
         return dims * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = pair(yarn.beta_fast), pair(yarn.beta_slow)

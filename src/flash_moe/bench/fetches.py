@@ -79,7 +79,7 @@ def _sets(table: RecordTable, records: int, seed: int) -> Iterator[tuple[int, li
 def _timed(
     store: ExpertStore, sets: list[tuple[int, list[int]]], limit: float, prepare: Callable[[int, list[int]], None]
 ) -> tuple[float, list[tuple[int, list[int]]]]:
-    """Bytes per second of the fetches that time allows, and which they were."""
+    """Returns bytes per second of the fetches that time allows, and which they were."""
     deadline = time.perf_counter() + limit
     speeds: list[tuple[int, float]] = []
     for done, (layer, experts) in enumerate(sets, start=1):

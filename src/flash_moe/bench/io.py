@@ -43,7 +43,7 @@ class IOReport:
         return all(speed.absent > 0.99 for speed in self.raw) and all(f.cold is not None for f in self.fetches)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-like."""
+        """Returns JSON-like data."""
         return dataclasses.asdict(self) | {"really_cold": self.really_cold}
 
 
@@ -95,7 +95,7 @@ def bench_io(
 
 
 def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
-    """The records of a checkpoint, and K."""
+    """Returns the records of a checkpoint, and K."""
     checkpoint = open_checkpoint(folder)
     table = checkpoint.records()
     if not table.layouts:

@@ -64,7 +64,7 @@ class Phase:
         return self.experts.fetch_seconds / self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-like; times in seconds, sizes in bytes."""
+        """Returns JSON-like data; times in seconds, sizes in bytes."""
         return dataclasses.asdict(self) | {
             "hit_rate": hit_rate(self.experts),
             "token_seconds": self.token_seconds,
@@ -84,13 +84,13 @@ class ModelReport:
     phases: tuple[Phase, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-like."""
+        """Returns JSON-like data."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return own | {"phases": [phase.to_dict() for phase in self.phases]}
 
 
 def hit_rate(stats: StoreStats) -> float:
-    """Share of the requested bytes that were in memory; 1 where none were requested."""
+    """Returns share of the requested bytes that were in memory; 1 where none were requested."""
     return 1 - stats.bytes_missing / stats.bytes_requested if stats.bytes_requested else 1.0
 
 
@@ -157,7 +157,7 @@ class _Bench:
             pass
 
     def prefill(self, *, cold: bool) -> Phase:
-        """The prompt up to its first token, ``runs`` times."""
+        """Returns the prompt up to its first token, ``runs`` times."""
         self._report(_label("prefill", cold), 0, self._runs)
         phase = _Recorder(self._model, "prefill", cold)
         for run in range(self._runs):
@@ -168,7 +168,7 @@ class _Bench:
         return phase.finish(self._runs * len(self._prompt))
 
     def decode(self, *, cold: bool) -> Phase:
-        """Tokens after the prompt, the first of which belongs to the prompt."""
+        """Returns tokens after the prompt, the first of which belongs to the prompt."""
         self._report(_label("decode", cold), 0, self._tokens)
         stream = self._stream(self._prompt, self._tokens + 1)
         next(stream)

@@ -10,7 +10,7 @@ _CHARACTERS = 8  # per token, at the most; tokenizers make about one token of fo
 
 
 def sample_prompt(model: Model, tokens: int) -> list[int]:
-    """The first tokens of that text, from its beginning again where it ends."""
+    """Returns the first tokens of that text, from its beginning again where it ends."""
     text = ""
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         text += file.read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ def open_files(paths: Sequence[Path]) -> list[MappedFile]:
 
 
 def _requests(files: Sequence[MappedFile], nbytes: int, most: int, seed: int) -> list[Request]:
-    """Up to ``most`` different places in a random order."""
+    """Returns up to ``most`` different places in a random order."""
     step = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
     ends = np.cumsum([max(0, (file.size - nbytes) // step + 1) for file in files])
     if not ends[-1]:
@@ -90,7 +90,7 @@ def _requests(files: Sequence[MappedFile], nbytes: int, most: int, seed: int) ->
 def _read(
     pool: ThreadPoolExecutor, shares: list[list[Request]], nbytes: int, limit: float
 ) -> tuple[float, list[list[Request]]]:
-    """Bytes per second of one thread for each share, and what they had read when time ran out."""
+    """Returns bytes per second of one thread for each share, and what they had read when time ran out."""
     buffers = [read_buffer(nbytes) for _ in shares]
     for buffer in buffers:
         buffer.fill(1)  # memory that was touched already

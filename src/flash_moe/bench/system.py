@@ -18,12 +18,12 @@ _PROCESSORS = Path("/proc/cpuinfo")
 
 
 def machine_name() -> str:
-    """System, architecture and number of cores."""
+    """Returns system, architecture and number of cores."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def chip_name() -> str:
-    """The GPU that MLX computes with and the processor, and its number of cores."""
+    """Returns the GPU that MLX computes with and the processor, and its number of cores."""
     names = [_processor(), f"{os.cpu_count()} cores"]
     if mx.default_device() != mx.cpu and (gpu := str(mx.device_info().get("device_name", ""))) not in ("", names[0]):
         names.insert(0, gpu)
@@ -31,14 +31,14 @@ def chip_name() -> str:
 
 
 def system_name() -> str:
-    """The operating system and its version, the architecture, and Python's version."""
+    """Returns the operating system and its version, the architecture, and Python's version."""
     mac, python = platform.mac_ver()[0], platform.python_version()
     system = f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}"
     return f"{system}, {platform.machine()}, Python {python}"
 
 
 def _processor() -> str:
-    """What the system calls the processor; its architecture where it does not say."""
+    """Returns what the system calls the processor; its architecture where it does not say."""
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -49,7 +49,9 @@ def _processor() -> str:
 
 
 def available_memory() -> int:
-    """Bytes that programs and the page cache can have: Linux's estimate, elsewhere three quarters of the memory."""
+    """Returns bytes that programs and the page cache can have: Linux's estimate, elsewhere three quarters of the
+    memory.
+    """
     if _MEMORY.exists():
         for line in _MEMORY.read_text().splitlines():
             name, _, value = line.partition(":")
@@ -59,7 +61,9 @@ def available_memory() -> int:
 
 
 def disk_bytes_read() -> int | None:
-    """Bytes that this process has made storage deliver since it began; None where the system does not count them."""
+    """Returns bytes that this process has made storage deliver since it began; None where the system does not count
+    them.
+    """
     if sys.platform != "linux":
         return None
     counters = dict(line.split(": ") for line in _IO.read_text().splitlines())

@@ -131,7 +131,9 @@ def _twins(one: TensorInfo, other: TensorInfo) -> CheckpointError:
 
 
 def has_all_weights(folder: Path) -> bool:
-    """Whether every file with weights is there that an index or a manifest names, or any where there is neither."""
+    """Returns whether every file with weights is there that an index or a manifest names, or any where there is
+    neither.
+    """
     try:
         _weight_files(folder)
         manifest = Manifest.load(folder)
@@ -142,7 +144,7 @@ def has_all_weights(folder: Path) -> bool:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
-    """The files to read, and the part of the index that holds for them (nothing where it is stale).
+    """Returns the files to read, and the part of the index that holds for them (nothing where it is stale).
 
     Those are the files in which the index finds needed tensors, or without an index all *.safetensors files.
     """
@@ -169,7 +171,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
 
 
 def _instead_of_index(needed: Mapping[str, str], all_missing: bool, others: list[Path]) -> list[Path]:
-    """The files that hold what a stale index looks for elsewhere: one with all of it, or all where it is right in nothing."""
+    """Returns the files that hold what a stale index looks for elsewhere: one with all of it, or all where it is right
+    in nothing.
+    """
     if all_missing and not any((file.parent / MANIFEST).exists() for file in others):
         return others
     for file in others:

@@ -51,7 +51,8 @@ def foreign_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint, by canonical name, with names and types that MLX would have; others stay as they are.
+    """Returns the tensors of a checkpoint, by canonical name, with names and types that MLX would have; others stay as
+    they are.
 
     Args:
         form: how integers are stored, where there are any.
@@ -92,7 +93,7 @@ def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None
 
 
 def _mode(weight: TensorInfo, scales: TensorInfo) -> str | None:
-    """The mode of MLX in which the same bytes mean the same."""
+    """Returns the mode of MLX in which the same bytes mean the same."""
     if not weight.shape or not scales.shape or weight.shape[-1] % 4 or scales.dtype not in ("U8", "F8_E4M3", "F8_E8M0"):
         return None
     codes = {"U8": 4, "F8_E4M3": 8}.get(weight.dtype, 0)
@@ -103,7 +104,7 @@ def _mode(weight: TensorInfo, scales: TensorInfo) -> str | None:
 
 
 def mlx_global_scale(name: str, value: Any) -> Any:
-    """The global scale that MLX takes, from a tensor (of NumPy or MLX) with that stored name."""
+    """Returns the global scale that MLX takes, from a tensor (of NumPy or MLX) with that stored name."""
     if name.endswith("weight_global_scale"):
         return GLOBAL_SCALE / value
     return value * GLOBAL_SCALE if name.endswith("weight_scale_2") else value

@@ -53,7 +53,7 @@ def resolve(
     local_files_only: bool = False,
     progress: ProgressOption = True,
 ) -> Path:
-    """Return the directory that holds a checkpoint, downloading it from the Hugging Face hub where necessary.
+    """Returns the directory that holds a checkpoint, downloading it from the Hugging Face hub where necessary.
 
     Only the files a model is run from are fetched. Finished files are kept when a download is interrupted: call again
     to continue. If the hub cannot be asked, a complete cached copy is used with a warning.
@@ -170,7 +170,7 @@ def commit_of(repo: str, *, revision: str | None = None, token: str | bool | Non
 
 
 def list_files(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubFile]:
-    """List the files of a hub repository that a model is run from; nothing is downloaded.
+    """Lists the files of a hub repository that a model is run from; nothing is downloaded.
 
     Raises:
         HubError: the repository could not be read, or holds no safetensors files.
@@ -193,7 +193,7 @@ def list_files(repo: str, *, revision: str | None = None, token: str | bool | No
 
 
 def _cached(repo: str, revision: str | None, cache: Path) -> Path | None:
-    """Return the snapshot in the cache if it holds all that a model is run from, whatever else the repository has."""
+    """Returns the snapshot in the cache if it holds all that a model is run from, whatever else the repository has."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json", cache_dir=cache, revision=revision)
@@ -206,7 +206,7 @@ def _cached(repo: str, revision: str | None, cache: Path) -> Path | None:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn whatever the hub's client raises into a HubError that says what to do."""
+    """Turns whatever the hub's client raises into a HubError that says what to do."""
     try:
         yield
     except FlashMoEError:

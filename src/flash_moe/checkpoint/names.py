@@ -31,7 +31,7 @@ class ExpertTensor:
 
 
 def canonical_name(name: str) -> str | None:
-    """The name without its prefix, or None for tensors that text decoding does not need (vision, MTP)."""
+    """Returns the name without its prefix, or None for tensors that text decoding does not need (vision, MTP)."""
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             name = name[len(prefix) :]
@@ -40,7 +40,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def expert_tensor(canonical: str) -> ExpertTensor | None:
-    """What a canonical name says about routed experts, or None when it names a resident tensor."""
+    """Returns what a canonical name says about routed experts, or None when it names a resident tensor."""
     if (match := _EXPERT.match(canonical)) is None:
         return None
     expert = match["expert"]
@@ -50,7 +50,7 @@ def expert_tensor(canonical: str) -> ExpertTensor | None:
 
 
 def expert_module(layer: int, projection: str) -> str:
-    """The canonical path of a projection of a layer's routed experts, whatever name a file gives it."""
+    """Returns the canonical path of a projection of a layer's routed experts, whatever name a file gives it."""
     return f"layers.{layer}.mlp.switch_mlp.{projection}"
 
 
@@ -63,14 +63,14 @@ def expert_modules(layer: int, projection: str, *, fused: bool) -> list[str]:
 
 
 def is_file_name(value: object) -> bool:
-    """Whether a value read from a checkpoint names a file of its own folder, and nothing outside."""
+    """Returns whether a value read from a checkpoint names a file of its own folder, and nothing outside."""
     if not isinstance(value, str) or Path(value).name != value or value == ".." or "\0" in value:
         return False
     return len(value.encode(errors="replace")) <= _LONGEST_NAME and value.isprintable()
 
 
 def module_path(canonical: str) -> str:
-    """The path of the module that owns a tensor: ``layers.0.mlp.gate.weight`` belongs to ``layers.0.mlp.gate``."""
+    """Returns the path of the module that owns a tensor: ``layers.0.mlp.gate.weight`` belongs to ``layers.0.mlp.gate``."""
     for part in _MODULE_PARTS:
         if canonical.endswith(part):
             return canonical[: -len(part)]
@@ -78,5 +78,5 @@ def module_path(canonical: str) -> str:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether a stored name is the one that mlx-lm gives to a projection of all experts."""
+    """Returns whether a stored name is the one that mlx-lm gives to a projection of all experts."""
     return ".switch_mlp." in name

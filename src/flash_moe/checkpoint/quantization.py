@@ -41,7 +41,7 @@ class StatedQuantization:
     global_scale: bool = False
 
     def allows(self, found: Quantization) -> bool:
-        """Whether nothing that is stated contradicts what was found."""
+        """Returns whether nothing that is stated contradicts what was found."""
         pairs = (self.bits, found.bits), (self.group_size, found.group_size), (self.mode, found.mode)
         return all(stated is None or stated == value for stated, value in pairs)
 
@@ -79,7 +79,7 @@ class QuantizationMap:
         return cls(_entry("quantization", section), overrides)
 
     def stated(self, modules: Iterable[str]) -> StatedQuantization | None:
-        """The override of the first of these paths that has one."""
+        """Returns the override of the first of these paths that has one."""
         return next((self.overrides[name] for name in modules if name in self.overrides), None)
 
     def of(self, modules: Iterable[str], weight: TensorInfo, scales: TensorInfo) -> Quantization:
@@ -126,7 +126,7 @@ class QuantizationMap:
 
 
 def _byte_scaled(product: int, scales: TensorInfo) -> Quantization:
-    """The mode whose bits times group size is ``product``."""
+    """Returns the mode whose bits times group size is ``product``."""
     for mode, (bits, group_size) in MODES.items():
         if bits * group_size == product:
             return Quantization(bits, group_size, mode)
@@ -176,7 +176,7 @@ def refuse_foreign_tensors(tensors: Iterable[TensorInfo]) -> None:
 
 
 def is_quantized_by_others(tensors: Iterable[TensorInfo]) -> bool:
-    """Whether another library than MLX has quantised the weights."""
+    """Returns whether another library than MLX has quantised the weights."""
     return any(_foreign_method(info) is not None for info in tensors)
 
 
@@ -198,7 +198,7 @@ def _entry(key: str, value: Mapping[str, Any]) -> StatedQuantization:
 
 
 def _completed(stated: StatedQuantization, product: int) -> Quantization:
-    """What is stated, completed such that bits times group size is ``product``, else by MLX's defaults."""
+    """Returns what is stated, completed such that bits times group size is ``product``, else by MLX's defaults."""
     bits, group_size = stated.bits, stated.group_size
     if bits is None and group_size is None:
         group_size = _DEFAULT.group_size

@@ -96,11 +96,11 @@ class Shards:
         self._names = sorted(self.sizes)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this source from others."""
+        """Returns what tells this source from others."""
         return {"source": self._repo, "commit": self._commit}
 
     def number(self, name: str) -> int:
-        """The place of a weight file among all."""
+        """Returns the place of a weight file among all."""
         return self._names.index(name)
 
     @contextmanager
@@ -151,7 +151,7 @@ class Shards:
 
 
 def _header(path: Path) -> bytes:
-    """A weight file's header, with what precedes it."""
+    """Returns a weight file's header, with what precedes it."""
     with path.open("rb") as stream:
         prefix = stream.read(8)
         return prefix + stream.read(struct.unpack("<Q", prefix)[0])
@@ -181,7 +181,7 @@ class _Source:
         os.truncate(path, file.size)
 
     def read(self, file: HubFile, start: int, stop: int) -> bytes:
-        """The bytes from ``start`` to ``stop`` of a file."""
+        """Returns the bytes from ``start`` to ``stop`` of a file."""
         if start == stop:
             return b""
         with hub_errors(self._repo, self._revision):

@@ -28,7 +28,8 @@ _DTYPES = {
 
 
 def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
-    """The resident tensors exactly as stored, lazily, by canonical name; flat where they are to be put in order.
+    """Returns the resident tensors exactly as stored, lazily, by canonical name; flat where they are to be put in
+    order.
 
     Raises:
         CheckpointError: a tensor has a dtype that no weight has, or a file changed since its header was read.
@@ -60,7 +61,7 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
 
 
 def _read(info: TensorInfo) -> mx.array:
-    """A tensor out of its file, at once."""
+    """Returns a tensor out of its file, at once."""
     try:
         words = np.fromfile(info.file, np.uint8, info.nbytes, offset=info.offset)
     except OSError as error:

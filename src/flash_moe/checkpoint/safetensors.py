@@ -37,12 +37,12 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, file: Path | int) -> FileState:
-        """The state of a path or descriptor, now. OSError where there is none."""
+        """Returns the state of a path or descriptor, now. OSError where there is none."""
         status = os.fstat(file) if isinstance(file, int) else file.stat()
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def change(self, now: FileState) -> str | None:
-        """What happened to the file since this state was noted, for people; None if nothing."""
+        """Returns what happened to the file since this state was noted, for people; None if nothing."""
         if now == self:
             return None
         if now.size != self.size:
@@ -176,7 +176,8 @@ def _check_ranges(file: Path, tensors: list[TensorInfo], start: int, size: int) 
 def build_header(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], *, metadata: Mapping[str, str] | None = None, align: int = 8
 ) -> bytes:
-    """The bytes that precede the data of a file which holds ``tensors`` (name to dtype and shape) in that order.
+    """Returns the bytes that precede the data of a file which holds ``tensors`` (name to dtype and shape) in that
+    order.
 
     Args:
         align: the data begins at a multiple of this many bytes; the header is padded with spaces, as the format allows.

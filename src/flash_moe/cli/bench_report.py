@@ -39,7 +39,7 @@ def model_table(report: ModelReport) -> str:
 
 
 def io_table(report: IOReport) -> str:
-    """Raw reads, cold and warm, by size and threads; then the stores."""
+    """Returns raw reads, cold and warm, by size and threads; then the stores."""
     threads = sorted({speed.threads for speed in report.raw})
     sizes = sorted({speed.request_bytes for speed in report.raw})
     found = {(speed.request_bytes, speed.threads): speed for speed in report.raw}

@@ -81,7 +81,7 @@ def open_closed_streams() -> None:
 
 
 def at_terminal() -> bool:
-    """Whether stderr is a terminal."""
+    """Returns whether stderr is a terminal."""
     return sys.stderr.isatty()
 
 

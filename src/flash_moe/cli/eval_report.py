@@ -32,7 +32,7 @@ class Report:
     called: ToolCallScore | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-like; a standard error is null where a single sequence says nothing about it."""
+        """Returns JSON-like data; a standard error is null where a single sequence says nothing about it."""
         found: dict[str, Any] = {
             "model": _described(self.model),
             "reference": None if self.reference is None else _described(self.reference),
@@ -92,7 +92,7 @@ def _text_rows(scores: TokenScores) -> list[str]:
 
 
 def _decoding_rows(model: LayerwiseModel) -> list[str]:
-    """How a text that was scored token by token was run."""
+    """Returns how a text that was scored token by token was run."""
     if not isinstance(model, DecodedModel):
         return []
     rows = [_row("run", ["token by token"])]

@@ -32,10 +32,10 @@ def download(
     Only the files that a model is run from are fetched, into the hub's cache (HF_HUB_CACHE). It can be stopped at any
     time: the same command continues where it was. Other commands take a repository too, and download it if they must.
     """
+    from ..amounts import format_bytes
     from ..checkpoint.hub import REPO, list_files, resolve
     from ..checkpoint.hub_cache import cache_folder, free_space
     from ..errors import ArgumentError
-    from ..generation.summary import format_bytes
 
     if not REPO.fullmatch(repo):
         raise ArgumentError(f"{repo!r} is no repository of the hub; expected org/name")
@@ -54,8 +54,8 @@ def list_models(as_json: JsonOption = False, verbose: VerboseOption = False) -> 
 
     With what each takes on the disk, and whether it is complete.
     """
+    from ..amounts import format_bytes
     from ..checkpoint.hub_cache import cache_folder, downloaded
-    from ..generation.summary import format_bytes
 
     found = downloaded()
     if as_json:
@@ -75,9 +75,9 @@ def remove(
     verbose: VerboseOption = False,
 ) -> None:
     """Remove a model from the hub's cache, after asking."""
+    from ..amounts import format_bytes
     from ..checkpoint.hub_cache import downloaded
     from ..checkpoint.hub_cache import remove as remove_from_cache
-    from ..generation.summary import format_bytes
 
     known = next((one for one in downloaded() if one.repo == repo), None)
     if known is not None and not yes:

@@ -49,7 +49,7 @@ def command(
 
 
 def _text(title: str, part: Callable[[], str]) -> str:
-    """What a part says, or the kind of error that kept it from being measured, which hides no other part."""
+    """Returns what a part says, or the kind of error that kept it from being measured, which hides no other part."""
     try:
         return part()
     except Exception as error:

@@ -82,7 +82,7 @@ def model(folder: Path, experts_per_token: int | None, prompt_tokens: int, token
 
 
 def _described(files: ModelFiles, report: ModelReport) -> str:
-    """A model without its name, which may be somebody's own."""
+    """Returns a model without its name, which may be somebody's own."""
     config, table = files.dimensions, files.records()
     form = "packed" if table.packed else "not packed"
     return (
@@ -93,7 +93,7 @@ def _described(files: ModelFiles, report: ModelReport) -> str:
 
 
 def _reading(report: IOReport) -> str:
-    """The fastest plain reads of each size, and the stores."""
+    """Returns the fastest plain reads of each size, and the stores."""
     rows = []
     for size in sorted({speed.request_bytes for speed in report.raw}):
         found = [speed for speed in report.raw if speed.request_bytes == size]

@@ -33,7 +33,7 @@ class Tools:
         self._max_rounds, self._confirm = max_rounds, confirm
 
     def runs(self, call: ToolCall) -> bool:
-        """Whether the call is of a function, not of a schema."""
+        """Returns whether the call is of a function, not of a schema."""
         return call.name in self._functions
 
     def result(self, call: ToolCall, last: bool, cancel: Any) -> ToolResult:

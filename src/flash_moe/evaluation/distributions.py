@@ -28,15 +28,15 @@ class Distributions:
         self._sums = self._terms.sum(axis=1, dtype=np.float64)
 
     def nll(self, tokens: np.ndarray) -> np.ndarray:
-        """-ln of the probability of one token per row: [R] int to [R] float64."""
+        """Returns -ln of the probability of one token per row: [R] int to [R] float64."""
         return np.log(self._sums) - self._logits[np.arange(len(tokens)), tokens]
 
     def top(self) -> np.ndarray:
-        """The likeliest token of each row, [R] int."""
+        """Returns the likeliest token of each row, [R] int."""
         return self._logits.argmax(axis=1)
 
     def kl(self, other: Distributions) -> np.ndarray:
-        """KL(self || other) in nats, [R] float64: Σ p (ln p - ln q)."""
+        """Returns KL(self || other) in nats, [R] float64: Σ p (ln p - ln q)."""
         # Differences of logits first: of equal distributions they are exactly 0.
         differences = self._terms * (self._logits - other._logits)
         mean = differences.sum(axis=1, dtype=np.float64) / self._sums

@@ -26,7 +26,7 @@ class Estimate:
 
 
 def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
-    """The mean of all values, with a standard error that lets values of one cluster depend on each other.
+    """Returns the mean of all values, with a standard error that lets values of one cluster depend on each other.
 
     With the residuals of a cluster summed to r_g, G clusters and N values, the squared standard error is
     G / (G - 1) · Σ_g r_g² / N²: that of a ratio of sums over clusters. Clusters may differ in size.
@@ -48,12 +48,12 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """exp of an estimate; its standard error to first order."""
+    """Returns exp of an estimate; its standard error to first order."""
     value, error = math.exp(estimate.value), estimate.standard_error
     return Estimate(value, None if error is None else value * error)
 
 
 def proportion(successes: int, trials: int) -> Estimate:
-    """A share p of independent trials, with the binomial standard error sqrt(p (1 - p) / trials)."""
+    """Returns a share p of independent trials, with the binomial standard error sqrt(p (1 - p) / trials)."""
     p = successes / trials
     return Estimate(p, math.sqrt(p * (1 - p) / trials))

@@ -12,7 +12,7 @@ _GROUP = 16  # experts computed together: bounds their rows where a store holds 
 
 
 def expert_sum(h: mx.array, chosen: np.ndarray, weights: np.ndarray, layer: int, store: ExpertStore) -> np.ndarray:
-    """Σ_k weights[:, k] · expert_k(h).
+    """Returns Σ_k weights[:, k] · expert_k(h).
 
     :class:`~flash_moe.nn.sparse_moe.SparseMoE` computes the same from T · K rows side by side; here no more rows exist
     at a time than a group of experts has.

@@ -24,7 +24,7 @@ class Line:
     values: dict[str, Any]
 
     def objects(self, key: str) -> list[dict[str, Any]] | None:
-        """A list of objects, or None where the key is missing or null.
+        """Returns a list of objects, or None where the key is missing or null.
 
         Raises:
             ArgumentError: it is something else.
@@ -46,7 +46,7 @@ class Line:
         raise self.error(key, "true or false")
 
     def messages(self) -> list[dict[str, Any]]:
-        """The chat messages, at least one.
+        """Returns the chat messages, at least one.
 
         Raises:
             ArgumentError: there are none.
@@ -56,7 +56,7 @@ class Line:
         return messages
 
     def error(self, key: str, expected: str) -> ArgumentError:
-        """The error that says what is wrong with a key."""
+        """Returns the error that says what is wrong with a key."""
         found = json.dumps(self.values[key]) if key in self.values else "missing"
         return ArgumentError(f"{self.where}: {key!r} is {found:.80}, expected {expected}; mend the line")
 
@@ -81,7 +81,7 @@ def read_lines(file: Path, limit: int | None = None) -> Iterator[Line]:
 
 
 def read_text(file: Path) -> str:
-    """The content of a UTF-8 file.
+    """Returns the content of a UTF-8 file.
 
     Raises:
         ArgumentError: it is no UTF-8 text.

@@ -106,15 +106,17 @@ class LayerwiseModel:
         return network.normed(states)
 
     def checked(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The sequences as token ids. PromptError where one is empty, too long, or has an id that does not exist."""
+        """Returns the sequences as token ids. PromptError where one is empty, too long, or has an id that does not
+        exist.
+        """
         return check_sequences(sequences, self.config.vocab_size, self.config.max_position_embeddings)
 
     def head(self) -> Linear:
-        """The output head: [T, H] to [T, V]."""
+        """Returns the output head: [T, H] to [T, V]."""
         return self._network().head()
 
     def shares_head(self, other: LayerwiseModel) -> bool:
-        """Whether another model's head is the same."""
+        """Returns whether another model's head is the same."""
         return self.checkpoint.folder.resolve() == other.checkpoint.folder.resolve() and self.dtype == other.dtype
 
     def _network(self) -> Layerwise:

@@ -56,11 +56,13 @@ class NetworkModel(LayerwiseModel):
         return cls(files, Tokenizer.load(folder), files.experts_per_token, activations, expert_io)
 
     def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[Any]:
-        """The sequences, checked, as rows that :meth:`head` takes."""
+        """Returns the sequences, checked, as rows that :meth:`head` takes."""
         return [Rows(tokens) for tokens in self.checked(sequences)]
 
     def head(self) -> Callable[[Rows], mx.array]:  # type: ignore[override]
-        """Logits [T, V] of rows that are asked for in the order of each text. To be called once: it loads the network."""
+        """Returns logits [T, V] of rows that are asked for in the order of each text. To be called once: it loads the
+        network.
+        """
         network = self.checkpoint.load(self.expert_io, 0).network
         caches: dict[str, Any] = {}
 
@@ -73,7 +75,7 @@ class NetworkModel(LayerwiseModel):
         return logits
 
     def shares_head(self, other: LayerwiseModel) -> bool:
-        """Never: what stands for it is a network with a K of its own."""
+        """Returns never: what stands for it is a network with a K of its own."""
         return False
 
 

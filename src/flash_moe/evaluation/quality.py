@@ -59,12 +59,12 @@ class Divergence:
 
 
 def perplexity(scores: TokenScores) -> Perplexity:
-    """The model's perplexity on all tokens of ``scores``."""
+    """Returns the model's perplexity on all tokens of ``scores``."""
     return _perplexity(scores.nll, scores.sequence)
 
 
 def divergence(scores: TokenScores) -> Divergence:
-    """How far the model is from the reference on all tokens of ``scores``.
+    """Returns how far the model is from the reference on all tokens of ``scores``.
 
     Raises:
         ArgumentError: the scores were made without a reference.

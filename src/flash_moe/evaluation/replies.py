@@ -62,7 +62,8 @@ def greedy(
 
 
 def expected_reply(tokenizer: Tokenizer, case: ToolCallCase, template: dict[str, Any]) -> list[int]:
-    """The tokens of a reply that holds the calls of a case and nothing else, up to and with the one that ends it.
+    """Returns the tokens of a reply that holds the calls of a case and nothing else, up to and with the one that ends
+    it.
 
     Args:
         template: what the chat template is given beside the messages.

@@ -71,7 +71,8 @@ def read_sequences(
 
 
 def calibration_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer, count: int) -> list[list[int]]:
-    """The first ``count`` tokens of a file, for ``flash_moe.packing.convert.convert``; the last sequence may be cut.
+    """Returns the first ``count`` tokens of a file, for ``flash_moe.packing.convert.convert``; the last sequence may be
+    cut.
 
     Raises:
         The errors of :func:`read_sequences`.
@@ -97,7 +98,7 @@ def conversation(
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool | None = None,
 ) -> TokenSequence:
-    """A whole conversation as the model's chat template writes it.
+    """Returns a whole conversation as the model's chat template writes it.
 
     The assistant's tokens are those after each header of an assistant's message, up to and with the token that ends
     it. The header is the first line of what the template adds for a reply.
@@ -118,7 +119,7 @@ def conversation(
 
 
 def _after(tokens: list[int], header: list[int], ends: frozenset[int]) -> tuple[bool, ...]:
-    """Which tokens lie between a header and the next end, which counts too."""
+    """Returns which tokens lie between a header and the next end, which counts too."""
     inside, flags = False, [False] * len(tokens)
     for i, token in enumerate(tokens if header and ends else ()):
         if inside:

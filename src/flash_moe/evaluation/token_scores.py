@@ -49,7 +49,7 @@ class TokenScores:
     comparison: Comparison | None = None
 
     def of_assistant(self) -> TokenScores | None:
-        """The assistant's tokens alone; None if there are none."""
+        """Returns the assistant's tokens alone; None if there are none."""
         if not (mask := self.assistant).any():
             return None
         c = self.comparison
@@ -117,7 +117,7 @@ def _logits(head: Linear, hidden: mx.array) -> np.ndarray:
 
 
 def _score(logits: list[np.ndarray], targets: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The model's likelihoods, and the comparison if its logits come after a reference's."""
+    """Returns the model's likelihoods, and the comparison if its logits come after a reference's."""
     *reference, model = map(Distributions, logits)
     own = model.nll(targets)
     if not reference:

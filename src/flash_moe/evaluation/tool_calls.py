@@ -126,7 +126,7 @@ def tool_call_score(
 
 
 def same_calls(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> bool:
-    """Whether both hold equal calls, in any order."""
+    """Returns whether both hold equal calls, in any order."""
     rest = list(expected)
     for call in found:
         match = next((i for i, other in enumerate(rest) if _equal(call, other)), None)
@@ -137,7 +137,7 @@ def same_calls(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Equality of JSON values: 1 is 1.0, but not true."""
+    """Returns equality of JSON values: 1 is 1.0, but not true."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
     if isinstance(a, list) and isinstance(b, list):

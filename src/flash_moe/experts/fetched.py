@@ -33,7 +33,7 @@ class Records:
     layout: RecordLayout | None = None
 
     def stacked(self) -> mx.array:
-        """The records as one [K, words] array (a view where they already lie side by side, else a copy)."""
+        """Returns the records as one [K, words] array (a view where they already lie side by side, else a copy)."""
         if self.rows is None:
             return mx.stack(list(self.arrays))
         (bank,) = self.arrays
@@ -71,7 +71,7 @@ class Arrivals:
 
 
 def as_array(record: np.ndarray) -> mx.array:
-    """Bytes of a record as [words] uint32: in place on Metal, copied elsewhere."""
+    """Returns bytes of a record as [words] uint32: in place on Metal, copied elsewhere."""
     return mx.asarray(record.view(np.uint32))
 
 

@@ -97,7 +97,7 @@ class MappedFile:
         return np.asarray(self._mapping)
 
     def change(self) -> str | None:
-        """What happened to the file since its state was noted, or None.
+        """Returns what happened to the file since its state was noted, or None.
 
         Mapped pages of a shortened file must not be touched.
         """
@@ -136,11 +136,11 @@ class MappedFile:
         return vector.translate(_LOWEST_BIT)  # the system may use the other bits
 
     def absent(self, offset: int, nbytes: int) -> np.ndarray:
-        """Which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
+        """Returns which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
         return np.frombuffer(self.residency(offset, nbytes), np.uint8) == 0
 
     def missing_bytes(self, offset: int, nbytes: int) -> int:
-        """Bytes of a range that are not in the page cache, by whole pages."""
+        """Returns bytes of a range that are not in the page cache, by whole pages."""
         return min(self.residency(offset, nbytes).count(0) * PAGE, nbytes)
 
     def evict(self, offset: int = 0, nbytes: int | None = None, *, flush: bool = False) -> None:
@@ -169,7 +169,7 @@ class MappedFile:
             _libc.madvise(self._mapping.address + offset, nbytes, mmap.MADV_DONTNEED)
 
     def cached_bytes(self) -> int:
-        """Bytes of the file that are in the page cache."""
+        """Returns bytes of the file that are in the page cache."""
         return self.size - self.missing_bytes(0, self.size)
 
     def _no_readahead(self) -> None:
@@ -184,7 +184,7 @@ class MappedFile:
 
 
 def pages_of(offset: int, nbytes: int) -> range:
-    """Numbers of the pages of a file that a range of bytes lies in."""
+    """Returns numbers of the pages of a file that a range of bytes lies in."""
     return range(offset // PAGE, -(-(offset + nbytes) // PAGE))
 
 

@@ -18,7 +18,7 @@ _exchanging: set[int] = set()  # pages that :func:`exchanged` was asked about
 
 
 def on_cuda() -> bool:
-    """Whether MLX computes on a CUDA device."""
+    """Returns whether MLX computes on a CUDA device."""
     return mx.cuda.is_available() and mx.default_device() != mx.cpu
 
 
@@ -53,7 +53,7 @@ def keep_on_host(memory: np.ndarray) -> bool:
 
 
 def exchanged(array: mx.array) -> np.ndarray:
-    """NumPy's view of a small array that the device hands to the host, or the host to the device.
+    """Returns NumPy's view of a small array that the device hands to the host, or the host to the device.
 
     On CUDA its memory stays on the host from now on, and so does what MLX puts there later. Otherwise each exchange moves a
     page there and back, which takes longer than the work of a layer.

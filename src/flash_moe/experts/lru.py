@@ -31,14 +31,14 @@ class SlotTable(Generic[Key]):
         return self._slot_of[key]
 
     def touch(self, key: Key) -> int | None:
-        """The slot of ``key``, which becomes the most recently used; None when it holds no slot."""
+        """Returns the slot of ``key``, which becomes the most recently used; None when it holds no slot."""
         slot = self._slot_of.get(key)
         if slot is not None:
             self._slot_of.move_to_end(key)
         return slot
 
     def assign(self, key: Key, keep: Iterable[Key], slot: int | None = None) -> int:
-        """A slot for a new key: a free one, or that of the least recently used key not in ``keep``.
+        """Returns a slot for a new key: a free one, or that of the least recently used key not in ``keep``.
 
         Args:
             slot: the one to take, which is free.

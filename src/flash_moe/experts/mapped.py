@@ -128,7 +128,7 @@ class _Touch:
 
 
 def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
-    """Page ranges, of at most REQUEST bytes each, that cover all absent pages."""
+    """Returns page ranges, of at most REQUEST bytes each, that cover all absent pages."""
     pages = np.flatnonzero(absent)
     ranges = []
     while pages.size:
@@ -140,7 +140,7 @@ def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _bytes(location: Location, stride: int) -> np.ndarray:
-    """A record's mapped pages; where it lies in pieces, they are put together first."""
+    """Returns a record's mapped pages; where it lies in pieces, they are put together first."""
     if len(location.parts) == 1:
         ((file, extent),) = location.parts
         return file.pages[extent.offset : extent.offset + extent.nbytes]

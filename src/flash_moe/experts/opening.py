@@ -71,6 +71,6 @@ def open_store(
 
 
 def fetch_capacity(table: RecordTable, experts_per_token: int) -> int:
-    """Records that one fetch of a streaming store may ask for: a token's, or as many as prefill reads together."""
+    """Returns records that one fetch of a streaming store may ask for: a token's, or as many as prefill reads together."""
     group = min(_GROUP_BYTES, memory_limit() // _SHARE)
     return min(max(group // max(table.max_stride, 1), experts_per_token), table.num_experts)

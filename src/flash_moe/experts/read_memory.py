@@ -27,12 +27,12 @@ def new_bank(records: int, words: int) -> mx.array:
 
 
 def read_buffer(nbytes: int) -> np.ndarray:
-    """Uninitialised bytes that reads may fill: [nbytes] uint8."""
+    """Returns uninitialised bytes that reads may fill: [nbytes] uint8."""
     longer = np.empty(nbytes + ALIGNMENT, np.uint8)
     first = _distance(longer)
     return longer[first : first + nbytes]
 
 
 def _distance(memory: np.ndarray) -> int:
-    """Bytes from the start to the first aligned address."""
+    """Returns bytes from the start to the first aligned address."""
     return int(-memory.ctypes.data % ALIGNMENT)

@@ -44,11 +44,11 @@ class Location:
             file.evict(extent.offset, extent.nbytes)
 
     def missing_bytes(self) -> int:
-        """Bytes of the record that are not in the page cache."""
+        """Returns bytes of the record that are not in the page cache."""
         return sum(file.missing_bytes(extent.offset, extent.nbytes) for file, extent in self.parts)
 
     def absent_share(self) -> float:
-        """The share of the record that is not in the page cache, by a sample: its pages come and go together."""
+        """Returns the share of the record that is not in the page cache, by a sample: its pages come and go together."""
         start = SAMPLE * int(_random.random() * -(-self.nbytes // SAMPLE))
         parts = iter(self.parts)
         file, extent = next(parts)
@@ -103,7 +103,7 @@ class RecordReader:
         self._queue.cancelled = cancelled
 
     def file(self, path: Path) -> MappedFile:
-        """The open file of that path.
+        """Returns the open file of that path.
 
         Raises:
             CheckpointError: it cannot be opened, or was changed since its header was read.
@@ -137,7 +137,7 @@ class RecordReader:
             self.file(path).evict(flush=flush)
 
     def cached_bytes(self) -> int:
-        """Bytes of all files that are in the page cache."""
+        """Returns bytes of all files that are in the page cache."""
         return sum(self.file(path).cached_bytes() for path in self.table.files)
 
     def locate(self, layer: int, expert: int) -> Location:
@@ -205,7 +205,7 @@ class RecordReader:
 
 
 def _buffers(targets: Targets, start: int, stop: int) -> list[np.ndarray]:
-    """The memory of the bytes from ``start`` to ``stop`` of a record; what lies between targets goes nowhere."""
+    """Returns the memory of the bytes from ``start`` to ``stop`` of a record; what lies between targets goes nowhere."""
     if isinstance(targets, np.ndarray):
         return [targets[start:stop]]
     found, at = [], start

@@ -30,7 +30,7 @@ class StoreStats:
     seconds: float = 0.0
 
     def since(self, before: StoreStats) -> StoreStats:
-        """What was counted after ``before`` was copied from these counters."""
+        """Returns what was counted after ``before`` was copied from these counters."""
         return StoreStats(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
 
     def count(self, stride: int, requested: int, brought: Mapping[int, int], waited: float, seconds: float) -> None:

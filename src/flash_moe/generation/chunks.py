@@ -10,7 +10,8 @@ _STEP, _MOST = 256, 4096
 
 
 def prefill_chunk(config: Dimensions, experts_per_token: int, memory: int | None = None) -> int:
-    """Tokens per chunk: many, for every expert that a chunk touches is read once, but not more than memory allows.
+    """Returns tokens per chunk: many, for every expert that a chunk touches is read once, but not more than memory
+    allows.
 
     Args:
         experts_per_token: K. A layer holds 2·K + 12 rows of H float32 per token: inputs and outputs of the experts, and

@@ -16,11 +16,11 @@ class Constraint(Protocol):
         ...
 
     def allows(self, token: int) -> bool:
-        """Whether a token may come next; cheap."""
+        """Returns whether a token may come next; cheap."""
         ...
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next, [V] bool; may take milliseconds."""
+        """Returns which tokens may come next, [V] bool; may take milliseconds."""
         ...
 
     def accept(self, token: int) -> None:
@@ -28,7 +28,7 @@ class Constraint(Protocol):
         ...
 
     def forced(self) -> list[int]:
-        """The tokens that come next whatever the model says; none where there is a choice."""
+        """Returns the tokens that come next whatever the model says; none where there is a choice."""
         ...
 
 
@@ -68,13 +68,13 @@ class AfterReasoning:
             self._constraint.prepare()
 
     def allows(self, token: int) -> bool:
-        """Whether a token may come next."""
+        """Returns whether a token may come next."""
         if self._inside:
             return token not in self._ends
         return token in self._extra() or self._constraint.allows(token)
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next, [V] bool."""
+        """Returns which tokens may come next, [V] bool."""
         if self._inside:
             mask = np.ones(self._size, bool)
             mask[list(self._ends)] = False
@@ -97,11 +97,11 @@ class AfterReasoning:
             self._constraint.accept(token)
 
     def forced(self) -> list[int]:
-        """The tokens that come next whatever the model says."""
+        """Returns the tokens that come next whatever the model says."""
         return [] if self._inside or self._extra() else self._constraint.forced()
 
     def _extra(self) -> frozenset[int]:
-        """Tokens that may come next beside those of the constraint."""
+        """Returns tokens that may come next beside those of the constraint."""
         if self._may_pause:
             return self._gap
         return frozenset() if self._opening is None else frozenset({self._opening})

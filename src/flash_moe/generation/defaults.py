@@ -12,7 +12,7 @@ _NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:
-    """Arguments for Sampling: what the file says if it asks for sampling (``do_sample``), else greedy decoding.
+    """Returns arguments for Sampling: what the file says if it asks for sampling (``do_sample``), else greedy decoding.
 
     Raises:
         ConfigError: the file is malformed.

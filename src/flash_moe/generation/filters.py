@@ -25,7 +25,7 @@ class Filters(Protocol):
 
 
 def kept_tokens(logits: np.ndarray, filters: Filters) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that top_k, top_p and min_p leave, and their renormalised probabilities.
+    """Returns token ids that top_k, top_p and min_p leave, and their renormalised probabilities.
 
     Most probable first, or by id where all are kept: sorting a whole vocabulary takes longer than all the rest.
     """
@@ -68,7 +68,7 @@ def decisive_tokens(logits: np.ndarray, filters: Filters, allows: Callable[[int]
 
 
 def _settled(weights: np.ndarray, kept: list[int], filters: Filters, size: int) -> bool:
-    """Whether no token behind the last of ``kept`` can pass the filters, whichever of them are allowed.
+    """Returns whether no token behind the last of ``kept`` can pass the filters, whichever of them are allowed.
 
     Args:
         weights: of the most probable tokens, in order, relative to the first.
@@ -87,7 +87,7 @@ def _settled(weights: np.ndarray, kept: list[int], filters: Filters, size: int) 
 
 
 def _candidates(probabilities: np.ndarray, filters: Filters) -> np.ndarray:
-    """Ids, in order, of all tokens that the filters can keep: few of a vocabulary, as a rule."""
+    """Returns ids, in order, of all tokens that the filters can keep: few of a vocabulary, as a rule."""
     if filters.top_k:
         return largest(probabilities, filters.top_k)
     if filters.top_p == 1:
@@ -100,7 +100,7 @@ def _candidates(probabilities: np.ndarray, filters: Filters) -> np.ndarray:
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the ``count`` largest values, or of all, in order."""
+    """Returns indices of the ``count`` largest values, or of all, in order."""
     if count >= values.size:
         return np.arange(values.size)
     return np.sort(np.argpartition(-values, count - 1)[:count])

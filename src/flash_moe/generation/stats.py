@@ -102,7 +102,7 @@ class Stats:
         return times_of(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain values, for JSON."""
+        """Returns all figures as plain values, for JSON."""
         derived = ("prompt_tokens_per_second", "generated_tokens_per_second", "hit_rate", "expert_bytes_per_token")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 

@@ -58,12 +58,12 @@ class StopStrings:
         return text[:cut], False
 
     def flush(self) -> str:
-        """Return the text still held back, once no more is to come."""
+        """Returns the text still held back, once no more is to come."""
         held, self._held = self._held, ""
         return held
 
     def _unfinished(self, text: str) -> int:
-        """Length of the longest suffix of `text` with which a stop string begins."""
+        """Returns length of the longest suffix of `text` with which a stop string begins."""
         for length in range(min(len(text), self._longest - 1), 0, -1):
             suffix = text[-length:]
             if any(stop.startswith(suffix) for stop in self.stops):

@@ -60,7 +60,7 @@ class ChoiceStats:
 
     @classmethod
     def of(cls, counters: ChoiceCounters) -> ChoiceStats:
-        """The counters, with masses as shares."""
+        """Returns the counters, with masses as shares."""
         mass = counters.routed_mass or 1.0
         return cls(
             counters.routed,

@@ -35,7 +35,7 @@ def summary(stats: Stats) -> str:
 
 
 def rows(stats: Stats) -> list[tuple[str, str]]:
-    """The same as names and values of a small table."""
+    """Returns the same as names and values of a small table."""
     k, own = stats.experts_per_token, stats.model_experts_per_token
     reused = f", {stats.reused_tokens:,} reused" if stats.reused_tokens else ""
     found = [

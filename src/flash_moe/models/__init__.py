@@ -27,7 +27,8 @@ _OWN = {model_type: family for family in FAMILIES for model_type in family.model
 
 
 def is_adapted(folder: Path) -> bool:
-    """Whether the model of a checkpoint runs on mlx-lm's network, since this library has none of its own for it.
+    """Returns whether the model of a checkpoint runs on mlx-lm's network, since this library has none of its own for
+    it.
 
     Raises:
         ConfigError: nobody has, or mlx-lm is missing or too old.

@@ -13,7 +13,7 @@ MAX_DIMENSION = 1 << 30  # far above any model: a damaged file asks for more
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``folder/config.json`` as it stands."""
+    """Returns the content of ``folder/config.json`` as it stands."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -80,7 +80,7 @@ class Qwen35(Family):
 
 
 def _is_of_matrix(canonical: str, array: mx.array) -> bool:
-    """Whether an array is of a linear layer's or an embedding's matrix; convolutions have three dimensions."""
+    """Returns whether an array is of a linear layer's or an embedding's matrix; convolutions have three dimensions."""
     return array.ndim == 2 and canonical.endswith((".weight", ".scales", ".biases"))
 
 
@@ -89,7 +89,7 @@ def _is_zero_centred(canonical: str) -> bool:
 
 
 def _taps_first(array: mx.array, info: TensorInfo, hugging_face: bool) -> mx.array:
-    """A stored convolution, [C, 1, taps] in Hugging Face's convention and [C, taps, 1] in MLX's, as [taps, C]."""
+    """Returns a stored convolution, [C, 1, taps] in Hugging Face's convention and [C, taps, 1] in MLX's, as [taps, C]."""
     axis = 1 if hugging_face else 2
     if array.ndim != 3 or array.shape[axis] != 1:
         expected = "[C, 1, taps]" if hugging_face else "[C, taps, 1]"
@@ -164,7 +164,7 @@ def _parsed(raw: Mapping[str, Any]) -> ModelConfig:
 def _rope(
     raw: Mapping[str, Any], text: Mapping[str, Any], head_dim: int, positions: int
 ) -> tuple[float, int, Yarn | None]:
-    """Base of the rotary frequencies, number of rotated dimensions, and YaRN, wherever config.json states it."""
+    """Returns base of the rotary frequencies, number of rotated dimensions, and YaRN, wherever config.json states it."""
     inner, outer = _rope_sections(text), [] if text is raw else _rope_sections(raw)
     scaled = next((section for section in (*inner, *outer) if section["rope_type"] == "yarn"), None)
     plain = {key: value for section in reversed([*inner, *outer]) for key, value in section.items()}
@@ -188,7 +188,9 @@ def _rope(
 
 
 def _rope_sections(owner: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The sections about RoPE, what they state under the newer names; that which counts first in transformers is first."""
+    """Returns the sections about RoPE, what they state under the newer names; that which counts first in transformers
+    is first.
+    """
     sections = []
     for key in ("rope_scaling", "rope_parameters"):
         section = owner.get(key) or {}

@@ -64,7 +64,7 @@ def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quan
 
 
 def _row_blocks(heads: int, widths: tuple[int, ...]) -> list[np.ndarray]:
-    """Row indices of each block when every head stores ``widths`` rows one block after the other."""
+    """Returns row indices of each block when every head stores ``widths`` rows one block after the other."""
     rows = np.arange(heads * sum(widths)).reshape(heads, -1)
     ends = np.cumsum(widths)
     return [rows[:, end - width : end].reshape(-1) for end, width in zip(ends, widths, strict=True)]

@@ -78,7 +78,7 @@ class DecodeStep:
         return found
 
     def _run(self, x: mx.array, cache: KVCache | DeltaCache, bank: tuple[mx.array, ...]) -> list[mx.array]:
-        """What :meth:`_finish_layer` returns."""
+        """Returns what :meth:`_finish_layer` returns."""
         found: list[mx.array]
         if isinstance(cache, DeltaCache):
             conv, state, *found = self._delta(x, cache.conv, cache.state, *bank)
@@ -110,7 +110,9 @@ class DecodeStep:
         return self._finish_layer(x, self._mixer.attend(*attention), *bank)
 
     def _finish_layer(self, x: mx.array, mixed: mx.array, *bank: mx.array) -> list[mx.array]:
-        """What the experts take; behind the layer's output with a bank and a table of slots, in its place with a bank."""
+        """Returns what the experts take; behind the layer's output with a bank and a table of slots, in its place with
+        a bank.
+        """
         h, x = add_rms_norm(mixed, x, self._post_norm, self._eps)
         ids, weights, rest = self._moe.route(h, x)
         if not bank:

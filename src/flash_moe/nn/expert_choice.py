@@ -83,7 +83,7 @@ class ExpertChoice:
 def swaps(
     probabilities: np.ndarray, order: np.ndarray, absent: np.ndarray, regret: float, in_memory: InMemory
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The most absent chosen experts that others in memory can replace, at the least loss of probability.
+    """Returns the most absent chosen experts that others in memory can replace, at the least loss of probability.
 
     A replacement is at least 1 - ``regret`` times as likely as what it replaces.
 
@@ -108,7 +108,7 @@ def swaps(
 
 
 def cold(probabilities: np.ndarray, absent: np.ndarray, threshold: float) -> np.ndarray:
-    """Which of the chosen experts are left out: absent ones whose share is below the threshold, but never all.
+    """Returns which of the chosen experts are left out: absent ones whose share is below the threshold, but never all.
 
     Args:
         probabilities: [K], of the chosen experts. absent: [K] bool.

@@ -54,7 +54,7 @@ class Layerwise:
         self._config, self._arrays, self._quantization = config, dict(arrays), quantization
 
     def embedded(self, sequences: Sequence[Sequence[int]], dtype: mx.Dtype) -> list[mx.array]:
-        """The vectors of the tokens of each sequence, [T, H] in ``dtype``."""
+        """Returns the vectors of the tokens of each sequence, [T, H] in ``dtype``."""
         table = self._table("embed_tokens")
         states = [table.rows(mx.array(list(tokens)), dtype) for tokens in sequences]
         mx.eval(states)
@@ -105,12 +105,12 @@ class Layerwise:
         return Routed(h, np.concatenate(chosen), np.concatenate(factors))
 
     def normed(self, states: Sequence[mx.array]) -> list[mx.array]:
-        """The hidden states of each sequence after the final norm."""
+        """Returns the hidden states of each sequence after the final norm."""
         norm = self._take("norm").array("norm.weight", self._config.hidden_size)
         return [rms_norm(x, norm, self._config.rms_norm_eps) for x in states]
 
     def head(self) -> Linear:
-        """The output head: [T, H] to [T, V]."""
+        """Returns the output head: [T, H] to [T, V]."""
         config = self._config
         if config.tie_word_embeddings:
             return self._table("embed_tokens")
@@ -120,7 +120,7 @@ class Layerwise:
         return self._take(name).embedding(name, self._config.vocab_size, self._config.hidden_size)
 
     def _take(self, path: str) -> Weights:
-        """The weights below ``path``, under their full names."""
+        """Returns the weights below ``path``, under their full names."""
         names = [name for name in self._arrays if name.startswith(f"{path}.")]
         return Weights({name: self._arrays.pop(name) for name in names}, self._quantization)
 

@@ -74,7 +74,7 @@ class Linears(Module):
         return outputs
 
     def together(self, x: mx.array) -> mx.array:
-        """All outputs one after the other, [T, Σ out_i]."""
+        """Returns all outputs one after the other, [T, Σ out_i]."""
         outputs = [layer(x) for layer in self.groups]
         return mx.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
 
@@ -111,7 +111,7 @@ class Embedding(Linear):
     """A table of token vectors; as a linear layer it is the tied output head."""
 
     def rows(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
-        """The vectors of token ids: [T] int32 to [T, H] in ``dtype``."""
+        """Returns the vectors of token ids: [T] int32 to [T, H] in ``dtype``."""
         if self.quantization is None or self.scales is None:
             return self.weight[ids].astype(dtype)
         scales, biases = self.scales[ids], None

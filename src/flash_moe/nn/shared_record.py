@@ -55,6 +55,6 @@ def _words(array: mx.array) -> mx.array:
 
 
 def _gap(layout: RecordLayout, end: int) -> int:
-    """Words from the end of a part to the start of the next, or to the end of the record."""
+    """Returns words from the end of a part to the start of the next, or to the end of the record."""
     starts = [part.offset for part in layout.parts] + [layout.stride]
     return (min(start for start in starts if start >= end) - end) // 4

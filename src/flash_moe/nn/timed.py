@@ -46,15 +46,15 @@ class TimedLayer:
         return cache
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
-        """The whole layer."""
+        """Returns the whole layer."""
         return self._layer(x, cache)
 
     def front(self, x: mx.array, cache: KVCache | DeltaCache) -> list[mx.array]:
-        """The layer without its routed experts."""
+        """Returns the layer without its routed experts."""
         sparse = isinstance(self._layer.mlp, SparseMoE)
         return list(self._layer.front(x, cache)) if sparse else [self(x, cache)]
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
-        """The routed experts alone; see :meth:`SparseMoE.experts`."""
+        """Returns the routed experts alone; see :meth:`SparseMoE.experts`."""
         y: mx.array = self._layer.mlp.experts(x, ids, weights, rest)
         return y

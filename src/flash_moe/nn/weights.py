@@ -31,11 +31,11 @@ class Weights:
         self._arrays, self._quantization, self._path, self._join_linears = arrays, quantization, path, join
 
     def at(self, name: str | int) -> Weights:
-        """The weights below ``name``."""
+        """Returns the weights below ``name``."""
         return Weights(self._arrays, self._quantization, self._join(name), join=self._join_linears)
 
     def array(self, name: str, *shape: int) -> mx.array:
-        """The array ``name``, which must have this shape.
+        """Returns the array ``name``, which must have this shape.
 
         Raises:
             CheckpointError: it is missing or has another shape.
@@ -53,7 +53,7 @@ class Weights:
         return array
 
     def linear(self, name: str, out_features: int, in_features: int, *, bias: bool = False) -> Linear:
-        """The linear layer ``name``, quantised or not as the checkpoint has it."""
+        """Returns the linear layer ``name``, quantised or not as the checkpoint has it."""
         parts = self._matrix(name, out_features, in_features)
         own = self.at(name)
         return Linear(
@@ -61,19 +61,19 @@ class Weights:
         )
 
     def linears(self, out_features: Mapping[str, int], in_features: int, *, bias: bool = False) -> Linears:
-        """Several linear layers of the same input: names to output sizes."""
+        """Returns several linear layers of the same input: names to output sizes."""
         layers = [self.linear(name, out, in_features, bias=bias) for name, out in out_features.items()]
         return Linears(layers, join=self._join_linears)
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
-        """The embedding table ``name``, quantised or not as the checkpoint has it."""
+        """Returns the embedding table ``name``, quantised or not as the checkpoint has it."""
         own = self.at(name)
         return Embedding(*self._matrix(name, rows, width), None, own._arrays.get(own._join("global_scale")))
 
     def _matrix(
         self, name: str, rows: int, columns: int
     ) -> tuple[mx.array, mx.array | None, mx.array | None, Quantization | None]:
-        """Weight, scales and biases of a matrix, and how it is quantised; None for what it does not have."""
+        """Returns weight, scales and biases of a matrix, and how it is quantised; None for what it does not have."""
         own = self.at(name)
         q = self._quantization.get(own._path)
         if q is None:

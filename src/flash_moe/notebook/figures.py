@@ -80,7 +80,9 @@ def layers_of(by_layer: Mapping[int, Any]) -> Picture:
 
 
 def uses_of(counts: Any) -> Picture:
-    """How often experts are used: counts [L, E], a row for each layer, its experts from the most used to the least."""
+    """Returns how often experts are used: counts [L, E], a row for each layer, its experts from the most used to the
+    least.
+    """
     figure = _figure(8.0, 3.6)
     axes = figure.subplots()
     ordered = -np.sort(-counts, axis=1)

@@ -11,7 +11,7 @@ _QUERIES = 256  # computed at a time on the CPU
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Softmax attention in which the last query sees all keys and each earlier one a key less.
+    """Returns softmax attention in which the last query sees all keys and each earlier one a key less.
 
     Args:
         q: [Hq, T, D] queries of the newest T tokens.
@@ -28,7 +28,9 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
 
 def _blas_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """A block of queries at a time, with the keys that it sees: the scores stay in the cache, and half are never made."""
+    """Returns a block of queries at a time, with the keys that it sees: the scores stay in the cache, and half are
+    never made.
+    """
     heads, tokens, dim = q.shape
     kv_heads, context, _ = k.shape
     group = heads // kv_heads

@@ -15,23 +15,23 @@ MIN_PRODUCTS = 1 << 17  # multiplications of two float matrices, from which on i
 
 
 def on_cpu(dtype: mx.Dtype) -> bool:
-    """Whether an array of this dtype is computed in float32 on the CPU."""
+    """Returns whether an array of this dtype is computed in float32 on the CPU."""
     return dtype == mx.float32 and mx.default_device() == mx.cpu
 
 
 def use_blas(rows: int, dtype: mx.Dtype) -> bool:
-    """Whether work on this many rows should leave MLX."""
+    """Returns whether work on this many rows should leave MLX."""
     return rows >= MIN_ROWS and on_cpu(dtype)
 
 
 def to_numpy(array: mx.array) -> np.ndarray:
-    """NumPy's view of an array's memory (evaluates it; no copy)."""
+    """Returns NumPy's view of an array's memory (evaluates it; no copy)."""
     mx.eval(array)
     return np.array(array, copy=False)
 
 
 def matmul(a: mx.array, b: mx.array) -> mx.array:
-    """``a @ b`` with broadcasting over leading dimensions, through BLAS where it is large and on the CPU."""
+    """Returns ``a @ b`` with broadcasting over leading dimensions, through BLAS where it is large and on the CPU."""
     if a.size * b.shape[-1] < MIN_PRODUCTS or not on_cpu(a.dtype):
         return a @ b
     return mx.array(np.matmul(to_numpy(a), to_numpy(b)))

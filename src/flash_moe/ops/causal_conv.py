@@ -8,7 +8,7 @@ from .blas import on_cpu
 
 
 def causal_conv(x: mx.array, weight: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
-    """y[t, c] = SiLU(Σ_i weight[i, c] · x[t - taps + 1 + i, c]).
+    """Returns y[t, c] = SiLU(Σ_i weight[i, c] · x[t - taps + 1 + i, c]).
 
     Args:
         x: [T, C] inputs.

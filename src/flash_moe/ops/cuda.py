@@ -74,7 +74,7 @@ _POINTER = r"\bthreadgroup\b\s+(?:const\s+)?[\w:]+(?:<[^<>;(){}]*>)?(?:\s+const)
 
 
 def cuda_source(name: str, headers: Sequence[str], defines: str) -> tuple[str, str]:
-    """Body and header for ``mx.fast.cuda_kernel`` of the kernel ``name``.
+    """Returns body and header for ``mx.fast.cuda_kernel`` of the kernel ``name``.
 
     MLX hashes the whole text at every launch, 0.35 µs for each 1,000 characters, so the sources are included, not copied;
     with their checksums, for MLX keeps compiled kernels on disk under that hash.

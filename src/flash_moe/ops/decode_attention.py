@@ -23,14 +23,14 @@ _COMBINE = Kernel("decode_attention_combine", ["best", "total", "sums", "gate", 
 
 
 def supports(heads: int, kv_heads: int, dim: int) -> bool:
-    """Whether :func:`decode_attention_kernel` takes heads like these."""
+    """Returns whether :func:`decode_attention_kernel` takes heads like these."""
     return dim % 32 == 0 and heads // kv_heads * (dim + 2 * _TILE + 1) <= _SHARED_FLOATS
 
 
 def decode_attention_reference(
     q: mx.array, keys: mx.array, values: mx.array, length: int, gate: mx.array, scale: float
 ) -> mx.array:
-    """softmax(scale · q · kᵀ) · v · sigmoid(gate) for one token, in float32.
+    """Returns softmax(scale · q · kᵀ) · v · sigmoid(gate) for one token, in float32.
 
     Args:
         q: [Hq, 1, D]; query heads share KV heads in groups of Hq / Hkv.
@@ -48,7 +48,9 @@ def decode_attention_reference(
 
 
 def cache_sizes(length: int, keys: mx.array) -> mx.array:
-    """What :func:`decode_attention_kernel` reads of a cache at run time: valid keys, capacity, chunk size, chunks."""
+    """Returns what :func:`decode_attention_kernel` reads of a cache at run time: valid keys, capacity, chunk size,
+    chunks.
+    """
     kv_heads, capacity = keys.shape[-3:-1]
     return integers(length, capacity, *split(capacity, kv_heads))
 
@@ -93,7 +95,7 @@ def decode_attention_kernel(
 
 
 def split(capacity: int, kv_heads: int) -> tuple[int, int]:
-    """Keys per chunk, a multiple of the tile, and the number of chunks; those beyond the valid keys stay empty."""
+    """Returns keys per chunk, a multiple of the tile, and the number of chunks; those beyond the valid keys stay empty."""
     most = max(1, _THREADGROUPS // kv_heads)
     chunk = max(_CHUNK, -(-capacity // (most * _TILE)) * _TILE)
     return chunk, -(-capacity // chunk)

@@ -12,7 +12,7 @@ _TOGETHER = 32  # chunks whose systems are solved at once, which bounds memory
 def gated_delta_chunks(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """The contract of :func:`.gated_delta.gated_delta`.
+    """Returns the contract of :func:`.gated_delta.gated_delta`.
 
     All that does not depend on the state is computed for many chunks together; what is left for each chunk in turn are
     four products with the state. Everything is float32, whose products CUDA rounds to TF32 unless
@@ -29,7 +29,7 @@ def gated_delta_chunks(
 def _run(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """y [T, Hv, Dv] float32 and the new state."""
+    """Returns y [T, Hv, Dv] float32 and the new state."""
     tokens, key_heads, dk = k.shape
     heads, dv = v.shape[1:]
     group = heads // key_heads  # value heads per key head
@@ -58,7 +58,7 @@ def _run(
 
 
 def _chunks(a: mx.array, key_heads: int, group: int, width: int) -> mx.array:
-    """[T, ...] to float32 [N, Hk, G, C, width]; the last chunk is filled up with zeros, which change nothing."""
+    """Returns [T, ...] to float32 [N, Hk, G, C, width]; the last chunk is filled up with zeros, which change nothing."""
     missing = -a.shape[0] % CHUNK
     a = a.astype(mx.float32).reshape(-1, key_heads, group, width)
     if missing:
@@ -67,7 +67,7 @@ def _chunks(a: mx.array, key_heads: int, group: int, width: int) -> mx.array:
 
 
 def _decay_between(log_decay: mx.array) -> mx.array:
-    """[..., C, 1] to [..., C, C]: the product of the decays after token j up to token i, and 0 for j > i.
+    """Returns [..., C, 1] to [..., C, C]: the product of the decays after token j up to token i, and 0 for j > i.
 
     Each is a sum of its own logarithms: differences of one running sum would lose small decays beside large ones.
     """
@@ -77,7 +77,8 @@ def _decay_between(log_decay: mx.array) -> mx.array:
 
 
 def _inverse(lower: mx.array) -> mx.array:
-    """(I + L)⁻¹ for strictly lower triangular L [..., C, C], block by block: [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]].
+    """Returns (I + L)⁻¹ for strictly lower triangular L [..., C, C], block by block: [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0],
+    [-D⁻¹BA⁻¹, D⁻¹]].
 
     As stable as forward substitution, unlike the series of L's powers, which grow before they vanish.
     """

@@ -22,14 +22,14 @@ Step = tuple[mx.array, mx.array, mx.array]
 
 
 def supports(key_dim: int) -> bool:
-    """Whether :func:`delta_net_step_kernel` takes keys of this width."""
+    """Returns whether :func:`delta_net_step_kernel` takes keys of this width."""
     return key_dim % 4 == 0
 
 
 def pack_constants(
     log_decay: mx.array, dt_bias: mx.array, norm_weight: mx.array, *, l2_eps: float, eps: float
 ) -> mx.array:
-    """A layer's constants as one array, since every input of a launch costs the host time.
+    """Returns a layer's constants as one array, since every input of a launch costs the host time.
 
     Args:
         log_decay: [Hv], -exp(A_log).
@@ -49,7 +49,7 @@ def delta_net_step_reference(
     projected: mx.array, conv_state: mx.array, state: mx.array, *,
     conv_weight: mx.array, constants: mx.array, key_heads: int,
 ) -> Step:  # fmt: skip
-    """y = norm(S · q) · silu(z) after S ← g·S, S ← S + β·(v − S·k)⊗k, in float32.
+    """Returns y = norm(S · q) · silu(z) after S ← g·S, S ← S + β·(v − S·k)⊗k, in float32.
 
     q, k, v = silu(conv(qkv)), with q / |q| / sqrt(Dk) and k / |k|; g = exp(log_decay · softplus(a + dt_bias)) and
     β = sigmoid(b). Value heads share key heads in groups of Hv / Hk. Within, nothing is rounded to the dtype of the

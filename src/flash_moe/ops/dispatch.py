@@ -54,7 +54,7 @@ def accept(cases: Iterable[Case]) -> None:
 
 
 def on_gpu() -> bool:
-    """Whether arrays are computed on a GPU."""
+    """Returns whether arrays are computed on a GPU."""
     return kernel.back_end() is not None
 
 

@@ -41,7 +41,9 @@ class Source:
 
 
 def supports(layout: RecordLayout, count: int) -> bool:
-    """Whether :func:`experts_for_token` takes ``count`` records of this layout: all projections affinely quantised."""
+    """Returns whether :func:`experts_for_token` takes ``count`` records of this layout: all projections affinely
+    quantised.
+    """
     return count <= MAX_RECORDS and all(p.biases is not None for _, p in layout.projections)
 
 
@@ -56,7 +58,7 @@ def experts_for_token(
     residual: mx.array | None = None,
     form: int = HOISTED,
 ) -> mx.array:
-    """residual + Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
+    """Returns residual + Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
 
     With only the first four arguments this is the contract of :func:`.experts.experts_for_token`.
 
@@ -79,7 +81,7 @@ def experts_for_token(
 def find_records(
     records: mx.array | Sequence[mx.array], rows: mx.array | Sequence[int] | None, shared: mx.array | None
 ) -> Source:
-    """How kernels find the records of :func:`experts_for_token`."""
+    """Returns how kernels find the records of :func:`experts_for_token`."""
     last = [] if shared is None else [shared]
     if not isinstance(records, mx.array):
         buffers = [*records, *last]
@@ -91,7 +93,7 @@ def find_records(
 
 
 def gate_up(x: mx.array, source: Source, count: int, layout: RecordLayout, form: int) -> mx.array:
-    """silu(gate·x) · (up·x) of every record: [K, I] in the dtype of x."""
+    """Returns silu(gate·x) · (up·x) of every record: [K, I] in the dtype of x."""
     columns, out = layout.hidden_size, layout.intermediate_size
     lanes, threads = lanes_per_row(columns, _LANES), _SIMDGROUPS * SIMD
     groups = -(-out // (threads // lanes * _GATE_UP_ROWS))
@@ -113,7 +115,7 @@ def gate_up(x: mx.array, source: Source, count: int, layout: RecordLayout, form:
 def down(
     h: mx.array, source: Source, weights: mx.array, residual: mx.array | None, layout: RecordLayout, form: int
 ) -> mx.array:
-    """residual + Σ_k weights[k] · down_k(h[k]): [1, H] in the dtype of h."""
+    """Returns residual + Σ_k weights[k] · down_k(h[k]): [1, H] in the dtype of h."""
     columns, out, count = layout.intermediate_size, layout.hidden_size, h.shape[0]
     lanes = lanes_per_row(columns, _LANES)
     threads, tiles = count * SIMD, -(-out // (SIMD // lanes * _DOWN_ROWS))
@@ -132,7 +134,7 @@ def down(
 
 
 def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Template:
-    """Type of scales, bits and group size of a projection, and the words of a record at which its parts lie."""
+    """Returns type of scales, bits and group size of a projection, and the words of a record at which its parts lie."""
     weight, scales, biases = projection.weight, projection.scales, projection.biases
     assert projection.quantization is not None and scales is not None and biases is not None
     return [
@@ -143,7 +145,7 @@ def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Templa
 
 
 def _record_access(separate: int, shared: bool) -> tuple[list[str], str]:
-    """Input names for the records, and what RECORD(k) means: templates cannot choose between buffers."""
+    """Returns input names for the records, and what RECORD(k) means: templates cannot choose between buffers."""
     if separate:
         names = [f"record{k}" for k in range(separate)]
         choice = "".join(f"(k) == {k} ? {name} : " for k, name in enumerate(names[:-1])) + names[-1]
@@ -156,14 +158,14 @@ def _record_access(separate: int, shared: bool) -> tuple[list[str], str]:
 
 @cache
 def gate_up_kernel(separate: int, shared: bool) -> Kernel:
-    """The kernel for records that are found like this; see :class:`Source`."""
+    """Returns the kernel for records that are found like this; see :class:`Source`."""
     names, defines = _record_access(separate, shared)
     return Kernel("expert_gate_up", ["x", *names], ["h"], headers=["quantized"], defines=defines)
 
 
 @cache
 def down_kernel(separate: int, shared: bool, residual: bool) -> Kernel:
-    """The same for the down projections, with or without a residual."""
+    """Returns the same for the down projections, with or without a residual."""
     names, defines = _record_access(separate, shared)
     defines += f"#define RESIDUAL(i) {'float(residual[i])' if residual else '0.0f'}\n"
     inputs = ["h", "weights", *names, *(["residual"] if residual else [])]

@@ -30,7 +30,7 @@ DTYPES = {
 def experts_for_token(
     x: mx.array, records: mx.array | Iterable[mx.array], weights: mx.array, layout: RecordLayout
 ) -> mx.array:
-    """Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
+    """Returns Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
 
     Args:
         x: [1, H], float.
@@ -59,7 +59,7 @@ def experts_in_place(
     *,
     grouped: bool = False,
 ) -> mx.array:
-    """down(silu(gate·x) · up·x) of an expert for each row of x, by MLX's gathered products.
+    """Returns down(silu(gate·x) · up·x) of an expert for each row of x, by MLX's gathered products.
 
     Args:
         x: [R, H], float, or [1, H] for the same row throughout.
@@ -80,14 +80,16 @@ def experts_in_place(
 
 @lru_cache(maxsize=64)
 def _numbers(count: int, *, same: bool) -> mx.array:
-    """Which row of x each product takes, [count] uint32: MLX would make them anew, in a launch, for every product."""
+    """Returns which row of x each product takes, [count] uint32: MLX would make them anew, in a launch, for every
+    product.
+    """
     numbers = mx.zeros(count, dtype=mx.uint32) if same else mx.arange(count, dtype=mx.uint32)
     mx.eval(numbers)
     return numbers
 
 
 def parts_of(record: mx.array, layout: RecordLayout) -> dict[str, mx.array]:
-    """The parts of one record [words] uint32, as :func:`experts_in_place` takes them: views, [1, ...] each."""
+    """Returns the parts of one record [words] uint32, as :func:`experts_in_place` takes them: views, [1, ...] each."""
     return {
         part.key: record[part.offset // 4 : (part.offset + part.nbytes) // 4]
         .view(DTYPES[part.dtype])
@@ -97,12 +99,12 @@ def parts_of(record: mx.array, layout: RecordLayout) -> dict[str, mx.array]:
 
 
 def weighted_sum(weights: mx.array, y: mx.array) -> mx.array:
-    """Σ_k weights[k] · y[k] in float32: [K] and [K, H] to [1, H] in the dtype of y."""
+    """Returns Σ_k weights[k] · y[k] in float32: [K] and [K, H] to [1, H] in the dtype of y."""
     return (weights[None] @ y.astype(mx.float32)).astype(y.dtype)
 
 
 def add_weighted(rest: mx.array, weights: mx.array, y: mx.array) -> mx.array:
-    """rest + Σ_k weights[k] · y[k] in float32, for a trace, which makes one launch of it where K is small.
+    """Returns rest + Σ_k weights[k] · y[k] in float32, for a trace, which makes one launch of it where K is small.
 
     Args:
         rest: [1, H]; weights: [K] float32; y: [K, H] in the dtype of rest.
@@ -119,12 +121,14 @@ def add_weighted(rest: mx.array, weights: mx.array, y: mx.array) -> mx.array:
 
 
 def takes_each(layout: RecordLayout, dtype: mx.Dtype) -> bool:
-    """Whether :func:`experts_for_token` is faster with each record as an array of its own."""
+    """Returns whether :func:`experts_for_token` is faster with each record as an array of its own."""
     return layout.stride >= _LARGE and on_cpu(dtype)
 
 
 def _side_by_side(x: mx.array, records: Iterable[mx.array], layout: RecordLayout) -> mx.array:
-    """[K, H]: each record as soon as it is there, from where it lies, on a stream per core and none of the others."""
+    """Returns [K, H]: each record as soon as it is there, from where it lies, on a stream per core and none of the
+    others.
+    """
     streams, outputs = cpu_streams(), []
     plain = all(projection.quantization is None for _, projection in layout.projections)
     for i, record in enumerate(records):
@@ -138,14 +142,14 @@ def _side_by_side(x: mx.array, records: Iterable[mx.array], layout: RecordLayout
 
 
 def _all_at_once(x: mx.array, records: mx.array, layout: RecordLayout) -> mx.array:
-    """[K, H], by batched products."""
+    """Returns [K, H], by batched products."""
     h, views = x[None], _Views(records)
     h = _swiglu(_batched(h, views, layout.gate_proj), _batched(h, views, layout.up_proj))
     return _batched(h, views, layout.down_proj).reshape(len(records), -1)
 
 
 def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
-    """down_g(silu(gate_g·x) · up_g·x) for rows that are sorted by expert.
+    """Returns down_g(silu(gate_g·x) · up_g·x) for rows that are sorted by expert.
 
     Args:
         x: [R, H], float; the first counts[0] rows belong to the first record, and so on.
@@ -182,7 +186,7 @@ def _blas_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: Re
 
 
 def dequantized(records: mx.array, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array:
-    """The weights of one projection of every record: [records, out, in] in ``dtype``."""
+    """Returns the weights of one projection of every record: [records, out, in] in ``dtype``."""
     return _Views(records).matrix(projection, dtype)
 
 
@@ -202,7 +206,7 @@ class _Views:
         return mx.as_strided(typed, (self._count, *part.shape), (stride, *inner), first)
 
     def quantized(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Weight, scales and biases; scales of a byte stay as they are, and have no biases."""
+        """Returns weight, scales and biases; scales of a byte stay as they are, and have no biases."""
         assert projection.scales is not None
         weight, scales = self.part(projection.weight), self.part(projection.scales)
         if projection.biases is None:
@@ -218,7 +222,7 @@ class _Views:
         return mx.contiguous(weight), mx.contiguous(scales), None if biases is None else mx.contiguous(biases)
 
     def factor(self, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array | None:
-        """What outputs are to be multiplied with, [N, 1, 1]; MLX takes a global scale only on a GPU."""
+        """Returns what outputs are to be multiplied with, [N, 1, 1]; MLX takes a global scale only on a GPU."""
         if projection.global_scale is None:
             return None
         return (self.part(projection.global_scale)[..., None] / GLOBAL_SCALE).astype(dtype)
@@ -251,7 +255,7 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 def _batched(x: mx.array, views: _Views, projection: ProjectionLayout) -> mx.array:
-    """[1 or K, 1, in] times every record: [K, 1, out]."""
+    """Returns [1 or K, 1, in] times every record: [K, 1, out]."""
     if (q := projection.quantization) is None:
         return x @ views.matrix(projection, x.dtype).swapaxes(-1, -2)
     y = mx.quantized_matmul(x, *views.quantized(projection, x.dtype), transpose=True, **q.to_json())
@@ -267,7 +271,9 @@ def _gathered(
     grouped: bool = True,
     rows: mx.array | None = None,
 ) -> mx.array:
-    """Rows of x, [.., 1, in], all or those that ``rows`` names, times the records that ``index`` names: [R, 1, out]."""
+    """Returns rows of x, [.., 1, in], all or those that ``rows`` names, times the records that ``index`` names: [R, 1,
+    out].
+    """
     if (q := projection.quantization) is None:
         dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # MLX on the CPU takes nothing else
         w = views.matrix(projection, dtype).swapaxes(-1, -2)

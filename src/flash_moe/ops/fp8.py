@@ -8,7 +8,8 @@ from ..formats import FP8_BLOCK
 
 
 def from_fp8(codes: mx.array, scales: mx.array) -> mx.array:
-    """The weights that codes and scales stand for, rounded to bfloat16 as the libraries do when they dequantise.
+    """Returns the weights that codes and scales stand for, rounded to bfloat16 as the libraries do when they
+    dequantise.
 
     Args:
         codes: [..., out, in] uint8, e4m3.

@@ -46,7 +46,9 @@ def gated_delta(
 
 
 def steps(tokens: int) -> bool:
-    """Whether these run through :func:`gated_delta_step`: one on CUDA, where MLX's own op is made of some twenty others."""
+    """Returns whether these run through :func:`gated_delta_step`: one on CUDA, where MLX's own op is made of some
+    twenty others.
+    """
     return tokens == 1 and kernel.back_end() == "cuda"
 
 
@@ -78,7 +80,7 @@ def gated_delta_step(
 def gated_delta_reference(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """The recurrence as it is written above, token by token in float32; same contract."""
+    """Returns the recurrence as it is written above, token by token in float32; same contract."""
     dtype = q.dtype
     tokens, key_heads, dk = k.shape
     heads, dv = v.shape[1:]

@@ -30,7 +30,7 @@ def affine_of(
     places = bits * np.argsort(_AWQ if order == "awq" else range(per_word))
 
     def unpacked(words: mx.array) -> mx.array:
-        """[N, lines, words] as integers, [N, lines, rows]."""
+        """Returns [N, lines, words] as integers, [N, lines, rows]."""
         codes = (words[..., None] >> mx.array(places.astype(np.uint32))) & (2**bits - 1)
         return codes.reshape(n, -1, rows)
 

@@ -25,7 +25,7 @@ _poisoned: ContextVar[bool] = ContextVar("flash_moe_poisoned", default=False)
 
 
 def back_end() -> str | None:
-    """How kernels run here: "metal", "cuda", or None where there is no GPU. Tests put an emulator in its place."""
+    """Returns how kernels run here: "metal", "cuda", or None where there is no GPU. Tests put an emulator in its place."""
     if mx.default_device() == mx.cpu:
         return None
     return "metal" if mx.metal.is_available() else "cuda"

@@ -55,7 +55,7 @@ def linear(
 def dequantized(
     weight: mx.array, scales: mx.array, biases: mx.array | None, quantization: Quantization, dtype: mx.Dtype
 ) -> mx.array:
-    """The weights [out, in] in ``dtype``."""
+    """Returns the weights [out, in] in ``dtype``."""
     return mx.dequantize(weight, scales, biases, **quantization.to_json(), dtype=dtype)
 
 

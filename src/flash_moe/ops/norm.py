@@ -11,7 +11,7 @@ from .scalars import floats
 
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
-    """x / sqrt(mean(x²) + eps) · weight over the last axis.
+    """Returns x / sqrt(mean(x²) + eps) · weight over the last axis.
 
     Args:
         x: [..., D], float.
@@ -27,7 +27,7 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
 
 
 def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
-    """The norm of a sum, and the sum.
+    """Returns the norm of a sum, and the sum.
 
     Args:
         x, residual: [..., D], float.
@@ -43,7 +43,7 @@ def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) 
 
 
 def l2_norm(x: mx.array, eps: float) -> mx.array:
-    """x / sqrt(Σx² + eps) over the last axis; shapes and dtypes as :func:`rms_norm`."""
+    """Returns x / sqrt(Σx² + eps) over the last axis; shapes and dtypes as :func:`rms_norm`."""
     if on_cpu(x.dtype):
         return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + floats(eps))
     width = x.shape[-1]

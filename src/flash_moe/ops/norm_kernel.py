@@ -20,7 +20,7 @@ _ADD_NORM = Kernel("add_rms_norm", ["x", "residual", "weight", "eps"], ["y", "to
 
 
 def rms_norm_reference(x: mx.array, weight: mx.array, eps: float | mx.array) -> mx.array:
-    """x / sqrt(mean(x²) + eps) · weight over the last axis, in float32.
+    """Returns x / sqrt(mean(x²) + eps) · weight over the last axis, in float32.
 
     Args:
         x: [..., W], float.
@@ -35,7 +35,7 @@ def rms_norm_reference(x: mx.array, weight: mx.array, eps: float | mx.array) -> 
 
 
 def add_rms_norm_reference(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
-    """The norm of a sum, which is rounded to the dtype of x before it is normalised.
+    """Returns the norm of a sum, which is rounded to the dtype of x before it is normalised.
 
     Args:
         x, residual: [..., W], of one dtype.

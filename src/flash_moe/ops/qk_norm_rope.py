@@ -31,7 +31,7 @@ def qk_norm_rope_reference(
     frequencies: tuple[float, ...],
     eps: float,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """q = rope(norm(q)), k = rope(norm(k)) and the gate, in float32.
+    """Returns q = rope(norm(q)), k = rope(norm(k)) and the gate, in float32.
 
     With n frequencies, element i < n of a head turns with element i + n by the angle position · frequencies[i], as
     ``mx.fast.rope(traditional=False)`` pairs them; the rest passes. Angles are exact at any position.
@@ -62,7 +62,9 @@ def qk_norm_rope_reference(
 
 
 def place(start: int, tokens: int) -> mx.array:
-    """What :func:`qk_norm_rope_kernel` reads of a position at run time: the first token's, and how many there are."""
+    """Returns what :func:`qk_norm_rope_kernel` reads of a position at run time: the first token's, and how many there
+    are.
+    """
     return integers(start, tokens)
 
 
@@ -99,13 +101,13 @@ def qk_norm_rope_kernel(
 
 
 def _turns(frequencies: tuple[float, ...]) -> np.ndarray:
-    """[pairs] float64: the part of a full turn that each pair makes per position."""
+    """Returns [pairs] float64: the part of a full turn that each pair makes per position."""
     return np.array(frequencies) / (2 * np.pi)
 
 
 @lru_cache(maxsize=8)
 def _split_turns(frequencies: tuple[float, ...]) -> mx.array:
-    """[2, pairs] float32 whose sum over the first axis is :func:`_turns` to 48 bits."""
+    """Returns [2, pairs] float32 whose sum over the first axis is :func:`_turns` to 48 bits."""
     turns = _turns(frequencies)
     high = turns.astype(np.float32)
     return mx.array(np.stack([high, (turns - high).astype(np.float32)]))

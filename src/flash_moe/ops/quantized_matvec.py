@@ -19,7 +19,7 @@ _kernel = Kernel("quantized_matvec", ["x", "w", "scales", "biases"], ["y"], head
 
 
 def lanes_per_row(columns: int, choices: Sequence[int] = (16, 8)) -> int:
-    """How many lanes share a row: of the choices the first that leaves fewest idle in the last round."""
+    """Returns how many lanes share a row: of the choices the first that leaves fewest idle in the last round."""
     blocks = columns // _BLOCK
 
     def used(lanes: int) -> float:
@@ -29,14 +29,14 @@ def lanes_per_row(columns: int, choices: Sequence[int] = (16, 8)) -> int:
 
 
 def _rows(tokens: int, out: int) -> int:
-    """Rows of a set of lanes: many share the reading of x, but enough sets must be left to fill the GPU."""
+    """Returns rows of a set of lanes: many share the reading of x, but enough sets must be left to fill the GPU."""
     if tokens > 1:
         return 4 if tokens <= 4 else 2
     return 8 if out >= 8192 else 4 if out >= 2048 else 2
 
 
 def supports(x: mx.array, weight: mx.array, quantization: Quantization | None) -> bool:
-    """Whether :func:`quantized_matvec` takes these: few tokens, and a matrix of more than a toy's size."""
+    """Returns whether :func:`quantized_matvec` takes these: few tokens, and a matrix of more than a toy's size."""
     # Metal gives a kernel buffers of fewer than 8 elements in another address space
     return (
         quantization is not None

@@ -13,7 +13,7 @@ MAX_K = SIMD  # a lane writes one choice
 
 
 def supports(logits: mx.array, k: int) -> bool:
-    """Whether :func:`route` takes these."""
+    """Returns whether :func:`route` takes these."""
     return logits.shape[-1] <= MAX_EXPERTS and k <= MAX_K
 
 

@@ -9,11 +9,11 @@ import mlx.core as mx
 
 @lru_cache(maxsize=64)
 def floats(*values: float) -> mx.array:
-    """[n] float32."""
+    """Returns [n] float32."""
     return mx.array(values, dtype=mx.float32)
 
 
 @lru_cache(maxsize=64)
 def integers(*values: int) -> mx.array:
-    """[n] int32."""
+    """Returns [n] int32."""
     return mx.array(values, dtype=mx.int32)

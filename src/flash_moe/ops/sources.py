@@ -9,11 +9,11 @@ from ..shipped import shipped
 
 
 def folder() -> Path:
-    """The folder of the Metal sources."""
+    """Returns the folder of the Metal sources."""
     return shipped("kernels")
 
 
 @cache
 def read(name: str) -> str:
-    """The text of one source file, by its name."""
+    """Returns the text of one source file, by its name."""
     return (folder() / name).read_text(encoding="utf-8")

@@ -12,5 +12,5 @@ MOST = 8  # streams; more would wait for the memory
 
 @cache
 def cpu_streams() -> list[mx.ThreadLocalStream]:
-    """A stream per core, usable in every thread."""
+    """Returns a stream per core, usable in every thread."""
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(min(os.cpu_count() or 1, MOST))]

@@ -23,12 +23,12 @@ class Affine:
     biases: np.ndarray
 
     def dequantized(self) -> np.ndarray:
-        """The weights that the codes stand for, [..., size] float32."""
+        """Returns the weights that the codes stand for, [..., size] float32."""
         return self.codes * self.scales[..., None] + self.biases[..., None]
 
 
 def nearest_codes(weights: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
-    """The code of each weight [..., size] under its group's scale and bias [...], as float32."""
+    """Returns the code of each weight [..., size] under its group's scale and bias [...], as float32."""
     codes = weights - biases[..., None]
     codes *= 1 / scales[..., None]
     np.rint(codes, out=codes)
@@ -42,7 +42,7 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def representable(values: np.ndarray, dtype: str) -> np.ndarray:
-    """The nearest values that a safetensors dtype (F32, F16 or BF16) can hold, as float32."""
+    """Returns the nearest values that a safetensors dtype (F32, F16 or BF16) can hold, as float32."""
     if dtype == "F32":
         return np.asarray(values, np.float32)
     if dtype == "F16":
@@ -52,7 +52,7 @@ def representable(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """The bytes of :func:`representable` values [rows, n] in that dtype, [rows, bytes] uint8."""
+    """Returns the bytes of :func:`representable` values [rows, n] in that dtype, [rows, bytes] uint8."""
     if dtype == "BF16":
         words = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype("<u2")
     else:

@@ -30,7 +30,7 @@ class Expert:
     down_proj: np.ndarray
 
     def hidden(self, x: np.ndarray) -> np.ndarray:
-        """What the down projection sees of [T, H]: silu(gate · x) · up · x, [T, I]."""
+        """Returns what the down projection sees of [T, H]: silu(gate · x) · up · x, [T, I]."""
         gate = x @ self.gate_proj.T
         with np.errstate(over="ignore"):  # exp may overflow to inf for very negative gates: silu is 0 there
             gate /= 1 + np.exp(-gate)
@@ -39,7 +39,7 @@ class Expert:
 
 
 def second_moments(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Σ_t weights[t] x_t x_tᵀ / Σ_t weights[t] of [T, n] rows, [n, n] float64; zero without rows."""
+    """Returns Σ_t weights[t] x_t x_tᵀ / Σ_t weights[t] of [T, n] rows, [n, n] float64; zero without rows."""
     return _cross_moments(x, x, weights)
 
 
@@ -85,7 +85,7 @@ def quantize_expert(
 
 
 def _alike(formats: Mapping[str, ProjectionFormat]) -> list[list[str]]:
-    """Gate and up, as far as they are to be quantised; together where the same way."""
+    """Returns gate and up, as far as they are to be quantised; together where the same way."""
     names = [name for name in ("gate_proj", "up_proj") if name in formats]
     alike = len({formats[name] for name in names}) == 1
     return [names] if alike else [[name] for name in names]
@@ -98,7 +98,7 @@ def _quantized(weights: np.ndarray, moments: np.ndarray, fmt: ProjectionFormat) 
 
 
 def _effective_count(weights: np.ndarray) -> float:
-    """How many equally weighted tokens say as much as these: (Σ w)² / Σ w²."""
+    """Returns how many equally weighted tokens say as much as these: (Σ w)² / Σ w²."""
     return float(weights.sum() ** 2 / np.square(weights).sum()) if weights.any() else 0.0
 
 
@@ -108,6 +108,6 @@ def _cross_moments(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndar
 
 
 def _damped(moments: np.ndarray, damping: float) -> np.ndarray:
-    """The moments with more on their diagonal; where they are zero, all inputs count the same."""
+    """Returns the moments with more on their diagonal; where they are zero, all inputs count the same."""
     mean = float(np.diag(moments).mean())
     return moments + (damping * mean if mean > 0 else 1.0) * np.eye(len(moments))

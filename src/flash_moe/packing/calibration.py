@@ -92,7 +92,7 @@ class Calibration:
         self._states = [mx.array(rows) for rows in np.split(states, ends[:-1])]
 
     def states(self) -> np.ndarray:
-        """All hidden states, [N, H] float32: what :meth:`resume` needs."""
+        """Returns all hidden states, [N, H] float32: what :meth:`resume` needs."""
         return np.concatenate([np.array(x) for x in self._states])
 
     def enter(self, layer: int) -> None:

@@ -36,7 +36,7 @@ def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
 
 
 def file_checksum(path: Path) -> str:
-    """The checksum of a whole file."""
+    """Returns the checksum of a whole file."""
     with path.open("rb") as stream:
         return checksum(stream.read())
 

@@ -49,7 +49,7 @@ def quantized(weights: np.ndarray, moments: np.ndarray, quantization: Quantizati
 
 
 def _unit_upper(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """U and the diagonal of D in H = U D Uᵀ, float32: a Cholesky factor from the last column to the first."""
+    """Returns U and the diagonal of D in H = U D Uᵀ, float32: a Cholesky factor from the last column to the first."""
     factor = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
     diagonal = np.diag(factor)
     return (factor / diagonal).astype(np.float32), np.square(diagonal).astype(np.float32)

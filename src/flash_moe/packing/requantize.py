@@ -25,7 +25,7 @@ Parts = Mapping[str, np.ndarray]  # by "gate_proj.weight" and so on, the bytes o
 
 
 def changed_projections(source: RecordLayout, target: RecordLayout) -> list[str]:
-    """Names of the projections that have to be quantised, or quantised again."""
+    """Returns names of the projections that have to be quantised, or quantised again."""
     return [name for name in source.linears if source.formats[name] != target.formats[name]]
 
 
@@ -56,7 +56,7 @@ def rewritten(
 
 
 def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
-    """Records of layout ``target``, [N, stride] uint8, from new parts; those not among them are copied."""
+    """Returns records of layout ``target``, [N, stride] uint8, from new parts; those not among them are copied."""
     old, kept = np.array(records, copy=False).view(np.uint8), {part.key: part for part in source.parts}
     if source == target:
         return old
@@ -100,13 +100,13 @@ def adopt(
 
 
 def stored_part(checkpoint: ModelFiles, layer: int, name: str, part: str) -> TensorInfo | None:
-    """The tensor that holds a part of a projection, of all experts or of the first."""
+    """Returns the tensor that holds a part of a projection, of all experts or of the first."""
     found = (checkpoint.experts.get(ExpertTensor(layer, expert, name, part)) for expert in (None, 0))
     return next(filter(None, found), None)
 
 
 def affine_parts(name: str, affine: Affine, fmt: ProjectionFormat) -> dict[str, np.ndarray]:
-    """The parts of a projection [rows, groups, size] as they are stored."""
+    """Returns the parts of a projection [rows, groups, size] as they are stored."""
     assert fmt.quantization is not None
     words = packed(affine.codes.reshape(len(affine.codes), -1), fmt.quantization.bits)
     return {
@@ -141,21 +141,21 @@ def _searched(
 
 
 def searched(weights: np.ndarray, quantization: Quantization, dtype: str) -> Affine:
-    """A matrix [rows, columns] quantised by :func:`search`, [rows, groups, size]."""
+    """Returns a matrix [rows, columns] quantised by :func:`search`, [rows, groups, size]."""
     rows, size = len(weights), quantization.group_size
     found = search(weights.reshape(-1, size), quantization.bits, dtype)
     return Affine(found.codes.reshape(rows, -1, size), found.scales.reshape(rows, -1), found.biases.reshape(rows, -1))
 
 
 def as_floats(record: mx.array, source: RecordLayout, name: str) -> np.ndarray:
-    """A projection of a single record [1, words] as float32, [out, in]."""
+    """Returns a projection of a single record [1, words] as float32, [out, in]."""
     weights = dequantized(record, source.linears[name], mx.float32)[0]
     mx.eval(weights)
     return np.array(weights)
 
 
 def as_bytes(array: mx.array) -> np.ndarray:
-    """The bytes of an array, [rows of the first axis, bytes]; of a number, [1, bytes]."""
+    """Returns the bytes of an array, [rows of the first axis, bytes]; of a number, [1, bytes]."""
     words = mx.contiguous(array).view({8: mx.uint64, 4: mx.uint32, 2: mx.uint16, 1: mx.uint8}[array.itemsize])
     mx.eval(words)
     return np.array(words, copy=False).reshape(array.shape[0] if array.ndim else 1, -1).view(np.uint8)

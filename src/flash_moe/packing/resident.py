@@ -39,7 +39,7 @@ class ResidentFiles:
         }
 
     def groups(self) -> dict[str, list[str]]:
-        """Canonical names by the file that they go to, one for each decoder layer and one for all else."""
+        """Returns canonical names by the file that they go to, one for each decoder layer and one for all else."""
         names = sorted(self._arrays)
         groups = {"model-resident.safetensors": [name for name in names if not name.startswith("layers.")]}
         for i in range(self._checkpoint.dimensions.num_hidden_layers):
@@ -48,7 +48,7 @@ class ResidentFiles:
         return {file: mine for file, mine in groups.items() if mine}
 
     def nbytes(self) -> int:
-        """Bytes that the files will hold, headers aside; before any group is made."""
+        """Returns bytes that the files will hold, headers aside; before any group is made."""
         total = 0
         for name, array in self._arrays.items():
             q = self._quantization.get(module_path(name))
@@ -60,7 +60,7 @@ class ResidentFiles:
         return total
 
     def config_section(self) -> dict[str, Any] | None:
-        """What config.json must say about quantisation."""
+        """Returns what config.json must say about quantisation."""
         section: dict[str, Any] = {}
         found = dict(self._quantization)
         stored, quantization = self._checkpoint.resident, self._checkpoint.quantization
@@ -80,7 +80,7 @@ class ResidentFiles:
         return section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
-        """The arrays to be written for these canonical names, which can be had once."""
+        """Returns the arrays to be written for these canonical names, which can be had once."""
         out: dict[str, mx.array] = {}
         for name in names:
             array = self._arrays.pop(name)  # let go: once evaluated it takes memory
@@ -95,7 +95,7 @@ class ResidentFiles:
         return out
 
     def _wanted(self, name: str, default: Quantization | None) -> Quantization | None:
-        """How a tensor is to be quantised; None for what is quantised already, or is no matrix."""
+        """Returns how a tensor is to be quantised; None for what is quantised already, or is no matrix."""
         array, module = self._arrays[name], module_path(name)
         if default is None or not name.endswith(".weight") or array.ndim != 2 or f"{module}.scales" in self._arrays:
             return None
@@ -104,7 +104,7 @@ class ResidentFiles:
 
 
 def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.array]:
-    """Words and scales of a matrix [rows, columns], and biases where it is affine."""
+    """Returns words and scales of a matrix [rows, columns], and biases where it is affine."""
     if rounding == "nearest" or not q.is_affine:
         return list(mx.quantize(array, **q.to_json()))
     blocks, step = [], max(1, _BLOCK // array.shape[1])

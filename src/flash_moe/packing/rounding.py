@@ -71,7 +71,7 @@ def _search(w: np.ndarray, bits: int, dtype: str, importance: np.ndarray | None)
 
 
 def _starts(w: np.ndarray, bits: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Scales and biases to begin with: MLX's, then ranges of a group's own."""
+    """Returns scales and biases to begin with: MLX's, then ranges of a group's own."""
     levels = 2**bits - 1
     low, high = w.min(axis=1), w.max(axis=1)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -90,7 +90,7 @@ def _starts(w: np.ndarray, bits: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _fitted(w: np.ndarray, codes: np.ndarray, scales: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares scales and biases for given codes; a group with a single code keeps its scale."""
+    """Returns least squares scales and biases for given codes; a group with a single code keeps its scale."""
     total = factors.sum()
     mean_code, mean = codes @ factors / total, w @ factors / total
     centred = codes - mean_code[:, None]

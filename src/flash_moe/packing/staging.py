@@ -102,11 +102,11 @@ class Staging:
             leftover.unlink()
 
     def receipt(self, name: str) -> Any:
-        """What the finished step that made file ``name`` left, or None if it is still to be done."""
+        """Returns what the finished step that made file ``name`` left, or None if it is still to be done."""
         return self._note(f"{name}.done") if (self.folder / name).exists() else None
 
     def beside(self, name: str) -> Path:
-        """A folder for work that is not part of the content; it goes when the work is finished."""
+        """Returns a folder for work that is not part of the content; it goes when the work is finished."""
         folder = self._work / name
         folder.mkdir(exist_ok=True)
         return folder
@@ -116,7 +116,7 @@ class Staging:
         _write_text(self._work / f"{name}.done", "true")
 
     def noted(self, name: str) -> bool:
-        """Whether :meth:`note` was called with this name, in whatever run."""
+        """Returns whether :meth:`note` was called with this name, in whatever run."""
         return self._note(f"{name}.done") is True
 
     def adopt(self, path: Path, name: str, receipt: Any) -> None:
@@ -152,7 +152,7 @@ class Staging:
         temporary.replace(self._work / name)
 
     def saved(self, name: str) -> np.ndarray | None:
-        """The array of that name, if there is one."""
+        """Returns the array of that name, if there is one."""
         path = self._work / name
         try:
             return np.load(path) if path.exists() else None
@@ -173,7 +173,7 @@ class Staging:
         shutil.rmtree(self._work)
 
     def _is_foreign(self) -> bool:
-        """Whether the partial folder holds the work of another conversion, or none of ours."""
+        """Returns whether the partial folder holds the work of another conversion, or none of ours."""
         held = [file for file in self._work.glob("*") if ".tmp" not in file.suffixes]
         plan = self._note(_PLAN)
         if plan is None and (self._work / _PLAN).exists():
@@ -181,7 +181,7 @@ class Staging:
         return bool(held) and plan != self._plan and (plan is None or self.folder.exists())
 
     def _note(self, name: str) -> Any:
-        """A note; None where there is none, or the disk lost its content."""
+        """Returns a note; None where there is none, or the disk lost its content."""
         path = self._work / name
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

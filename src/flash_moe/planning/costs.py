@@ -71,6 +71,6 @@ def expert_flops(needs: Needs) -> float:
 
 
 def token_bytes(needs: Needs, kind: Kind) -> float:
-    """Bytes of weights and states that one token reads in a layer of this kind, and what it writes of them."""
+    """Returns bytes of weights and states that one token reads in a layer of this kind, and what it writes of them."""
     experts = needs.experts_per_token * needs.record if kind.sparse else 0
     return needs.layer[kind] + 2 * needs.work[kind].state + experts

@@ -18,7 +18,9 @@ SKEW = 0.5  # the exponent s; an assumption: 0 is routing that is perfectly bala
 
 
 def popularity(experts: int, k: int, skew: float = SKEW) -> np.ndarray:
-    """The probability that a token uses each expert of a layer, [E] float64, descending, at most 1, summing to K."""
+    """Returns the probability that a token uses each expert of a layer, [E] float64, descending, at most 1, summing to
+    K.
+    """
     weights = np.arange(1, experts + 1, dtype=np.float64) ** -skew
     chosen = np.ones(experts)
     certain = 0
@@ -33,12 +35,12 @@ def popularity(experts: int, k: int, skew: float = SKEW) -> np.ndarray:
 
 
 def distinct(probabilities: np.ndarray, tokens: float) -> float:
-    """How many experts of a layer this many tokens are expected to touch."""
+    """Returns how many experts of a layer this many tokens are expected to touch."""
     return float((1 - (1 - probabilities) ** tokens).sum())
 
 
 def hit_rate(probabilities: np.ndarray, records: float) -> float:
-    """The expected share of requests that find their record in memory.
+    """Returns the expected share of requests that find their record in memory.
 
     Args:
         probabilities: per expert and token, of one layer.
@@ -55,7 +57,7 @@ def hit_rate(probabilities: np.ndarray, records: float) -> float:
 
 
 def _lifetime(probabilities: np.ndarray, records: float) -> int:
-    """The most tokens that do not touch more distinct experts than fit."""
+    """Returns the most tokens that do not touch more distinct experts than fit."""
     high = 1
     while distinct(probabilities, high) <= records and high < _FOREVER:
         high *= 2

@@ -40,7 +40,7 @@ class Machine:
     ssd: float
 
     def costs(self, needs: Needs, mapped: bool) -> Costs:
-        """What a model's work costs on it.
+        """Returns what a model's work costs on it.
 
         Args:
             mapped: pages of records are used in place.
@@ -51,7 +51,9 @@ class Machine:
 
 
 def predicted(needs: Needs, bandwidth: float, flops: float, reads: ReadCost | None) -> Costs:
-    """What a model's work costs by two speeds, of weights that are multiplied with a vector and of large products."""
+    """Returns what a model's work costs by two speeds, of weights that are multiplied with a vector and of large
+    products.
+    """
 
     def layer(kind: Kind) -> LayerCost:
         work = needs.work[kind]
@@ -76,7 +78,7 @@ def predicted(needs: Needs, bandwidth: float, flops: float, reads: ReadCost | No
 
 
 def parse_machine(text: str) -> Machine:
-    """The machine that a text such as "M3 Max 48GB" names; Apple's chips only.
+    """Returns the machine that a text such as "M3 Max 48GB" names; Apple's chips only.
 
     Raises:
         ArgumentError: there is no such chip, or no size of memory.

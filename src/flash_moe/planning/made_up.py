@@ -14,14 +14,14 @@ _BLOCK = 1 << 16  # numbers, which repeat
 
 
 def made_up_array(dtype: str, shape: tuple[int, ...]) -> mx.array:
-    """An array of a safetensors dtype: random bits for U32, numbers around 0.01 for floats."""
+    """Returns an array of a safetensors dtype: random bits for U32, numbers around 0.01 for floats."""
     numbers = np.resize(_block(dtype), math.prod(shape)).reshape(shape)
     array = mx.array(numbers)
     return array.view(_VIEWS[dtype]) if dtype in _VIEWS else array
 
 
 def made_up_records(layout: RecordLayout, count: int) -> mx.array:
-    """A bank of records, [count, words] uint32, all alike."""
+    """Returns a bank of records, [count, words] uint32, all alike."""
     record = np.zeros(layout.stride, np.uint8)
     for part in layout.parts:
         numbers = np.resize(_block(part.dtype), math.prod(part.shape))
@@ -32,7 +32,7 @@ def made_up_records(layout: RecordLayout, count: int) -> mx.array:
 
 
 def _block(dtype: str) -> np.ndarray:
-    """Numbers of a dtype; 16-bit floats as their bits in uint16."""
+    """Returns numbers of a dtype; 16-bit floats as their bits in uint16."""
     rng = np.random.default_rng(0)
     if dtype == "U8":  # scales of one byte: about 0.01 as e4m3, and as e8m0 as far from infinity as others
         return np.full(_BLOCK, 0x06, np.uint8)

@@ -64,7 +64,7 @@ def _reads(table: RecordTable, needs: Needs, expert_io: str) -> ReadCost | None:
 
 
 def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
-    """Bytes per second of the output head's matrix as it is multiplied with one vector."""
+    """Returns bytes per second of the output head's matrix as it is multiplied with one vector."""
     module = checkpoint.head
     stored = {part: checkpoint.resident.get(f"{module}.{part}") for part in ("weight", "scales", "biases")}
     weight = stored["weight"]
@@ -95,7 +95,9 @@ def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
 
 
 def _record_bandwidth(layout: RecordLayout, dtype: mx.Dtype) -> float:
-    """Bytes per second of a matrix that is stored as the first of an expert's, by MLX's own product with one vector."""
+    """Returns bytes per second of a matrix that is stored as the first of an expert's, by MLX's own product with one
+    vector.
+    """
     first = next(iter(layout.linears.values()))
     rows = _HEAD_BYTES // (first.weight.nbytes // first.rows)
 
@@ -122,6 +124,6 @@ def _flops(checkpoint: ModelFiles | AdaptedFiles, dtype: mx.Dtype) -> float:
 
 
 def _draw(checkpoint: ModelFiles) -> float:
-    """Seconds of drawing a token by its probability."""
+    """Returns seconds of drawing a token by its probability."""
     logits, draw = made_up_array("F32", (checkpoint.dimensions.vocab_size,)), Sampler(Sampling(temperature=1.0))
     return run_seconds(lambda: draw(logits))

@@ -55,14 +55,14 @@ def share_memory(need: Needs, context: int, total: int, used: int = 0) -> Memory
 
 
 def decode_hits(need: Needs, left: int, probabilities: np.ndarray) -> float:
-    """Share of a token's expert bytes that are expected in memory where ``left`` bytes can hold experts."""
+    """Returns share of a token's expert bytes that are expected in memory where ``left`` bytes can hold experts."""
     if not need.record:
         return 1.0
     return hit_rate(probabilities, max(0, left) / need.record / need.expert_layers)
 
 
 def prompt_hits(need: Needs, left: int, touched: float) -> float:
-    """Share of the ``touched`` bytes of experts that a prompt finds in memory.
+    """Returns share of the ``touched`` bytes of experts that a prompt finds in memory.
 
     It goes through the layers one after the other, so where not all that it touches fits, what it needs next has just
     been forgotten.

@@ -112,7 +112,7 @@ class Probe:
             return {kind: self._cost(members, kind) for kind, members in self._layers.items()}
 
     def expert_costs(self) -> tuple[float, float]:
-        """Seconds of a prompt's chunk per touched expert, and per token and expert; 0 without routed experts."""
+        """Returns seconds of a prompt's chunk per touched expert, and per token and expert; 0 without routed experts."""
         sparse = next((m for kind, m in self._layers.items() if kind.sparse), None)
         if sparse is None:
             return 0.0, 0.0
@@ -147,7 +147,7 @@ class Probe:
         return LayerCost(token, key, max(0.0, short - tokens * (per_token + pair * tokens)), per_token, pair)
 
     def _token_seconds(self, members: list[TimedLayer], context: int) -> float:
-        """Seconds of one token through one layer, in a chain of layers as a decoder has it."""
+        """Returns seconds of one token through one layer, in a chain of layers as a decoder has it."""
         caches = [layer.new_cache(context) for layer in members]
         x = self._input(1)
 
@@ -160,11 +160,11 @@ class Probe:
         return run_seconds(chain) / len(members)
 
     def _chunk(self, member: TimedLayer, tokens: int, context: int) -> Sequence[mx.array]:
-        """A chunk of a prompt through a layer, without its routed experts."""
+        """Returns a chunk of a prompt through a layer, without its routed experts."""
         return member.front(self._input(tokens), member.new_cache(context))
 
     def _affordable(self, member: TimedLayer) -> int:
-        """Tokens of a chunk that does not take long: 16, 32 or 64."""
+        """Returns tokens of a chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
             if run_seconds(partial(self._chunk, member, tokens, 0)) > _LONG:
                 return tokens

@@ -13,7 +13,9 @@ _FIRST_RUNS = 3  # that are not counted where they are quick: traces and graphs 
 
 
 def run_seconds(run: Callable[[], object]) -> float:
-    """Median seconds of a run and its evaluation, after some that are not counted; fewer runs where they take long."""
+    """Returns median seconds of a run and its evaluation, after some that are not counted; fewer runs where they take
+    long.
+    """
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < _FIRST_RUNS + _MOST_RUNS and sum(seconds[1:]) < _ENOUGH):
         start = time.perf_counter()

@@ -106,7 +106,7 @@ class Display:
         self._window.clear()
 
     def _pace(self) -> str:
-        """Speed and time left, as far as they are known."""
+        """Returns speed and time left, as far as they are known."""
         assert self._latest is not None
         if len(self._window) < 2:
             return ""

@@ -22,12 +22,12 @@ _REDRAW = 0.2  # seconds between two states of a notebook's bar
 
 
 def in_terminal() -> bool:
-    """Whether stderr is a terminal."""
+    """Returns whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def in_notebook() -> bool:
-    """Whether the code runs in a kernel of Jupyter."""
+    """Returns whether the code runs in a kernel of Jupyter."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
@@ -121,7 +121,7 @@ class Notebook(View):
 
 
 def bar_html(progress: Progress, pace: str) -> str:
-    """A bar with a line of text, in the colours of whatever page it stands on."""
+    """Returns a bar with a line of text, in the colours of whatever page it stands on."""
     note = f'<div style="opacity:.65">{html.escape(progress.note)}</div>' if progress.note else ""
     return (
         f'<div style="font-size:85%;max-width:48em">{html.escape(progress.title)} '

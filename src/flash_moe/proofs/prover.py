@@ -103,7 +103,7 @@ def _key(case: Case) -> str:
 
 
 def _entries(stored: Any) -> Iterable[tuple[Case, Verdict]]:
-    """The verdicts of an entry of the file; those that are damaged are left out."""
+    """Returns the verdicts of an entry of the file; those that are damaged are left out."""
     for key, fields in stored.items() if isinstance(stored, dict) else ():
         try:
             yield tuple(json.loads(key)), Verdict(**fields)

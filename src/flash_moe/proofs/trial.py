@@ -93,7 +93,7 @@ def judge(trial: Trial) -> Verdict:
 
 
 def _errors(found: mx.array, expected: mx.array) -> tuple[float, float]:
-    """Largest error relative to the largest value, and norm of the errors relative to that of the values."""
+    """Returns largest error relative to the largest value, and norm of the errors relative to that of the values."""
     if found.shape != expected.shape:
         return float("nan"), float("nan")
     a, b = found.astype(mx.float32), expected.astype(mx.float32)
@@ -105,7 +105,7 @@ def _errors(found: mx.array, expected: mx.array) -> tuple[float, float]:
 
 
 def _times(trial: Trial, operands: tuple[mx.array, ...]) -> tuple[float, float]:
-    """Median seconds of a call of the kernel and of MLX's ops, in turns, traced as the decoder is."""
+    """Returns median seconds of a call of the kernel and of MLX's ops, in turns, traced as the decoder is."""
     count = min(_MOST_SETS, -(-_CACHES // max(1, sum(a.nbytes for a in operands))))
     sets = [operands, *(trial.operands() for _ in range(count - 1))]
     flat = [array for one in sets for array in one]
@@ -124,7 +124,7 @@ def _all_sets(function: Callable[..., Any], width: int) -> Callable[..., list[An
 
 
 def _rounds(traced: Callable[..., Any], flat: list[mx.array]) -> Callable[[], float]:
-    """A function that times enough rounds together that starting and draining the GPU do not count."""
+    """Returns a function that times enough rounds together that starting and draining the GPU do not count."""
 
     def seconds(rounds: int) -> float:
         start = time.perf_counter()

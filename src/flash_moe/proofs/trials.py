@@ -52,13 +52,13 @@ def _random(*shape: int, dtype: mx.Dtype = mx.float32, scale: float = 1.0) -> mx
 
 
 def _codes(rows: int, columns: int, bits: int) -> mx.array:
-    """Random packed weights: [rows, columns · bits / 32] uint32."""
+    """Returns random packed weights: [rows, columns · bits / 32] uint32."""
     shape = (rows, columns * bits // 32)
     return mx.random.randint(-(1 << 31), (1 << 31) - 1, shape, dtype=mx.int32).view(mx.uint32)
 
 
 def _scales(rows: int, columns: int, q: Quantization, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """Scales and biases with which weights have mean zero and keep the size of what they multiply."""
+    """Returns scales and biases with which weights have mean zero and keep the size of what they multiply."""
     shape, size = (rows, columns // q.group_size), columns**-0.5 / (1 << (q.bits - 1))
     scales = (size * (1 + mx.random.uniform(shape=shape))).astype(dtype)
     biases = scales.astype(mx.float32) * -((1 << q.bits) - 1) / 2 + _random(*shape, scale=0.1 * columns**-0.5)
@@ -66,7 +66,7 @@ def _scales(rows: int, columns: int, q: Quantization, dtype: mx.Dtype) -> tuple[
 
 
 def _product(x: mx.array, matrix: mx.array) -> mx.array:
-    """[T, in] times [out, in] in float32, by sums: products of matrices may be rounded to fewer bits."""
+    """Returns [T, in] times [out, in] in float32, by sums: products of matrices may be rounded to fewer bits."""
     return mx.concatenate([(matrix * row).sum(axis=-1)[None] for row in x.astype(mx.float32)])
 
 
@@ -133,7 +133,7 @@ def _experts(fewest: int, count: int, shared: int, layout_json: str, x_dtype: st
 
 
 def _record(layout: RecordLayout) -> mx.array:
-    """A random record: [words] uint32."""
+    """Returns a random record: [words] uint32."""
     words, end = [], 0
     for _, projection in layout.projections:
         q, (rows, packed) = projection.quantization, projection.weight.shape

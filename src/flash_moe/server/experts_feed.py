@@ -42,7 +42,7 @@ class ExpertsFeed:
                     watcher.add(layer, experts, missing, size)
 
     def response(self) -> sse.EventStream:
-        """A stream of events: first what the model is, then what was read since the event before."""
+        """Returns a stream of events: first what the model is, then what was read since the event before."""
         events = self._events()
         return sse.EventStream(events, events)
 

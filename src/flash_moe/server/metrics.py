@@ -52,7 +52,7 @@ class Metrics:
             self._counters.update(values)
 
     def text(self) -> str:
-        """All metrics in Prometheus' text format, version 0.0.4."""
+        """Returns all metrics in Prometheus' text format, version 0.0.4."""
         with self._lock:
             values: dict[tuple[str, str], float] = dict(self._counters)
         requested = values.get(("expert_bytes_requested_total", ""), 0)

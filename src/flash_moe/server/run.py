@@ -19,7 +19,7 @@ SHUTDOWN_SECONDS = 5  # what replies that run may take to end after Ctrl-C
 
 
 def is_local(host: str) -> bool:
-    """Whether only programs on this machine can reach an address to listen on."""
+    """Returns whether only programs on this machine can reach an address to listen on."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

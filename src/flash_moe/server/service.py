@@ -120,7 +120,7 @@ class Service:
                 )  # fmt: skip
 
     def count(self, prompt: Any, options: dict[str, Any]) -> list[int]:
-        """The token ids of a prompt as a generation would run it."""
+        """Returns the token ids of a prompt as a generation would run it."""
         return self.model.encode(prompt, **{name: options[name] for name in _TEMPLATE_OPTIONS if name in options})
 
     def _run(self, stream: Iterator[Chunk], put: Callable[[Chunk | Exception | None], object]) -> None:

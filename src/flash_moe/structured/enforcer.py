@@ -116,13 +116,13 @@ class Enforcer:
         )
 
     def thinks(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt of these tokens ends inside reasoning."""
+        """Returns whether a prompt of these tokens ends inside reasoning."""
         return self._reasoning is not None and self._last(prompt, self._reasoning[0]) > self._last(
             prompt, self._reasoning[1]
         )
 
     def _needed(self, choice: str, strict: bool | None, format: ResponseFormat | None) -> str:
-        """The argument that asks for a grammar of calls, if one does."""
+        """Returns the argument that asks for a grammar of calls, if one does."""
         if strict:
             needed = "strict_tools=True"
         elif choice != "auto":
@@ -146,7 +146,7 @@ class Enforcer:
         return self._grammars.constraint(reply_grammar(tools, choice, self._form(), self._tags, format))
 
     def _form(self) -> CallForm:
-        """How the chat template has calls written."""
+        """Returns how the chat template has calls written."""
         template = self._tokenizer.chat_template
         if template is not None and self._tags is not None and template.mentions("<tool_call>"):
             if template.mentions("<function="):

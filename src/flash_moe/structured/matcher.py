@@ -34,7 +34,7 @@ class Vocabulary(Protocol):
 
 
 def installed() -> bool:
-    """Whether llguidance can be imported."""
+    """Returns whether llguidance can be imported."""
     return importlib.util.find_spec("llguidance") is not None
 
 
@@ -113,13 +113,13 @@ class GrammarConstraint:
         self._matcher()
 
     def allows(self, token: int) -> bool:
-        """Whether a token may come next; far cheaper than :meth:`allowed`."""
+        """Returns whether a token may come next; far cheaper than :meth:`allowed`."""
         matcher = self._matcher()
         # Where nothing but the end can follow, validate_tokens() refuses even that.
         return matcher.validate_tokens([token]) == 1 or (token in self._ends and matcher.is_accepting())
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next, [V] bool.
+        """Returns which tokens may come next, [V] bool.
 
         Raises:
             FormatError: llguidance cannot go on.
@@ -141,7 +141,7 @@ class GrammarConstraint:
             self._check(matcher)
 
     def forced(self) -> list[int]:
-        """The tokens that come next whatever the model says, the end of the reply included."""
+        """Returns the tokens that come next whatever the model says, the end of the reply included."""
         matcher = self._matcher()
         if matcher.is_stopped():
             return [] if self.end is None else [self.end]
@@ -182,7 +182,7 @@ def _compile(tables: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def _reason(message: str) -> str:
-    """A message of llguidance without the state and the grammar that it quotes."""
+    """Returns a message of llguidance without the state and the grammar that it quotes."""
     return " ".join(re.split(r"\n\s*\d+ \||\n?<state>", message)[0].split())
 
 

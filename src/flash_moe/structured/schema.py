@@ -53,7 +53,7 @@ def enforceable(schema: Mapping[str, Any], where: str, in_call: bool = False) ->
 
 
 def reaches_bound(value: Any) -> bool:
-    """Whether JSON data hold a string or an array that was ended by the bound of this module, not by the model."""
+    """Returns whether JSON data hold a string or an array that was ended by the bound of this module, not by the model."""
     if isinstance(value, str):
         return len(value) >= MAX_CHARACTERS
     if isinstance(value, Mapping):
@@ -78,13 +78,13 @@ def subschemas(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def types_of(schema: Mapping[str, Any]) -> set[str]:
-    """JSON types that the keyword ``type`` names, none without it."""
+    """Returns JSON types that the keyword ``type`` names, none without it."""
     declared = schema.get("type", ())
     return {TYPE_ALIASES.get(name, name) for name in ([declared] if isinstance(declared, str) else declared)}
 
 
 def intersects(schema: Mapping[str, Any]) -> bool:
-    """Whether a value must fit several schemas at once, each of which may leave properties to the others."""
+    """Returns whether a value must fit several schemas at once, each of which may leave properties to the others."""
     combined = [key for key in ("anyOf", "oneOf", "allOf", "$ref") if key in schema]
     others = set(schema) - _ANNOTATIONS - set(combined) - {"type"}
     alternatives = schema.get("allOf", ())
@@ -124,7 +124,7 @@ class _Preparation:
         return result
 
     def definitions(self) -> dict[str, Any]:
-        """What :meth:`_any` refers to."""
+        """Returns what :meth:`_any` refers to."""
         scalar = [{"type": "boolean"}, {"type": "null"}, self._bound_string({"type": "string"}),
                   _bound_number({"type": "number"}, False)]  # fmt: skip
         levels: dict[str, Any] = {_any_name(0): {"anyOf": scalar}}
@@ -182,7 +182,7 @@ class _Preparation:
             self._free_object(schema, schema.get("additionalProperties", self._any(MAX_DEPTH)))
 
     def _free_object(self, schema: dict[str, Any], values: Any) -> dict[str, Any]:
-        """An object whose keys are not declared."""
+        """Returns an object whose keys are not declared."""
         schema.setdefault("maxProperties", max(MAX_PROPERTIES, schema.get("minProperties", 0)))
         key = tagless(MAX_KEY) if self._in_call else f"(?s:.{{0,{MAX_KEY}}})"
         schema.update(patternProperties={f"^{key}$": values}, additionalProperties=False)

@@ -54,7 +54,7 @@ def _begun() -> str:
 
 
 def has_tag(text: str) -> bool:
-    """Whether a text holds a tag of a call."""
+    """Returns whether a text holds a tag of a call."""
     return any(f"<{tag}" in text for tag in _TAGS)
 
 

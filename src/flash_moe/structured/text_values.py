@@ -98,7 +98,7 @@ def _values(option: Mapping[str, Any]) -> list[Any]:
 
 
 def _without_strings(option: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What JSON data may be besides a string."""
+    """Returns what JSON data may be besides a string."""
     if "enum" in option or "const" in option:
         values = [value for value in _values(option) if not isinstance(value, str)]
         return {"enum": values} if values else None
@@ -106,7 +106,7 @@ def _without_strings(option: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _python_words(options: list[dict[str, Any]], types: frozenset[str]) -> list[str]:
-    """Python's literals that are values: chat templates write them, and the parser of calls reads them."""
+    """Returns Python's literals that are values: chat templates write them, and the parser of calls reads them."""
     return [
         word
         for word, (kind, value) in _WORDS.items()
@@ -121,7 +121,7 @@ def _python_words(options: list[dict[str, Any]], types: frozenset[str]) -> list[
 
 
 def _reads_back(text: str, value: Any, types: frozenset[str]) -> bool:
-    """Whether the parser of calls makes ``value`` of ``text``, and nothing in it ends the call."""
+    """Returns whether the parser of calls makes ``value`` of ``text``, and nothing in it ends the call."""
     try:
         return not has_tag(text) and bool(from_text(text, types, "") == value)
     except ToolCallError:
@@ -129,7 +129,7 @@ def _reads_back(text: str, value: Any, types: frozenset[str]) -> bool:
 
 
 def _string(option: Mapping[str, Any], others: frozenset[str], where: str) -> str:
-    """A terminal for strings; where other types are allowed too, for those that read as no other."""
+    """Returns a terminal for strings; where other types are allowed too, for those that read as no other."""
     unsupported = {"contentEncoding", "contentMediaType"} & set(option)
     if unsupported:
         raise ArgumentError(f"{where} has the keyword {unsupported.pop()!r}, which no grammar enforces; remove it")
@@ -151,7 +151,9 @@ def _string(option: Mapping[str, Any], others: frozenset[str], where: str) -> st
 
 
 def _searched(pattern: str) -> str:
-    """A pattern that matches as a whole where the given one is found; perhaps fewer texts, if it has alternatives."""
+    """Returns a pattern that matches as a whole where the given one is found; perhaps fewer texts, if it has
+    alternatives.
+    """
     head, tail = pattern.startswith("^"), re.search(r"(?<!\\)(?:\\\\)*\$$", pattern)
     body = pattern[head : len(pattern) - 1 if tail else None]
     return f"{'' if head else '(?s:.*)'}(?:{body}){'' if tail else '(?s:.*)'}"

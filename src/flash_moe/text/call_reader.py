@@ -55,7 +55,7 @@ class ToolCall:
         return cls(f"call_{secrets.token_hex(12)}", name, arguments)
 
     def to_message(self) -> dict[str, Any]:
-        """The call as a message's ``tool_calls`` hold it in OpenAI's form, arguments as a JSON string."""
+        """Returns the call as a message's ``tool_calls`` hold it in OpenAI's form, arguments as a JSON string."""
         arguments = json.dumps(self.arguments, ensure_ascii=False)
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
 
@@ -161,7 +161,7 @@ class _Scanner:
         self._text, self._position = text, 0
 
     def sees(self, literal: str) -> bool:
-        """Whether ``literal`` comes next."""
+        """Returns whether ``literal`` comes next."""
         while self._position < len(self._text) and self._text[self._position].isspace():
             self._position += 1
         return self._text.startswith(literal, self._position)
@@ -220,7 +220,7 @@ class _Scanner:
         raise _Unfinished
 
     def _ends(self, position: int, function: Function | None, wrapped: bool) -> bool:
-        """Whether what comes at ``position`` can follow a parameter."""
+        """Returns whether what comes at ``position`` can follow a parameter."""
         position = _skip(self._text, position)
         if self._text.startswith(FUNCTION_END, position):
             return not wrapped or bool(_AFTER_FUNCTION.match(self._text, position + len(FUNCTION_END)))
@@ -255,13 +255,13 @@ class _Scanner:
 
 
 def _skip(text: str, position: int) -> int:
-    """The position of the first character that is no white space."""
+    """Returns the position of the first character that is no white space."""
     while position < len(text) and text[position].isspace():
         position += 1
     return position
 
 
 def _inner(value: str) -> str:
-    """A value without the line breaks that stand between it and its tags."""
+    """Returns a value without the line breaks that stand between it and its tags."""
     value = value[2:] if value.startswith("\r\n") else value.removeprefix("\n")
     return value[:-2] if value.endswith("\r\n") else value.removesuffix("\n")

@@ -35,7 +35,7 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, path: Path, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate | None:
-        """Find the template in a checkpoint's folder; None if there is none.
+        """Finds the template in a checkpoint's folder; None if there is none.
 
         Looks at `chat_template.jinja` (with `additional_chat_templates/*.jinja`), then at `chat_template` in
         `chat_template.json`, then in `tokenizer_config.json`.
@@ -60,7 +60,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """Render messages into the text of a prompt.
+        """Renders messages into the text of a prompt.
 
         Args:
             messages: dicts with a string `role` and a `content` that is a string or a list of
@@ -95,7 +95,7 @@ class ChatTemplate:
             ) from error
 
     def mentions(self, text: str) -> bool:
-        """Whether a text stands anywhere in the template: in a message that it writes, or in its instructions."""
+        """Returns whether a text stands anywhere in the template: in a message that it writes, or in its instructions."""
         return any(text in source for source in self._sources.values())
 
     def _template(self, name: str) -> Template:
@@ -112,7 +112,7 @@ class ChatTemplate:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; empty if the file does not exist.
+    """Reads a JSON object from a file; empty if the file does not exist.
 
     Raises:
         TokenizerError: the file cannot be read or holds no JSON object.
@@ -210,7 +210,7 @@ def _text_of(part: object, index: int) -> str:
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Copy JSON-like data, so that a template can neither change the caller's objects nor call their methods."""
+    """Copies JSON-like data, so that a template can neither change the caller's objects nor call their methods."""
     if depth > _DEEPEST:
         raise PromptError(f"{where} holds data more than {_DEEPEST} levels deep; pass it as text")
     if value is None or type(value) in (bool, int, float, str):

@@ -41,7 +41,7 @@ class Detokenizer:
         self._shown = 0  # characters of the decoded window that were already returned
 
     def add(self, token_id: int) -> str:
-        """Append one token and return the text that has become certain, possibly empty.
+        """Appends one token and returns the text that has become certain, possibly empty.
 
         A trailing U+FFFD may be the start of an unfinished character: it is held back until the next token tells.
         The cost does not depend on how many tokens came before.
@@ -60,7 +60,7 @@ class Detokenizer:
         return piece
 
     def finish(self) -> str:
-        """Return what is still held back, and start afresh: the next `add` begins a new stream."""
+        """Returns what is still held back, and starts afresh: the next `add` begins a new stream."""
         piece = self._decode(self._window)[self._shown :]
         self._window, self._shown = [], 0
         return piece

@@ -123,7 +123,7 @@ def failure(error: BaseException | str, call: ToolCall | None = None) -> str:
 
 
 def _annotated(function: Any) -> Any:
-    """What holds the annotations: the function itself, the one inside a partial, or ``__call__`` of an object."""
+    """Returns what holds the annotations: the function itself, the one inside a partial, or ``__call__`` of an object."""
     if hasattr(function, "func"):
         return function.func
     return function if hasattr(function, "__annotations__") or inspect.ismethod(function) else type(function).__call__

@@ -214,13 +214,13 @@ class ReplyParser:
         return not self._mid_line_after(before)
 
     def _unclear(self) -> int:
-        """How many of the last characters may begin markup."""
+        """Returns how many of the last characters may begin markup."""
         if name := _UNFINISHED_NAME.search(self._held):
             return len(self._held) - name.start()
         return max(_overlap(self._held, literal) for literal in (OPEN, CLOSE, FUNCTION))
 
     def _json_call(self, text: str) -> bool | None:
-        """Whether a reply begins with a call in JSON of a function that was offered; None: not to be told yet."""
+        """Returns whether a reply begins with a call in JSON of a function that was offered; None: not to be told yet."""
         assert self._calls is not None
         found = re.sub(r"\s", "", text[:1000])
         unclear = False
@@ -234,7 +234,7 @@ class ReplyParser:
 
 
 def _overlap(text: str, literal: str) -> int:
-    """The length of the longest end of ``text`` with which ``literal``, not all of it, begins."""
+    """Returns the length of the longest end of ``text`` with which ``literal``, not all of it, begins."""
     for length in range(min(len(text), len(literal) - 1), 0, -1):
         if literal.startswith(text[-length:]):
             return length

@@ -215,7 +215,7 @@ def _check_call(name: str, text: str, *arguments: Any) -> None:
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that counts as a step and whose result is bounded."""
+    """Returns a filter that counts as a step and whose result is bounded."""
     skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)

@@ -52,7 +52,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Load the tokenizer from a checkpoint's folder.
+        """Loads the tokenizer from a checkpoint's folder.
 
         Reads `tokenizer.json`; without it, lets transformers (if installed) build the tokenizer from older files.
         The ids that end a generation are those of `generation_config.json`, or else of `config.json`, together with
@@ -74,7 +74,7 @@ class Tokenizer:
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Encode text; special tokens written in it, such as `<|im_start|>`, become single ids.
+        """Encodes text; special tokens written in it, such as `<|im_start|>`, become single ids.
 
         Args:
             text: any text without lone surrogates.
@@ -89,7 +89,7 @@ class Tokenizer:
             raise TokenizerError(f"found text that cannot be encoded ({error}), expected valid Unicode") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Decode token ids in one shot; ids outside the vocabulary yield nothing, invalid UTF-8 yields U+FFFD.
+        """Decodes token ids in one shot; ids outside the vocabulary yield nothing, invalid UTF-8 yields U+FFFD.
 
         Raises:
             TokenizerError: an id is negative or not an integer.
@@ -100,7 +100,7 @@ class Tokenizer:
             raise TokenizerError(f"found ids that are no token ids ({error}); pass a list of integers >= 0") from error
 
     def is_special(self, id: int) -> bool:
-        """Whether the token is flagged special; `<think>` and `<tool_call>` are added tokens, but not special."""
+        """Returns whether the token is flagged special; `<think>` and `<tool_call>` are added tokens, but not special."""
         return id in self._special_ids
 
     def apply_chat_template(
@@ -112,7 +112,7 @@ class Tokenizer:
         enable_thinking: bool | None = None,
         **variables: Any,
     ) -> str:
-        """Render chat messages into the text of a prompt; see `ChatTemplate.render`.
+        """Renders chat messages into the text of a prompt; see `ChatTemplate.render`.
 
         Args:
             messages: dicts with `role` and `content`.
@@ -136,7 +136,7 @@ class Tokenizer:
         )
 
     def detokenizer(self) -> Detokenizer:
-        """A fresh streaming decoder that skips special tokens, like `decode(ids, skip_special_tokens=True)`."""
+        """Returns a fresh streaming decoder that skips special tokens, like `decode(ids, skip_special_tokens=True)`."""
         return Detokenizer(self.decode, silent=self._is_silent, bytewise=self._byte_ids)
 
     def token_bytes(self, size: int) -> tuple[list[bytes], list[int]] | None:
@@ -179,7 +179,9 @@ class Tokenizer:
 
 
 def _byte_characters() -> list[str]:
-    """The characters that stand for bytes 0 to 255 in byte-level BPE (GPT-2's table): printable ones for themselves."""
+    """Returns the characters that stand for bytes 0 to 255 in byte-level BPE (GPT-2's table): printable ones for
+    themselves.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -203,7 +205,7 @@ def _load_backend(path: Path) -> Backend:
 
 
 def _convert_backend(path: Path) -> Backend:
-    """Let transformers build the tokenizer from files other than tokenizer.json."""
+    """Lets transformers build the tokenizer from files other than tokenizer.json."""
     if not path.is_dir():
         raise TokenizerError(f"expected a folder with tokenizer.json at {path}, found no such folder; check the path")
     missing = f"expected tokenizer.json in {path}, found {sorted(file.name for file in path.iterdir())}"
@@ -230,7 +232,7 @@ def _convert_backend(path: Path) -> Backend:
 
 
 def _special_tokens(path: Path) -> dict[str, str]:
-    """Named special tokens: `{"eos_token": "<|im_end|>", ...}`, those of tokenizer_config.json first."""
+    """Returns named special tokens: `{"eos_token": "<|im_end|>", ...}`, those of tokenizer_config.json first."""
     tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         values = read_json_object(path / name)

@@ -54,7 +54,7 @@ def parse_tool_calls(
 def _read(
     text: str, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
 ) -> tuple[list[ToolCall], str, ToolCallError | None]:
-    """The calls, the rest with its reasoning, and what is wrong."""
+    """Returns the calls, the rest with its reasoning, and what is wrong."""
     position = 0
     if thinking:
         position = text.index(THINK_END) + len(THINK_END) if THINK_END in text else len(text)

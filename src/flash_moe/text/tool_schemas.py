@@ -36,7 +36,7 @@ class Function:
     closed: bool = True
 
     def takes(self, key: str) -> bool:
-        """Whether a parameter may be called so."""
+        """Returns whether a parameter may be called so."""
         return key in self.types or not self.closed
 
     def argument(self, key: str, value: Any, written: bool) -> Any:
@@ -160,7 +160,7 @@ def _readings(text: str, types: frozenset[str]) -> Iterator[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A Python literal as JSON data."""
+    """Returns a Python literal as JSON data."""
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -179,7 +179,7 @@ def _mismatch(value: Any, types: frozenset[str], what: str) -> ToolCallError:
 
 
 def _types(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -> set[str]:
-    """All types that a schema allows, through local references and alternatives."""
+    """Returns all types that a schema allows, through local references and alternatives."""
     schema = _mapping(schema)
     declared = schema.get("type")
     names = declared if isinstance(declared, list) else [declared]

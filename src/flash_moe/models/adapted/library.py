@@ -37,7 +37,7 @@ def module(name: str) -> Any:
 
 
 def knows(model_type: str) -> bool:
-    """Whether mlx-lm has a network for a ``model_type`` of config.json. ConfigError as for :func:`module`."""
+    """Returns whether mlx-lm has a network for a ``model_type`` of config.json. ConfigError as for :func:`module`."""
     utils = module("utils")
     name = utils.MODEL_REMAPPING.get(model_type, model_type)
     return name.replace("-", "_").isidentifier() and importlib.util.find_spec(f"mlx_lm.models.{name}") is not None
@@ -63,7 +63,7 @@ def load_lazily(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str
 
 
 def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[type, type]:
-    """The classes of a network that finds experts in its checkpoint where a manifest names their records."""
+    """Returns the classes of a network that finds experts in its checkpoint where a manifest names their records."""
     model_class, args_class = module("utils")._get_classes(config)
 
     def sanitize(self: Any, weights: dict[str, mx.array]) -> Any:

@@ -38,7 +38,7 @@ class Piece:
 
     @classmethod
     def whole(cls, info: TensorInfo) -> Piece:
-        """All of a tensor."""
+        """Returns all of a tensor."""
         item = DTYPE_BITS[info.dtype] // 8
         return cls(info, contiguous(_ORIGIN[:item].view(f"u{item}"), info.shape))
 
@@ -128,7 +128,7 @@ class Place:
 
     @classmethod
     def whole(cls, part: Part, shape: tuple[int, ...]) -> Place:
-        """All of a part."""
+        """Returns all of a part."""
         return cls(part, 0, shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))))
 
     @property
@@ -137,7 +137,7 @@ class Place:
         return self == Place.whole(self.part, self.shape) and math.prod(self.shape) == math.prod(self.part.shape)
 
     def of(self, records: np.ndarray) -> np.ndarray:
-        """The parameter of every record [N, stride] uint8: [N, ...] of unsigned integers, a view."""
+        """Returns the parameter of every record [N, stride] uint8: [N, ...] of unsigned integers, a view."""
         item = DTYPE_BITS[self.part.dtype] // 8
         first = records[:1, self.part.offset + self.start * item :][0, :item].view(f"u{item}")
         strides = (records.strides[0], *(item * stride for stride in self.strides))

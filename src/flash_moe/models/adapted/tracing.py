@@ -81,7 +81,7 @@ def _followed(
     inputs: Sequence[Found],
     outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
 ) -> list[Found]:
-    """What an operation's outputs, of these shapes and dtypes, are."""
+    """Returns what an operation's outputs, of these shapes and dtypes, are."""
     sources = [source for source in inputs if isinstance(source, Source)]
     computed = [source for source in inputs if isinstance(source, str)]
     if computed:
@@ -134,7 +134,7 @@ def _changed(
 
 
 def _reshaped(view: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The same elements in another shape; None where they would have to be copied."""
+    """Returns the same elements in another shape; None where they would have to be copied."""
     if view.flags.c_contiguous:
         return contiguous(view, shape)
     if [n for n in view.shape if n > 1] != [n for n in shape if n > 1]:

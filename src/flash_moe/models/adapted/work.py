@@ -18,13 +18,13 @@ _SHORT, _LONG = 256, 512  # tokens of two passes, whose caches differ by what a 
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a weight belongs to, by its name."""
+    """Returns the layer that a weight belongs to, by its name."""
     found = _LAYER.search(f"{name}.")
     return None if found is None else int(found[1])
 
 
 def layer_works(network: Any, heads: int, float_bytes: int) -> list[LayerWork]:
-    """What each layer takes. No weight is read.
+    """Returns what each layer takes. No weight is read.
 
     Args:
         network: mlx-lm's, whose experts are not streamed.
@@ -46,7 +46,7 @@ def layer_works(network: Any, heads: int, float_bytes: int) -> list[LayerWork]:
 
 
 def _cache_bytes(network: Any, float_bytes: int) -> list[tuple[str, int, int]]:
-    """Of each cache its kind, the bytes that a token adds, and those that do not grow."""
+    """Returns of each cache its kind, the bytes that a token adds, and those that do not grow."""
     short, long = (_passed(network, tokens) for tokens in (_SHORT, _LONG))
     found = []
     for before, after in zip(short, long, strict=True):
@@ -72,7 +72,9 @@ def _bytes(cache: Any, float_bytes: int) -> int:
 
 
 def held_bytes(resident: Mapping[str, mx.array], float_bytes: int) -> dict[str, int]:
-    """Bytes that weights take in memory, under names like those of our own networks: by layer, the head, and all else."""
+    """Returns bytes that weights take in memory, under names like those of our own networks: by layer, the head, and
+    all else.
+    """
     head = [name for name in resident if "lm_head" in name] or [name for name in resident if "embed" in name]
     found: Counter[str] = Counter()
     for name, array in resident.items():

@@ -58,7 +58,7 @@ class Format:
 
     @classmethod
     def of(cls, dtype: str, quantization: Quantization | None, global_scale: bool = False) -> Format:
-        """The format of a stored matrix; ``dtype`` is that of the scales, where there are any."""
+        """Returns the format of a stored matrix; ``dtype`` is that of the scales, where there are any."""
         if (q := quantization) is None:
             return cls(dtype)
         return cls(dtype, q.bits, q.group_size, q.mode, global_scale)
@@ -94,7 +94,7 @@ class Format:
         return tuple(0 if bits * (j + 1) > min(8 * nbytes, 31) else bits * j for j in range(count))
 
     def arrangement(self, columns: int) -> tuple[int, ...]:
-        """How :func:`~.rows.arrange` orders x: floats until its sums begin, then packs and blocks, then shifts."""
+        """Returns how :func:`~.rows.arrange` orders x: floats until its sums begin, then packs and blocks, then shifts."""
         packs, count, block = columns // self.pack[1], self.pack[1], LANES * self.steps(LANES) if self.bits else 0
         return round_up(columns, LANES), packs, count, packs // max(block, 1) * block, block, self.unit, *self.shifts
 
@@ -104,12 +104,12 @@ class Format:
         return round_up(columns, LANES) + round_up(sums, LANES)
 
     def row_bytes(self, e: Emitter, columns: Any) -> Any:
-        """Bytes of a row of ``columns`` weights."""
+        """Returns bytes of a row of ``columns`` weights."""
         nbytes, count = self.pack
         return e.builder.mul(e.builder.sdiv(columns, I64(count)), I64(nbytes))
 
     def unpack(self, e: Emitter, address: Any, lanes: int) -> list[Any]:
-        """The j-th weights of ``lanes`` packs, as float32 vectors; each is too large by its shift."""
+        """Returns the j-th weights of ``lanes`` packs, as float32 vectors; each is too large by its shift."""
         if not self.bits:
             return [e.floats(self.dtype, address, lanes)]
         if self.mode != "affine":
@@ -133,7 +133,7 @@ class Format:
         return values
 
     def scales(self, e: Emitter, address: Any, count: int) -> Any:
-        """Scales as a float32 vector; those of nvfp4 are too small."""
+        """Returns scales as a float32 vector; those of nvfp4 are too small."""
         if self.mode == "affine":
             return e.floats(self.dtype, address, count)
         b, stored = e.builder, e.load(vector(I8, count), address)
@@ -143,7 +143,7 @@ class Format:
         return b.bitcast(b.shl(b.zext(stored, vector(I32, count)), constant(I32, [23] * count)), vector(FLOAT, count))
 
     def _words(self, e: Emitter, address: Any, lanes: int) -> tuple[Any, Any]:
-        """Packs as 32-bit integers, and the fifth bytes where there are any."""
+        """Returns packs as 32-bit integers, and the fifth bytes where there are any."""
         b, nbytes = e.builder, self.pack[0]
         kind = vector(I32, lanes)
         if nbytes == 4:

@@ -173,7 +173,7 @@ class Products:
         return y
 
     def _job(self, tokens: int) -> tuple[int, int, int, list[Any]]:
-        """The addresses of a job, of ones for each token and of x in its forms; and what owns their memory."""
+        """Returns the addresses of a job, of ones for each token and of x in its forms; and what owns their memory."""
         chunk = max(8, CHUNK // self.columns // 8 * 8) if tokens < _ONE_BY_ONE else PANEL
         arranged = Arranged(self._formats, self.columns, tokens)
         ones, table = np.ones(tokens, np.float32), np.empty(tokens, np.int64)

@@ -58,7 +58,7 @@ def _dequantize(typing, dtype, bits, group_size, mode, scaled, w, s, b, columns,
 
 
 def _factor(e: Emitter, address: Any) -> Any:
-    """What products are to be multiplied with, from a global scale."""
+    """Returns what products are to be multiplied with, from a global scale."""
     return e.builder.fdiv(e.load(FLOAT, address, 4), ir.Constant(FLOAT, GLOBAL_SCALE))
 
 
@@ -85,7 +85,7 @@ class _Part:
 
 
 def _parts(e: Emitter, fmt: Format, w: Any, s: Any, b: Any, columns: Any, r: Any) -> list[_Part]:
-    """A row as blocks of 16 lanes, and as the smaller ones behind them."""
+    """Returns a row as blocks of 16 lanes, and as the smaller ones behind them."""
     builder, (_, count) = e.builder, fmt.pack
     if fmt.bits:
         scales = builder.mul(builder.mul(builder.sdiv(columns, I64(fmt.group_size)), r), I64(ITEM_SIZES[fmt.dtype]))
@@ -105,7 +105,7 @@ def _parts(e: Emitter, fmt: Format, w: Any, s: Any, b: Any, columns: Any, r: Any
 
 
 def _dot(e: Emitter, fmt: Format, part: _Part, x: Any, sums: Any) -> Any:
-    """A part of a row times x."""
+    """Returns a part of a row times x."""
     nbytes, count = fmt.pack
     lanes, kind = part.lanes, vector(FLOAT, part.lanes)
     total = e.variable(kind)
@@ -133,7 +133,7 @@ def _dot(e: Emitter, fmt: Format, part: _Part, x: Any, sums: Any) -> Any:
 
 
 def _spread(e: Emitter, fmt: Format, part: _Part, scales: Any, block: Any) -> Any:
-    """The scales (or biases) of a block, each in the lanes of its group."""
+    """Returns the scales (or biases) of a block, each in the lanes of its group."""
     size = ITEM_SIZES[fmt.dtype]
     return e.spread(fmt.scales(e, e.offset(scales, block, size * part.scales), part.scales), part.lanes)
 
@@ -225,7 +225,7 @@ def pointer(typing, address):  # type: ignore[no-untyped-def]
 
 @cache
 def multiply(fmt: Format) -> Any:
-    """rows(w, s, b, columns, x, sums, y, first, last): y[first:last] of the product with an arranged x."""
+    """Returns rows(w, s, b, columns, x, sums, y, first, last): y[first:last] of the product with an arranged x."""
     dtype, bits, group_size, mode, scaled = astuple(fmt)
 
     @kernel(9)
@@ -237,7 +237,7 @@ def multiply(fmt: Format) -> Any:
 
 @cache
 def dequantize(fmt: Format) -> Any:
-    """rows(w, s, b, columns, out, stride, first, last): those rows as arranged float32, ``stride`` bytes apart."""
+    """Returns rows(w, s, b, columns, out, stride, first, last): those rows as arranged float32, ``stride`` bytes apart."""
     dtype, bits, group_size, mode, scaled = astuple(fmt)
 
     @kernel(8)

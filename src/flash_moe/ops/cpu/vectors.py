@@ -29,12 +29,12 @@ _PLACES = {
 
 
 def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
-    """The vector type of that many lanes."""
+    """Returns the vector type of that many lanes."""
     return ir.VectorType(kind, lanes)
 
 
 def constant(kind: ir.Type, values: Sequence[float]) -> ir.Constant:
-    """A constant vector."""
+    """Returns a constant vector."""
     return ir.Constant(vector(kind, len(values)), list(values))
 
 
@@ -49,7 +49,7 @@ class Emitter:
         self.builder = builder
 
     def load(self, kind: ir.Type, address: Any, align: int = 1) -> Any:
-        """A value or vector from memory."""
+        """Returns a value or vector from memory."""
         return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=align)
 
     def store(self, value: Any, address: Any, align: int = 4) -> None:
@@ -63,33 +63,33 @@ class Emitter:
         self.builder.call(function, [self.builder.inttoptr(address, I8.as_pointer()), I32(0), I32(3), I32(1)])
 
     def offset(self, address: Any, index: Any, size: int) -> Any:
-        """address + index · size."""
+        """Returns address + index · size."""
         return self.builder.add(address, self.builder.mul(index, I64(size)))
 
     def plus(self, address: Any, nbytes: int) -> Any:
-        """address + a constant."""
+        """Returns address + a constant."""
         return self.builder.add(address, I64(nbytes)) if nbytes else address
 
     def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
-        """a · b + total, rounded once where the machine can."""
+        """Returns a · b + total, rounded once where the machine can."""
         return self.builder.fadd(self.builder.fmul(a, b, flags=_FAST), total, flags=_FAST)
 
     def shuffle(self, value: Any, lanes: Sequence[int]) -> Any:
-        """The named lanes of a vector; those behind its end are zero."""
+        """Returns the named lanes of a vector; those behind its end are zero."""
         return self.builder.shuffle_vector(value, ir.Constant(value.type, None), constant(I32, lanes))
 
     def spread(self, value: Any, lanes: int) -> Any:
-        """A vector of n lanes as one of ``lanes``, each repeated next to itself."""
+        """Returns a vector of n lanes as one of ``lanes``, each repeated next to itself."""
         n = value.type.count
         return self.shuffle(value, [lane * n // lanes for lane in range(lanes)])
 
     def splat(self, value: Any, lanes: int) -> Any:
-        """A scalar in every lane."""
+        """Returns a scalar in every lane."""
         one = self.builder.insert_element(ir.Constant(vector(value.type, 1), ir.Undefined), value, I32(0))
         return self.spread(one, lanes)
 
     def floats(self, kind: str, address: Any, lanes: int) -> Any:
-        """Stored floats ("BF16", "F16" or "F32") as a vector of float32."""
+        """Returns stored floats ("BF16", "F16" or "F32") as a vector of float32."""
         b = self.builder
         if kind == "F32":
             return self.load(vector(FLOAT, lanes), address)
@@ -99,20 +99,20 @@ class Emitter:
         return b.bitcast(b.shl(bits, constant(I32, [16] * lanes)), vector(FLOAT, lanes))
 
     def small_floats(self, words: Any, bits: int) -> Any:
-        """The highest bits of 16-bit words, e2m1 (4 bits) or e4m3 (8), as float32; see :data:`TOO_SMALL`."""
+        """Returns the highest bits of 16-bit words, e2m1 (4 bits) or e4m3 (8), as float32; see :data:`TOO_SMALL`."""
         b, lanes, (down, keep) = self.builder, words.type.count, _PLACES[bits]
         halves = b.and_(b.ashr(words, constant(I16, [down] * lanes)), constant(I16, [keep] * lanes))
         return b.fpext(b.bitcast(halves, vector(ir.HalfType(), lanes)), vector(FLOAT, lanes))
 
     def sum(self, value: Any) -> Any:
-        """The sum of all lanes, halving."""
+        """Returns the sum of all lanes, halving."""
         while (n := value.type.count) > 1:
             low, high = (self.shuffle(value, range(start, start + n // 2)) for start in (0, n // 2))
             value = self.builder.fadd(low, high)
         return self.builder.extract_element(value, I32(0))
 
     def variable(self, kind: ir.Type) -> Variable:
-        """A zero that changes."""
+        """Returns a zero that changes."""
         return Variable(self.builder, kind)
 
     @contextmanager

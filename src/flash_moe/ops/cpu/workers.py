@@ -170,7 +170,7 @@ def physical_cores() -> int:
 
 
 def _siblings(cpu: int) -> str:
-    """The threads of a core's, as Linux names them; ``cpu`` itself where nobody knows."""
+    """Returns the threads of a core's, as Linux names them; ``cpu`` itself where nobody knows."""
     try:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
     except OSError:
@@ -182,7 +182,9 @@ _lock = threading.Lock()
 
 
 def workers(threads: int | None = None) -> Workers:
-    """The pool of that many threads, one per physical core for None, which all who ask share as long as one keeps it."""
+    """Returns the pool of that many threads, one per physical core for None, which all who ask share as long as one
+    keeps it.
+    """
     count = physical_cores() if threads is None else threads
     with _lock:
         if (pool := _pools.get(count)) is None:
