@@ -35,7 +35,7 @@ class RawSpeed:
 
     Attributes:
         cold: after the page cache was emptied; warm: the same requests again.
-        absent: share of the bytes that were really absent when the cold reads began; 1 is truly cold.
+        absent: share of the bytes that were missing in the page cache when the cold reads began; 1 is truly cold.
     """
 
     threads: int
@@ -64,7 +64,7 @@ def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, sec
 
 
 def open_files(paths: Sequence[Path]) -> list[MappedFile]:
-    """Opens the files and brings what was written to them lately to the disk, without which it stays in memory."""
+    """Opens the files and writes their recent changes to the disk; until then these stay in memory."""
     files = [MappedFile(path) for path in paths]
     for file in files:
         file.evict(flush=True)

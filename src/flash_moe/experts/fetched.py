@@ -19,7 +19,7 @@ Watcher = Callable[[int, Sequence[int], Sequence[int]], None]
 
 @dataclass(frozen=True)
 class Records:
-    """Records in view, in the order they were asked for.
+    """Loaded records, in the order they were asked for.
 
     Attributes:
         arrays: one uint32 [words] array per record, or a single bank of which ``rows`` are the records.

@@ -56,7 +56,7 @@ class _Mapping:
 class MappedFile:
     """A file opened for reading, and mapped, where its file system can do that, so that its pages can be used in place.
 
-    Where it cannot, every page counts as absent.
+    Where it cannot, every page counts as missing.
 
     Args:
         state: that which the file must still have; by default it is noted now.

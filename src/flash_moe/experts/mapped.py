@@ -95,7 +95,7 @@ class MappedStore(ExpertStore):
             reader.close()
 
     def _warm(self, location: Location) -> Reads:
-        """Starts reading the absent pages of a record into the page cache."""
+        """Starts reading the missing pages of a record into the page cache."""
         requests: list[Request] = []
         missing = 0
         for file, extent in location.parts:
@@ -128,7 +128,7 @@ class _Touch:
 
 
 def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
-    """Returns page ranges, of at most REQUEST bytes each, that cover all absent pages."""
+    """Returns page ranges, of at most REQUEST bytes each, that cover all missing pages."""
     pages = np.flatnonzero(absent)
     ranges = []
     while pages.size:

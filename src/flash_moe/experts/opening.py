@@ -16,7 +16,7 @@ from .slots import SlotStore
 from .store import ExpertStore
 
 ExpertIO = Literal["auto", "mapped", "slots", "resident"]
-_GROUP_BYTES = 128 << 20  # bytes of the records that one fetch of prefill brings in, where there is memory
+_GROUP_BYTES = 128 << 20  # bytes of the records of one fetch in prefill, where there is memory
 _SHARE = 32  # of the memory: what they may take; slots hold two such groups
 
 

@@ -131,7 +131,7 @@ class Recorder:
         self._reused = tokens
 
     def prefilled(self) -> None:
-        """The first logits are there."""
+        """Notes that the first logits are computed."""
         self._prefilled = self._now()
         self._prefill_bytes = self.task.store.bytes_requested
         self._prefill_waited = self.task.store.fetch_seconds

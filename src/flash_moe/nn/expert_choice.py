@@ -1,7 +1,7 @@
 """Drops or replaces missing experts of a decoded token, as the options say.
 
 The router's K likeliest experts are changed in two ways, each off by default and bounded by a number that the user
-gives: absent experts give way to nearly as likely ones that are in memory, and absent experts of little weight are
+gives: missing experts give way to nearly as likely ones that are in memory, and missing experts of little weight are
 left out. The functions are pure; ``in_memory`` is asked about as few experts as decide the matter.
 """
 
@@ -83,7 +83,7 @@ class ExpertChoice:
 def swaps(
     probabilities: np.ndarray, order: np.ndarray, absent: np.ndarray, regret: float, in_memory: InMemory
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the most absent chosen experts that others in memory can replace, at the least loss of probability.
+    """Returns as many replacements of missing experts by others in memory as there can be, at the least loss of probability.
 
     A replacement is at least 1 - ``regret`` times as likely as what it replaces.
 
@@ -108,7 +108,7 @@ def swaps(
 
 
 def cold(probabilities: np.ndarray, absent: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns which of the chosen experts are left out: absent ones whose share is below the threshold, but never all.
+    """Returns which of the chosen experts are left out: missing ones whose share is below the threshold, but never all.
 
     Args:
         probabilities: [K], of the chosen experts. absent: [K] bool.

@@ -10,7 +10,7 @@ from .needs import Kind, Needs
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer of a kind, with its experts in view.
+    """One layer of a kind, with its experts loaded.
 
     Attributes:
         token: seconds of one decoded token, experts included, without a context.

@@ -57,7 +57,7 @@ class Emitter:
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
 
     def prefetch(self, address: Any) -> None:
-        """Brings a cache line closer that will be read soon; any address will do."""
+        """Prefetches a cache line that will be read soon; any address will do."""
         kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
         self.builder.call(function, [self.builder.inttoptr(address, I8.as_pointer()), I32(0), I32(3), I32(1)])
