@@ -14,6 +14,7 @@
     ├── ArgumentError        an argument is out of range; also a ValueError
     │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
     ├── NumericalError       the network produced NaN where a decision depends on it
+    ├── PeerError            another machine of a group is gone, stuck, failed or disagrees
     ├── ModelClosedError     the model was closed, perhaps while it generated
     ├── ForkError            the model was loaded before a fork, and is used in the child
     └── Cancelled            a caller that no longer wants a result stopped the work on it
@@ -100,6 +101,10 @@ class PromptError(ArgumentError):
 
 class NumericalError(FlashMoEError):
     """The network produced NaN where a routing or sampling decision depends on it."""
+
+
+class PeerError(FlashMoEError):
+    """Another rank of a group of machines is gone, silent or stuck, failed, or disagrees."""
 
 
 class ModelClosedError(FlashMoEError):

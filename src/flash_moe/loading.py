@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from .checks import integer, resolve_experts_per_token
 from .errors import ArgumentError, MemoryLimitError
 from .experts.banks import can_lie_by_part
-from .experts.opening import ExpertIO, held_bytes
+from .experts.opening import ExpertIO, held_bytes, open_store
+from .experts.store import ExpertStore
 from .limits import group_limit, resident_bytes
-from .models import ModelFiles
-from .models.adapted.loading import AdaptedFiles, AdaptedModel
+from .machines.joining import Member
+from .machines.share import WHOLE
+from .machines.sums import Sums
+from .models import ModelFiles, open_model
+from .models.adapted.loading import AdaptedFiles
+from .nn.network import Dimensions, Network
 from .nn.streaming import PLAIN, StreamingOptions
 from .ops.dispatch import kernels as allowed_kernels
 from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
@@ -23,6 +30,21 @@ from .record import RecordLayout
 
 _WORK = 64 << 20  # bytes: activations and caches of a short prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is open.
+
+    Attributes:
+        experts_per_token: the K it runs with.
+    """
+
+    folder: Path
+    config: Dimensions
+    network: Network
+    store: ExpertStore
+    experts_per_token: int
 
 
 def resolve_dtype(name: str | None, checkpoint: ModelFiles | AdaptedFiles) -> mx.Dtype:
@@ -41,11 +63,13 @@ def open_adapted(
     expert_cache: int,
     dtype: str | None,
     progress: ProgressOption,
+    member: Member | None,
     **refused: Any,
-) -> AdaptedModel:
+) -> Opened:
     """Opens a model that runs on mlx-lm's network; arguments are those of :meth:`Model.load`.
 
     Args:
+        member: what this process is in a group of machines.
         refused: options that there are none of.
 
     Raises:
@@ -64,10 +88,79 @@ def open_adapted(
                 told(Progress("experts", done, total, "bytes"))
 
         files = AdaptedFiles.open(folder, experts_per_token, compute)
-        check_memory(
-            files.resident_bytes, held_bytes(files.records(), expert_io, files.experts_per_token, expert_cache)
-        )
-        return files.load(expert_io, expert_cache, read)
+        k, share, sums = files.experts_per_token, WHOLE, None
+        if member is not None:
+            sums = member.sums(files.records(None).share, files.sum_widths)
+            share = sums.share
+            member.agree(share, _facts(files.identity(), k, dtype or "its own", "mlx-lm"))
+        check_memory(files.resident_bytes, held_bytes(files.records(share), expert_io, k, expert_cache))
+        model = files.load(expert_io, expert_cache, read, share)
+        network: Any = model.network
+        if member is not None and sums is not None:
+            network.join(sums)
+            network = member.enter(network, sums, lambda: model.store.arrived)
+        return Opened(folder, model.config, network, model.store, k)
+
+
+def open_own(
+    folder: Path,
+    experts_per_token: int | None,
+    expert_io: ExpertIO,
+    expert_cache: int,
+    dtype: str | None,
+    progress: ProgressOption,
+    member: Member | None,
+    streaming: StreamingOptions,
+    kernels: bool | None,
+    threads: int | None,
+) -> Opened:
+    """Opens a model that runs on a network of this library's; arguments are those of :func:`open_adapted`."""
+    checkpoint = open_model(folder)
+    known = checkpoint.dimensions
+    k = resolve_experts_per_token(experts_per_token, known.num_experts_per_tok)
+    threads = None if threads is None else integer("threads", threads, 1)
+    compute = resolve_dtype(dtype, checkpoint)
+    table, sums = checkpoint.records(WHOLE if member is None else None), None
+    if member is not None:
+        sums = member.sums(table.share, checkpoint.sum_widths)
+        table = table.of_share(sums.share)
+        cpu = checkpoint.uses_cpu_kernels(table.layouts, k, compute, kernels)
+        arithmetic = "CPU kernels" if cpu else str(mx.default_device().type)
+        member.agree(sums.share, _facts(checkpoint.identity(table.layouts), k, str(compute), arithmetic))
+    with following(progress) as told:
+
+        def report(stage: str, unit: str, total: int) -> Callable[[int], None] | None:
+            return None if told is None else lambda done: told(Progress(stage, done, total, unit))
+
+        proofs = None if told is None else lambda done, total: told(Progress("kernels", done, total, "kernels"))
+        by_part = prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels, sums)
+        held = held_bytes(table, expert_io, k, expert_cache)
+        check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
+        read = report("experts", "bytes", table.nbytes)
+        store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part)
+        try:
+            layers = report("layers", "layers", known.num_hidden_layers)
+            network: Any = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads, sums)
+            if member is not None and sums is not None:
+                network = member.enter(network, sums, lambda: store.arrived)
+        except BaseException:
+            store.close()
+            raise
+    return Opened(folder, known, network, store, k)
+
+
+def _facts(identity: str, experts_per_token: int, dtype: str, arithmetic: str) -> dict[str, Any]:
+    """What all machines of a group must have in common."""
+    from . import __version__
+
+    return {
+        "model": identity,
+        "experts_per_token": experts_per_token,
+        "dtype": dtype.rpartition(".")[2],
+        "arithmetic": arithmetic.rpartition(".")[2],
+        "flash_moe": __version__,
+        "mlx": mx.__version__,
+    }
 
 
 def _named(name: str) -> mx.Dtype:
@@ -84,6 +177,7 @@ def prove_kernels(
     streaming: StreamingOptions = PLAIN,
     progress: Callable[[int, int], None] | None = None,
     kernels: bool | None = None,
+    sums: Sums | None = None,
 ) -> bool:
     """Has all kernels that a network could use prove themselves on a GPU, unless the user has decided about them.
 
@@ -91,6 +185,7 @@ def prove_kernels(
         layouts: of the records, by layer.
         progress: called with the number of kernels that are decided, and of all.
         kernels: what the user decided; see :func:`~flash_moe.ops.dispatch.kernels`.
+        sums: as the network will get it.
 
     Returns:
         Whether banks are to lie by part: on a GPU where the experts of a token do not run as kernels.
@@ -101,7 +196,7 @@ def prove_kernels(
     with allowed_kernels(kernels):
         if not on_gpu():
             return False
-        cases = checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming)
+        cases = checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming, sums)
         if kernels_wanted() is None:
             prove(cases, progress)
         if any(case[0] == "experts" and use_kernel(case[0], *case[1:]) for case in cases):

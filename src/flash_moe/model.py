@@ -12,23 +12,26 @@ import mlx.core as mx
 
 from .amounts import format_bytes
 from .checkpoint.hub import resolve
-from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer, resolve_experts_per_token
+from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer
 from .closing import check_open, enter_process, is_open, take
 from .conversation import Conversation
-from .experts.opening import ExpertIO, held_bytes, open_store
+from .errors import ArgumentError
+from .experts.opening import ExpertIO
 from .experts.store import ExpertStore
 from .experts.uses import ExpertUses
 from .generation.defaults import sampling_defaults
 from .generation.options import resolve_options, sampling_options
 from .generation.prefixes import kept
 from .language_model import LanguageModel
-from .loading import check_memory, open_adapted, prove_kernels, resolve_dtype
-from .models import ModelFiles, is_adapted, open_model
-from .models.adapted.loading import AdaptedModel
-from .nn.network import Network
+from .loading import Opened, open_adapted, open_own
+from .machines.following import FollowingNetwork, NoTokenizer
+from .machines.joining import GroupOption, joined
+from .machines.leading import LeadingNetwork
+from .machines.ranked import Ranked
+from .models import is_adapted
 from .nn.streaming import StreamingOptions
 from .notebook import html
-from .progress import Progress, ProgressOption, following
+from .progress import ProgressOption
 from .text import Tokenizer
 from .text.call_reader import ToolCall
 from .text.function_tools import Tool
@@ -36,7 +39,7 @@ from .text.function_tools import Tool
 _OF_CONVERSATIONS = ("self", "system", "tools", "messages", "max_rounds", "confirm")
 
 
-class Model(LanguageModel):
+class Model(LanguageModel, Ranked):
     """A language model whose routed experts stay in files until a token needs them.
 
     Use :meth:`load`; the constructor takes parts that are already open.
@@ -44,16 +47,13 @@ class Model(LanguageModel):
 
     def __init__(
         self,
-        checkpoint: ModelFiles | AdaptedModel,
+        opened: Opened,
         tokenizer: Tokenizer,
-        decoder: Network,
-        store: ExpertStore,
-        experts_per_token: int,
         prompt_cache: int | None = None,
     ) -> None:
-        self.path = checkpoint.folder
-        defaults = sampling_defaults(checkpoint.folder)
-        super().__init__(checkpoint.config, tokenizer, decoder, store, experts_per_token, defaults, prompt_cache)
+        self.path, defaults = opened.folder, sampling_defaults(opened.folder)
+        k = opened.experts_per_token
+        super().__init__(opened.config, tokenizer, opened.network, opened.store, k, defaults, prompt_cache)
 
     @classmethod
     def load(
@@ -70,6 +70,8 @@ class Model(LanguageModel):
         dtype: str | None = None,
         kernels: bool | None = None,
         threads: int | None = None,
+        group: GroupOption = None,
+        group_timeout: float = 10.0,
         revision: str | None = None,
         token: str | bool | None = None,
         progress: ProgressOption = True,
@@ -102,6 +104,11 @@ class Model(LanguageModel):
                 auto where this is None; off goes before whatever this says. On the CPU they take Numba, and None uses them
                 for all but the smallest models.
             threads: threads that compute on the CPU, where its kernels are used; None takes one per physical core.
+            group: machines that run the model together, each with its share of the experts, see docs/machines.md: what
+                ``mx.distributed.init()`` returns, or ``"auto"`` for that if ``mlx.launch`` started this process. All ranks
+                load alike; rank 0 generates, the others call :meth:`follow`. It has none of the options drop_cold_below and
+                prefer_cached, which depend on what is in the memory of one machine.
+            group_timeout: seconds after which a rank that is silent, or makes no progress, ends the group.
             revision: branch, tag or commit on the hub.
             token: access token for the hub; by default the one of ``hf auth login``.
             progress: how far downloading, proving kernels, loading and filling the resident store are: True shows bars in
@@ -120,44 +127,29 @@ class Model(LanguageModel):
             MemoryLimitError: the control group of the process (Linux) allows less memory than the model needs.
             ArgumentError: an argument is out of range.
             ForkError: this process is a fork of one that loaded a model.
+            PeerError: another rank of the group differs, could not load or cannot be reached.
         """
         enter_process()
         folder = resolve(path, revision=revision, token=token, progress=progress)
         kept(prompt_cache)
-        if is_adapted(folder):
-            tokenizer = Tokenizer.load(folder)
-            adapted = open_adapted(
-                folder, experts_per_token, expert_io, expert_cache, dtype, progress, prefetch=prefetch, threads=threads,
-                drop_cold_below=drop_cold_below, prefer_cached=prefer_cached, kernels=kernels,
-            )  # fmt: skip
-            return cls(adapted, tokenizer, adapted.network, adapted.store, adapted.experts_per_token, prompt_cache)
-        checkpoint = open_model(folder)
-        config = checkpoint.config
-        k = resolve_experts_per_token(experts_per_token, config.num_experts_per_tok)
-        threads = None if threads is None else integer("threads", threads, 1)
         streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
-        compute = resolve_dtype(dtype, checkpoint)
-        tokenizer = Tokenizer.load(checkpoint.folder)
-        table = checkpoint.records()
-
-        with following(progress) as told:
-
-            def report(stage: str, unit: str, total: int) -> Callable[[int], None] | None:
-                return None if told is None else lambda done: told(Progress(stage, done, total, unit))
-
-            proofs = None if told is None else lambda done, total: told(Progress("kernels", done, total, "kernels"))
-            by_part = prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels)
-            held = held_bytes(table, expert_io, k, expert_cache)
-            check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
-            read = report("experts", "bytes", table.nbytes)
-            store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part)
-            try:
-                layers = report("layers", "layers", config.num_hidden_layers)
-                decoder = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads)
-            except BaseException:
-                store.close()
-                raise
-        return cls(checkpoint, tokenizer, decoder, store, k, prompt_cache)
+        with joined(group, group_timeout) as member:
+            if member is not None and streaming.changes_experts:
+                raise ArgumentError(
+                    "drop_cold_below and prefer_cached depend on what is in the memory of one machine, but a group must "
+                    "choose the same experts on all; leave them out"
+                )
+            adapted, leads = is_adapted(folder), member is None or member.rank == 0
+            tokenizer: Any = Tokenizer.load(folder) if leads else NoTokenizer()
+            common = folder, experts_per_token, expert_io, expert_cache, dtype, progress, member
+            if adapted:
+                opened = open_adapted(
+                    *common, prefetch=prefetch, threads=threads, drop_cold_below=drop_cold_below,
+                    prefer_cached=prefer_cached, kernels=kernels,
+                )  # fmt: skip
+            else:
+                opened = open_own(*common, streaming, kernels, threads)
+        return cls(opened, tokenizer, prompt_cache)
 
     def chat(
         self,
@@ -240,11 +232,14 @@ class Model(LanguageModel):
 
         Generations that run in other threads end with :class:`~flash_moe.ModelClosedError`, as does every later call.
         """
-        store, engine = take(self, "_store"), take(self, "_engine")
-        del self._prefixes, self._decoder
+        store, engine, network = (take(self, name) for name in ("_store", "_engine", "_decoder"))
+        del self._prefixes
         if store is not None and engine is not None:  # not closed before, nor in a fork
             store.close()
             engine.close()
+            if isinstance(network, (LeadingNetwork, FollowingNetwork)):
+                network.stop()
+            del network  # whose memory is freed now
             mx.clear_cache()
 
     def __enter__(self) -> Model:

@@ -54,6 +54,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Path], dict[str, object]]] = {
     "FP8": (write_fp8, {"group_size": 32}),
     "NVFP4": (write_nvfp4, {"group_size": 32}),
     "GPTQ": (write_gptq, {}),
+    "a share": (write_float, {"share": "1/2"}),
 }
 
 

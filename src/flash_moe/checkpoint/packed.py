@@ -1,8 +1,8 @@
 """The packed form: one safetensors file per layer whose records can be mapped one by one, and a manifest.
 
-A layer's file holds one tensor ``experts`` (U8, [E, stride]) whose data begins at a 16 KiB boundary, so any safetensors
-reader can open it. ``flash_moe.json`` beside it states each layer's record layout and a checksum per record; the
-resident weights are ordinary MLX safetensors with an index.
+A layer's file holds one tensor ``experts`` (U8, [E, stride]; in a share, with fewer rows) whose data begins at a 16 KiB
+boundary, so any safetensors reader can open it. ``flash_moe.json`` beside it states each layer's record layout and a
+checksum per record; the resident weights are ordinary MLX safetensors with an index.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import ArgumentError, CheckpointError
+from ..machines.share import WHOLE, Share
 from ..record import RECORD_ALIGNMENT, RecordLayout
 from .names import is_file_name
 from .safetensors import TensorInfo, build_header, read_header
@@ -43,10 +44,14 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of flash_moe.json: packed layers by index, and a checksum for each resident file."""
+    """The content of flash_moe.json: packed layers by index, a checksum for each resident file, and whose experts they are.
+
+    A layer's file holds the experts of the share, ascending.
+    """
 
     layers: Mapping[int, PackedLayer]
     resident: Mapping[str, str] = field(default_factory=dict)
+    share: Share = WHOLE
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:
@@ -67,14 +72,16 @@ class Manifest:
             if data["version"] != VERSION:
                 raise CheckpointError(f"{path} is of version {data['version']}, expected {VERSION}; update flash_moe")
             layers = {int(i): PackedLayer.from_json(layer) for i, layer in data["layers"].items()}
-            return cls(layers, dict(data["resident"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            share = Share.parse(data["share"]) if "share" in data else WHOLE
+            return cls(layers, dict(data["resident"]), share)
+        except (OSError, ArgumentError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error!r}); convert the model again") from error
 
     def dump(self) -> str:
         """The text of flash_moe.json."""
         layers = {str(i): layer.to_json() for i, layer in sorted(self.layers.items())}
-        return json.dumps({"format": FORMAT, "version": VERSION, "layers": layers, "resident": self.resident})
+        share = {} if self.share.is_whole else {"share": str(self.share)}
+        return json.dumps({"format": FORMAT, "version": VERSION, **share, "layers": layers, "resident": self.resident})
 
 
 def layer_file(layer: int) -> str:
@@ -82,9 +89,9 @@ def layer_file(layer: int) -> str:
     return f"experts-{layer:05d}.safetensors"
 
 
-def layer_header(num_experts: int, layout: RecordLayout) -> bytes:
+def layer_header(records: int, layout: RecordLayout) -> bytes:
     """What precedes the records in a layer's file; its length is a multiple of 16 KiB."""
-    tensors = {TENSOR: ("U8", (num_experts, layout.stride))}
+    tensors = {TENSOR: ("U8", (records, layout.stride))}
     return build_header(tensors, metadata=_metadata(layout), align=RECORD_ALIGNMENT)
 
 
@@ -100,7 +107,7 @@ def _states(metadata: Mapping[str, str], layout: RecordLayout) -> bool:
         return False
 
 
-def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo:
+def open_layer(folder: Path, layer: PackedLayer, records: int) -> TensorInfo:
     """The tensor of records in a layer's file, checked against the manifest.
 
     Raises:
@@ -112,7 +119,7 @@ def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo
     tensor = header.tensors.get(TENSOR)
     if tensor is None:
         raise CheckpointError(f"{folder / layer.file} holds no tensor {TENSOR!r}; convert the model again")
-    expected = ("U8", (num_experts, layer.layout.stride))
+    expected = ("U8", (records, layer.layout.stride))
     if (tensor.dtype, tensor.shape) != expected or tensor.offset % RECORD_ALIGNMENT:
         raise CheckpointError(
             f"{tensor.file}: tensor {TENSOR!r} is {tensor.dtype} {list(tensor.shape)} at byte {tensor.offset}, expected "
@@ -123,9 +130,9 @@ def open_layer(folder: Path, layer: PackedLayer, num_experts: int) -> TensorInfo
             f"{tensor.file} states another record layout than {MANIFEST}; they are of different conversions or damaged: "
             "convert the model again"
         )
-    if len(layer.checksums) != num_experts:
+    if len(layer.checksums) != records:
         raise CheckpointError(
-            f"{MANIFEST}: {len(layer.checksums)} checksums for {num_experts} records of {layer.file}; convert again"
+            f"{MANIFEST}: {len(layer.checksums)} checksums for {records} records of {layer.file}; convert again"
         )
     return tensor
 

@@ -7,11 +7,12 @@ records needs to know nothing else about checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import ArgumentError, CheckpointError
 from ..formats import FLOATS, FP8_BLOCK, ProjectionFormat, Quantization, part_shapes
+from ..machines.share import WHOLE, Share
 from ..record import PROJECTIONS, ExpertShape, RecordLayout
 from .files import Checkpoint
 from .names import ExpertTensor, expert_modules
@@ -31,7 +32,11 @@ class Extent:
 
 @dataclass(frozen=True)
 class Run:
-    """One part of every record of a layer: expert e's lies at ``base + e * step`` of one file, or where a list says."""
+    """One part of every record of a layer: expert e's lies at ``base + e * step`` of one file, or where a list says.
+
+    Attributes:
+        every: of the experts, one in so many is in the file: that of e lies at ``base + e // every * step``.
+    """
 
     nbytes: int
     at: int
@@ -39,6 +44,7 @@ class Run:
     base: int = 0
     step: int = 0
     scattered: Sequence[tuple[Path, int]] = ()
+    every: int = 1
 
     @property
     def files(self) -> set[Path]:
@@ -48,7 +54,7 @@ class Run:
         if self.file is None:
             file, offset = self.scattered[expert]
             return Extent(file, offset, self.nbytes, self.at)
-        return Extent(self.file, self.base + expert * self.step, self.nbytes, self.at)
+        return Extent(self.file, self.base + expert // self.every * self.step, self.nbytes, self.at)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class RecordTable:
         layouts: record layout by layer index (layers without routed experts are absent).
         packed: whether each record is one run of bytes that starts at a 16 KiB boundary of its file.
         states: the state of every file with records when its header was read.
+        share: of the experts that the table has; those of other shares are not asked for, and may be in no file.
     """
 
     num_experts: int
@@ -66,9 +73,32 @@ class RecordTable:
     packed: bool
     states: Mapping[Path, FileState]
     _runs: Mapping[int, Sequence[Run]]
+    share: Share = WHOLE
+
+    def of_share(self, share: Share) -> RecordTable:
+        """The records of a share.
+
+        Raises:
+            CheckpointError: the files hold another share.
+        """
+        if not self.share.is_whole and self.share != share:
+            wanted = "all experts are needed" if share.is_whole else f"share {share} is needed"
+            raise CheckpointError(
+                f"{self.files[0].parent} holds share {self.share} of the experts, but {wanted}; use a folder that has them, "
+                "or run all shares together in a group of machines"
+            )
+        if share.count > self.num_experts:
+            raise ArgumentError(f"{share.count} shares of {self.num_experts} experts, expected no more than experts")
+        return replace(self, share=share)
+
+    def experts(self, layer: int) -> range:
+        """The experts of a layer that the table has, ascending."""
+        return self.share.experts(layer, self.num_experts)
 
     def extents(self, layer: int, expert: int) -> list[Extent]:
         """The extents that together fill the record, in the order of the record."""
+        if not self.share.owns(layer, expert):
+            raise ArgumentError(f"expert {expert} of layer {layer} is not in share {self.share}; ask its owner")
         return [run.extent(expert) for run in self._runs[layer]]
 
     @property
@@ -79,7 +109,7 @@ class RecordTable:
     @property
     def count(self) -> int:
         """Records of all layers."""
-        return len(self.layouts) * self.num_experts
+        return sum(len(self.experts(layer)) for layer in self.layouts)
 
     @property
     def max_stride(self) -> int:
@@ -89,7 +119,7 @@ class RecordTable:
     @property
     def nbytes(self) -> int:
         """Bytes of all records."""
-        return sum(layout.stride for layout in self.layouts.values()) * self.num_experts
+        return sum(layout.stride * len(self.experts(layer)) for layer, layout in self.layouts.items())
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> RecordTable:
@@ -107,7 +137,7 @@ class RecordTable:
             layers = {layer: manifest.layers[layer] for layer in shape.layers}
             for layer, packed in layers.items():
                 _check_dimensions(layer, packed.layout, shape)
-            return cls.packed_in(checkpoint.folder, layers, shape.num_experts)
+            return cls.packed_in(checkpoint.folder, layers, shape.num_experts, manifest.share)
         layouts: dict[int, RecordLayout] = {}
         runs: dict[int, Sequence[Run]] = {}
         for layer in shape.layers:
@@ -116,19 +146,28 @@ class RecordTable:
         return cls(shape.num_experts, layouts, False, states, runs)
 
     @classmethod
-    def packed_in(cls, folder: Path, layers: Mapping[int, PackedLayer], num_experts: int) -> RecordTable:
+    def packed_in(
+        cls, folder: Path, layers: Mapping[int, PackedLayer], num_experts: int, share: Share = WHOLE
+    ) -> RecordTable:
         """The records of packed layers.
+
+        Args:
+            share: of the experts that the files hold.
 
         Raises:
             CheckpointError: a layer's file is missing or is not what its description says.
         """
-        tensors = {layer: open_layer(folder, packed, num_experts) for layer, packed in layers.items()}
+        tensors = {
+            layer: open_layer(folder, packed, len(share.experts(layer, num_experts)))
+            for layer, packed in layers.items()
+        }
         layouts = {layer: packed.layout for layer, packed in layers.items()}
         runs = {
-            layer: [Run(layouts[layer].stride, 0, tensor.file, tensor.offset, layouts[layer].stride)]
+            layer: [Run(layouts[layer].stride, 0, tensor.file, tensor.offset, layouts[layer].stride, every=share.count)]
             for layer, tensor in tensors.items()
         }
-        return cls(num_experts, layouts, True, {tensor.file: tensor.state for tensor in tensors.values()}, runs)
+        states = {tensor.file: tensor.state for tensor in tensors.values()}
+        return cls(num_experts, layouts, True, states, runs, share)
 
 
 def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> None:

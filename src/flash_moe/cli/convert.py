@@ -23,7 +23,8 @@ Examples:
   flash-moe convert Qwen/Qwen3.5-397B-A17B qwen-packed
   flash-moe convert ./qwen-mlx-4bit ./qwen-packed
   flash-moe convert ./qwen ./qwen-2bit --expert-bits 2 --calibrate chats.jsonl
-  flash-moe convert ./qwen ./qwen-mixed --expert-bits 2 --down-bits 3"""
+  flash-moe convert ./qwen ./qwen-mixed --expert-bits 2 --down-bits 3
+  flash-moe convert ./qwen ./qwen-0 --share 0/2      for the first of two machines"""
 
 
 class RoundingChoice(str, Enum):
@@ -85,6 +86,13 @@ def command(
         int | None,
         typer.Option(
             metavar="N", min=1, help=f"Tokens of the text to use, from its beginning.  [default: {_CALIBRATION_TOKENS}]"
+        ),
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Write only the experts of rank I (from 0) in a group of N machines; see docs/machines.md.",
         ),
     ] = None,
     keep: Annotated[
@@ -151,6 +159,7 @@ def command(
                 mode=mode,  # type: ignore[arg-type]
                 rounding=rounding.value,
                 calibration=calibration,
+                share=share,
                 keep=keep,
                 revision=revision,
                 progress=progress,
@@ -171,7 +180,8 @@ def command(
         return
     took = f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
     print(f"wrote {dst}: {format_bytes(nbytes)} in {took}, experts at {width:.2f} bits per weight with their scales")
-    print(f'run it: flash-moe generate {shlex.quote(str(dst))} "Why is the sky blue?"')
+    if share is None:
+        print(f'run it: flash-moe generate {shlex.quote(str(dst))} "Why is the sky blue?"')
 
 
 def _calibration(source: Path, file: Path, count: int) -> list[list[int]]:

@@ -95,7 +95,7 @@ def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
         ExpertReadError: a record cannot be read.
     """
     deadline = time.perf_counter() + SECONDS
-    count = min(experts_per_token, _RECORDS, table.num_experts)
+    count = min(experts_per_token, _RECORDS, *(len(table.experts(layer)) for layer in table.layouts))
     reader = RecordReader(table)  # one for both: pages that another mapping holds could not be dropped
     try:
         stores = MappedStore(reader, count), SlotStore(reader, count)
@@ -115,10 +115,12 @@ def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
 def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
     """Layer and experts of each fetch, spread over the checkpoint; never a record twice where there are enough."""
     layers = list(table.layouts)
-    return [
-        (layers[i * len(layers) // _ROUNDS], [(i * count + j) % table.num_experts for j in range(count)])
-        for i in range(_ROUNDS)
-    ]
+    found = []
+    for i in range(_ROUNDS):
+        layer = layers[i * len(layers) // _ROUNDS]
+        experts = table.experts(layer)
+        found.append((layer, [experts[(i * count + j) % len(experts)] for j in range(count)]))
+    return found
 
 
 def _fetch(store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool) -> float | None:

@@ -11,7 +11,7 @@ from .store import ExpertStore
 
 
 class ResidentStore(ExpertStore):
-    """One bank per layer, read once.
+    """One bank per layer, read once, of the experts that the table has.
 
     Args:
         progress: called with the bytes read so far after each layer.
@@ -26,7 +26,7 @@ class ResidentStore(ExpertStore):
     ) -> None:
         table, self.by_part = reader.table, by_part
         super().__init__(table.layouts, table.num_experts)
-        self._banks = {}
+        self._banks, self._share = {}, table.share
         try:
             self._read_all(reader, progress)
         finally:
@@ -35,26 +35,26 @@ class ResidentStore(ExpertStore):
     def _read_all(self, reader: RecordReader, progress: Callable[[int], None] | None) -> None:
         table, done = reader.table, 0
         for layer, layout in table.layouts.items():
-            bank = make_bank(table.num_experts, [layout], self.by_part)
-            experts = range(table.num_experts)
+            experts = table.experts(layer)
+            bank = make_bank(len(experts), [layout], self.by_part)
             missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
             for stats in self._counters(layer):
-                stats.bytes_brought += layout.stride * table.num_experts
+                stats.bytes_brought += layout.stride * len(experts)
                 stats.bytes_missing += missing
-            reader.read_all(layer, experts, [bank.targets(expert) for expert in experts])
+            reader.read_all(layer, experts, [bank.targets(place) for place in range(len(experts))])
             self._banks[layer] = bank.bank
-            done += layout.stride * table.num_experts
+            done += layout.stride * len(experts)
             if progress is not None:
                 progress(done)
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
-        return iter(experts)
+        return map(self._share.place, experts)
 
     def _bank_of(self, layer: int) -> Bank:
         return self._banks[layer]
 
-    def _whole(self, layer: int) -> Bank:
-        return self._banks[layer]
+    def _whole(self, layer: int) -> Bank | None:
+        return self._banks[layer] if self._share.is_whole else None
 
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
         return [True] * len(experts)

@@ -60,7 +60,9 @@ class SlotStore(ExpertStore):
         self._slots: SlotTable[_Key] = SlotTable(count, self._unload)
         self._experts = reader.table.num_experts
         self._first_slots = (
-            {layer: i * self._experts for i, layer in enumerate(self.layouts)} if count == everything else {}
+            {layer: i * self._experts for i, layer in enumerate(self.layouts)}
+            if count == everything and reader.table.share.is_whole
+            else {}
         )
         self._held: dict[int, set[int]] = {layer: set() for layer in self._first_slots}
         self._whole_layers = {}

@@ -35,6 +35,7 @@ class ExpertStore(Watched, ABC):
         by_part: whether its banks have an array for each part of the records.
         keeps_experts: whether records stay in a bank beyond their fetch, and :meth:`ahead` says where.
         stats, by_layer: counters of all layers together, and of each.
+        arrived: records that fetches have handed out.
     """
 
     layouts: Mapping[int, RecordLayout]
@@ -51,6 +52,7 @@ class ExpertStore(Watched, ABC):
         self.by_layer = {layer: StoreStats() for layer in layouts}
         self._begun: defaultdict[int, list[Begun]] = defaultdict(list)  # by layer, since its last fetch
         self._counting: tuple[StoreStats, ...] = ()
+        self.arrived = 0
         self._cancelled: Callable[[], bool] | None = None
         self._last = time.perf_counter()
 
@@ -141,6 +143,7 @@ class ExpertStore(Watched, ABC):
         try:
             for record in arriving:
                 waited += time.perf_counter() - start
+                self.arrived += 1
                 yield record
                 start = time.perf_counter()
         except BaseException:

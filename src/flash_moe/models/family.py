@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from ..checks import resolve_experts_per_token
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
+from ..machines.share import WHOLE, Share
+from ..machines.sums import Sums
 from ..nn.cpu_choice import uses_cpu_kernels
 from ..nn.decoder import Decoder
 from ..nn.layer_work import LayerWork, layer_work
@@ -36,6 +39,8 @@ from ..ops.experts import DTYPES
 from ..ops.fp8 import from_fp8
 from ..ops.integers import affine_of
 from ..record import RecordLayout
+
+_SAMPLE = 4096  # bytes of a weight that its identity takes
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,17 @@ class ModelFiles(Checkpoint):
 
         return CpuTimedLayer(*arguments)
 
-    def records(self) -> RecordTable:
+    def records(self, share: Share | None = WHOLE) -> RecordTable:
         """Where the experts' records are; reads headers only.
+
+        Args:
+            share: of the experts that are needed; None for what the folder holds.
 
         Raises:
             CheckpointError: a layer's experts are missing, incomplete, or of the wrong dtype or shape.
         """
-        return self.family.records(self)
+        table = self.family.records(self)
+        return table if share is None else table.of_share(share)
 
     def read_resident(self) -> dict[str, mx.array]:
         """All weights but the routed experts, lazily, as stored; FP8 as what it stands for, integers in MLX's order.
@@ -162,12 +171,28 @@ class ModelFiles(Checkpoint):
         """
         return self.family.in_one_convention(self, self.read_resident(), dtype, keep_matrices)
 
+    @property
+    def sum_widths(self) -> dict[int, int]:
+        """Numbers that a token's experts add up to, by layer."""
+        return dict.fromkeys(self.shape.layers, self.shape.hidden_size)
+
+    def identity(self, layouts: Mapping[int, RecordLayout]) -> str:
+        """Returns a digest of the model: dimensions, forms of the records, and how each always-read weight begins."""
+        found = hashlib.blake2b(repr((self.config, sorted(layouts.items()))).encode(), digest_size=8)
+        for name, info in sorted(self.resident.items()):
+            found.update(f"{name} {info.dtype} {info.shape}".encode())
+            with info.file.open("rb") as file:
+                file.seek(info.offset)
+                found.update(file.read(min(info.nbytes, _SAMPLE)))
+        return found.hexdigest()
+
     def kernel_cases(
         self,
         layouts: Mapping[int, RecordLayout],
         experts_per_token: int,
         dtype: mx.Dtype,
         streaming: StreamingOptions = PLAIN,
+        sums: Sums | None = None,
     ) -> list[Case]:
         """Returns the cases of all kernels that the network could use; only headers are needed.
 
@@ -180,7 +205,7 @@ class ModelFiles(Checkpoint):
         empty = {name: mx.zeros(info.shape, dtype=DTYPES[info.dtype]) for name, info in self.resident.items()}
         found = self.family.in_one_convention(self, empty, dtype)
         weights = Weights(found.arrays, found.quantization)
-        return needed_kernels(self.config, weights, layouts, experts_per_token, dtype, streaming)
+        return needed_kernels(self.config, weights, layouts, experts_per_token, dtype, streaming, sums)
 
     def load_network(
         self,
@@ -191,6 +216,7 @@ class ModelFiles(Checkpoint):
         kernels: bool | None = None,
         streaming: StreamingOptions = PLAIN,
         threads: int | None = None,
+        sums: Sums | None = None,
     ) -> Decoder:
         """The network with its resident weights in memory; arguments are those of :class:`~.nn.decoder.Decoder`.
 
@@ -201,7 +227,7 @@ class ModelFiles(Checkpoint):
         resident = self.load_resident(dtype, keep_matrices=cpu)
         weights = Weights(resident.arrays, resident.quantization, join=not cpu)
         try:
-            decoder = Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming)
+            decoder = Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming, sums)
         except RuntimeError:
             check_unchanged(self.resident.values())  # it may say that a file ends too early
             raise

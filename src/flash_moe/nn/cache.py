@@ -267,10 +267,15 @@ class SequenceCache:
         """
         if self.sound:
             return True
-        held = [mark for mark in self.marks if mark <= len(self.tokens) and all(x.holds(mark) for x in self.layers)]
-        if held:
+        if held := self.held:
             self.cut_back(held[-1])
         return bool(held)
+
+    @property
+    def held(self) -> list[int]:
+        """Lengths to which the cache can be cut back now, ascending; its own where it is sound."""
+        marks = [mark for mark in self.marks if mark <= len(self.tokens) and all(x.holds(mark) for x in self.layers)]
+        return [*marks, len(self.tokens)] if self.sound else marks
 
     @property
     def _delta_layers(self) -> list[DeltaCache]:

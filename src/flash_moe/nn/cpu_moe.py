@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
+import mlx.core as mx
 import numpy as np
 
+from ..machines.sums import Sums
 from ..ops.cpu.arranged import Arranged
 from ..ops.cpu.experts import Experts, Rows, Swiglu
 from ..ops.cpu.memory import aligned
@@ -42,6 +44,7 @@ class CpuMoE:
     def __init__(self, moe: SparseMoE, weights: Weights) -> None:
         self._layer, self._store, self._k, self._normalize = moe.layer, moe.store, moe.k, moe.normalize
         self._choice: ExpertChoice | None = moe.choice
+        self._sums: Sums | None = moe.sums
         self.prefetch: LayerPrefetch | None = None
         self.gates = weights.products(moe.gates.groups)
         routed = Swiglu.of_record(self._store.layouts[self._layer])
@@ -53,11 +56,29 @@ class CpuMoE:
 
     def __call__(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
         arranged, logits, ids, weights, shared = self._routed(h, run)
-        if run.tokens > 1:
+        if self._sums is not None:
+            self._of_all_ranks(self._sums, arranged, ids, weights, shared, y)
+        elif run.tokens > 1:
             self._experts.add(arranged, [shared], y)
             self._rows(arranged, ids, weights, y)
         else:
             self._token(arranged, logits[0, :-1], ids[0], weights[0], shared, y)
+
+    def _of_all_ranks(
+        self, sums: Sums, arranged: Arranged, ids: np.ndarray, weights: np.ndarray, shared: Rows, y: np.ndarray
+    ) -> None:
+        """The experts of this rank's share, and the sum of all ranks' parts, of which the first has all else."""
+        own, rest, residual = sums.share.owns(self._layer, ids), [shared], y
+        if sums.rank != 0:
+            rest, residual = [], y.copy()
+            y[:] = 0
+        if len(y) == 1:
+            self._fetched(arranged, ids[own], weights[own], rest, residual, y)
+        else:
+            if rest:
+                self._experts.add(arranged, rest, y)
+            self._rows(arranged, ids, weights, y, own)
+        y[:] = np.array(sums.add(mx.array(y), self._layer, ids))
 
     def front(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
         """All but the routed experts, as they are timed apart."""
@@ -88,23 +109,50 @@ class CpuMoE:
             probabilities = np.exp(logits - logits.max())
             probabilities /= probabilities.sum()
             ids, weights = self._choice(probabilities, partial(self._store.in_memory, self._layer))
+        self._fetched(arranged, ids, weights, [shared], y, y)
+
+    def _fetched(
+        self,
+        arranged: Arranged,
+        ids: np.ndarray,
+        weights: np.ndarray,
+        rest: list[Rows],
+        residual: np.ndarray,
+        y: np.ndarray,
+    ) -> None:
+        """Adds experts of one token, [n], and the rest; the next layer's are predicted from the residual."""
         chosen, one = ids.tolist(), np.zeros(1, np.int64)
         records = self._store.fetch_bytes(self._layer, chosen)
         if self._store.holds_everything:
-            rows = [Rows(r.ctypes.data, one, weights[i : i + 1]) for i, r in enumerate(records)]
-            self._experts.add(arranged, [shared, *rows], y)
+            rows = [*rest, *(Rows(r.ctypes.data, one, weights[i : i + 1]) for i, r in enumerate(records))]
+            if rows:
+                self._experts.add(arranged, rows, y)
             return
-        self._experts.add(arranged, [shared], y)
+        if rest:
+            self._experts.add(arranged, rest, y)
         if self.prefetch is not None:
-            self.prefetch.reading(chosen, self.prefetch.logits(y))
+            self.prefetch.reading(chosen, self.prefetch.logits(residual))
         for i, record in enumerate(records):
             self._experts.add(arranged, [Rows(record.ctypes.data, one, weights[i : i + 1])], y)
 
-    def _rows(self, arranged: Arranged, ids: np.ndarray, weights: np.ndarray, y: np.ndarray) -> None:
-        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens."""
+    def _rows(
+        self,
+        arranged: Arranged,
+        ids: np.ndarray,
+        weights: np.ndarray,
+        y: np.ndarray,
+        own: np.ndarray | None = None,
+    ) -> None:
+        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens.
+
+        Args:
+            own: which of the ids are computed, [T, K]; None for all.
+        """
         order = np.argsort(ids, axis=None, kind="stable")
+        if own is not None:
+            order = order[own.reshape(-1)[order]]
         experts, starts = np.unique(ids.reshape(-1)[order], return_index=True)
-        ends, sorted_weights = [*starts[1:].tolist(), ids.size], weights.reshape(-1)[order]
+        ends, sorted_weights = [*starts[1:].tolist(), order.size], weights.reshape(-1)[order]
         tokens = order // ids.shape[1]
         capacity = self._store.capacity
         for first in range(0, len(experts), capacity):

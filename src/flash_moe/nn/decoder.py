@@ -11,6 +11,8 @@ import mlx.core as mx
 
 from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.store import ExpertStore
+from ..machines.share import WHOLE
+from ..machines.sums import Sums
 from ..ops.dispatch import kernels, on_gpu
 from ..ops.norm import add_rms_norm, rms_norm
 from .attention import GatedAttention
@@ -43,6 +45,7 @@ class DecoderLayer(Module):
         store: ExpertStore,
         experts_per_token: int,
         choice: ExpertChoice | None = None,
+        sums: Sums | None = None,
     ) -> None:
         super().__init__()
         self.input_layernorm = weights.array("input_layernorm.weight", config.hidden_size)
@@ -53,7 +56,7 @@ class DecoderLayer(Module):
         else:
             self.mixer = GatedDeltaNet(config, weights.at("linear_attn"))
         if config.sparse_layers[layer]:
-            self.mlp = SparseMoE(config, layer, weights.at("mlp"), store, experts_per_token, choice)
+            self.mlp = SparseMoE(config, layer, weights.at("mlp"), store, experts_per_token, choice, sums)
         else:
             self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, weights.at("mlp"))
         self._eps = config.rms_norm_eps
@@ -120,6 +123,7 @@ class Decoder(Module):
         progress: called after each layer with the number of layers built.
         use_kernels: whether ops may run as this library's own kernels; None those that proved themselves.
         streaming: what is done about experts that are not in memory.
+        sums: adds what several machines computed, each of its own experts; None for one machine.
 
     Attributes:
         streaming: as given.
@@ -138,14 +142,13 @@ class Decoder(Module):
         progress: Callable[[int], None] | None = None,
         use_kernels: bool | None = None,
         streaming: StreamingOptions = PLAIN,
+        sums: Sums | None = None,
     ) -> None:
         super().__init__()
         self.streaming, self._store = streaming, store
-        self.choice: ExpertChoice | None = None
-        if streaming.changes_experts:
-            self.choice = ExpertChoice(experts_per_token, config.norm_topk_prob, streaming)
-        self._use_kernels = use_kernels
-        self.config, self.dtype = config, dtype
+        changed = streaming.changes_experts
+        self.choice = ExpertChoice(experts_per_token, config.norm_topk_prob, streaming) if changed else None
+        self._use_kernels, self.config, self.dtype = use_kernels, config, dtype
         self.embed_tokens = weights.embedding("embed_tokens", config.vocab_size, config.hidden_size)
         self.norm = weights.array("norm.weight", config.hidden_size)
         if not config.tie_word_embeddings:
@@ -153,7 +156,7 @@ class Decoder(Module):
         self.layers: list[DecoderLayer] = []
         for i in range(config.num_hidden_layers):
             with kernels(use_kernels):
-                layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token, self.choice)
+                layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token, self.choice, sums)
             mx.async_eval(layer.parameters())  # read while the layer before is waited for
             if self.layers:
                 mx.eval(self.layers[-1].parameters())
@@ -166,10 +169,11 @@ class Decoder(Module):
         self._passed: Callable[[int], None] | None = None
         self.prefetcher: Prefetcher | None = None
         if streaming.prefetch:
-            self.prefetcher = Prefetcher(store, experts_per_token)
+            self.prefetcher = Prefetcher(store, experts_per_token, WHOLE if sums is None else sums.share)
             self._connect(self.prefetcher)
         self.run_ahead: RunAhead | None = None
-        if store.keeps_experts and on_gpu() and not (streaming.prefetch or streaming.changes_experts):
+        waits = streaming.prefetch or streaming.changes_experts or sums is not None  # for the host in every layer
+        if store.keeps_experts and on_gpu() and not waits:
             self.run_ahead = RunAhead(self.layers, store)
 
     def run_on_cpu(self, threads: int | None = None) -> None:
@@ -251,6 +255,10 @@ class Decoder(Module):
                     if self._passed is not None:
                         self._passed(number)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def pieces(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> list[int]:
+        """How many tokens go through the layers together in :meth:`run`, one number for each time."""
+        return [len(tokens)]
 
     def run(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> mx.array:
         """Runs further tokens of a sequence; see :class:`~.network.Network`. Of several, all but logits is evaluated."""

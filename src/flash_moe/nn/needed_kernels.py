@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
+from ..machines.sums import Sums
 from ..ops.dispatch import Case, kernels_needed
 from ..record import RecordLayout
 from .cache import layer_cache
@@ -43,18 +44,19 @@ def needed_kernels(
     experts_per_token: int,
     dtype: mx.Dtype,
     streaming: StreamingOptions,
+    sums: Sums | None = None,
 ) -> list[Case]:
     """Returns the case of every kernel that could run in this network, each once.
 
     Args:
         weights: lazy arrays, of which none is evaluated on a GPU.
-        layouts, experts_per_token, dtype, streaming: as the decoder will get them.
+        layouts, experts_per_token, dtype, streaming, sums: as the decoder will get them.
     """
     store = _NoStore(layouts, config.num_experts)
     choice = ExpertChoice(experts_per_token, config.norm_topk_prob, streaming) if streaming.changes_experts else None
     with kernels_needed() as found:
         for i in range(config.num_hidden_layers):
-            layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token, choice)
+            layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token, choice, sums)
             for tokens in (1, _TOKENS):
                 x, cache = mx.zeros((tokens, config.hidden_size), dtype=dtype), layer_cache(config, i, dtype)
                 layer.describe(x, cache)

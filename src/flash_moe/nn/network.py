@@ -39,6 +39,9 @@ class Cache(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+    @property
+    def held(self) -> list[int]:
+        """Lengths to which the cache can be cut back now, also after a pass that failed."""
 
     def mark(self, lengths: Sequence[int]) -> None: ...
 
@@ -74,6 +77,9 @@ class Network(Protocol):
 
     def serving(self, task: Task) -> AbstractContextManager[None]:
         """Within, what is counted and what can be cancelled is the task's."""
+
+    def pieces(self, tokens: Sequence[int], cache: Any, last: int) -> list[int]:
+        """How many tokens go through the layers together in :meth:`run`, one number for each time."""
 
     def run(self, tokens: Sequence[int], cache: Any, last: int) -> mx.array:
         """Runs further tokens of a sequence, which its cache takes over.

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..experts.store import ExpertStore, StoreStats
+from ..machines.share import WHOLE, Share
 from .prefetch_switch import PrefetchSwitch
 
 Router = Callable[[Any], Any]  # [1, H], the residual stream, to [1, E] float32 logits; arrays of MLX or NumPy
@@ -41,13 +42,16 @@ class Prefetcher:
 
     Args:
         k: experts that are predicted per layer.
+        share: of the experts; of those that are predicted, its own are read.
         clock: gives seconds.
     """
 
-    def __init__(self, store: ExpertStore, k: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, store: ExpertStore, k: int, share: Share = WHOLE, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.switch, self.counters = PrefetchSwitch(), PrefetchCounters()
         self.active = False
-        self._store, self._k, self._clock = store, k, clock
+        self._store, self._k, self._share, self._clock = store, k, share, clock
         self._predicted: dict[int, frozenset[int]] = {}  # by layer
 
     @contextmanager
@@ -67,7 +71,8 @@ class Prefetcher:
     def predict(self, layer: int, logits: Any) -> None:
         """Starts to read the likeliest experts of a layer. logits: [1, E] float32."""
         values = np.array(logits)[0]
-        experts = np.argsort(-values, kind="stable")[: self._k].tolist()  # the last requests can still be cancelled
+        likeliest = np.argsort(-values, kind="stable")[: self._k]  # the last requests can still be cancelled
+        experts = likeliest[self._share.owns(layer, likeliest)].tolist()
         self._predicted[layer] = frozenset(experts)
         self._store.prefetch(layer, experts)
 

@@ -12,6 +12,7 @@ from ..config import ModelConfig
 from ..errors import NumericalError
 from ..experts.host_memory import exchanged, on_cuda
 from ..experts.store import Arrivals, Bank, ExpertStore, Records
+from ..machines.sums import Sums
 from ..ops import expert_kernels
 from ..ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from ..ops.experts import (
@@ -46,9 +47,10 @@ class SparseMoE(Module):
         layer: index of the layer, for the store and for errors.
         experts_per_token: K.
         choice: decides which experts a single token uses, on the host; None uses those that the router chose.
+        sums: adds what several machines computed, each of its own experts; None for one machine.
 
     Attributes:
-        layer, store, k, choice: as given; normalize: whether the weights of a token's experts sum to one.
+        layer, store, k, choice, sums: as given; normalize: whether the weights of a token's experts sum to one.
         prefetch: reads ahead for the next layer; None does not.
     """
 
@@ -60,18 +62,19 @@ class SparseMoE(Module):
         store: ExpertStore,
         experts_per_token: int,
         choice: ExpertChoice | None = None,
+        sums: Sums | None = None,
     ) -> None:
         super().__init__()
         hidden, intermediate = config.hidden_size, config.shared_expert_intermediate_size
         self.gates = weights.linears({"gate": config.num_experts, "shared_expert_gate": 1}, hidden)
         self.layer, self.store, self.k, self.normalize = layer, store, experts_per_token, config.norm_topk_prob
-        self.choice = None if store.holds_everything else choice
+        self.choice, self.sums = None if store.holds_everything else choice, sums
         self.prefetch: LayerPrefetch | None = None
         self._layout = store.layouts[layer]
-        self._fewest = self.k if choice is None else 1  # experts that a token may use
+        self._fewest = self.k if choice is None and sums is None else 1  # experts that a token may use
         self._layout_json = json.dumps(self._layout.to_json())
         shared, self._record = weights.at("shared_expert"), None
-        if on_gpu() and kernels_wanted() is not False and self._supported():
+        if on_gpu() and kernels_wanted() is not False and self._supported() and sums is None:
             copied = shared_record(shared, intermediate, self._layout)
             self._record, shared = copied or (None, shared)
         self.shared_expert = SwiGLU(hidden, intermediate, shared)
@@ -91,7 +94,7 @@ class SparseMoE(Module):
 
     def whole(self, x: mx.array) -> Bank | None:
         """The store's bank of the layer for one token, where it has one and products can choose from it."""
-        router_decides = self.choice is None and self.prefetch is None
+        router_decides = self.choice is None and self.prefetch is None and self.sums is None
         in_place = self.store.by_part or self.uses_kernel(x)
         return self.store.whole(self.layer, self.k) if router_decides and in_place else None
 
@@ -125,14 +128,36 @@ class SparseMoE(Module):
         ahead = self.prefetch.logits(rest) if one and self.prefetch is not None else None
         mx.async_eval(ids, weights)
         # in an evaluation of its own, for which the host does not wait: it computes the shared expert during the fetch
-        mx.async_eval(rest, *([] if ahead is None else [ahead]))
+        mx.async_eval(*([rest] if self._adds_rest else []), *([] if ahead is None else [ahead]))
         unseen = one and self.choice is None and on_cuda()  # weights: a look at them costs; NaN shows in the logits
         chosen = exchanged(ids) if unseen else chosen_experts(ids, weights, self.layer)
+        if self.sums is not None:
+            return self._of_all_ranks(self.sums, x, chosen, weights, rest, ahead)
         if one:
             if self.choice is not None:
                 chosen, weights = self._choose(self.choice, chosen, weights)
             return self._for_token(x, chosen[0].tolist(), weights, rest, ahead)
         return rest + self._for_rows(x, chosen, weights)
+
+    @property
+    def _adds_rest(self) -> bool:
+        """Whether this machine adds residual and shared expert: of several, the first alone."""
+        return self.sums is None or self.sums.rank == 0
+
+    def _of_all_ranks(
+        self, sums: Sums, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array, ahead: mx.array | None
+    ) -> mx.array:
+        """The experts of this rank's share, and the sum of all ranks' parts."""
+        own = sums.share.owns(self.layer, chosen)
+        part = rest if self._adds_rest else mx.zeros_like(rest)
+        if x.shape[0] > 1:
+            part = part + self._for_rows(x, chosen, weights, own)
+        elif own.any():
+            columns = np.flatnonzero(own[0])
+            part = self._for_token(x, chosen[0, columns].tolist(), weights[:, mx.array(columns)], part, ahead)
+        elif self.prefetch is not None:
+            self.prefetch.reading([], ahead)
+        return sums.add(part, self.layer, chosen).astype(x.dtype)
 
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: Bank) -> mx.array:
         """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
@@ -201,11 +226,19 @@ class SparseMoE(Module):
     def _shared(self, weights: mx.array, routed: int) -> mx.array | None:
         return self._record if weights.shape[1] > routed else None
 
-    def _for_rows(self, x: mx.array, chosen: np.ndarray, weights: mx.array) -> mx.array:
-        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens."""
+    def _for_rows(self, x: mx.array, chosen: np.ndarray, weights: mx.array, own: np.ndarray | None = None) -> mx.array:
+        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens.
+
+        Args:
+            own: which of the chosen experts are computed, [T, K]; None for all.
+        """
         tokens, k = chosen.shape
         order = np.argsort(chosen, axis=None, kind="stable")
-        experts, counts = np.unique(chosen, return_counts=True)
+        if own is not None:
+            order = order[own.reshape(-1)[order]]
+        if not order.size:
+            return mx.zeros_like(x)
+        experts, counts = np.unique(chosen.reshape(-1)[order], return_counts=True)
         rows = x[mx.array(order // k)]  # [T·K, H], sorted by expert
         outputs, start = [], 0
         groups = [slice(i, i + self.store.capacity) for i in range(0, len(experts), self.store.capacity)]
@@ -219,8 +252,10 @@ class SparseMoE(Module):
                 self.store.prefetch(self.layer, experts[groups[number + 1]].tolist())
             outputs.append(y)
             start = stop
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
+        inverse = np.full(chosen.size, order.size)
+        inverse[order] = np.arange(order.size)
+        if order.size < chosen.size:
+            outputs.append(mx.zeros_like(x[:1]))  # what the experts of other ranks add here
         y = mx.concatenate(outputs)[mx.array(inverse)].reshape(tokens, k, -1)
         return (weights[..., None] * y.astype(mx.float32)).sum(axis=1).astype(x.dtype)
 

@@ -27,7 +27,7 @@ class AdaptedRecords:
     """
 
     def __init__(self, files: AdaptedFiles) -> None:
-        self._stored, self._places = files.records().layouts, files.experts.places
+        self._stored, self._places = files.records(None).layouts, files.experts.places
         self.layouts = {}
         for layer, (_, switch) in enumerate(files.experts.modules):
             places = self._places[layer]

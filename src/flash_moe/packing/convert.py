@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +18,7 @@ from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
 from ..experts.read_memory import new_bank
 from ..experts.reader import RecordReader
+from ..machines.share import WHOLE, Share
 from ..models import AdaptedFiles
 from ..progress import Callback, Progress, ProgressOption, following
 from .calibration import Calibration
@@ -43,6 +44,7 @@ def convert(
     mode: Mode | None = None,
     rounding: Rounding = "search",
     calibration: Sequence[Sequence[int]] | None = None,
+    share: str | None = None,
     keep: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -68,6 +70,7 @@ def convert(
         rounding: ``"search"`` for scales and biases that lose least, ``"nearest"`` for those of MLX.
         calibration: token ids of texts that the experts are quantised for, for instance from
             :func:`flash_moe.evaluation.calibration_tokens`; None to round each weight for itself.
+        share: "I/N" writes only the experts of rank I in a group of N machines; see docs/machines.md. None writes all.
         keep: download a repository to the hub's cache and keep it there. Otherwise it is converted shard by shard, so that
             two of its files are on the disk at a time; not with a calibration, which needs all of it.
         revision, token: as for :func:`.hub.resolve`.
@@ -78,7 +81,7 @@ def convert(
 
     Raises:
         ConfigError, CheckpointError: the source cannot be read, or the destination exists.
-        ArgumentError: there is no such rounding, or the calibration is empty or of no use.
+        ArgumentError: there is no such rounding or share, or the calibration is empty or of no use.
         DiskSpaceError: the destination would not fit; nothing was written.
         NumericalError: weights, or activations in the calibration, are NaN or infinite.
     """
@@ -86,13 +89,20 @@ def convert(
     widths = Widths(bits, expert_bits, down_bits, group_size, mode)
     if rounding not in get_args(Rounding):
         raise ArgumentError(f"rounding is {rounding!r}, expected one of {', '.join(get_args(Rounding))}")
-    options = {
+    part = WHOLE if share is None else Share.parse(share)
+    options: dict[str, Any] = {
         "bits": [bits, expert_bits, down_bits],
         "group_size": group_size,
         "mode": mode,
         "rounding": rounding,
         "calibration": calibration and fingerprint(calibration),
     }
+    if not part.is_whole:
+        options["share"] = str(part)
+        if calibration is not None:
+            raise ArgumentError(
+                f"a calibration runs all experts, but share is {share!r}; convert the whole model, and then that with a share"
+            )
     try:
         folder = resolve(
             source, revision=revision, token=token, local_files_only=not keep and calibration is None, progress=progress
@@ -102,8 +112,8 @@ def convert(
             raise
         shards = Shards(os.fspath(source), revision=revision, token=token)
         with following(progress) as report:
-            return convert_shardwise(shards, destination, widths, rounding, options, report)
-    opened = open_source(folder, widths, rounding)
+            return convert_shardwise(shards, destination, widths, rounding, options, part, report)
+    opened = open_source(folder, widths, rounding, part)
     calibrated = None
     if calibration is not None:
         if isinstance(opened.checkpoint, AdaptedFiles):
@@ -143,7 +153,7 @@ class _Conversion:
         self.staging, self.progress = staging, progress
         self.rounding, self.calibration = rounding, calibration
         self.done = 0
-        records = sum(layout.stride for layout in self.target.values()) * self.table.num_experts
+        records = sum(layout.stride * len(self.table.experts(i)) for i, layout in self.target.items())
         self.total = records + self.resident.nbytes()
 
     def run(self) -> None:
@@ -153,7 +163,7 @@ class _Conversion:
             self.staging.begin()
             checksums, weight_map = self._write_resident()
             layers = self._write_layers()
-            section, manifest = self.resident.config_section(), Manifest(layers, checksums)
+            section, manifest = self.resident.config_section(), Manifest(layers, checksums, self.table.share)
             write_descriptions(self.staging, self.source.checkpoint, section, manifest, weight_map)
             self.staging.finish()
         except OSError as error:
@@ -206,7 +216,7 @@ class _Conversion:
                     self.staging.commit(name, receipt)
                     self.staging.discard(_states(i))
                 else:
-                    self._advance(layout.stride * self.table.num_experts)
+                    self._advance(layout.stride * len(self.table.experts(i)))
                 layers[i] = PackedLayer(name, layout, tuple(receipt["checksums"]))
         finally:
             reader.close()
@@ -226,14 +236,14 @@ class _Conversion:
 
     def _write_layer(self, reader: RecordReader, layer: int, path: Path) -> list[str]:
         source, target = self.source.layouts[layer], self.target[layer]
-        experts, checksums, stride = self.table.num_experts, [], self.table.layouts[layer].stride
+        experts, checksums, stride = self.table.experts(layer), list[str](), self.table.layouts[layer].stride
         step = max(1, _GROUP_BYTES // stride)
-        bank = new_bank(min(step, experts), stride // 4)
+        bank = new_bank(min(step, len(experts)), stride // 4)
         buffers = np.array(bank, copy=False).view(np.uint8)
         with path.open("wb") as stream:
-            stream.write(layer_header(experts, target))
-            for start in range(0, experts, step):
-                group = range(start, min(start + step, experts))
+            stream.write(layer_header(len(experts), target))
+            for start in range(0, len(experts), step):
+                group = experts[start : start + step]
                 reader.read_all(layer, group, list(buffers[: len(group)]))
                 read = buffers[: len(group)]
                 prepared = self.source.prepare(layer, read)

@@ -18,8 +18,9 @@ class Info:
         expert_formats: per distinct record layout, e.g. ``"4-bit, groups of 64"``, and how many layers have it.
         bits_per_weight: of the experts, scales and biases included; 0 without experts.
         record_bytes: bytes of the largest record.
-        resident_bytes, expert_bytes: of the weights read for every token, and of all routed experts.
-        bytes_per_token: expert bytes read for a token at ``experts_per_token``.
+        resident_bytes, expert_bytes: of the weights read for every token, and of the routed experts in the folder.
+        bytes_per_token: expert bytes read for a token at ``experts_per_token``, by all machines together.
+        share: of the experts that the folder holds, as "I/N"; None for all.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Info:
     resident_bytes: int
     expert_bytes: int
     bytes_per_token: int
+    share: str | None = None
 
 
 def describe(folder: Path, experts_per_token: int | None = None) -> Info:
@@ -52,7 +54,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
         ArgumentError: K is not from 1 to the model's own.
     """
     checkpoint = open_checkpoint(folder)
-    table, known = checkpoint.records(), checkpoint.dimensions
+    table, known = checkpoint.records(None), checkpoint.dimensions
     k = checkpoint.experts_for(experts_per_token)
     layers = [checkpoint.layer_work(i, 2) for i in range(known.num_hidden_layers)]
     formats: dict[str, int] = {}
@@ -78,6 +80,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
         resident_bytes=sum(info.nbytes for info in checkpoint.resident.values()),
         expert_bytes=table.nbytes,
         bytes_per_token=k * sum(layout.stride for layout in table.layouts.values()),
+        share=None if table.share.is_whole else str(table.share),
     )
 
 

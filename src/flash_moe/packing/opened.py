@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.records import RecordTable
+from ..machines.share import Share
 from ..models import AdaptedFiles, ModelFiles, is_adapted, open_model
 from ..record import RecordLayout
 from .adapted import AdaptedRecords, AdaptedResident
@@ -35,18 +36,21 @@ class Source:
     prepare: Callable[[int, np.ndarray], np.ndarray]
 
 
-def open_source(folder: Path, widths: Widths, rounding: Rounding) -> Source:
+def open_source(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> Source:
     """Opens a checkpoint to be converted; reads headers only.
+
+    Args:
+        share: of the experts that is written.
 
     Raises:
         ConfigError, CheckpointError: it cannot be read, or cannot be stored so.
     """
-    return _of_mlx_lm(folder, widths) if is_adapted(folder) else _of_ours(folder, widths, rounding)
+    return _of_mlx_lm(folder, widths, share) if is_adapted(folder) else _of_ours(folder, widths, rounding, share)
 
 
-def _of_ours(folder: Path, widths: Widths, rounding: Rounding) -> Source:
+def _of_ours(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> Source:
     checkpoint = open_model(folder, adopt=True)
-    table, quantized = checkpoint.records(), checkpoint.quantization.default is not None
+    table, quantized = checkpoint.records(share), checkpoint.quantization.default is not None
 
     def prepare(layer: int, records: np.ndarray) -> np.ndarray:
         adopt(checkpoint, layer, table.layouts[layer], records)
@@ -56,9 +60,9 @@ def _of_ours(folder: Path, widths: Widths, rounding: Rounding) -> Source:
     return Source(checkpoint, table, table.layouts, widths.layouts(table.layouts, quantized), resident, prepare)
 
 
-def _of_mlx_lm(folder: Path, widths: Widths) -> Source:
+def _of_mlx_lm(folder: Path, widths: Widths, share: Share) -> Source:
     checkpoint = AdaptedFiles.open(folder)
     records, quantized = AdaptedRecords(checkpoint), checkpoint.quantization is not None
     target = widths.layouts(records.layouts, quantized)
     resident = AdaptedResident(checkpoint, widths.floats(quantized), target)
-    return Source(checkpoint, checkpoint.records(), records.layouts, target, resident, records.prepare)
+    return Source(checkpoint, checkpoint.records(share), records.layouts, target, resident, records.prepare)

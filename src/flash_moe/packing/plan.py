@@ -78,7 +78,7 @@ class Widths:
 def identity(checkpoint: ModelFiles | AdaptedFiles, table: RecordTable) -> dict[str, Any]:
     """What identifies the source; when any of it changes, a half-done conversion is of no use."""
     files = {checkpoint.folder / "config.json", *checkpoint.folder.glob(MANIFEST), *checkpoint.metadata}
-    files |= {extent.file for layer in table.layouts for extent in table.extents(layer, 0)}
+    files |= {extent.file for layer in table.layouts for extent in table.extents(layer, table.experts(layer)[0])}
     states = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
     return {"source": str(checkpoint.folder.resolve()), "files": states}
 

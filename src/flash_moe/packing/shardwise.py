@@ -24,6 +24,7 @@ from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, lay
 from ..checkpoint.records import Extent
 from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError
+from ..machines.share import Share
 from ..models import ModelFiles, is_adapted, open_model
 from ..progress import Callback, Progress
 from ..record import Part, RecordLayout
@@ -55,12 +56,13 @@ def convert_shardwise(
     widths: Widths,
     rounding: Rounding,
     options: Mapping[str, Any],
+    share: Share,
     progress: Callback | None,
 ) -> list[str]:
     """Writes a packed copy of a repository; see :func:`.convert.convert`.
 
     Args:
-        options: what else a conversion depends on.
+        options: what else a conversion depends on; share: of the experts that is written.
 
     Raises:
         HubError: a file could not be had; starting again continues.
@@ -68,7 +70,7 @@ def convert_shardwise(
     staging = Staging(destination, shards.identity() | dict(options))
     try:
         with shards.headers() as folder:
-            conversion = _Conversion(shards, folder, staging, widths, rounding, progress)
+            conversion = _Conversion(shards, folder, staging, widths, rounding, share, progress)
             try:
                 conversion.run()
             except OSError as error:
@@ -90,6 +92,7 @@ class _Conversion:
         staging: Staging,
         widths: Widths,
         rounding: Rounding,
+        share: Share,
         progress: Callback | None,
     ) -> None:
         self.shards, self.folder, self.staging = shards, folder, staging
@@ -100,14 +103,14 @@ class _Conversion:
                 "downloaded before"
             )
         self.checkpoint, self.resident = self._open()
-        self.table = self.checkpoint.records()
+        self.table = self.checkpoint.records(share)
         if self.table.packed:
             raise CheckpointError(
                 "this repository is packed already; run it as it is, or pass keep=True to requantise it"
             )
         self.target = widths.layouts(self.table.layouts, self.checkpoint.quantization.default is not None)
         self.groups = self.resident.groups()
-        records = sum(layout.stride for layout in self.target.values()) * self.table.num_experts
+        records = sum(layout.stride * len(self.table.experts(i)) for i, layout in self.target.items())
         self.total = records + self.resident.nbytes()
 
     def run(self) -> None:
@@ -128,7 +131,7 @@ class _Conversion:
         self.shards.bring(())
         checksums, weight_map = self._finish_resident()
         write_descriptions(self.staging, self.checkpoint, self.resident.config_section(),
-                           Manifest(self._finish_layers(), checksums), weight_map)  # fmt: skip
+                           Manifest(self._finish_layers(), checksums, self.table.share), weight_map)  # fmt: skip
         self.staging.finish()
 
     def _open(self) -> tuple[ModelFiles, ResidentFiles]:
@@ -141,7 +144,7 @@ class _Conversion:
         works: dict[Files, _Work] = {}
         for layer, source in self.table.layouts.items():
             changed = changed_projections(source, self.target[layer])
-            for expert in range(self.table.num_experts):
+            for expert in self.table.experts(layer):
                 places = list(zip(source.parts, self.table.extents(layer, expert), strict=True))
                 for linear in source.linears:
                     mine = [place for place in places if place[0].linear == linear]
@@ -170,7 +173,7 @@ class _Conversion:
                     if extent.file not in sources:
                         sources[extent.file] = stack.enter_context(extent.file.open("rb"))
                     _read(sources[extent.file].fileno(), extent, record)
-                start = len(layer_header(self.table.num_experts, target)) + expert * target.stride
+                start = len(self._header(layer)) + self.table.share.place(expert) * target.stride
                 for part, data in self._made(layer, linear, places, record, source, target):
                     targets[layer].seek(start + part.offset)
                     targets[layer].write(data)
@@ -206,13 +209,16 @@ class _Conversion:
     def _layer(self, layer: int) -> Any:
         """A layer's file as it grows, open for writing."""
         path, target = self.layers / layer_file(layer), self.target[layer]
-        header = layer_header(self.table.num_experts, target)
-        size = len(header) + self.table.num_experts * target.stride
+        header = self._header(layer)
+        size = len(header) + len(self.table.experts(layer)) * target.stride
         if not path.exists() or path.stat().st_size != size:
             with path.open("wb") as stream:
                 stream.write(header)
                 stream.truncate(size)
         return path.open("r+b")
+
+    def _header(self, layer: int) -> bytes:
+        return layer_header(len(self.table.experts(layer)), self.target[layer])
 
     def _finish_resident(self) -> tuple[dict[str, str], dict[str, str]]:
         checksums: dict[str, str] = {}
@@ -241,8 +247,8 @@ class _Conversion:
                 grown = self.layers / name
                 path = grown if grown.exists() else self.staging.folder / name
                 with path.open("rb") as stream:
-                    stream.seek(len(layer_header(self.table.num_experts, target)))
-                    checksums = [checksum(stream.read(target.stride)) for _ in range(self.table.num_experts)]
+                    stream.seek(len(self._header(i)))
+                    checksums = [checksum(stream.read(target.stride)) for _ in self.table.experts(i)]
                 receipt = {"checksums": checksums}
                 self.staging.adopt(path, name, receipt)
             layers[i] = PackedLayer(name, target, tuple(receipt["checksums"]))

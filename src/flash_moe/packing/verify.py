@@ -46,7 +46,7 @@ def verify(folder: str | os.PathLike[str], progress: ProgressOption = True) -> V
 def _verify(folder: Path, report: Callback | None) -> Verification:
     checkpoint = open_checkpoint(folder)
     manifest = Manifest.load(folder)
-    table = checkpoint.records()
+    table = checkpoint.records(None)
     sizes = {file: file.stat().st_size for file in checkpoint.metadata} if manifest else {}
     total, done = table.nbytes + sum(sizes.values()), 0
     for file, size in sizes.items():
@@ -64,9 +64,9 @@ def _verify(folder: Path, report: Callback | None) -> Verification:
     try:
         for layer, layout in table.layouts.items():
             record = read_buffer(layout.stride)
-            for expert in range(table.num_experts):
+            for place, expert in enumerate(table.experts(layer)):
                 reader.read_all(layer, (expert,), (record,))
-                if manifest and checksum(record.data) != manifest.layers[layer].checksums[expert]:
+                if manifest and checksum(record.data) != manifest.layers[layer].checksums[place]:
                     bad = table.extents(layer, expert)[0]
                     reason = (
                         f"its {bad.nbytes} bytes at {bad.offset} differ from their checksum; copy or convert it again"

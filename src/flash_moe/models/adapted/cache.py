@@ -65,6 +65,13 @@ class AdaptedCache:
             other.cut_back(length)
         return other
 
+    @property
+    def held(self) -> list[int]:
+        """Lengths to which the cache can be cut back now, ascending; its own where it is sound."""
+        length = len(self.tokens)
+        reached = [mark for mark in self.marks if mark < length and self.reach(mark) == mark]
+        return [*reached, length] if not self._failed or self.reach(length) == length else reached
+
     def recover(self) -> bool:
         """Makes a cache sound whose last pass failed, by going back to a mark. Returns whether it is sound."""
         if self._failed and (length := self.reach(len(self.tokens))):

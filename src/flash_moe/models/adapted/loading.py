@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from ...checkpoint.records import RecordTable
@@ -16,6 +18,7 @@ from ...checks import integer, is_default
 from ...errors import ArgumentError, CheckpointError, ConfigError
 from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
+from ...machines.share import WHOLE, Share
 from ...nn.layer_work import LayerWork
 from ...record import ExpertShape
 from ..config_json import read_config
@@ -25,6 +28,7 @@ from .network import AdaptedNetwork
 from .streaming import ExpertModules, parameters
 from .work import held_bytes, layer_works
 
+_OUTPUTS = {("down_proj", "weight"), ("fc2", "weight")}  # of SwitchGLU and SwitchMLP
 _POSITIONS = 1 << 20  # where config.json does not say how long a context may be
 
 
@@ -120,9 +124,35 @@ class AdaptedFiles:
         width = _attribute(self.network, self.raw_config, ("head_dim", "v_head_dim")) or 0
         return heads * width or self.dimensions.hidden_size
 
-    def records(self) -> RecordTable:
-        """Where the experts' records are."""
-        return self.experts.table
+    def records(self, share: Share | None = WHOLE) -> RecordTable:
+        """Where the experts' records are.
+
+        Args:
+            share: of the experts that are needed; None for what the folder holds.
+
+        Raises:
+            CheckpointError: the folder holds another share.
+        """
+        return self.experts.table if share is None else self.experts.table.of_share(share)
+
+    def identity(self) -> str:
+        """Returns a digest of the model: config.json, forms of the records, always-read weights, and vectors of these."""
+        table, resident = self.experts.table, sorted(self.resident.items())
+        found = hashlib.blake2b(repr((self.raw_config, sorted(table.layouts.items()))).encode(), digest_size=8)
+        for name, array in resident:
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            if array.ndim == 1:
+                found.update(np.array(array.view(mx.uint8)).tobytes())
+        return found.hexdigest()
+
+    @property
+    def sum_widths(self) -> dict[int, int]:
+        """Numbers that the experts of a token make, by layer: an output for each."""
+        widths = {}
+        for layer, places in enumerate(self.experts.places):
+            (rows,) = {place.shape[0] for (linear, name), place in places.items() if (linear, name) in _OUTPUTS}
+            widths[layer] = self.experts_per_token * rows
+        return widths
 
     @property
     def shape(self) -> ExpertShape:
@@ -172,19 +202,24 @@ class AdaptedFiles:
         return sum(array.nbytes for array in self.resident.values())
 
     def load(
-        self, expert_io: ExpertIO, expert_cache: int, progress: Callable[[int, int], None] | None = None
+        self,
+        expert_io: ExpertIO,
+        expert_cache: int,
+        progress: Callable[[int, int], None] | None = None,
+        share: Share = WHOLE,
     ) -> AdaptedModel:
         """Reads the always-needed weights and opens the expert store; no expert is read. To be called once.
 
         Args:
             expert_io, expert_cache: see :meth:`flash_moe.Model.load`.
             progress: called with the bytes that the resident store has read, and all.
+            share: of the experts, that the store has.
 
         Raises:
             CheckpointError: a file was changed since its header was read.
             ArgumentError: an argument is out of range.
         """
-        held, table = tensors(self.folder), self.experts.table
+        held, table = tensors(self.folder), self.records(share)
         report = None if progress is None else lambda done: progress(done, table.nbytes)
         store = open_store(table, expert_io, self.experts_per_token, expert_cache, report)
         try:

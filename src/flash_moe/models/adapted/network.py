@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...experts.store import ExpertStore
+from ...machines.sums import Sums
 from ...nn.streaming import PLAIN, StreamingOptions
 from ...nn.task import Task
 from .cache import AdaptedCache
@@ -47,6 +48,17 @@ class AdaptedNetwork:
                 self._passed = self._shared.passed = None
                 self._store.stop_if(None)
 
+    def join(self, sums: Sums) -> None:
+        """Computes the experts of one share from now on, and takes the others from other machines."""
+        self._shared.sums = sums
+
+    def pieces(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> list[int]:
+        """How many tokens go through the layers together in :meth:`run`, one number for each time."""
+        first, count = len(cache.tokens), len(tokens)
+        ends = {count - last, count, *(mark - first for mark in cache.marks)}
+        inner = sorted(end for end in ends if 0 < end <= count)
+        return [end - start for start, end in zip([0, *inner], inner, strict=False)]
+
     def run(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> mx.array:
         """Runs T more tokens of a sequence; they are added to ``cache.tokens``.
 
@@ -55,13 +67,11 @@ class AdaptedNetwork:
         Returns:
             Logits [last, V] float32 of the last ones. They and the cache have been evaluated.
         """
-        first = len(cache.tokens)
-        wanted = len(tokens) - last
-        ends = {wanted, len(tokens), *(mark - first for mark in cache.marks)}
-        start, found = 0, []
+        wanted, start, found = len(tokens) - last, 0, []
         undo = cache.undone_on_error() if len(tokens) > 1 else nullcontext()  # of one token, copies would cost too much
         with undo, cache.passing():
-            for end in sorted(end for end in ends if 0 < end <= len(tokens)):
+            for count in self.pieces(tokens, cache, last):
+                end = start + count
                 self._tell(start, end, len(tokens))
                 logits = self.model(mx.array([list(tokens[start:end])]), cache=cache.layers)[0]
                 if end > wanted:

@@ -148,7 +148,7 @@ def quantization(switch: Any) -> dict[str, Quantization]:
 def _packed(
     found: Sequence[tuple[str, Any]], folder: Path, manifest: Manifest, experts: int
 ) -> tuple[RecordTable, list[dict[Key, Place]]]:
-    table, places = RecordTable.packed_in(folder, manifest.layers, experts), []
+    table, places = RecordTable.packed_in(folder, manifest.layers, experts, manifest.share), []
     for layer, (path, switch) in enumerate(found):
         parts = {(part.linear, part.name): part for part in table.layouts[layer].parts}
         mine = {}

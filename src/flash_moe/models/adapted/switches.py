@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...experts.store import ExpertStore, Records
+from ...machines.sums import Sums
 from ...ops.experts import DTYPES
 from .sources import Key, Place
 
@@ -43,10 +44,12 @@ class Shared:
     Attributes:
         turn: held while records are fetched and described; several threads may run one network.
         passed: called with the number of expert modules that have run, when the next one begins.
+        sums: collects the outputs of experts that other machines compute; None for one machine.
     """
 
     turn: RLock = field(default_factory=RLock)
     passed: Callable[[int], None] | None = None
+    sums: Sums | None = None
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,41 @@ class LayerStream:
 
     def __call__(self, module: Any, x: mx.array, indices: mx.array) -> mx.array:
         """Runs the module's own forward on the experts that ``indices`` [..., K] names for x [..., H]: [..., K, H]."""
-        experts, local = np.unique(np.array(indices), return_inverse=True)
+        chosen = np.array(indices)
+        experts, local = np.unique(chosen, return_inverse=True)
         local = local.reshape(indices.shape)
         with self.shared.turn:
             if self.shared.passed is not None:
                 self.shared.passed(self.layer)
+            if self.shared.sums is not None:
+                return self._of_all_ranks(self.shared.sums, module, x, chosen)
             if len(experts) <= self.store.capacity:
                 return self._run(module, x, experts.tolist(), local)
             return self._in_groups(module, x, experts, local)
 
-    def _in_groups(self, module: Any, x: mx.array, experts: np.ndarray, local: np.ndarray) -> mx.array:
-        """Rows sorted by expert, as many experts at a time as a fetch may ask for."""
+    def _of_all_ranks(self, sums: Sums, module: Any, x: mx.array, chosen: np.ndarray) -> mx.array:
+        """Each output from the rank whose expert it is. All other ranks add zeros to it, which changes no bit."""
+        own = sums.share.owns(self.layer, chosen)
+        part = mx.zeros((*chosen.shape, sums.widths[self.layer] // chosen.shape[-1]), dtype=x.dtype)
+        if own.any():
+            experts, found = np.unique(chosen[own], return_inverse=True)
+            local = np.zeros_like(chosen)
+            local[own] = found.reshape(-1)
+            part = self._in_groups(module, x, experts, local, own)
+        return sums.add(part, self.layer, chosen).astype(part.dtype)
+
+    def _in_groups(
+        self, module: Any, x: mx.array, experts: np.ndarray, local: np.ndarray, own: np.ndarray | None = None
+    ) -> mx.array:
+        """Rows sorted by expert, as many experts at a time as a fetch may ask for.
+
+        Args:
+            own: what is computed, of the shape of ``local``; the output is 0 elsewhere. None for everything.
+        """
         capacity, k = self.store.capacity, local.shape[-1]
         order = np.argsort(local, axis=None, kind="stable")
+        if own is not None:
+            order = order[own.reshape(-1)[order]]
         sorted_local = local.reshape(-1)[order]
         rows = x.reshape(-1, x.shape[-1])
         outputs = []
@@ -97,8 +122,10 @@ class LayerStream:
             outputs.append(self._run(module, mine, group, sorted_local[start:stop, None] - first)[:, 0])
             if following := experts[first + capacity : first + 2 * capacity].tolist():
                 self.store.prefetch(self.layer, following)
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
+        inverse = np.full(local.size, order.size)
+        inverse[order] = np.arange(order.size)
+        if order.size < local.size:
+            outputs.append(mx.zeros_like(outputs[0][:1]))
         y = mx.concatenate(outputs)[mx.array(inverse)]
         return y.reshape(*local.shape, -1)
 

@@ -1,0 +1,131 @@
+"""Every rank but 0: runs what rank 0 runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import mlx.core as mx
+
+from ..errors import ArgumentError, PeerError
+from .interrupts import ignored_interrupts
+from .leading import go_back
+from .peers import Peers
+from .sums import Sums
+
+_log = logging.getLogger(__name__)
+_CLEAR_INTERVAL = 16  # passes, after which memory that MLX keeps is freed, as on rank 0
+
+
+class NoTokenizer:
+    """Stands for the tokenizer of a rank that follows, which needs none."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+    chat_template = None
+
+    def token_id(self, text: str) -> None:
+        """There is no such token."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ArgumentError("this rank follows rank 0, where text is read and written; call model.follow() here")
+
+
+class FollowingNetwork:
+    """The network of a rank that follows. It generates nothing by itself; everything else is the network's own.
+
+    Attributes:
+        rank: from 1 on.
+    """
+
+    def __init__(self, network: Any, sums: Sums, peers: Peers) -> None:
+        self.network, self.rank = network, sums.rank
+        self._sums, self._peers = sums, peers
+        self._caches: dict[int, Any] = {}
+        self._passes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def new_cache(self) -> NoReturn:
+        """Refuses.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(f"this is rank {self.rank}, and rank 0 generates; call model.follow() here")
+
+    def follow(self) -> None:
+        """Runs what rank 0 asks for, until it closes its model. Ctrl-C is left to rank 0 meanwhile.
+
+        Raises:
+            PeerError: the group is broken.
+        """
+        with ignored_interrupts():
+            while True:
+                _, (name, *arguments) = self._peers.receive()
+                if name == "stop":
+                    self._caches.clear()
+                    return
+                if name in ("run", "together"):
+                    self._pass(name, *arguments)
+                else:
+                    self._change(name, *arguments)
+
+    def stop(self) -> None:
+        """Leaves the group; rank 0 learns of it where it has not closed its model."""
+        self._peers.fail(f"rank {self.rank} closed its model")
+        self._peers.close()
+
+    def _pass(self, name: str, number: int, pieces: list[int], which: Any, tokens: list[int], last: int = 0) -> None:
+        try:
+            self._peers.begin(number)
+            self._sums.begin(pieces)
+            if name == "together":
+                self.network.run_together(tokens, [self._cache(n) for n in which])
+            else:
+                self._run(tokens, self._cache(which), last, pieces)
+        except Exception as error:
+            if not isinstance(error, PeerError):
+                self._peers.say_cause(error)
+            _log.warning("pass %d ended: %s", number, error)
+            with suppress(PeerError):
+                self._sums.give_up()
+        finally:
+            self._peers.end()
+        self._passes += 1
+        if len(tokens) > 1 or self._passes % _CLEAR_INTERVAL == 0:
+            mx.clear_cache()
+
+    def _run(self, tokens: Sequence[int], cache: Any, last: int, pieces: list[int]) -> None:
+        """Runs tokens; logits are made only where the network splits the tokens by them."""
+        as_well_without = self.network.pieces(tokens, cache, 0) == pieces
+        self.network.run(tokens, cache, 0 if as_well_without else last)
+
+    def _cache(self, number: int) -> Any:
+        if (cache := self._caches.get(number)) is None:
+            raise ArgumentError(f"sequence {number} was lost by a failure before; begin it anew")
+        return cache
+
+    def _change(self, name: str, number: int, *arguments: Any) -> None:
+        """Changes a cache. One that cannot follow is dropped, and passes that need it fail."""
+        try:
+            if name == "new":
+                self._caches[number] = self.network.new_cache()
+            elif name == "drop":
+                self._caches.pop(number, None)
+            elif name == "held":
+                held = sorted(self._caches[number].held) if number in self._caches else []
+                self._peers.send("held", held)
+            elif name == "fork":
+                self._caches[number] = self._cache(arguments[0]).fork(arguments[1])
+            elif name == "mark":
+                self._cache(number).mark(*arguments)
+            elif name == "cut_back":
+                self._cache(number).cut_back(*arguments)
+            elif name == "go_back":
+                go_back(self._cache(number), *arguments)
+        except Exception as error:
+            _log.warning("sequence %d is dropped: %s: %s", number, type(error).__name__, error)
+            self._caches.pop(number, None)

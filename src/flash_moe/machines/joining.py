@@ -1,0 +1,205 @@
+"""From processes that were started together to ranks that work together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from queue import Empty, SimpleQueue
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+
+from ..checks import real, shown
+from ..errors import ArgumentError, PeerError
+from .following import FollowingNetwork
+from .leading import LeadingNetwork
+from .peers import Peers
+from .ring import host_addresses
+from .share import Share
+from .sums import Sums
+
+GroupOption = mx.distributed.Group | Literal["auto"] | None
+_LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # set by mlx.launch and mpirun
+_JOIN_SECONDS = 60.0
+_KEY, _HOST = 32, 64  # bytes
+
+
+def find_group(group: GroupOption) -> mx.distributed.Group | None:
+    """Returns the group of several ranks that is meant; None for one process alone.
+
+    Args:
+        group: ``"auto"`` is MLX's own, if ``mlx.launch`` or ``mpirun`` started this process.
+
+    Raises:
+        ArgumentError: it is no group.
+    """
+    if group is None:
+        return None
+    if isinstance(group, str) and group == "auto":
+        if not any(name in os.environ for name in _LAUNCHED):
+            return None
+        group = mx.distributed.init()
+    if not isinstance(group, mx.distributed.Group):
+        raise ArgumentError(f"group is {shown(group)}, expected None, 'auto' or what mx.distributed.init() returns")
+    return group if group.size() > 1 else None
+
+
+class Member:
+    """This process as one of a group while it loads a model.
+
+    Attributes:
+        rank: of this process; peers: its connections to the others.
+    """
+
+    def __init__(self, group: mx.distributed.Group, timeout: float) -> None:
+        self.rank, self._size, self._group = group.rank(), group.size(), group
+        self.peers = Peers(self.rank, _connections(group), timeout)
+
+    def sums(self, stored: Share, widths: Mapping[int, int]) -> Sums:
+        """Returns what adds the parts of all ranks; this one has the share that its files hold, or that of its rank.
+
+        Raises:
+            ArgumentError: the files hold a share of another number of machines.
+        """
+        share = Share(self.rank, self._size) if stored.is_whole else stored
+        if share.count != self._size:
+            raise ArgumentError(
+                f"the folder holds share {share} of the experts, but the group has {self._size} ranks; start {share.count}"
+            )
+        return Sums(self._group, share, widths)
+
+    def agree(self, share: Share, facts: Mapping[str, Any]) -> None:
+        """Compares what all ranks are about to do; the facts must be the same everywhere.
+
+        Raises:
+            PeerError: a rank differs, or could not load; or the shares are not all there.
+        """
+        own = {"share": str(share), **facts}
+        if self.rank:
+            self.peers.send("facts", own)
+            self.peers.receive()  # only agreement ends this wait without an error
+            return
+        found = {0: own}
+        while len(found) < self._size:
+            rank, (_, theirs) = self.peers.receive()
+            found[rank] = theirs
+        for rank, theirs in sorted(found.items()):
+            for name, value in facts.items():
+                if theirs.get(name) != value:
+                    raise PeerError(
+                        f"rank {rank} has {name} {theirs.get(name)!r}, rank 0 has {value!r}; load the same model alike on all "
+                        "ranks"
+                    )
+        shares = sorted(str(theirs["share"]) for theirs in found.values())
+        if shares != sorted(f"{i}/{self._size}" for i in range(self._size)):
+            raise PeerError(f"the ranks hold shares {', '.join(shares)}, expected each of {self._size} shares once")
+        self.peers.send("agreed")
+
+    def enter(self, network: Any, sums: Sums, records: Callable[[], int]) -> LeadingNetwork | FollowingNetwork:
+        """Waits until all ranks have loaded. Returns the network as this rank uses it.
+
+        Args:
+            records: how many have been fetched.
+
+        Raises:
+            PeerError: a rank could not load.
+        """
+        if self.rank:
+            self.peers.send("ready")
+            self.peers.receive()
+        else:
+            for _ in range(self._size - 1):
+                self.peers.receive()
+            self.peers.send("start")
+        self.peers.watch(sums, records)
+        return (FollowingNetwork if self.rank else LeadingNetwork)(network, sums, self.peers)
+
+
+@contextmanager
+def joined(group: GroupOption, timeout: float) -> Iterator[Member | None]:
+    """Connects the ranks of a group; an error within tells the others, and ends the connections.
+
+    Yields:
+        What this process is in the group; None where there is none.
+
+    Raises:
+        ArgumentError: it is no group, or no timeout.
+        PeerError: the ranks could not be connected.
+    """
+    timeout = real("group_timeout", timeout, "seconds, 0.1 or more", 0.1)
+    if (found := find_group(group)) is None:
+        yield None
+        return
+    member = Member(found, timeout)
+    try:
+        yield member
+    except BaseException as error:
+        member.peers.fail(f"rank {member.rank} could not load the model: {type(error).__name__}: {error}")
+        member.peers.close()
+        raise
+
+
+def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
+    """Rank 0 listens and tells the others, by a sum, where and with which key."""
+    announced = np.zeros(_KEY + _HOST + 1, np.int32)
+    listener = None
+    if group.rank() == 0:
+        key, host = secrets.token_bytes(_KEY), _own_host()
+        listener = Listener((host, 0), backlog=group.size(), authkey=key)
+        announced[:_KEY] = list(key)
+        announced[_KEY : _KEY + len(host)] = list(host.encode())
+        announced[-1] = listener.address[1]
+    total = mx.distributed.all_sum(mx.array(announced), group=group)
+    mx.eval(total)
+    if listener is not None:
+        try:
+            return _accepted(listener, group.size())
+        finally:
+            listener.close()
+    values = np.array(total).tolist()
+    host = bytes(values[_KEY:-1]).rstrip(b"\0").decode()
+    connection = Client((host, values[-1]), authkey=bytes(values[:_KEY]))
+    connection.send_bytes(str(group.rank()).encode())
+    return {0: connection}
+
+
+def _accepted(listener: Listener, size: int) -> dict[int, Connection]:
+    """Those that know the key; in a thread, since a stranger may connect and say nothing."""
+    arrived: SimpleQueue[Connection] = SimpleQueue()
+
+    def accept() -> None:
+        count = 1
+        with suppress(OSError):  # the listener was closed
+            while count < size:
+                with suppress(AuthenticationError, EOFError):
+                    arrived.put(listener.accept())
+                    count += 1
+
+    threading.Thread(target=accept, daemon=True).start()
+    found: dict[int, Connection] = {}
+    while len(found) < size - 1:
+        try:
+            connection = arrived.get(timeout=_JOIN_SECONDS)
+        except Empty:
+            absent = sorted(set(range(1, size)) - set(found))
+            raise PeerError(
+                f"rank {absent[0]} did not connect to rank 0 within {_JOIN_SECONDS:.0f} s; can it reach {listener.address}?"
+            ) from None
+        found[int(connection.recv_bytes(16))] = connection
+    return found
+
+
+def _own_host() -> str:
+    """The address by which other ranks reach rank 0: that of the back end's own connections."""
+    coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "")
+    for address in (*host_addresses()[:1], coordinator, os.environ.get("NCCL_HOST_IP", "")):
+        if host := address.rpartition(":")[0] or address:
+            return host
+    return socket.gethostbyname(socket.gethostname())

@@ -1,0 +1,80 @@
+"""An authenticated connection between two ranks that carries JSON, and nothing that would be executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from typing import Any
+
+_LONGEST = 64 << 20  # bytes of a message; the longest is a prompt's chunk of token ids
+
+
+class Link:
+    """Sends what is queued and hands on what arrives, each in a thread of its own.
+
+    Queueing is one operation of the interpreter, so no signal or collection of garbage can come in between.
+
+    Args:
+        received: called with every message; lost: with nothing, once, when the other side is gone.
+        beat: makes the message that is sent every ``interval`` seconds, to show that this rank lives.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        received: Callable[[Any], None],
+        lost: Callable[[], None],
+        beat: Callable[[], list[Any]],
+        interval: float,
+    ) -> None:
+        self._connection, self._received, self._lost = connection, received, lost
+        self._beat, self._interval = beat, interval
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._threads = [
+            threading.Thread(target=work, name="flash-moe control", daemon=True) for work in (self._send, self._receive)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, message: list[Any]) -> None:
+        """Queues a message; it is lost where the other side is gone."""
+        self._queue.put(message)
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Sends what is queued, for so long at the most, and closes the connection."""
+        sender, receiver = self._threads
+        self._queue.put(None)
+        sender.join(seconds)
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if receiver is not threading.current_thread():
+            receiver.join()  # it must not read from a descriptor that was closed, and may be another connection's now
+        self._socket.close()
+        self._connection.close()
+
+    def _send(self) -> None:
+        due = time.monotonic()
+        with suppress(OSError):  # the thread that receives notices
+            while True:
+                try:
+                    message = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+                except Empty:
+                    message, due = self._beat(), time.monotonic() + self._interval
+                if message is None:
+                    return
+                self._connection.send_bytes(json.dumps(message).encode())
+
+    def _receive(self) -> None:
+        with suppress(OSError, EOFError, ValueError):  # whatever is no message ends the connection
+            while True:
+                self._received(json.loads(self._connection.recv_bytes(_LONGEST)))
+        self._lost()

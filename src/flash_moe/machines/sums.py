@@ -1,0 +1,118 @@
+"""The sum over all ranks of what each computed of its experts."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import PeerError
+from .share import Share
+
+_BITS = 16  # of the fingerprint of the chosen experts: a float32 sum of 256 of them is exact
+
+
+class Sums:
+    """Adds the parts of all ranks: the only place where a sum over ranks is made and evaluated.
+
+    When a peer is gone, only ``mx.eval`` as the first evaluation of a sum raises. ``np.array``, or whatever follows
+    ``mx.async_eval``, would silently read the rank's own part. So a sum is evaluated here, by ``mx.eval``, and carries two
+    more numbers: of how many ranks it is, and a fingerprint of the experts that they chose. Every rank checks both.
+
+    A rank whose pass fails sends zeros that count as no rank: all ranks leave the same layer, and stay in step.
+
+    Args:
+        group: of MLX.
+        share: of the experts, that this rank computes.
+        widths: numbers in a token's part of each layer with experts, in the order of a pass.
+
+    Attributes:
+        rank, size: of the group; widths: as given.
+        entered: sums that this rank has begun, since the beginning.
+        layer: of the sum that is under way, or comes next; waiting: whether it is under way.
+        seconds: spent in sums.
+        stopped: asked before a sum; where it says yes, the pass ends with KeyboardInterrupt.
+        cause: waits for what the failed rank says of its failure.
+    """
+
+    def __init__(self, group: mx.distributed.Group, share: Share, widths: Mapping[int, int]) -> None:
+        self.rank, self.size, self.share = group.rank(), group.size(), share
+        self._group, self.widths = group, widths
+        self._pending: deque[tuple[int, int]] = deque()
+        self.entered, self.layer, self.waiting, self.seconds = 0, -1, False, 0.0
+        self.stopped: Callable[[], bool] = lambda: False
+        self.cause: Callable[[], str] = lambda: ""
+
+    @property
+    def pending(self) -> int:
+        """Sums that the pass has still to enter."""
+        return len(self._pending)
+
+    def begin(self, pieces: Sequence[int]) -> None:
+        """A pass begins, that goes through all layers with so many tokens, and so many again."""
+        self._pending = deque((layer, tokens * width) for tokens in pieces for layer, width in self.widths.items())
+        self.layer = self._pending[0][0] if self._pending else -1
+
+    def add(self, part: mx.array, layer: int, chosen: np.ndarray) -> mx.array:
+        """Returns the parts of all ranks, added in float32: every rank gets the same bits. Waits for all of them.
+
+        Args:
+            part: this rank's, [T, W].
+            chosen: the experts of the tokens, [T, K].
+
+        Raises:
+            PeerError: a rank is gone, its pass failed, or it chose other experts.
+        """
+        if self.stopped():
+            raise KeyboardInterrupt
+        if not self._pending or self._pending[0] != (layer, part.size):
+            raise PeerError(
+                f"layer {layer} adds {part.size} numbers, expected {self._pending[0] if self._pending else 'no sum'}; "
+                "this network cannot run in a group"
+            )
+        part = part.astype(mx.float32)
+        mx.eval(part)  # an error of this rank's own shows before anything is sent
+        fingerprint = float(zlib.crc32(chosen.astype(np.int32).tobytes()) & ((1 << _BITS) - 1))
+        total, ranks, agreed = self._exchange(part, 1.0, fingerprint)
+        if ranks != self.size:
+            self._pending.clear()  # every rank sees it, in this sum
+            raise PeerError(f"layer {layer}: {self.cause() or 'another rank failed and did not say why'}")
+        if agreed != self.size * fingerprint:
+            self._pending.clear()
+            raise PeerError(
+                f"layer {layer}: the ranks chose different experts; all must run the same model on machines that round alike"
+            )
+        return total
+
+    def give_up(self) -> None:
+        """Tells the other ranks, in the sum that they enter next, that this rank's pass has failed.
+
+        Raises:
+            PeerError: the group is broken.
+        """
+        if self._pending:
+            self._exchange(mx.zeros(self._pending[0][1]), 0.0, 0.0)
+            self._pending.clear()
+
+    def _exchange(self, part: mx.array, count: float, fingerprint: float) -> tuple[mx.array, float, float]:
+        flat = mx.concatenate([part.reshape(-1), mx.array([count, fingerprint])])
+        mx.eval(flat)
+        total = mx.distributed.all_sum(flat, group=self._group)
+        self._pending.popleft()
+        self.entered, self.waiting, start = self.entered + 1, True, time.perf_counter()
+        try:
+            mx.eval(total)
+        except RuntimeError as error:
+            self._pending.clear()
+            raise PeerError(f"layer {self.layer}: {self.cause() or error}") from error
+        finally:
+            self.waiting = False
+            self.seconds += time.perf_counter() - start
+        if self._pending:
+            self.layer = self._pending[0][0]
+        ranks, agreed = np.array(total[-2:]).tolist()
+        return total[:-2].reshape(part.shape), ranks, agreed

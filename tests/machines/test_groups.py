@@ -1,0 +1,108 @@
+"""Models on 2 and 3 ranks: the tokens of one process, and each rank reads its share and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import program
+import pytest
+from random_checkpoint import text_config, write_checkpoint
+from ranks import Ranks
+
+from flash_moe.packing.convert import convert
+
+ALL = list(program.WORK)
+OWN, KERNELS = {"kernels": False}, {"kernels": True}
+CASES: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "mapped": {"path": "packed", "options": {"expert_io": "mapped", **OWN}, "prompts": [1, 40, 700], "work": ALL},
+        "slots": {"path": "packed", "options": {"expert_io": "slots", "experts_per_token": None, **OWN}, "prompts": [1, 40]},
+        "resident": {"path": "packed", "options": {"expert_io": "resident", "experts_per_token": 1, **OWN}, "prompts": [40]},
+        "shares": {"path": "{rank}of2", "options": {"expert_io": "mapped", "prefetch": True, **OWN}, "prompts": [1, 40]},
+        "unmodified": {"path": "float", "options": OWN, "prompts": [1, 40]},
+        "kernels of the CPU": {"path": "packed", "options": KERNELS, "prompts": [1, 40], "work": ["continued", "together"]},
+        "mlx-lm": {"path": "qwen3_moe", "options": {}, "prompts": [1, 40], "work": ["continued"]},
+    },
+    3: {
+        "shares of 3": {"path": "{rank}of3", "options": {"expert_io": "slots", **OWN}, "prompts": [1, 40], "work": ALL},
+        "resident on 3": {"path": "packed", "options": {"expert_io": "resident", **KERNELS}, "prompts": [40]},
+    },
+}  # fmt: skip
+NAMES = [(size, name) for size, cases in CASES.items() for name in cases]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a float checkpoint of 32 experts and top-10, packed, packed as shares; and one of another family."""
+    folder = tmp_path_factory.mktemp("machines")
+    source = write_checkpoint(folder / "float", text_config(num_experts=32, num_experts_per_tok=10))
+    for name, share in {"packed": None, **{f"{i}of{n}": f"{i}/{n}" for n in CASES for i in range(n)}}.items():
+        convert(source, folder / name, group_size=32, share=share, progress=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(Path(__file__).parents[1] / "adapted"))
+        from family_checkpoints import write
+
+        write("qwen3_moe", folder / "qwen3_moe")
+    for file in source.glob("*token*"):
+        (folder / "qwen3_moe" / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def cases(models: Path, size: int) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, case in CASES[size].items():
+        if case["options"] is not KERNELS or importlib.util.find_spec("numba") is not None:
+            found[name] = {"work": []} | case | {"path": str(models / case["path"])}
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """What each rank found, by case."""
+    results = {}
+    for size in CASES:
+        folder = tmp_path_factory.mktemp(f"ranks-{size}")
+        file = folder / "cases.json"
+        file.write_text(json.dumps(cases(models, size)))
+        with Ranks(folder, size, [program.__file__, str(file)]) as ranks:
+            assert ranks.wait() == [0] * size, ranks.said()
+        by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(size)]
+        results |= {(size, name): [of_rank[name] for of_rank in by_rank] for name in by_rank[0]}
+    return results
+
+
+@pytest.mark.parametrize(("size", "name"), NAMES)
+def test_as_one_process(size: int, name: str, models: Path, found: dict[tuple[int, str], list[dict[str, Any]]]) -> None:
+    if (size, name) not in found:
+        pytest.skip("Numba is not installed")
+    case = cases(models, size)[name]
+    if "{rank}" in case["path"]:
+        case["path"] = str(models / "packed")
+    expected, (first, *others) = program.run(case, 0, None), found[size, name]
+    for what in ("greedy", "sampled", *case["work"]):
+        assert first[what] == expected[what], what
+    assert len({token for tokens in first["greedy"] for token in tokens}) > 4, (
+        "a degenerate reply would hide differences"
+    )
+    difference = np.abs(np.array(first["logits"]) - np.array(expected["logits"])).max()
+    assert difference == 0 if name == "mlx-lm" else difference < 2e-5
+    assert [other["rank"] for other in others] == list(range(1, size))
+
+
+@pytest.mark.parametrize(("size", "name"), [key for key in NAMES if key[1] != "mlx-lm"])
+def test_each_rank_reads_its_share(
+    size: int, name: str, models: Path, found: dict[tuple[int, str], list[dict[str, Any]]]
+) -> None:
+    if (size, name) not in found:
+        pytest.skip("Numba is not installed")
+    by_rank, case = found[size, name], cases(models, size)[name]
+    requested = [of_rank["bytes_requested"] for of_rank in by_rank]
+    assert min(requested) > 0.7 * sum(requested) / size
+    if case["options"].get("expert_io") == "resident":
+        whole = sum(file.stat().st_size for file in (models / "packed").glob("experts-*"))
+        assert whole * 0.95 < sum(of_rank["bytes_brought"] for of_rank in by_rank) < whole
+        assert max(of_rank["bytes_brought"] for of_rank in by_rank) < 1.1 * whole / size
