@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def open_adapted(
         network: Any = model.network
         if member is not None and sums is not None:
             network.join(sums)
-            network = member.enter(network, sums, lambda: model.store.arrived)
+            network = member.enter(network, sums, model.store)
         return Opened(folder, model.config, network, model.store, k)
 
 
@@ -142,7 +143,7 @@ def open_own(
             layers = report("layers", "layers", known.num_hidden_layers)
             network: Any = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads, sums)
             if member is not None and sums is not None:
-                network = member.enter(network, sums, lambda: store.arrived)
+                network = member.enter(network, sums, store)
         except BaseException:
             store.close()
             raise
@@ -151,14 +152,12 @@ def open_own(
 
 def _facts(identity: str, experts_per_token: int, dtype: str, arithmetic: str) -> dict[str, Any]:
     """What all machines of a group must have in common."""
-    from . import __version__
-
     return {
         "model": identity,
         "experts_per_token": experts_per_token,
         "dtype": dtype.rpartition(".")[2],
         "arithmetic": arithmetic.rpartition(".")[2],
-        "flash_moe": __version__,
+        "flash_moe": import_module(__package__).__version__,
         "mlx": mx.__version__,
     }
 

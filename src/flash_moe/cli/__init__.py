@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bench, chat, convert, eval, generate, hub, info, plan, report, selftest, serve, verify
+from . import bench, chat, convert, eval, generate, hub, info, plan, report, selftest, serve, verify, worker
 from .arguments import VerboseOption
 from .console import Commands, log_to_stderr, open_closed_streams
 
@@ -58,7 +58,7 @@ def _options(
     log_to_stderr(verbose)
 
 
-for _module in (generate, chat, serve, info, plan, convert, verify, eval, selftest, report):
+for _module in (generate, chat, serve, worker, info, plan, convert, verify, eval, selftest, report):
     app.command(_module.__name__.rpartition(".")[2], epilog=_module.EXAMPLES)(_module.command)
 for _command in (hub.download, hub.list_models, hub.remove):
     app.command(_command.__name__.removesuffix("_models"), epilog=hub.EXAMPLES)(_command)

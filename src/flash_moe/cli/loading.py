@@ -11,8 +11,14 @@ if TYPE_CHECKING:
 
 
 def load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
-    """``Model.load`` with these options, of a folder or a hub repository. Loading is worth no lines in a file."""
+    """``Model.load`` with these options, of a folder or a hub repository. Loading is worth no lines in a file.
+
+    In a group of machines this returns on rank 0 only: the others follow, and end with it.
+    """
     from ..checkpoint.hub import resolve
     from ..model import Model
 
-    return Model.load(resolve(model, revision=revision), progress=at_terminal(), **options)
+    loaded = Model.load(resolve(model, revision=revision), progress=at_terminal(), group="auto", **options)
+    if loaded.follow():
+        raise SystemExit
+    return loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from typer import Option
+from typer import BadParameter, Option
 
 from .arguments import (
     MODEL_HELP,
@@ -24,6 +24,7 @@ Examples:
   flash-moe plan MODEL
   flash-moe plan MODEL -k own --context 32768 --prompt 8192
   flash-moe plan org/name --machine "M3 Max 48GB"
+  flash-moe plan MODEL --machines 2 --latency 0.1
   flash-moe plan MODEL --json | jq .decode.expected.total"""
 
 
@@ -47,6 +48,17 @@ def command(
             "evenly.  [default: 0.5]",
         ),
     ] = None,
+    machines: Annotated[
+        int, Option(metavar="N", min=1, max=64, help="Machines like this one, each with its share of the experts.")
+    ] = 1,
+    latency: Annotated[
+        float | None,
+        Option(
+            metavar="MS",
+            min=0,
+            help="Milliseconds of a message from one machine to the next. An assumption; with --machines.  [default: 0.05]",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     revision: RevisionOption = None,
@@ -61,18 +73,22 @@ def command(
     """
     wanted = experts_per_token(k)
 
+    from ..planning.group import Group
     from ..planning.hit_rate import SKEW
     from ..planning.machines import parse_machine
     from ..planning.plan import plan
     from ..progress import Display, Progress
     from .plan_report import table
 
+    if latency is not None and machines == 1:
+        raise BadParameter("one machine sends no messages; pass --machines too.", param_hint="'--latency'")
     where = None if machine is None else parse_machine(machine)
+    group = Group(machines) if latency is None else Group(machines, latency / 1e3)
     with Display() as show:
         show(Progress("measuring", 0, 0, "steps"))
         found = plan(
             model, experts_per_token=wanted, prompt=prompt, context=context, expert_io=expert_io.value,
-            machine=where, skew=SKEW if skew is None else skew, revision=revision,
+            machine=where, skew=SKEW if skew is None else skew, group=group, revision=revision,
         )  # fmt: skip
     if as_json:
         print_json(found.to_dict())

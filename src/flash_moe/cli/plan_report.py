@@ -15,13 +15,13 @@ _LABEL, _CELL = 34, 13  # columns
 
 def table(plan: Plan) -> str:
     """Returns the conclusion, memory, bytes, and times term by term."""
-    need, memory = plan.needs, plan.memory
+    need, memory, n = plan.needs, plan.memory, plan.group.machines
     k, own = need.experts_per_token, need.dimensions.num_experts_per_tok
     form = "packed" if plan.packed else "not packed"
     limit = " (the model's own limit)" if memory.largest_context == need.dimensions.max_position_embeddings else ""
     kept = min(1.0, max(0, memory.left) / need.experts) if need.experts else 1.0
     lines = [
-        f"{plan.model} on {plan.machine}",
+        f"{plan.model} on {plan.machine}" if n == 1 else f"{plan.model} on {n} machines, each {plan.machine}",
         f"K={k}" + ("" if k == own else f" of the model's {own}") + f", {form}, experts {plan.expert_io}",
         "",
         *textwrap.wrap(conclusion(plan), 80),
@@ -98,6 +98,7 @@ def _term_rows(plan: Plan, seconds: dict[str, Seconds | None], shown: Callable[[
         "memory": f"weights, {_speed(costs.bandwidth)}",
         "compute": f"arithmetic, {costs.flops / 1e9:,.0f} GFLOPS",
         "overhead": "overhead",
+        "network": f"sums over {plan.group.machines} machines",
     }
     present = [s for s in seconds.values() if s is not None]
     return [
@@ -111,6 +112,12 @@ def _notes(plan: Plan) -> list[str]:
     notes = [f"Expected shares assume experts used in proportion to rank^-{plan.skew:g}, and memory that"]
     notes.append("forgets the least recently used. Weights are loaded; times are for one sequence.")
     notes.append("GB of memory are 1,024^3 bytes and GB of files 1,000^3, as Apple counts them.")
+    if plan.group.machines > 1:
+        busiest = percent(plan.group.busiest(plan.needs.experts_per_token))
+        notes.append(
+            f"Memory is that of each machine. All wait for the one with the most of a layer's experts, {busiest}"
+        )
+        notes.append(f"on average. Assumed: {1e3 * plan.group.latency:g} ms for a message, and 1 GB/s.")
     if not plan.measured:
         notes.append("Predicted from the chip's figures and assumptions; nobody has measured them.")
     else:

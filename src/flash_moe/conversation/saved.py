@@ -85,11 +85,13 @@ def load(path: str | os.PathLike[str], model: ChatModel) -> tuple[Any, SequenceC
     if version != str(_VERSION):
         raise ConversationError(f"{path} was saved in format {version}, expected {_VERSION}; update flash_moe")
     _require_same(path, content["made by"], fingerprint(model))
-    return content["state"], _restored(content, arrays, _own(model).new_cache()) if arrays else None
+    decoder = _own(model)
+    alone = decoder is model._decoder  # other machines have not saved their caches: there the tokens run again
+    return content["state"], _restored(content, arrays, decoder.new_cache()) if arrays and alone else None
 
 
 def _own(model: ChatModel) -> Decoder:
-    decoder = model._decoder
+    decoder = getattr(model._decoder, "network", model._decoder)  # of a group of machines, that of this one
     if not isinstance(decoder, Decoder):
         raise ConversationError(
             "conversations of a model that runs on mlx-lm's network cannot be saved, nor opened; keep their messages instead"

@@ -36,6 +36,7 @@ class ExpertStore(Watched, ABC):
         keeps_experts: whether records stay in a bank beyond their fetch, and :meth:`ahead` says where.
         stats, by_layer: counters of all layers together, and of each.
         arrived: records that fetches have handed out.
+        evict_others: does what :meth:`evict` does in the stores of other machines; None for one machine.
     """
 
     layouts: Mapping[int, RecordLayout]
@@ -53,6 +54,7 @@ class ExpertStore(Watched, ABC):
         self._begun: defaultdict[int, list[Begun]] = defaultdict(list)  # by layer, since its last fetch
         self._counting: tuple[StoreStats, ...] = ()
         self.arrived = 0
+        self.evict_others: Callable[[bool], None] | None = None
         self._cancelled: Callable[[], bool] | None = None
         self._last = time.perf_counter()
 
@@ -257,6 +259,8 @@ class ExpertStore(Watched, ABC):
         :meth:`~flash_moe.experts.files.MappedFile.evict`.
         """
         self._evict(flush)
+        if self.evict_others is not None:
+            self.evict_others(flush)
         self.mark()
 
     def mark(self) -> None:

@@ -39,9 +39,10 @@ class FollowingNetwork:
         rank: from 1 on.
     """
 
-    def __init__(self, network: Any, sums: Sums, peers: Peers) -> None:
+    def __init__(self, network: Any, sums: Sums, peers: Peers, store: Any) -> None:
         self.network, self.rank = network, sums.rank
-        self._sums, self._peers = sums, peers
+        self._sums, self._peers, self._store = sums, peers, store
+        store.stop_if(lambda: bool(peers.failure))  # so that a read that is stuck does not hold this rank
         self._caches: dict[int, Any] = {}
         self._passes = 0
 
@@ -70,6 +71,8 @@ class FollowingNetwork:
                     return
                 if name in ("run", "together"):
                     self._pass(name, *arguments)
+                elif name in ("held", "evict"):
+                    self._answer(name, *arguments)
                 else:
                     self._change(name, *arguments)
 
@@ -78,14 +81,26 @@ class FollowingNetwork:
         self._peers.fail(f"rank {self.rank} closed its model")
         self._peers.close()
 
-    def _pass(self, name: str, number: int, pieces: list[int], which: Any, tokens: list[int], last: int = 0) -> None:
+    def _pass(
+        self,
+        name: str,
+        number: int,
+        pieces: list[int],
+        lengths: list[int],
+        which: list[int],
+        tokens: list[int],
+        last: int = 0,
+    ) -> None:
         try:
             self._peers.begin(number)
             self._sums.begin(pieces)
+            caches = [self._cache(n) for n in which]
+            if [len(cache.tokens) for cache in caches] != lengths:
+                raise ArgumentError("a sequence has another length here than on rank 0; begin it anew")
             if name == "together":
-                self.network.run_together(tokens, [self._cache(n) for n in which])
+                self.network.run_together(tokens, caches)
             else:
-                self._run(tokens, self._cache(which), last, pieces)
+                self._run(tokens, caches[0], last, pieces)
         except Exception as error:
             if not isinstance(error, PeerError):
                 self._peers.say_cause(error)
@@ -108,6 +123,14 @@ class FollowingNetwork:
             raise ArgumentError(f"sequence {number} was lost by a failure before; begin it anew")
         return cache
 
+    def _answer(self, name: str, question: int, argument: int) -> None:
+        answer = []
+        if name == "evict":
+            self._store.evict(flush=bool(argument))
+        elif argument in self._caches:
+            answer = self._caches[argument].held
+        self._peers.send("answer", question, answer)
+
     def _change(self, name: str, number: int, *arguments: Any) -> None:
         """Changes a cache. One that cannot follow is dropped, and passes that need it fail."""
         try:
@@ -115,9 +138,6 @@ class FollowingNetwork:
                 self._caches[number] = self.network.new_cache()
             elif name == "drop":
                 self._caches.pop(number, None)
-            elif name == "held":
-                held = sorted(self._caches[number].held) if number in self._caches else []
-                self._peers.send("held", held)
             elif name == "fork":
                 self._caches[number] = self._cache(arguments[0]).fork(arguments[1])
             elif name == "mark":

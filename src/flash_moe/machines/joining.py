@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
@@ -102,11 +102,11 @@ class Member:
             raise PeerError(f"the ranks hold shares {', '.join(shares)}, expected each of {self._size} shares once")
         self.peers.send("agreed")
 
-    def enter(self, network: Any, sums: Sums, records: Callable[[], int]) -> LeadingNetwork | FollowingNetwork:
+    def enter(self, network: Any, sums: Sums, store: Any) -> LeadingNetwork | FollowingNetwork:
         """Waits until all ranks have loaded. Returns the network as this rank uses it.
 
         Args:
-            records: how many have been fetched.
+            store: the :class:`~flash_moe.experts.store.ExpertStore` of this rank.
 
         Raises:
             PeerError: a rank could not load.
@@ -118,8 +118,10 @@ class Member:
             for _ in range(self._size - 1):
                 self.peers.receive()
             self.peers.send("start")
-        self.peers.watch(sums, records)
-        return (FollowingNetwork if self.rank else LeadingNetwork)(network, sums, self.peers)
+        self.peers.watch(sums, lambda: store.arrived)
+        if self.rank:
+            return FollowingNetwork(network, sums, self.peers, store)
+        return LeadingNetwork(network, sums, self.peers, store)
 
 
 @contextmanager

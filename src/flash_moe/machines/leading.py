@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from threading import Lock
@@ -29,9 +28,11 @@ class LeadingNetwork:
 
     rank = 0
 
-    def __init__(self, network: Any, sums: Sums, peers: Peers) -> None:
-        self.network, self.sums, self.peers = network, sums, peers
-        self._caches, self._passes = count(1), count(1)
+    def __init__(self, network: Any, sums: Sums, peers: Peers, store: Any) -> None:
+        self.network, self.sums, self.peers, self._store = network, sums, peers, store
+        store.evict_others = self._evict
+        self._cancelled: Callable[[], bool] | None = None
+        self._caches, self._passes, self._questions = count(1), count(1), count(1)
         self._asking = Lock()
         self.stop = weakref.finalize(self, _stop, peers)  # at the latest when the process exits
 
@@ -45,20 +46,20 @@ class LeadingNetwork:
 
     def own(self, cache: Any, command: str, *arguments: int) -> LedCache:
         """Gives a cache a number, under which the command makes it on the other ranks."""
-        number = next(self._caches)
-        self.peers.send(command, number, *arguments)
-        return LedCache(cache, self, number)
+        with held_interrupts():
+            number = next(self._caches)
+            self.peers.send(command, number, *arguments)
+            return LedCache(cache, self, number)
 
     @contextmanager
     def serving(self, task: Any) -> Iterator[None]:
-        """As the network's own; a wait for reads also ends with Ctrl-C."""
-        cancelled = task.cancelled
-
-        def stopped() -> bool:
-            return self.sums.stopped() or (cancelled is not None and cancelled())
-
-        with self.network.serving(dataclasses.replace(task, cancelled=stopped)):
-            yield
+        """As the network's own."""
+        with self.network.serving(task):
+            self._cancelled = task.cancelled
+            try:
+                yield
+            finally:
+                self._cancelled = None
 
     def run(self, tokens: Sequence[int], cache: LedCache, last: int) -> mx.array:
         """As the network's own, on all ranks.
@@ -68,7 +69,7 @@ class LeadingNetwork:
         """
         tokens = [int(token) for token in tokens]
         pieces = self.network.pieces(tokens, cache.cache, last)
-        with self._pass([cache], pieces, "run", cache.number, tokens, last):
+        with self._pass([cache], pieces, "run", [cache.number], tokens, last):
             logits: mx.array = self.network.run(tokens, cache.cache, last)
             return logits
 
@@ -83,8 +84,10 @@ class LeadingNetwork:
         number = next(self._passes)
         self.peers.begin(number)
         with held_interrupts() as self.sums.stopped:
+            self._store.stop_if(self._stopped)
             self.sums.begin(pieces)
-            self.peers.send(command, number, pieces, *arguments)
+            lengths = [len(cache.tokens) for cache in caches]
+            self.peers.send(command, number, pieces, lengths, *arguments)
             try:
                 yield
             except BaseException as error:
@@ -94,19 +97,36 @@ class LeadingNetwork:
                     self.peers.say_cause(error)
                 with suppress(PeerError):  # the first error says more
                     self.sums.give_up()
+                if self.peers.failure and not isinstance(error, PeerError):
+                    raise PeerError(f"layer {self.sums.layer}: {self.peers.failure}") from error
                 raise
             finally:
+                self._store.stop_if(self._cancelled)
                 self.peers.end()
 
+    def _stopped(self) -> bool:
+        """Whether a wait for reads has to end."""
+        wanted = self._cancelled is None or not self._cancelled()
+        return bool(self.peers.failure) or self.sums.stopped() or not wanted
+
     def common_lengths(self, cache: LedCache) -> set[int]:
-        """Asks all ranks to which lengths their cache of a sequence can be cut back; returns those that all name."""
-        common = set(cache.cache.held)
+        """Returns the lengths to which all ranks can cut their cache of a sequence back."""
+        return set(cache.cache.held).intersection(*self._ask("held", cache.number))
+
+    def _evict(self, flush: bool) -> None:
+        """Has the stores of all other ranks forget their records, and waits for it."""
+        self._ask("evict", flush)
+
+    def _ask(self, command: str, *arguments: Any) -> list[Any]:
+        """The answers of all other ranks to a command."""
         with self._asking:
-            self.peers.send("held", cache.number)
-            for _ in range(self.sums.size - 1):
-                _, (_, lengths) = self.peers.receive()
-                common &= set(lengths)
-        return common
+            question, answers = next(self._questions), list[Any]()
+            self.peers.send(command, question, *arguments)
+            while len(answers) < self.sums.size - 1:
+                _, (_, answered, answer) = self.peers.receive()
+                if answered == question:  # else to one that was interrupted
+                    answers.append(answer)
+            return answers
 
 
 def _stop(peers: Peers) -> None:
@@ -134,13 +154,15 @@ class LedCache:
 
     def mark(self, lengths: Sequence[int]) -> None:
         """Asks for marks at these lengths, on all ranks."""
-        self.cache.mark(lengths)
-        self._leader.peers.send("mark", self.number, list(lengths))
+        with held_interrupts():
+            self.cache.mark(lengths)
+            self._leader.peers.send("mark", self.number, list(lengths))
 
     def cut_back(self, length: int) -> None:
         """Forgets all tokens from ``length`` on, on all ranks."""
-        self.cache.cut_back(length)
-        self._leader.peers.send("cut_back", self.number, length)
+        with held_interrupts():
+            self.cache.cut_back(length)
+            self._leader.peers.send("cut_back", self.number, length)
 
     def fork(self, length: int) -> LedCache:
         """Returns another cache of the first ``length`` tokens, on all ranks."""
@@ -155,9 +177,10 @@ class LedCache:
         except PeerError:
             return False
         if length:
-            go_back(self.cache, length)
-            self._leader.peers.send("go_back", self.number, length)
-            self.failed = False
+            with held_interrupts():
+                go_back(self.cache, length)
+                self._leader.peers.send("go_back", self.number, length)
+                self.failed = False
         return bool(length)
 
 

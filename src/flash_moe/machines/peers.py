@@ -53,8 +53,8 @@ class Peers:
 
     Nothing in MLX ends a sum whose partner is silent. So this looks at every rank, twice a second or more often: a rank
     that is gone or silent, or that makes no progress while others wait for it, ends the group everywhere. The ring's
-    sockets are shut down then, and what waits for them raises. Other back ends have nothing that could be ended: there a
-    process that still waits after another timeout ends itself.
+    sockets are shut down then, and what waits for them raises. Other back ends have nothing that could be ended: there,
+    and where a rank that follows is stuck elsewhere, the process ends itself after another timeout.
 
     Args:
         connections: by rank.
@@ -148,9 +148,9 @@ class Peers:
             self.failure = reason
         self.send("broken", reason)
         self._inbox.put(None)
-        # while models load nobody waits in a sum, and the group can be used for another one
-        if self._sums is not None and not end_connections(host_addresses()):
-            threading.Thread(target=self._end_if_stuck, daemon=True).start()
+        if self._sums is not None:  # while models load nobody waits in a sum, and the group can be used for another one
+            end_connections(host_addresses())
+            threading.Thread(target=self._end_if_stuck, args=(self._number,), daemon=True).start()
 
     def close(self) -> None:
         """Ends the connections; what they have queued is sent."""
@@ -227,10 +227,10 @@ class Peers:
                 f"the sum of layer {sums.layer} has not ended for {min(quiet.values()):.1f} s; is the network up?"
             )
 
-    def _end_if_stuck(self) -> None:
-        sums = self._sums
-        entered = None if sums is None else sums.entered
+    def _end_if_stuck(self, number: int) -> None:
+        """Ends the process where nothing else would: in a sum of other back ends, or a follower that is stuck."""
         time.sleep(self.timeout)
-        if sums is not None and sums.waiting and sums.entered == entered:
-            _log.critical("a sum over machines waits for ever, and this back end cannot end it: %s", self.failure)
+        in_sum = self._sums is not None and self._sums.waiting
+        if self.working and self._number == number and (in_sum or self.rank):
+            _log.critical("rank %d is stuck, and ends: %s", self.rank, self.failure)
             os._exit(1)

@@ -169,7 +169,7 @@ class Decoder(Module):
         self._passed: Callable[[int], None] | None = None
         self.prefetcher: Prefetcher | None = None
         if streaming.prefetch:
-            self.prefetcher = Prefetcher(store, experts_per_token, WHOLE if sums is None else sums.share)
+            self.prefetcher = Prefetcher(store, experts_per_token, share=WHOLE if sums is None else sums.share)
             self._connect(self.prefetcher)
         self.run_ahead: RunAhead | None = None
         waits = streaming.prefetch or streaming.changes_experts or sums is not None  # for the host in every layer

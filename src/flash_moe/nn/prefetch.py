@@ -42,12 +42,11 @@ class Prefetcher:
 
     Args:
         k: experts that are predicted per layer.
-        share: of the experts; of those that are predicted, its own are read.
         clock: gives seconds.
     """
 
     def __init__(
-        self, store: ExpertStore, k: int, share: Share = WHOLE, clock: Callable[[], float] = time.perf_counter
+        self, store: ExpertStore, k: int, clock: Callable[[], float] = time.perf_counter, share: Share = WHOLE
     ) -> None:
         self.switch, self.counters = PrefetchSwitch(), PrefetchCounters()
         self.active = False

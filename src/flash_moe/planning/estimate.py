@@ -11,6 +11,7 @@ import numpy as np
 
 from ..generation.chunks import prefill_chunk
 from .costs import Costs, ReadCost, expert_flops, token_bytes
+from .group import ALONE, Group
 from .hit_rate import distinct, hit_rate
 from .needs import Needs
 
@@ -26,6 +27,7 @@ class Seconds:
         compute: arithmetic at the speed of large products. For tokens 0.
         overhead: the rest: launching work, waiting for indices, small operations, unpacking quantised weights, drawing
             the token.
+        network: sums over several machines.
     """
 
     ssd: float
@@ -33,6 +35,7 @@ class Seconds:
     memory: float
     compute: float
     overhead: float
+    network: float = 0.0
 
     @property
     def total(self) -> float:
@@ -40,23 +43,28 @@ class Seconds:
         return sum(dataclasses.astuple(self))
 
 
-def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: float) -> Seconds:
+def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: float, group: Group = ALONE) -> Seconds:
     """One token.
 
     Args:
         context: tokens before it.
         hits: share of the requested expert bytes that are in memory.
         held: share of them that are in the store's own memory, so that nothing is read or copied.
+        group: machines; all wait for the one that has the most of a layer's experts.
     """
     layers = sum(n * (costs.layers[kind].token + context * costs.layers[kind].key) for kind, n in needs.layers.items())
     head = needs.head / costs.bandwidth
     weights = head + sum(n * token_bytes(needs, kind) / costs.bandwidth for kind, n in needs.layers.items())
     memory = min(weights, layers + head)
-    asked = needs.bytes_per_token
+    busiest = group.busiest(needs.experts_per_token)
+    asked = needs.bytes_per_token * busiest
+    elsewhere = min(memory, (needs.bytes_per_token - asked) / costs.bandwidth)  # weights that others multiply meanwhile
+    network = needs.expert_layers * group.sum_seconds(4 * needs.dimensions.hidden_size)
     reads = costs.reads or ReadCost(math.nan, math.nan, math.inf, math.inf)
     missing, copied = (1 - hits) * asked, max(0.0, hits - held) * asked
     ssd = missing / reads.ssd if missing else 0.0
-    return Seconds(ssd, copied / reads.memory, memory, 0.0, layers + head - memory + costs.draw)
+    overhead = layers + head - memory + costs.draw
+    return Seconds(ssd, copied / reads.memory, memory - elsewhere, 0.0, overhead, network)
 
 
 def held_share(needs: Needs, probabilities: np.ndarray) -> float:
@@ -67,7 +75,15 @@ def held_share(needs: Needs, probabilities: np.ndarray) -> float:
 
 
 def prefill_seconds(
-    needs: Needs, costs: Costs, prompt: int, hits: float, probabilities: np.ndarray, *, keeps: bool, memory: int
+    needs: Needs,
+    costs: Costs,
+    prompt: int,
+    hits: float,
+    probabilities: np.ndarray,
+    *,
+    keeps: bool,
+    memory: int,
+    group: Group = ALONE,
 ) -> Seconds:
     """A prompt up to its logits.
 
@@ -75,13 +91,15 @@ def prefill_seconds(
         hits: share of the touched records that are in the page cache.
         keeps: records that a chunk has read are still there for the next.
         memory: bytes of the machine, on which the size of a chunk depends.
+        group: machines, of which each computes an equal part of the experts.
     """
-    wait = ssd = layers = compute = 0.0
+    wait = ssd = layers = compute = network = 0.0
     for tokens, context in _chunks(prompt, prefill_chunk(needs.dimensions, needs.experts_per_token, memory)):
         touched = distinct(probabilities, tokens)
         again = _both(probabilities, tokens, context) / touched if keeps else 0.0
         found = hits + (1 - hits) * again
-        rows = tokens * needs.experts_per_token
+        touched, rows = touched / group.machines, tokens * needs.experts_per_token / group.machines
+        network += needs.expert_layers * group.sum_seconds(4 * tokens * needs.dimensions.hidden_size)
         experts = touched * costs.record + rows * costs.row
         for kind, count in needs.layers.items():
             cost, work, pairs = costs.layers[kind], needs.work[kind], tokens * (context + tokens)
@@ -97,7 +115,7 @@ def prefill_seconds(
             compute += count * operations / costs.flops
     layers += needs.head / costs.bandwidth + costs.draw
     compute = min(compute, layers)
-    return Seconds(ssd, wait - ssd, 0.0, compute, layers - compute)
+    return Seconds(ssd, wait - ssd, 0.0, compute, layers - compute, network)
 
 
 def _chunks(prompt: int, size: int) -> Iterator[tuple[int, int]]:

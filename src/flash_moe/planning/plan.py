@@ -20,6 +20,7 @@ from ..loading import resolve_dtype
 from ..models import open_checkpoint
 from .costs import Costs
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
+from .group import ALONE, Group
 from .hit_rate import SKEW, distinct, popularity
 from .machines import Machine
 from .measure import measure
@@ -47,6 +48,7 @@ class Plan:
         shares: of expert bytes in memory, in each of the :data:`STATES`.
         decode, prefill: seconds of a token and of the prompt in each; None where the disk's speed is not known.
         download: what a download takes, where the checkpoint is not on this machine.
+        group: machines that run it together; needs and memory are those of each.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Plan:
     decode: dict[str, Seconds | None]
     prefill: dict[str, Seconds | None]
     download: Download | None
+    group: Group = ALONE
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-like; bytes and seconds."""
@@ -77,6 +80,7 @@ class Plan:
         return {
             "model": self.model,
             "machine": self.machine,
+            "machines": dataclasses.asdict(self.group),
             "measured": self.measured,
             "expert_io": self.expert_io,
             "packed": self.packed,
@@ -110,6 +114,7 @@ def plan(
     expert_io: ExpertIO = "auto",
     machine: Machine | None = None,
     skew: float = SKEW,
+    group: Group = ALONE,
     revision: str | None = None,
 ) -> Plan:
     """Plans a checkpoint: a folder, or a repository on the hub, of which only headers are read.
@@ -120,6 +125,7 @@ def plan(
         context: tokens that memory must have room for.
         machine: where it will run; None measures this one.
         skew: of the experts' popularity, see :mod:`flash_moe.planning.hit_rate`.
+        group: machines like this one, that run the model together.
 
     Raises:
         ConfigError, CheckpointError: there is no checkpoint that can be run.
@@ -141,42 +147,45 @@ def plan(
         io = _expert_io(expert_io, table, k, machine, here)
         dtype = resolve_dtype(checkpoint.stored_dtype if machine else None, checkpoint)
         need = needs(checkpoint, table, k, dtype.size, io)
+        slots = need.slots // group.machines if io == "resident" else need.slots
+        own = dataclasses.replace(need, experts=need.experts // group.machines, slots=slots)  # of each machine
         if machine is None:
             costs = measure(checkpoint, table, need, dtype, io, here=here)
         else:
             costs = machine.costs(need, mapped=io == "mapped")
     if machine is None:
-        memory = share_memory(need, context, memory_limit(), memory_limit() - available_memory())
+        memory = share_memory(own, context, memory_limit(), memory_limit() - available_memory())
     else:
-        memory = share_memory(need, context, machine.memory)
+        memory = share_memory(own, context, machine.memory)
     probabilities = popularity(known.num_experts, k, skew)
     touched = distinct(probabilities, prompt) * need.expert_layers * need.record
-    keeps = memory.left >= touched
-    shares = _shares(need, memory, probabilities, touched, resident=io == "resident")
+    keeps = memory.left >= touched / group.machines
+    shares = _shares(own, memory, probabilities, touched / group.machines, group, resident=io == "resident")
     decode: dict[str, Seconds | None] = dict.fromkeys(STATES)
     prefill: dict[str, Seconds | None] = dict.fromkeys(STATES)
     for state, share in shares.items():
         if costs.reads is not None or share.decode == 1:
-            decode[state] = decode_seconds(need, costs, prompt, share.decode, share.held)
+            decode[state] = decode_seconds(need, costs, prompt, share.decode, share.held, group)
         if costs.reads is not None or share.prompt == 1:
             prefill[state] = prefill_seconds(
-                need, costs, prompt, share.prompt, probabilities, keeps=keeps, memory=memory.total
+                need, costs, prompt, share.prompt, probabilities, keeps=keeps, memory=memory.total, group=group
             )
     name = machine_name() if machine is None else machine.name
     return Plan(
-        model, name, machine is None, io, table.packed, need, costs, memory, context, prompt, skew, shares,
-        decode, prefill, download,
+        model, name, machine is None, io, table.packed, own, costs, memory, context, prompt, skew, shares,
+        decode, prefill, download, group,
     )  # fmt: skip
 
 
 def _shares(
-    need: Needs, memory: Memory, probabilities: np.ndarray, touched: float, *, resident: bool
+    need: Needs, memory: Memory, probabilities: np.ndarray, touched: float, group: Group, *, resident: bool
 ) -> dict[str, Shares]:
-    """Shares in each state; a resident store has only one."""
+    """Shares in each state; a resident store has only one. Machines together hold n times what one does."""
     if resident:
         return dict.fromkeys(STATES, Shares(1.0, 1.0, 1.0))
-    held = held_share(need, probabilities)
-    decode = max(held, decode_hits(need, memory.left, probabilities))
+    n = group.machines
+    held = held_share(dataclasses.replace(need, slots=n * need.slots), probabilities)
+    decode = max(held, decode_hits(need, n * memory.left, probabilities))
     expected = Shares(decode, held, prompt_hits(need, memory.left, touched))
     return dict(zip(STATES, (Shares(0.0, 0.0, 0.0), expected, Shares(1.0, held, 1.0)), strict=True))
 

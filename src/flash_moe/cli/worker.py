@@ -1,0 +1,55 @@
+"""`flash-moe worker`: one of several machines that run a model together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import ArgumentError
+from .arguments import (
+    MODEL_HELP,
+    DtypeOption,
+    ExpertCacheOption,
+    ExpertIOChoice,
+    ExpertIOOption,
+    ExpertsPerToken,
+    PrefetchOption,
+    RevisionOption,
+    ThreadsOption,
+    VerboseOption,
+    load_options,
+)
+
+EXAMPLES = """\b
+Examples, on the second of two machines:
+  MLX_HOSTFILE=hosts.json MLX_RANK=1 flash-moe worker ./qwen-1 -k own
+and on the first:
+  MLX_HOSTFILE=hosts.json MLX_RANK=0 flash-moe chat ./qwen-0 -k own"""
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    k: ExpertsPerToken = None,
+    expert_io: ExpertIOOption = ExpertIOChoice.auto,
+    expert_cache: ExpertCacheOption = "0",
+    prefetch: PrefetchOption = False,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run a share of a model's experts for another machine.
+
+    Every rank of a group but the first runs this, until the command on rank 0 ends. The model and the options must be
+    those of rank 0; the folder may hold this rank's share only (`flash-moe convert --share`). See docs/machines.md.
+    """
+    options = load_options(k, expert_io, expert_cache, prefetch, 0.0, 0.0, dtype, threads)
+
+    from .loading import load
+
+    with load(model, revision, options):
+        raise ArgumentError(
+            "this is rank 0, or no group: start a worker as rank 1 or higher, with mlx.launch or with MLX_RANK and "
+            "MLX_HOSTFILE set"
+        )

@@ -1,0 +1,124 @@
+"""Ranks of which one fails: never a wrong token, never a wait beyond the timeout, and right tokens afterwards."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import faulty
+import pytest
+from ranks import Ranks
+
+from flash_moe import Model
+
+TIMEOUT = 2.0
+OPTIONS = {"expert_io": "slots", "kernels": False}
+
+
+@pytest.fixture(scope="module")
+def expected(packed_checkpoint: Path) -> list[list[int]]:
+    """The tokens of every round, by one process."""
+    with Model.load(packed_checkpoint, **OPTIONS) as model:
+        model.tokenizer.eos_token_ids = frozenset()
+        return [faulty.generate(model, number) for number in range(210)]
+
+
+def run(folder: Path, checkpoint: Path, size: int, rounds: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Ranks]:
+    """What rank 0 said of each round, and the ranks, which have ended or are killed."""
+    folder.mkdir(exist_ok=True)
+    plan = {"path": str(checkpoint), "timeout": TIMEOUT, "options": OPTIONS, "rounds": rounds}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with Ranks(folder, size, [faulty.__file__, str(folder / "plan.json")]) as ranks:
+        ended_alone = [rank for rank in range(size) if rounds[-1]["kind"] != "stop" or rank != rounds[-1]["rank"]]
+        deadline = time.monotonic() + 60 + len(rounds)
+        while any(ranks.processes[rank].poll() is None for rank in ended_alone):
+            assert time.monotonic() < deadline, ranks.said()
+            time.sleep(0.02)
+    said = [json.loads(line) for line in (folder / "0.out").read_text().splitlines()]
+    return said, ranks
+
+
+def check(said: list[dict[str, Any]], rounds: list[dict[str, Any]], expected: list[list[int]], ranks: Ranks) -> None:
+    """No wrong token, and what follows a fault that the group survives is right."""
+    assert len(said) == len(rounds), ranks.said()
+    assert [process.returncode for process in ranks.processes] == [0] * len(ranks.processes), ranks.said()
+    for number, found in enumerate(said):
+        assert found.get("tokens", expected[number]) == expected[number], found
+        assert found["next"].get("tokens") == expected[number + 1], (found, ranks.said())
+        assert found["seconds"] < TIMEOUT + 5, found
+        if "error" in found and found["error"] != "KeyboardInterrupt":
+            assert "layer" in found["message"], found
+    kinds = {found["kind"] for found in said if "error" in found}
+    assert kinds == {fault["kind"] for fault in rounds}, "each kind of fault must show at least once"
+
+
+def random_rounds(rng: random.Random, count: int, size: int) -> list[dict[str, Any]]:
+    rounds = []
+    for number in range(count):
+        kind = ("eio", "ctrl-c", "interrupt", "nan")[number % 4]
+        rank = rng.randrange(size) if kind in ("eio", "nan") else 0
+        after = rng.randrange(60) if kind == "ctrl-c" else rng.randrange(1, 14)
+        rounds.append({"kind": kind, "rank": rank, "after": after})
+    return rounds
+
+
+def test_faults_that_the_group_survives(packed_checkpoint: Path, expected: list[list[int]], tmp_path: Path) -> None:
+    rounds = random_rounds(random.Random(1), 12, 2)
+    said, ranks = run(tmp_path, packed_checkpoint, 2, rounds)
+    check(said, rounds, expected, ranks)
+    eio = next(found for found in said if found["kind"] == "eio" and found["rank"] == 1 and "error" in found)
+    assert eio["error"] == "PeerError"
+    assert "rank 1: ExpertReadError" in eio["message"]
+    assert "Input/output error" in eio["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_hundred_faults_that_the_group_survives(
+    size: int, packed_checkpoint: Path, expected: list[list[int]], tmp_path: Path
+) -> None:
+    rounds = random_rounds(random.Random(size), 100, size)
+    said, ranks = run(tmp_path, packed_checkpoint, size, rounds)
+    check(said, rounds, expected, ranks)
+
+
+FATAL = [("kill", 1), ("stop", 1), ("stuck", 1), ("stuck", 0), ("stop", 0)]
+
+
+@pytest.mark.parametrize(("kind", "rank"), FATAL)
+def test_faults_that_end_the_group(kind: str, rank: int, packed_checkpoint: Path, tmp_path: Path) -> None:
+    fatal(kind, rank, 2, 3, packed_checkpoint, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_faults_that_end_the_group_at_random(seed: int, packed_checkpoint: Path, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    size = rng.choice([2, 3])
+    kind = ("kill", "stop", "stuck")[seed % 3]
+    rank = rng.randrange(size)
+    fatal(kind, rank, size, rng.randrange(1, 16), packed_checkpoint, tmp_path)
+
+
+def fatal(kind: str, rank: int, size: int, after: int, checkpoint: Path, folder: Path) -> None:
+    """The generation ends with an error that names rank, layer and cause; the other ranks end, too."""
+    said, ranks = run(folder, checkpoint, size, [{"kind": kind, "rank": rank, "after": after}])
+    codes = [process.returncode for process in ranks.processes]
+    if rank == 0 and kind != "stuck":
+        assert said == []
+        assert 0 not in codes, ranks.said()
+        assert all("rank 0" in (folder / f"{other}.err").read_text() for other in range(1, size)), ranks.said()
+        return
+    (found,) = said
+    assert found.get("error") == "PeerError", (found, ranks.said())
+    cause = {"kill": "is gone", "stop": "has been silent", "stuck": "makes no progress"}[kind]
+    assert f"rank {rank} {cause}" in found["message"], found
+    assert "layer" in found["message"], found
+    assert found["seconds"] < TIMEOUT + 5, found
+    assert codes[0] == 7, ranks.said()
+    assert codes[rank] == (-signal.SIGKILL if kind in ("kill", "stop") else codes[rank])
+    assert all(code not in (0, None) for code in codes), ranks.said()
