@@ -158,7 +158,7 @@ def _facts(identity: str, experts_per_token: int, dtype: str, arithmetic: str) -
         "dtype": dtype.rpartition(".")[2],
         "arithmetic": arithmetic.rpartition(".")[2],
         "flash_moe": import_module(__package__).__version__,
-        "mlx": mx.__version__,
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
     }
 
 

@@ -40,7 +40,7 @@ class Faults:
         faults = self
 
         def arrivals(store: ExpertStore, *arguments: Any) -> Any:
-            faults.fetch()
+            faults.fetch(store)
             return faults.arrivals(store, *arguments)
 
         def add(sums: Sums, part: mx.array, *arguments: Any) -> mx.array:
@@ -56,7 +56,7 @@ class Faults:
         other.write_text(json.dumps({"kind": kind, "rank": rank, "after": after, "at": time.monotonic()}))
         other.replace(self.file)
 
-    def fetch(self) -> None:
+    def fetch(self, store: ExpertStore) -> None:
         found = json.loads(self.file.read_text())
         if found != self.round:
             self.round, self.left, self.failing = found, found["after"], False
@@ -66,6 +66,8 @@ class Faults:
         if self.left != 0:
             return
         self.failing = True
+        if found["kind"] in ("eio", "stuck"):
+            store._evict(False)  # so that this fetch reads
         match found["kind"]:
             case "interrupt":
                 os.kill(os.getpid(), signal.SIGINT)
