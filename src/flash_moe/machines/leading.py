@@ -30,7 +30,8 @@ class LeadingNetwork:
 
     def __init__(self, network: Any, sums: Sums, peers: Peers, store: Any) -> None:
         self.network, self.sums, self.peers, self._store = network, sums, peers, store
-        store.evict_others = self._evict
+        evict = weakref.WeakMethod(self._evict)  # no cycle, so that closing frees the weights at once
+        store.evict_others = lambda flush: (found := evict()) and found(flush)
         self._cancelled: Callable[[], bool] | None = None
         self._caches, self._passes, self._questions = count(1), count(1), count(1)
         self._asking = Lock()
