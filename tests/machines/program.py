@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flash_moe import Model
+from flash_moe import ArgumentError, FlashMoEError, Model
 
 VOCABULARY = 256
 
@@ -67,14 +68,44 @@ def together(model: Model) -> list[list[int]]:
     return [list(reply.tokens) for reply in replies]
 
 
-WORK = {"interleaved": interleaved, "threads": threads, "continued": continued, "together": together}
+def saved(model: Model) -> list[list[int]]:
+    """A conversation, and its copy out of a file, go on alike."""
+    chat = model.chat(max_tokens=4, temperature=0.0)
+    replies = [chat.send("Hello")]
+    with tempfile.TemporaryDirectory() as folder:
+        chat.save(Path(folder) / "talk")
+        opened = model.open_chat(Path(folder) / "talk")
+    replies += [chat.send("More"), opened.send("More")]
+    return [list(reply.tokens) for reply in replies]
+
+
+WORK = {"interleaved": interleaved, "threads": threads, "continued": continued, "together": together, "saved": saved}
+
+
+def refused(case: dict[str, Any], rank: int, group: mx.distributed.Group) -> dict[str, Any]:
+    """The error of a case that cannot be loaded; arguments differ by rank."""
+    path, options = case["refused"][rank]
+    try:
+        Model.load(path, progress=False, group=group, **options)
+    except FlashMoEError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    return {"error": "none"}
 
 
 def run(case: dict[str, Any], rank: int, group: mx.distributed.Group | None) -> dict[str, Any]:
     """What one case gives; ranks that follow only count."""
+    if group is not None and "refused" in case:
+        return refused(case, rank, group)
     path = case["path"].format(rank=rank)
     with Model.load(path, progress=False, group=group, **case["options"]) as model:
         store, found = model.expert_store, {"rank": model.rank}
+        if model.rank:
+            found["alone"] = ""
+            for tokens in ("text", [1, 2, 3]):
+                try:
+                    model.generate(tokens, max_tokens=1)
+                except ArgumentError as error:
+                    found["alone"] += str(error)
         if not model.follow():
             model.tokenizer.eos_token_ids = frozenset()
             found["greedy"] = [greedy(model, prompt(n)) for n in case["prompts"]]

@@ -29,9 +29,12 @@ class Ranks:
 
     Attributes:
         processes: in the order of ranks.
+
+    Args:
+        commands: arguments of Python, for all ranks or for each.
     """
 
-    def __init__(self, folder: Path, count: int, command: Sequence[str], **environment: str) -> None:
+    def __init__(self, folder: Path, count: int, *commands: Sequence[str], **environment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         hosts = folder / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
@@ -47,7 +50,7 @@ class Ranks:
             with (folder / f"{rank}.out").open("wb") as out, (folder / f"{rank}.err").open("wb") as err:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, *command],
+                        [sys.executable, *commands[rank % len(commands)]],
                         env=common | {"MLX_RANK": str(rank)},
                         stdin=subprocess.DEVNULL,
                         stdout=out,

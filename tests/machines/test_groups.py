@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "shares of 3": {"path": "{rank}of3", "options": {"expert_io": "slots", **OWN}, "prompts": [1, 40], "work": ALL},
         "resident on 3": {"path": "packed", "options": {"expert_io": "resident", **KERNELS}, "prompts": [40]},
     },
+}  # fmt: skip
+REFUSED = {
+    "K": ([("packed", {}), ("packed", {"experts_per_token": 3})], "rank 1 has experts_per_token 3, rank 0 has 4"),
+    "dtype": ([("packed", {}), ("packed", {"dtype": "bfloat16"})], "rank 1 has dtype 'bfloat16', rank 0 has 'float32'"),
+    "arithmetic": ([("packed", OWN), ("packed", KERNELS)], "rank 1 has arithmetic 'CPU kernels', rank 0 has 'cpu'"),
+    "model": ([("packed", {}), ("float", {})], "rank 1 has model"),
+    "share": ([("0of2", {}), ("0of2", {})], "the ranks hold shares 0/2, 0/2, expected each of 2 shares once"),
+    "number of shares": ([("0of3", {}), ("1of3", {})], "holds share .*/3 of the experts, but the group has 2 ranks"),
+    "folder": ([("packed", {}), ("absent", {})], "rank 1 could not load the model: CheckpointError"),
+    "option": ([("packed", {"prefer_cached": 0.1})] * 2, "drop_cold_below and prefer_cached depend on"),
 }  # fmt: skip
 NAMES = [(size, name) for size, cases in CASES.items() for name in cases]
 
@@ -60,6 +71,15 @@ def cases(models: Path, size: int) -> dict[str, dict[str, Any]]:
     return found
 
 
+def refusals(models: Path) -> dict[str, dict[str, Any]]:
+    """What 2 ranks cannot load; before the other cases, which the group must still be good for."""
+    return {
+        f"refused {name}": {"refused": [(str(models / path), options) for path, options in by_rank]}
+        for name, (by_rank, _) in REFUSED.items()
+        if KERNELS not in (options for _, options in by_rank) or importlib.util.find_spec("numba") is not None
+    }
+
+
 @pytest.fixture(scope="module")
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[dict[str, Any]]]:
     """What each rank found, by case."""
@@ -67,7 +87,7 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[
     for size in CASES:
         folder = tmp_path_factory.mktemp(f"ranks-{size}")
         file = folder / "cases.json"
-        file.write_text(json.dumps(cases(models, size)))
+        file.write_text(json.dumps((refusals(models) if size == 2 else {}) | cases(models, size)))
         with Ranks(folder, size, [program.__file__, str(file)]) as ranks:
             assert ranks.wait() == [0] * size, ranks.said()
         by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(size)]
@@ -91,6 +111,17 @@ def test_as_one_process(size: int, name: str, models: Path, found: dict[tuple[in
     difference = np.abs(np.array(first["logits"]) - np.array(expected["logits"])).max()
     assert difference == 0 if name == "mlx-lm" else difference < 2e-5
     assert [other["rank"] for other in others] == list(range(1, size))
+    assert all(other["alone"].count("call model.follow() here") == 2 for other in others)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_on_all_ranks(name: str, found: dict[tuple[int, str], list[dict[str, Any]]]) -> None:
+    if (2, f"refused {name}") not in found:
+        pytest.skip("Numba is not installed")
+    errors = found[2, f"refused {name}"]
+    assert {error["error"] for error in errors} <= {"PeerError", "ArgumentError", "CheckpointError"}
+    assert all(re.search(REFUSED[name][1], error["message"]) for error in errors if name != "folder"), errors
+    assert re.search(REFUSED[name][1], errors[0]["message"]), errors
 
 
 @pytest.mark.parametrize(("size", "name"), [key for key in NAMES if key[1] != "mlx-lm"])

@@ -131,6 +131,13 @@ def command(
     reference_wanted = experts_per_token(OWN if reference_k is None else reference_k, f"'{_REFERENCE_K}'")
     options: dict[str, Any] = {"expert_io": expert_io.value, "dtype": None if dtype is None else dtype.value}
 
+    from ..machines.joining import launched
+
+    if text is not None and launched():
+        raise typer.BadParameter(
+            "it is scored on one machine; start the command without mlx.launch, or score --tool-calls alone.",
+            param_hint="'--text'",
+        )
     from ..evaluation import DecodedModel, open_scored, read_sequences, read_tool_call_cases, token_scores
     from ..nn.streaming import StreamingOptions
     from ..progress import Display, Progress

@@ -31,6 +31,11 @@ _JOIN_SECONDS = 60.0
 _KEY, _HOST = 32, 64  # bytes
 
 
+def launched() -> bool:
+    """Returns whether ``mlx.launch`` or ``mpirun`` started this process."""
+    return any(name in os.environ for name in _LAUNCHED)
+
+
 def find_group(group: GroupOption) -> mx.distributed.Group | None:
     """Returns the group of several ranks that is meant; None for one process alone.
 
@@ -43,7 +48,7 @@ def find_group(group: GroupOption) -> mx.distributed.Group | None:
     if group is None:
         return None
     if isinstance(group, str) and group == "auto":
-        if not any(name in os.environ for name in _LAUNCHED):
+        if not launched():
             return None
         group = mx.distributed.init()
     if not isinstance(group, mx.distributed.Group):
