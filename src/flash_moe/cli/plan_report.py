@@ -114,10 +114,8 @@ def _notes(plan: Plan) -> list[str]:
     notes.append("GB of memory are 1,024^3 bytes and GB of files 1,000^3, as Apple counts them.")
     if plan.group.machines > 1:
         busiest = percent(plan.group.busiest(plan.needs.experts_per_token))
-        notes.append(
-            f"Memory is that of each machine. All wait for the one with the most of a layer's experts, {busiest}"
-        )
-        notes.append(f"on average. Assumed: {1e3 * plan.group.latency:g} ms for a message, and 1 GB/s.")
+        notes.append(f"Memory is that of each machine. All wait for the busiest, which has {busiest}")
+        notes.append(f"of a layer's experts. Assumed: {1e3 * plan.group.latency:g} ms for a message, and 1 GB/s.")
     if not plan.measured:
         notes.append("Predicted from the chip's figures and assumptions; nobody has measured them.")
     else:
