@@ -35,7 +35,7 @@ class Run:
     """One part of every record of a layer: expert e's lies at ``base + e * step`` of one file, or where a list says.
 
     Attributes:
-        every: of the experts, one in so many is in the file: that of e lies at ``base + e // every * step``.
+        every: the file holds every ``every``-th expert; the bytes of expert e lie at ``base + e // every * step``.
     """
 
     nbytes: int

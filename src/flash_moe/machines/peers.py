@@ -58,7 +58,7 @@ class Peers:
 
     Args:
         connections: by rank.
-        timeout: seconds after which a rank that is silent or stuck is given up.
+        timeout: seconds after which a silent or stuck rank counts as lost.
 
     Attributes:
         failure: why the group is broken; empty while it works.

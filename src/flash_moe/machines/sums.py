@@ -53,7 +53,7 @@ class Sums:
         return len(self._pending)
 
     def begin(self, pieces: Sequence[int]) -> None:
-        """A pass begins, that goes through all layers with so many tokens, and so many again."""
+        """Notes that a pass begins: through all layers with each of these numbers of tokens in turn."""
         self._pending = deque((layer, tokens * width) for tokens in pieces for layer, width in self.widths.items())
         self.layer = self._pending[0][0] if self._pending else -1
 
