@@ -15,7 +15,7 @@ from ..ops.dispatch import on_gpu
 from ..record import PROJECTIONS, RecordLayout
 
 _log = logging.getLogger(__name__)
-_FEWEST_WEIGHTS = 1 << 24  # of a token; below it, loading the kernels takes longer than they save in a short reply
+_FEWEST_WEIGHTS = 1 << 20  # of a token; below it, 0.3 s to load the kernels are more than they save
 
 
 def uses_cpu_kernels(
