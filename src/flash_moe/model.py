@@ -130,10 +130,10 @@ class Model(LanguageModel, Ranked):
             PeerError: another rank of the group differs, could not load or cannot be reached.
         """
         enter_process()
-        folder = resolve(path, revision=revision, token=token, progress=progress)
-        kept(prompt_cache)
-        streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
         with joined(group, group_timeout) as member:
+            folder = resolve(path, revision=revision, token=token, progress=progress)
+            kept(prompt_cache)
+            streaming = StreamingOptions(prefetch, drop_cold_below, prefer_cached)
             if member is not None and streaming.changes_experts:
                 raise ArgumentError(
                     "drop_cold_below and prefer_cached depend on what is in the memory of one machine, but a group must "

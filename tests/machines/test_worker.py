@@ -25,5 +25,5 @@ def test_generate_with_a_worker(packed_checkpoint: Path, tmp_path: Path) -> None
 def test_a_worker_without_a_group(packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLX_RANK", raising=False)
     failed = CliRunner().invoke(app, ["worker", str(packed_checkpoint)])
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert "start a worker as rank 1 or higher" in failed.output
