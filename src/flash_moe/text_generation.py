@@ -257,8 +257,9 @@ class TextGeneration(ABC):
     ) -> AsyncGenerator[Chunk, None]:
         """As :meth:`stream`, in a thread of its own.
 
-        Cancelling the task that waits for a chunk stops the work before this raises. Who leaves the loop early closes
-        the iterator, ``async with contextlib.aclosing(model.astream(...)) as chunks``; the event loop does so later.
+        Cancelling the task that waits for a chunk stops the work before this raises. A loop that is left
+        early should close the iterator: ``async with contextlib.aclosing(model.astream(...)) as chunks``. Otherwise the
+        event loop closes it later.
         """
         arguments = _arguments(locals())
         left = threading.Event()

@@ -42,7 +42,7 @@ class Routed:
 
 
 class Layerwise:
-    """A network of which each part is read when it is used, and gone when its user is; every part can be had once.
+    """A network of which each part is read when it is used, and gone when its user is; every part can be read once.
 
     Args:
         arrays, quantization: as for :class:`Weights`; the arrays are lazy.

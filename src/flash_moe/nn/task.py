@@ -1,4 +1,4 @@
-"""Whom a forward pass is for, where several generations take turns with one network."""
+"""The generation that a forward pass belongs to; several generations take turns with one network."""
 
 from __future__ import annotations
 

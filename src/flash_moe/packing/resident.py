@@ -80,7 +80,7 @@ class ResidentFiles:
         return section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
-        """Returns the arrays to be written for these canonical names, which can be had once."""
+        """Returns the arrays to be written for these canonical names, which can be read once."""
         out: dict[str, mx.array] = {}
         for name in names:
             array = self._arrays.pop(name)  # let go: once evaluated it takes memory
