@@ -74,8 +74,8 @@ class Source:
     def experts(self) -> tuple[Piece, ...]:
         """The share of each expert; that of the first alone where all are in one tensor."""
         if len(self.pieces) == 1:
-            return (Piece(self.pieces[0].info, self.pieces[0].view[0]),)
-        return tuple(Piece(piece.info, piece.view[i]) for piece in self.pieces for i in range(len(piece.view)))
+            return (Piece(self.pieces[0].info, self.pieces[0].view[0, ...]),)
+        return tuple(Piece(piece.info, piece.view[i, ...]) for piece in self.pieces for i in range(len(piece.view)))
 
     @property
     def is_run(self) -> bool:

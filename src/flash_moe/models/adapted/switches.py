@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...experts.store import ExpertStore, Records
+from ...formats import GLOBAL_SCALE
 from ...machines.sums import Sums
 from ...ops.experts import DTYPES
 from .sources import Key, Place
@@ -137,10 +138,30 @@ class LayerStream:
             own[linear] = copy.copy(module[linear])
         for (linear, name), array in _parameters(bank, self.places, self.dtypes):
             own[linear][name] = array
+        if mx.default_device() == mx.cpu:
+            for linear in {linear for linear, name in self.dtypes if name == "global_scale"}:
+                own[linear] = Scaled(own[linear])
         y: mx.array = self.kind.__call__(own, x, mx.array(rows[local].astype(np.uint32)))
         records.used_by(y)
         mx.async_eval(y)  # so that another thread can wait for it, and the device starts
         return y
+
+
+class Scaled:
+    """A linear layer of experts whose outputs are multiplied with global scales: MLX takes those on a GPU only.
+
+    Args:
+        linear: of mlx-lm, which loses its global scales and its biases.
+    """
+
+    def __init__(self, linear: Any) -> None:
+        self._factors, self._bias = linear.pop("global_scale") / GLOBAL_SCALE, linear.pop("bias", None)
+        linear.global_scale = None
+        self._linear = linear
+
+    def __call__(self, x: mx.array, indices: mx.array, **options: Any) -> mx.array:
+        y: mx.array = self._linear(x, indices, **options) * self._factors[indices][..., None, None]
+        return y if self._bias is None else y + mx.expand_dims(self._bias[indices], -2)
 
 
 def _bank(records: Records, in_place: bool) -> tuple[mx.array, np.ndarray]:
