@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import CheckpointError
 from ..record import ExpertShape
@@ -30,6 +30,7 @@ from .safetensors import TensorInfo, read_header
 _log = logging.getLogger(__name__)
 INDEX = "model.safetensors.index.json"
 Opened = TypeVar("Opened", bound="Checkpoint")
+Names: TypeAlias = Callable[[str], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,21 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls: type[Opened], folder: Path, raw: Mapping[str, Any], shape: ExpertShape, *, adopt: bool = False, **own: Any
+        cls: type[Opened],
+        folder: Path,
+        raw: Mapping[str, Any],
+        shape: ExpertShape,
+        *,
+        names: Names = canonical_name,
+        adopt: bool = False,
+        **own: Any,
     ) -> Opened:
         """Reads the headers of all shards.
 
         Args:
             raw: the content of config.json.
             shape: what its routed experts are like.
+            names: from names in files to canonical ones; None for tensors that are not needed.
             adopt: take weights that other libraries have quantised (see :mod:`.foreign`), which are refused otherwise.
             own: the attributes that a subclass adds.
 
@@ -73,18 +82,18 @@ class Checkpoint:
         foreign = foreign_section(raw) if adopt else None
         form = None if foreign is None else IntegerForm.of(foreign)
         stated = None if form is None else StatedQuantization(form.bits, None)
-        quantization = QuantizationMap.from_config(raw) if foreign is None else QuantizationMap(stated, {})
+        quantization = QuantizationMap.from_config(raw, names) if foreign is None else QuantizationMap(stated, {})
         resident: dict[str, TensorInfo] = {}
         experts: dict[ExpertTensor, TensorInfo] = {}
         metadata = {}
         found: dict[str, Path] = {}
         needed: dict[str, TensorInfo] = {}
-        files, index = _weight_files(folder)
+        files, index = _weight_files(folder, names)
         for file in files:
-            header = read_header(file, _is_needed)
+            header = read_header(file, lambda name: names(name) is not None)
             metadata[file] = header.metadata
             for name, info in header.tensors.items():
-                if (canonical := canonical_name(name)) is None:
+                if (canonical := names(name)) is None:
                     continue
                 if name in found:
                     raise CheckpointError(f"tensor {name!r} is in {found[name]} and in {file}; remove the stale file")
@@ -143,13 +152,13 @@ def has_all_weights(folder: Path) -> bool:
     return all(is_file_name(file) and (folder / file).is_file() for file in packed)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
+def _weight_files(folder: Path, names: Names = canonical_name) -> tuple[list[Path], Mapping[str, str]]:
     """Returns the files to read, and the part of the index that holds for them (nothing where it is stale).
 
     Those are the files in which the index finds needed tensors, or without an index all *.safetensors files.
     """
     index = _read_index(folder)
-    needed = {name: file for name, file in index.items() if _is_needed(name)}
+    needed = {name: file for name, file in index.items() if names(name) is not None}
     held = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))  # ._x: macOS's notes
     if not needed:
         if not held:
@@ -178,13 +187,9 @@ def _instead_of_index(needed: Mapping[str, str], all_missing: bool, others: list
         return others
     for file in others:
         with suppress(CheckpointError):
-            if needed.keys() <= read_header(file, _is_needed).tensors.keys():
+            if needed.keys() <= read_header(file, needed.__contains__).tensors.keys():
                 return [file]
     return []
-
-
-def _is_needed(name: str) -> bool:
-    return canonical_name(name) is not None
 
 
 def _read_index(folder: Path) -> dict[str, str]:

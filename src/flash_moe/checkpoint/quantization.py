@@ -6,7 +6,7 @@ config.json states about a module is checked against that; what it leaves open, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,15 @@ class QuantizationMap:
     shapes_decide: bool = False
 
     @classmethod
-    def from_config(cls, raw: Mapping[str, Any]) -> QuantizationMap:
+    def from_config(
+        cls, raw: Mapping[str, Any], names: Callable[[str], str | None] = canonical_name
+    ) -> QuantizationMap:
         """Reads the quantization section of config.json.
 
         As in MLX, an override takes nothing from the section: what it leaves open is not the section's value.
+
+        Args:
+            names: from names in the file to canonical ones; None for modules that are not needed.
 
         Raises:
             CheckpointError: a quantisation that is not one of MLX's, or an entry that is malformed.
@@ -71,7 +76,7 @@ class QuantizationMap:
             return cls(None, {})
         overrides: dict[str, StatedQuantization] = {}
         for key, value in section.items():
-            if not isinstance(value, Mapping) or (name := canonical_name(key)) is None:
+            if not isinstance(value, Mapping) or (name := names(key)) is None:
                 continue
             expert = expert_tensor(name)
             module = module_path(name) if expert is None else expert_module(expert.layer, expert.projection)

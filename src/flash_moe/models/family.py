@@ -15,7 +15,7 @@ import mlx.core as mx
 from ..checkpoint.files import Checkpoint
 from ..checkpoint.foreign import mlx_global_scale
 from ..checkpoint.integers import IntegerPart
-from ..checkpoint.names import module_path
+from ..checkpoint.names import canonical_name, module_path
 from ..checkpoint.records import RecordTable
 from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import check_unchanged
@@ -67,7 +67,9 @@ class ModelFiles(Checkpoint):
     def open_as(cls, family: Family, folder: Path, raw: Mapping[str, Any], *, adopt: bool = False) -> ModelFiles:
         """Opens a folder as a checkpoint of ``family``; arguments are those of :meth:`Checkpoint.open`."""
         config = family.config(raw)
-        return cls.open(folder, raw, config.experts, adopt=adopt, family=family, config=config)
+        return cls.open(
+            folder, raw, config.experts, names=family.canonical_name, adopt=adopt, family=family, config=config
+        )
 
     @property
     def dimensions(self) -> Dimensions:
@@ -255,6 +257,10 @@ class Family(ABC):
         Raises:
             ConfigError: it describes a model that cannot be run.
         """
+
+    def canonical_name(self, name: str) -> str | None:
+        """Turns a name of the files into a canonical one; None for tensors that text decoding does not need."""
+        return canonical_name(name)
 
     def records(self, files: ModelFiles) -> RecordTable:
         """Finds the experts' records; see :meth:`ModelFiles.records`."""
