@@ -1,30 +1,36 @@
 """What holding replies to their formats changes, on a small float checkpoint such as that of tools/demo_model.
 
-    python benchmarks/strict.py MASTER FOLDER [--cells "RECIPE:K" ...] [--cases 500] [--schemas 100]
+    python benchmarks/strict.py MASTER FOLDER [--cells all | "RECIPE:K" ...] [--cases 500] [--schemas 100] [--processes 2]
 
-Every cell is a recipe of benchmarks/quality.py at one K. Its replies to the tool-call prompts, decoded greedily, are scored
-free and held to the tools' schemas: calls that parse, that also fit their JSON schema as jsonschema judges it, and that are
-right. The same for JSON: facts to be written in the form of schemas of ten kinds. FOLDER keeps recipes and results; the same
-command continues what was interrupted and prints the tables of what is there.
+Every cell is a recipe of benchmarks/quality.py at one K; ``all`` are those of docs/quality.md. Its replies to the tool-call
+prompts, decoded greedily, are scored free and held to the tools' schemas: calls that parse, that also fit their JSON schema
+as jsonschema judges it, and that are right. The same for JSON: facts to be written in the form of schemas of ten kinds.
+FOLDER keeps recipes and results; the same command continues what was interrupted and prints the tables of what is there.
+
+Free replies are decoded together. One whose every token its grammar allows is also the strict reply, since greedy decoding
+draws first and asks then; only the others are decoded again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import jsonschema
-from quality import CALLS, NAIVE, RECIPES, make, write_calibration  # first: finds flash_moe's tools
+from quality import CALLS, KS, NAIVE, RECIPES, make, write_calibration  # first: finds flash_moe's tools
 
 from flash_moe import Model, ToolCallError, parse_tool_calls
-from flash_moe.evaluation import greedy, read_tool_call_cases
-from flash_moe.evaluation.tool_calls import Reply, ToolCallCase, same_calls
+from flash_moe.evaluation import read_tool_call_cases
+from flash_moe.evaluation.tool_calls import ToolCallCase, same_calls
 
 MAX_TOKENS, MAX_JSON_TOKENS = 200, 300
 NAMES = ("Kim", "Lena", "Oskar", "Tilda", "Mara")
@@ -74,56 +80,100 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:
     return bool(checker.is_valid(value))
 
 
-def score_calls(cases: Sequence[ToolCallCase], generate: Callable[[ToolCallCase], Reply]) -> dict[str, int]:
+@dataclass(frozen=True)
+class Written:
+    """A reply: its tokens, text and whether it was cut."""
+
+    tokens: Sequence[int]
+    text: str
+    cut: bool
+
+
+def free_replies(model: Model, prompts: Sequence[list[int]], most: int) -> list[Written]:
+    """Greedy replies, held to nothing; :attr:`Written.text` is all of their text."""
+    found = model.generate(
+        [list(prompt) for prompt in prompts], max_tokens=most, temperature=0, repetition_penalty=1, progress=False
+    )
+    return [Written(reply.tokens, reply.raw_text, reply.finish_reason == "length") for reply in found]
+
+
+def allowed(model: Model, prompt: list[int], reply: Written, **wanted: Any) -> bool:
+    """Whether the grammar of what is wanted allows every token of a reply, and what it forbids was not drawn."""
+    enforcer = model._enforcer
+    enforced = enforcer.enforce(wanted.get("tools"), "auto", wanted.get("strict_tools"), wanted.get("response_format"))
+    constraint = enforcer.constraint(enforced, prompt)
+    if constraint is None:  # no tools, so nothing to hold calls to
+        return not set(reply.tokens) & set(enforced.forbidden)
+    constraint.prepare()
+    for token in reply.tokens:
+        if token in enforced.forbidden or not constraint.allows(token):
+            return False
+        constraint.accept(token)
+    return True
+
+
+def strict_reply(model: Model, prompt: list[int], free: Written, most: int, **wanted: Any) -> Written:
+    """The greedy reply that is held to what is wanted."""
+    if allowed(model, prompt, free, **wanted):
+        return free
+    reply = model.generate(prompt, max_tokens=most, temperature=0, repetition_penalty=1, progress=False, **wanted)
+    return Written(reply.tokens, reply.raw_text, reply.finish_reason == "length")
+
+
+def score_calls(cases: Sequence[ToolCallCase], replies: Sequence[Written]) -> dict[str, int]:
     """Counts replies; those that were cut count as not parsed where their call is not complete."""
     counts = dict.fromkeys(("cases", "parse", "fit", "right", "cut", "uncut that fit"), 0)
-    for case in cases:
-        reply = generate(case)
-        cut = reply.finish_reason == "length"
+    for case, reply in zip(cases, replies, strict=True):
         counts["cases"] += 1
-        counts["cut"] += cut
+        counts["cut"] += reply.cut
         try:
-            calls, _ = parse_tool_calls(reply.raw_text, case.tools)
+            calls, _ = parse_tool_calls(reply.text, case.tools)
         except ToolCallError:
             continue
         counts["parse"] += 1
         counts["fit"] += fits(calls, case)
-        counts["uncut that fit"] += fits(calls, case) and not cut
+        counts["uncut that fit"] += fits(calls, case) and not reply.cut
         counts["right"] += same_calls(calls, case.calls)
     return counts
 
 
-def score_json(model: Model, count: int, strict: bool) -> dict[str, int]:
+def score_json(schemas: Sequence[dict[str, Any]], replies: Sequence[Written]) -> dict[str, int]:
     counts = dict.fromkeys(("cases", "parse", "fit", "cut", "uncut that fit"), 0)
-    for number in range(count):
-        prompt, schema = schema_case(number)
-        reply = model.generate(
-            prompt, response_format=schema if strict else None, max_tokens=MAX_JSON_TOKENS, temperature=0,
-            enable_thinking=False,
-        )  # fmt: skip
+    for schema, reply in zip(schemas, replies, strict=True):
         counts["cases"] += 1
-        counts["cut"] += reply.finish_reason == "length"
+        counts["cut"] += reply.cut
         try:
             value = json.loads(reply.text)
         except ValueError:
             continue
         counts["parse"] += 1
         counts["fit"] += valid(value, schema)
-        counts["uncut that fit"] += valid(value, schema) and reply.finish_reason == "stop"
+        counts["uncut that fit"] += valid(value, schema) and not reply.cut
     return counts
 
 
 def measure(recipe: str, place: Path, k: int, cases: int, schemas: int) -> dict[str, Any]:
     """One cell."""
     start = time.monotonic()
-    result: dict[str, Any] = {"recipe": recipe, "k": k}
+    result: dict[str, Any] = {"recipe": recipe, "k": k, "free": {}, "strict": {}}
     with Model.load(place, experts_per_token=k, expert_io="resident") as model:
-        prompts = read_tool_call_cases(CALLS, cases) if cases else []
-        for name, strict in (("free", False), ("strict", True)):
-            result[name] = {
-                "calls": score_calls(prompts, greedy(model, MAX_TOKENS, False, strict)),
-                "json": score_json(model, schemas, strict),
-            }
+        called = read_tool_call_cases(CALLS, cases) if cases else []
+        prompts = [model.encode(case.messages, tools=case.tools, enable_thinking=False) for case in called]
+        free = free_replies(model, prompts, MAX_TOKENS)
+        strict = [
+            strict_reply(model, prompt, reply, MAX_TOKENS, tools=case.tools, strict_tools=True if case.tools else None)
+            for prompt, reply, case in zip(prompts, free, called, strict=True)
+        ]
+        result["free"]["calls"], result["strict"]["calls"] = score_calls(called, free), score_calls(called, strict)
+        asked = [schema_case(number) for number in range(schemas)]
+        prompts = [model.encode(text, enable_thinking=False) for text, _ in asked]
+        free = free_replies(model, prompts, MAX_JSON_TOKENS)
+        strict = [
+            strict_reply(model, prompt, reply, MAX_JSON_TOKENS, response_format=schema)
+            for prompt, reply, (_, schema) in zip(prompts, free, asked, strict=True)
+        ]
+        wanted = [schema for _, schema in asked]
+        result["free"]["json"], result["strict"]["json"] = score_json(wanted, free), score_json(wanted, strict)
     return result | {"seconds": time.monotonic() - start}
 
 
@@ -145,12 +195,14 @@ def main() -> None:
     parser.add_argument(
         "--cells", nargs="+", default=["2 bits, naive, from float:2", f"{NAIVE}:2", "4 bits:2", "4 bits:4"]
     )
-    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--cases", type=int, default=500, help="the first so many of models/eval")
     parser.add_argument("--schemas", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2, help="cells that run at a time")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "strict.jsonl"
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(r["recipe"], r["k"], r["free"]["calls"]["cases"], r["free"]["json"]["cases"]) for r in results}
     tokens = write_calibration(options.master, options.folder / "calibration.jsonl")
 
     def prepared(name: str) -> Path:
@@ -160,13 +212,21 @@ def main() -> None:
         make(name, prepared(source), place, tokens)
         return place
 
-    for cell in options.cells:
-        recipe, _, k = cell.rpartition(":")
-        if not any(r["recipe"] == recipe and r["k"] == int(k) for r in results):
-            results.append(measure(recipe, prepared(recipe), int(k), options.cases, options.schemas))
-            with file.open("a") as stream:
-                stream.write(json.dumps(results[-1]) + "\n")
+    cells = [f"{name}:{k}" for name in RECIPES for k in KS] if options.cells == ["all"] else options.cells
+    named = [(recipe, int(k)) for recipe, _, k in (cell.rpartition(":") for cell in cells)]
+    tasks = [
+        (recipe, prepared(recipe), k, options.cases, options.schemas)
+        for recipe, k in named
+        if (recipe, k, options.cases, options.schemas) not in done
+    ]
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool, file.open("a") as stream:
+        for future in as_completed([pool.submit(measure, *task) for task in tasks]):
+            results.append(future.result())
+            stream.write(json.dumps(results[-1]) + "\n")
+            stream.flush()
             print(results[-1], file=sys.stderr, flush=True)
+    results = [r for r in results if (r["recipe"], r["k"]) in named]
+    results.sort(key=lambda r: named.index((r["recipe"], r["k"])))
     print(table(results, "calls", ("parse", "fit", "right", "cut", "uncut that fit")))
     print()
     print(table(results, "json", ("parse", "fit", "cut", "uncut that fit")))

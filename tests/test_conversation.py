@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -245,6 +248,91 @@ def test_cancelling_before_a_word_is_said(demo: Model) -> None:
     chat = talk(demo)
     assert chat.send(ASK, cancel=event).finish_reason == "cancelled"
     assert chat.messages == []
+
+
+def test_async_turns_are_the_same(demo: Model) -> None:
+    async def main() -> tuple[Any, list[Any]]:
+        whole, parts = talk(demo), talk(demo)
+        reply = await whole.asend(ASK)
+        return reply, [chunk async for chunk in parts.astream(ASK)]
+
+    chat = talk(demo)
+    expected = chat.send(ASK)
+    reply, chunks = asyncio.run(main())
+    assert reply.tokens == expected.tokens
+    assert [chunk.tool_result.failed for chunk in chunks if chunk.tool_result is not None] == [False]
+    assert "".join(chunk.text for chunk in chunks).endswith(expected.text)
+    with pytest.raises(PromptError):
+        talk(demo).astream([])
+    with pytest.raises(ArgumentError, match="cancel"):
+        talk(demo).astream(ASK, cancel=True)  # type: ignore[arg-type]
+
+
+def cancel_turns(model: Model, times: int) -> None:
+    """Turns with a slow function, cancelled at any moment: the conversation stays one that goes on."""
+    draw = random.Random(times)
+    busy = threading.Event()
+
+    def get_weather(city: str, days: int = 1) -> dict[str, object]:
+        """Returns the weather.
+
+        Args:
+            city: where.
+            days: how many.
+        """
+        busy.set()
+        time.sleep(0.05)
+        return {"condition": "windy", "temperature": 5 + days}
+
+    chat = talk(model, (get_weather,))
+    start = time.perf_counter()
+    chat.send(ASK)
+    usual, in_tools = time.perf_counter() - start, 0
+    for number in range(times):
+        if number % 20 == 0:
+            chat = talk(model, (get_weather,))
+        before, moment = copy.deepcopy(chat.messages), draw.random() * usual
+        busy.clear()
+        if number % 2:
+            event = threading.Event()
+            timer = threading.Timer(moment, event.set)
+            timer.start()
+            reply = chat.send(ASK, cancel=event)
+            timer.cancel()
+            timer.join()
+            assert reply.finish_reason == ("cancelled" if event.is_set() else reply.finish_reason)
+        else:
+
+            async def main(chat: Conversation = chat, moment: float = moment) -> None:
+                task = asyncio.create_task(chat.asend(ASK))
+                await asyncio.sleep(moment)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+            asyncio.run(main())
+        in_tools += busy.is_set()
+        assert chat.messages[: len(before)] == before and not unanswered(chat.messages)
+        assert all(m.get("role") != "user" for m in chat.messages[-1:]), (
+            "a turn in which nothing was said is taken back"
+        )
+        assert not [t for t in threading.enumerate() if t.name.startswith("flash_moe astream")]
+        if number % 20 == 19:
+            chat.undo()
+            assert chat.send(ASK).finish_reason == "stop"
+    assert 0 < in_tools < times or times < 10
+    deadline = time.monotonic() + 5
+    while any(t.name == "flash_moe tool" for t in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [t for t in threading.enumerate() if t.name == "flash_moe tool"]
+
+
+def test_turns_cancelled_at_random_moments(demo: Model) -> None:
+    cancel_turns(demo, 4)
+
+
+@pytest.mark.slow
+def test_many_turns_cancelled_at_random_moments(demo: Model) -> None:
+    cancel_turns(demo, 200)
 
 
 CONTINUE = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -82,7 +82,6 @@ class LanguageModel(TextGeneration):
         raw: bool,
         cancel: Event | None,
         progress: ProgressOption,
-        stopped: Callable[[], bool] | None = None,
         prefixes: Prefixes | None = None,
         prefilled: bool = False,
         **options: Any,
@@ -113,8 +112,7 @@ class LanguageModel(TextGeneration):
             parser.feed(prefill.rpartition(THINK_END)[2])
         request = Request(
             tokens, min(chosen.max_tokens, room), sampler, StopStrings(chosen.stop), parser, chosen.reasoning_budget,
-            self.tokenizer.encode(REASONING_CLOSED), cancelled(cancel, stopped),
-            progress,
+            self.tokenizer.encode(REASONING_CLOSED), cancelled(cancel), progress,
         )  # fmt: skip
         k, own = self.experts_per_token, self.config.num_experts_per_tok
         chunks = generate(

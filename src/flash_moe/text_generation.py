@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +60,6 @@ class TextGeneration(ABC):
         """Checks all arguments of :meth:`stream`; nothing runs yet.
 
         Args:
-            stopped: beside ``cancel``, ends the generation once it returns true.
             prefixes: keeps the caches instead of the model.
         """
 
@@ -221,9 +219,8 @@ class TextGeneration(ABC):
     ) -> Generation:
         """As :meth:`generate`, in a thread of its own. Cancelling the task stops the work before this raises."""
         arguments = _arguments(locals())
-        left = threading.Event()
-        run = self._start(**arguments, stopped=left.is_set)
-        async with aclosing(_in_thread(run.chunks, left)) as chunks:
+        run = self._start(**{**arguments, "cancel": (leaving := Leaving(cancel))})
+        async with aclosing(in_thread(run.chunks, leaving)) as chunks:
             return run.reply([chunk async for chunk in chunks])
 
     def astream(
@@ -262,23 +259,40 @@ class TextGeneration(ABC):
         event loop closes it later.
         """
         arguments = _arguments(locals())
-        left = threading.Event()
-        return _in_thread(self._start(**arguments, stopped=left.is_set).chunks, left)
+        leaving = Leaving(cancel)
+        return in_thread(self._start(**{**arguments, "cancel": leaving}).chunks, leaving)
 
 
-def cancelled(cancel: Event | None, stopped: Callable[[], bool] | None) -> Callable[[], bool] | None:
+class Leaving:
+    """An event that is set when somebody leaves, or once another one is set.
+
+    Args:
+        other: None for no other.
+    """
+
+    def __init__(self, other: Event | None) -> None:
+        self._other, self._left = cancelled(other), False
+
+    def set(self) -> None:
+        """Sets it."""
+        self._left = True
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._left or (self._other is not None and self._other())
+
+
+def cancelled(cancel: Event | None) -> Callable[[], bool] | None:
     """Returns what tells whether a generation is to end; None where nothing can.
 
     Raises:
         ArgumentError: ``cancel`` has no ``is_set()``.
     """
     if cancel is None:
-        return stopped
+        return None
     if not callable(getattr(cancel, "is_set", None)):
         raise ArgumentError(f"cancel is of type {type(cancel).__name__}, expected a threading.Event or one of its kind")
-    if stopped is None:
-        return cancel.is_set
-    return lambda: stopped() or cancel.is_set()
+    return cancel.is_set
 
 
 def _arguments(names: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,14 +300,14 @@ def _arguments(names: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in names.items() if name != "self"}
 
 
-async def _in_thread(chunks: Iterator[Chunk], left: threading.Event) -> AsyncGenerator[Chunk, None]:
-    """Yields chunks that a thread makes; leaving sets ``left``, waits for the thread and ends it."""
+async def in_thread(chunks: Iterator[Chunk], leaving: Leaving) -> AsyncGenerator[Chunk, None]:
+    """Yields chunks that a thread makes; whoever leaves sets ``leaving``, and waits until the thread has ended."""
     loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "flash_moe astream")
     try:
         while (chunk := await loop.run_in_executor(thread, next, chunks, None)) is not None:
             yield chunk
     finally:
-        left.set()
+        leaving.set()
         thread.submit(chunks.close)  # type: ignore[attr-defined]
         ending = loop.run_in_executor(None, thread.shutdown)
         await asyncio.shield(ending)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flash_moe import FlashMoEError, Model, Progress
+from flash_moe.generation.engine import Engine
 from flash_moe.text.prompt import several
 
 PROMPTS = [[10, 20, 30], [40, 50], [10, 20, 31, 32], [7]]
@@ -40,8 +42,7 @@ def test_experts_of_a_layer_are_fetched_once_for_all(model: Model) -> None:
     before = model.expert_store.stats.fetches
     replies = model.generate(PROMPTS, max_tokens=6, temperature=0)
     alone = model.expert_store.stats.fetches - before
-    prompts = sum(4 for prompt in PROMPTS)  # a layer of a prompt, or of its last token
-    assert alone <= prompts * 2 + 5 * 4 * 2, "five steps of four layers; a union may take more than one fetch"
+    assert alone <= 6 * 4 * 2, "prompts and five steps through four layers; a union may take more than one fetch"
     assert all(reply.stats.generated_tokens == 6 for reply in replies)
 
 
@@ -50,10 +51,50 @@ def test_replies_that_end_early_leave_the_others(model: Model) -> None:
     model.tokenizer.eos_token_ids = frozenset({alone[0].tokens[4], alone[2].tokens[7]})
     expected = [model.generate(prompt, max_tokens=12, temperature=0) for prompt in PROMPTS]
     seen: list[Progress] = []
+    model.forget()
     replies = model.generate(PROMPTS, max_tokens=12, temperature=0, progress=seen.append)
     assert [(r.tokens, r.finish_reason) for r in replies] == [(r.tokens, r.finish_reason) for r in expected]
     assert len({len(reply.tokens) for reply in replies}) > 1
-    assert [p.done for p in seen] == sorted(p.done for p in seen) and seen[-1] == Progress("generate", 4, 4, "replies")
+    read, done = ([p for p in seen if p.stage == stage] for stage in ("prompt", "generate"))
+    assert [p.done for p in done] == sorted(p.done for p in done) and seen[-1] == Progress("generate", 4, 4, "replies")
+    assert [p.done for p in read] == sorted(p.done for p in read) and read[-1] == Progress("prompt", 10, 10, "tokens")
+    assert len(read) == model.config.num_hidden_layers, "by layer, and all prompts together"
+
+
+def test_a_shared_beginning_runs_once(model: Model) -> None:
+    base = list(range(1, 41))
+    prompts = [[7, 8, 9], *([*base, 50 + i, 60] for i in range(4)), base[:30]]
+    alone = []
+    for prompt in prompts:
+        model.forget()
+        alone.append(model.generate(prompt, max_tokens=6, temperature=0).tokens)
+    model.forget()
+    replies = model.generate(prompts, max_tokens=6, temperature=0)
+    assert [reply.tokens for reply in replies] == alone
+    ran = [reply.stats.prompt_tokens - reply.stats.reused_tokens for reply in replies]
+    assert sorted(ran) == [3, 13, 13, 13, 13, 30], "29 tokens run once; the last one of a prompt always runs"
+
+
+def test_more_prompts_than_fit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some run, and the others begin as those end; prompts that are longer than a chunk run in pieces."""
+    prompts = [[*range(1, 9 + 5 * i), 100 + i] for i in range(7)]
+    alone = [model.generate(prompt, max_tokens=10, temperature=0) for prompt in prompts]
+    model.tokenizer.eos_token_ids = frozenset({alone[0].tokens[2], alone[3].tokens[6]})
+    alone = [model.generate(prompt, max_tokens=10, temperature=0) for prompt in prompts]
+    counts: list[int] = []
+    run = Engine.run_together
+
+    def counted(self: Engine, tokens: Any, *rest: Any) -> Any:
+        counts.append(len(tokens))
+        return run(self, tokens, *rest)
+
+    monkeypatch.setattr(Engine, "run_together", counted)
+    monkeypatch.setattr(Engine, "most_together", 3)
+    monkeypatch.setattr(model._engine, "_chunk", 8)
+    model.forget()
+    replies = model.generate(prompts, max_tokens=10, temperature=0)
+    assert [(r.tokens, r.finish_reason) for r in replies] == [(r.tokens, r.finish_reason) for r in alone]
+    assert max(counts) == 3
 
 
 def test_strings_are_prompts_and_lists_of_messages_too(model: Model) -> None:
@@ -90,7 +131,7 @@ def test_a_failed_read_leaves_the_model_usable(model: Model, monkeypatch: pytest
 
     def broken(layer: int, experts: list[int]) -> object:
         calls.append(layer)
-        if len(calls) > 24 and layer == 2:
+        if len(calls) > 12 and layer == 2:
             raise FlashMoEError("the disk is gone")
         return arrive(layer, experts)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flash_moe import Chunk, Generation, Model, ToolCallError, show
+from flash_moe.generation.result import ToolResult
 from flash_moe.notebook import html, live
 from flash_moe.text.call_reader import ToolCall
 
@@ -100,7 +101,7 @@ def test_a_stream_shows_itself_outside_notebooks(model: Model, capsys: pytest.Ca
 
 
 def chunks(*parts: dict[str, Any]) -> list[Any]:
-    plain = {"text": "", "reasoning": "", "tool_calls": (), "stats": "5 tok/s"}
+    plain = {"text": "", "reasoning": "", "tool_calls": (), "tool_result": None, "stats": "5 tok/s"}
     return [SimpleNamespace(**{**plain, **part}) for part in parts]
 
 
@@ -126,6 +127,29 @@ def test_a_stream_in_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     assert " open" not in bundles[-1]["text/html"], "reasoning is folded once the answer begins"
     assert all(len(a) <= len(b) for a, b in pairwise(texts))
     assert texts[-1].endswith("5 tok/s") and bundles[-1]["text/plain"] == f"An {EVIL}"
+
+
+def test_results_of_calls_are_shown_where_they_came(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ToolCall("1", "look", {"x": 1})
+    turn = chunks(
+        {"reasoning": "Hm."}, {"text": "I look."}, {"tool_calls": (call,)},
+        {"tool_result": ToolResult(call, EVIL, failed=False)}, {"tool_result": ToolResult(None, "bad", failed=True)},
+        {"reasoning": "So."}, {"text": "It is so."},
+    )  # fmt: skip
+    order = ("Hm.", "I look.", "look", EVIL, "malformed call", "bad", "So.", "It is so.", "5 tok/s")
+    show(turn)
+    printed = capsys.readouterr().out
+    bundles: list[dict[str, str]] = []
+    monkeypatch.setattr(live, "in_notebook", lambda: True)
+    monkeypatch.setattr(live, "_REDRAW", 1e9)
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: bundles.append(bundle))
+    show(turn)
+    for text in (printed, Reader(bundles[-1]["text/html"]).text):
+        places = [text.index(part) for part in order]
+        assert places == sorted(places), text
+    assert " open" not in bundles[-1]["text/html"]
 
 
 def test_what_came_of_an_interrupted_stream_stays(monkeypatch: pytest.MonkeyPatch) -> None:

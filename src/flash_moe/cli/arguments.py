@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -134,29 +134,6 @@ ThreadsOption = Annotated[
 ]
 
 
-def load_options(
-    k: str | None,
-    expert_io: ExpertIOChoice,
-    expert_cache: str,
-    prefetch: bool,
-    drop_cold_below: float,
-    prefer_cached: float,
-    dtype: DtypeChoice | None,
-    threads: int | None,
-) -> dict[str, Any]:
-    """Returns the options of ``Model.load`` that commands which generate have in common."""
-    return {
-        "experts_per_token": experts_per_token(k),
-        "expert_io": expert_io.value,
-        "expert_cache": size(expert_cache, "--expert-cache"),
-        "prefetch": prefetch,
-        "drop_cold_below": drop_cold_below,
-        "prefer_cached": prefer_cached,
-        "dtype": None if dtype is None else dtype.value,
-        "threads": threads,
-    }
-
-
 def experts_per_token(text: str | None, option: str = "'--experts-per-token' / '-k'") -> int | None:
     """Returns K as ``Model.load`` takes it: None for the model's own, and its default for None."""
     if text is None:
@@ -191,7 +168,9 @@ def one_of(value: Value, allowed: Iterable[Value], option: str) -> Value:
 def read_prompt(argument: str | None) -> str:
     """The prompt: the argument, or all of stdin (less one final line break) for ``-`` or a pipe."""
     if argument is None and sys.stdin.isatty():
-        raise _bad_prompt("there is none; write it after the model, or pipe it in.")
+        raise _bad_prompt(
+            "there is none; write it after the model, pipe it in, or talk to the model with 'flash-moe chat'."
+        )
     try:
         if argument is None or argument == "-":
             text = sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n")

@@ -19,23 +19,12 @@ from typer import Argument, Option
 from ..errors import ArgumentError, FlashMoEError
 from .arguments import (
     MODEL_HELP,
-    DropColdOption,
-    DtypeOption,
-    ExpertCacheOption,
-    ExpertIOChoice,
-    ExpertIOOption,
     ExpertsPerToken,
-    PreferCachedOption,
-    PrefetchOption,
-    RevisionOption,
     ThinkingOption,
-    ThreadsOption,
-    VerboseOption,
     experts_per_token,
-    load_options,
 )
 from .console import DIM, fail, say, shown, write
-from .loading import load
+from .loading import Loader, loads
 
 if TYPE_CHECKING:
     from ..conversation.chat import Conversation
@@ -62,6 +51,7 @@ HELP = """\
 Alt-Enter adds a line, Ctrl-C stops a reply and keeps the conversation."""
 
 
+@loads
 def command(
     model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     k: ExpertsPerToken = None,
@@ -74,15 +64,8 @@ def command(
     ] = None,
     thinking: ThinkingOption = None,
     max_tokens: Annotated[int, Option(metavar="N", min=1, help="The most tokens of a reply.")] = 2048,
-    expert_io: ExpertIOOption = ExpertIOChoice.auto,
-    expert_cache: ExpertCacheOption = "0",
-    prefetch: PrefetchOption = False,
-    drop_cold_below: DropColdOption = 0.0,
-    prefer_cached: PreferCachedOption = 0.0,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
-    verbose: VerboseOption = False,
+    *,
+    loading: Loader,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -90,13 +73,8 @@ def command(
 
     Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.
     """
-
-    def loaded(k: str | None) -> Model:
-        options = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype, threads)
-        return load(model, revision, options)
-
     options = {"max_tokens": max_tokens, "enable_thinking": thinking}
-    talk = Talk(loaded, k, system, read_tools(tools) if tools else [], options)
+    talk = Talk(lambda wanted: loading(model, wanted), k, system, read_tools(tools) if tools else [], options)
     try:
         if open_file is not None:
             talk.open(str(open_file))

@@ -9,24 +9,13 @@ from typer import Argument, Option
 
 from .arguments import (
     MODEL_HELP,
-    DropColdOption,
-    DtypeOption,
-    ExpertCacheOption,
-    ExpertIOChoice,
-    ExpertIOOption,
     ExpertsPerToken,
     JsonOption,
-    PreferCachedOption,
-    PrefetchOption,
-    RevisionOption,
     ThinkingOption,
-    ThreadsOption,
-    VerboseOption,
-    load_options,
     read_prompt,
 )
 from .console import DIM, INTERRUPTED, at_terminal, print_json, say, write
-from .loading import load
+from .loading import Loader, loads
 
 if TYPE_CHECKING:
     from ..generation.result import Chunk
@@ -41,6 +30,7 @@ Examples:
   flash-moe generate MODEL --json "Hi" | jq .stats"""
 
 
+@loads
 def command(
     model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     prompt: Annotated[
@@ -68,15 +58,8 @@ def command(
         float | None, Option(metavar="X", help="Above 1 makes repetition less likely; 1 is off.")
     ] = None,
     seed: Annotated[int | None, Option(metavar="N", help="Makes the draws repeatable.")] = None,
-    expert_io: ExpertIOOption = ExpertIOChoice.auto,
-    expert_cache: ExpertCacheOption = "0",
-    prefetch: PrefetchOption = False,
-    drop_cold_below: DropColdOption = 0.0,
-    prefer_cached: PreferCachedOption = 0.0,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
-    verbose: VerboseOption = False,
+    *,
+    loading: Loader,
 ) -> None:
     """Answer a prompt; the text is streamed as it is made.
 
@@ -87,7 +70,6 @@ def command(
         raise typer.BadParameter(
             "it leaves out the chat template, which --system and --thinking need.", param_hint="'--raw'"
         )
-    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype, threads)
     text = read_prompt(prompt)
     sampling: dict[str, Any] = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
@@ -101,7 +83,7 @@ def command(
     messages: Any = text
     if system is not None:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    with load(model, revision, loading) as loaded:
+    with loading(model, k) as loaded:
         _reply(loaded, messages, options, as_json)
 
 

@@ -9,22 +9,11 @@ from typer import Argument, Option
 from ..errors import ArgumentError
 from .arguments import (
     MODEL_HELP,
-    DropColdOption,
-    DtypeOption,
-    ExpertCacheOption,
-    ExpertIOChoice,
-    ExpertIOOption,
     ExpertsPerToken,
-    PreferCachedOption,
-    PrefetchOption,
-    RevisionOption,
-    ThreadsOption,
-    VerboseOption,
-    load_options,
     size,
 )
 from .console import say
-from .loading import load
+from .loading import Loader, loads
 
 EXAMPLES = """\b
 Examples:
@@ -34,6 +23,7 @@ Examples:
   flash-moe serve MODEL --host 0.0.0.0 --api-key SECRET"""
 
 
+@loads
 def command(
     model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
@@ -60,15 +50,8 @@ def command(
         list[str] | None, Option(metavar="URL", help="A site whose pages may use the server; may be repeated.")
     ] = None,
     k: ExpertsPerToken = None,
-    expert_io: ExpertIOOption = ExpertIOChoice.auto,
-    expert_cache: ExpertCacheOption = "0",
-    prefetch: PrefetchOption = False,
-    drop_cold_below: DropColdOption = 0.0,
-    prefer_cached: PreferCachedOption = 0.0,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
-    verbose: VerboseOption = False,
+    *,
+    loading: Loader,
 ) -> None:
     """Serve a model to editors, agents, chat pages and SDKs.
 
@@ -81,9 +64,8 @@ def command(
         raise ArgumentError(f"the server needs {error.name}; install it: pip install 'flash-moe[server]'") from error
     from ..server.app import Limits
 
-    loading = load_options(k, expert_io, expert_cache, prefetch, drop_cold_below, prefer_cached, dtype, threads)
     limits = Limits(body_bytes=size(max_body, "--max-body"))
-    with listener(host, port, api_key) as socket, load(model, revision, loading) as loaded:
+    with listener(host, port, api_key) as socket, loading(model, k) as loaded:
         address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}"
         say(f"{loaded!r}")
         say(f"listening on {address}; OpenAI: {address}/v1, Anthropic: {address}; Ctrl-C ends it")

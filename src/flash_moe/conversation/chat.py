@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ..errors import PromptError
 from ..generation.prefixes import Prefixes
-from ..generation.result import Chunk, Generation, ToolResult
+from ..generation.result import Chunk, Generation
 from ..progress import ProgressOption
 from ..reply_options import Event
 from ..structured import Specification
 from ..text.call_reader import ToolCall
-from ..text.function_tools import Tool, failure
-from ..text.prompt import continued
-from ..text_generation import Run
-from .calls import Tools
-from .messages import Content, ShownMessages, to_send
+from ..text.function_tools import Tool
+from ..text_generation import Leaving, in_thread
+from .messages import Content, to_send
 from .model import ChatModel
 from .saved import load, save
+from .turns import Turns
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A reply that is about to be generated, and the text and the tokens of its prompt."""
-
-    run: Run
-    text: str
-    tokens: list[int]
-
-
-class Conversation(ShownMessages):
+class Conversation(Turns):
     """A conversation with a model; made by :meth:`flash_moe.Model.chat`.
 
     It keeps its own caches, so that a turn runs only its own new tokens. One conversation belongs to one thread at a
@@ -50,24 +40,6 @@ class Conversation(ShownMessages):
     Attributes:
         messages: all messages, in OpenAI's form. The list may be changed; what still fits the caches is used.
     """
-
-    def __init__(
-        self,
-        model: ChatModel,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Tool],
-        max_rounds: int,
-        confirm: Callable[[ToolCall], bool] | None,
-        options: Mapping[str, Any],
-    ) -> None:
-        self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
-        self._model, self._max_rounds = model, max_rounds
-        self._tools = Tools(tools, max_rounds, confirm)
-        self._options = dict(options)
-        self._prefixes = Prefixes(model._engine.new_cache, model.tokenizer.eos_token_ids)
-        self._last: Generation | None = None
-        # the text of the last prompt with its reply, and the tokens it was made of
-        self._written: tuple[str, list[int]] = ("", [])
 
     @classmethod
     def opened(
@@ -146,6 +118,45 @@ class Conversation(ShownMessages):
         prompt = self._start([*self.messages, *said], prefill, response_format, cancel, progress)
         return self._turn(prompt, said, response_format, cancel, progress)
 
+    async def asend(
+        self,
+        content: Content,
+        *,
+        prefill: str = "",
+        response_format: Specification | None = None,
+        cancel: Event | None = None,
+        progress: ProgressOption = True,
+    ) -> Generation:
+        """As :meth:`send`, in a thread of its own. Cancelling the task stops the turn before this raises."""
+        stream = self.astream(
+            content, prefill=prefill, response_format=response_format, cancel=cancel, progress=progress
+        )
+        async with aclosing(stream) as chunks:
+            async for _ in chunks:
+                pass
+        assert self._last is not None
+        return self._last
+
+    def astream(
+        self,
+        content: Content,
+        *,
+        prefill: str = "",
+        response_format: Specification | None = None,
+        cancel: Event | None = None,
+        progress: ProgressOption = True,
+    ) -> AsyncGenerator[Chunk, None]:
+        """As :meth:`stream`, in a thread of its own, in which functions run as well.
+
+        Cancelling the task that waits for a chunk, or leaving the loop, is as :meth:`flash_moe.Model.astream` says; the
+        reply so far is kept.
+        """
+        leaving = Leaving(cancel)
+        stream = self.stream(
+            content, prefill=prefill, response_format=response_format, cancel=leaving, progress=progress
+        )
+        return in_thread(stream, leaving)
+
     def undo(self) -> list[dict[str, Any]]:
         """Takes back the last user's message and all that followed it.
 
@@ -185,115 +196,3 @@ class Conversation(ShownMessages):
             "options": self._options, "written": self._written,
         }  # fmt: skip
         save(path, self._model, state, self._prefixes.sequences)
-
-    def _start(
-        self, messages: Sequence[Mapping[str, Any]], prefill: str, format: Any, cancel: Any, progress: Any
-    ) -> _Prompt:
-        options, tokenizer = self._options, self._model.tokenizer
-        text = tokenizer.apply_chat_template(
-            messages, tools=self._tools.schemas, enable_thinking=options["enable_thinking"],
-            **(options["template_variables"] or {}),
-        )  # fmt: skip
-        text = continued(text, prefill)
-        known, tokens = self._written
-        # Behind what the model wrote itself, as it wrote it: its tokens need not be those of the text.
-        tokens = [*tokens, *tokenizer.encode(text[len(known) :])] if text.startswith(known) else tokenizer.encode(text)
-        run = self._model._start(
-            tokens, tools=self._tools.schemas, response_format=format, prefill=prefill, prefilled=True, cancel=cancel,
-            progress=progress, prefixes=self._prefixes, logits_processors=(), logprobs=None, raw=False, **options,
-        )  # fmt: skip
-        return _Prompt(run, text, tokens)
-
-    def _turn(self, prompt: _Prompt, said: Any, format: Any, cancel: Any, progress: Any) -> Iterator[Chunk]:
-        before = len(self.messages)
-        self.messages += said
-        try:
-            for number in range(self._max_rounds + 1):
-                reply = yield from self._reply(prompt)
-                if reply.finish_reason not in ("tool_calls", "stop") or not (reply.calls or reply.tool_call_error):
-                    break
-                goes_on = yield from self._results(reply, number == self._max_rounds, cancel)
-                if cancel is not None and cancel.is_set():
-                    self._last = replace(reply, finish_reason="cancelled")
-                    break
-                if not goes_on:
-                    break
-                prompt = self._start(self.messages, "", format, cancel, progress)
-        except GeneratorExit:
-            self._drop_unanswered(before)
-            raise
-        except BaseException:
-            del self.messages[before:]
-            raise
-        self._drop_unanswered(before)
-
-    def _drop_unanswered(self, before: int) -> None:
-        """Takes a turn back in which nothing was said."""
-        if all(message.get("role") != "assistant" for message in self.messages[before:]):
-            del self.messages[before:]
-
-    def _reply(self, prompt: _Prompt) -> Generator[Chunk, None, Generation]:
-        chunks: list[Chunk] = []
-        try:
-            for chunk in prompt.run.chunks:
-                chunks.append(chunk)
-                yield chunk
-        except GeneratorExit:
-            prompt.run.chunks.close()  # type: ignore[attr-defined]
-            if chunks and chunks[-1].finish_reason is None:
-                end = Chunk("", None, chunks[-1].stats, "cancelled", where=chunks[-1].where)
-                self._keep(prompt, prompt.run.reply([*chunks, end]))
-            elif chunks:
-                self._keep(prompt, prompt.run.reply(chunks))
-                self._without_results()
-            raise
-        self._keep(prompt, reply := prompt.run.reply(chunks))
-        return reply
-
-    def _keep(self, prompt: _Prompt, reply: Generation) -> None:
-        """Notes a reply, and what its tokens read as."""
-        self._last = reply
-        message = reply.message
-        if reply.finish_reason == "cancelled":
-            message.pop("tool_calls", None)  # nobody will run them
-            if reply.tool_call_error is not None:
-                message["content"] = reply.prefill + reply.text
-            if not (message["content"] or message.get("reasoning_content")):
-                return
-        self.messages.append(message)
-        tokenizer = self._model.tokenizer
-        text = tokenizer.decode(reply.tokens)
-        end = reply.tokens[-1:] if reply.tokens and reply.tokens[-1] in tokenizer.eos_token_ids else ()
-        if text == reply.raw_text + tokenizer.decode(end):
-            self._written = prompt.text + text, [*prompt.tokens, *reply.tokens]
-
-    def _results(self, reply: Generation, last: bool, cancel: Any) -> Generator[Chunk, None, bool]:
-        """Runs the calls of a reply, in order; returns whether the model can go on."""
-        if reply.tool_call_error is not None:
-            content = failure(str(reply.tool_call_error))
-            self.messages.append({"role": "tool", "content": content})
-            yield Chunk("", None, reply.stats, tool_result=ToolResult(None, content, failed=True))
-            return not last
-        pending = False
-        for position, call in enumerate(reply.calls):
-            if not self._tools.runs(call):
-                pending = True
-                continue
-            try:
-                result = self._tools.result(call, last, cancel)
-            except BaseException:
-                self._without_results()
-                raise
-            self.messages.append(result.message)
-            try:
-                yield Chunk("", None, reply.stats, tool_result=result)
-            except GeneratorExit:
-                for left in reply.calls[position + 1 :]:
-                    self.messages.append(ToolResult(left, failure("the turn was cancelled"), failed=True).message)
-                raise
-        return not pending and not last
-
-    def _without_results(self) -> None:
-        """Leaves the calls of the last message out, since nobody will answer them."""
-        if self.messages and self.messages[-1].pop("tool_calls", None) and not self.messages[-1]["content"]:
-            del self.messages[-1]

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ..closing import UntilClosed
 from ..errors import Cancelled
+from ..limits import memory_limit
 from ..nn.network import Cache, Network
 from ..nn.task import Task
 from ..progress import Callback, Progress
@@ -18,6 +19,7 @@ from .sampling import Sampler
 
 CLOSE_SECONDS = 1.0  # that closing waits for the pass that is running
 TURN_SECONDS = 0.1  # after which a generation that waits for its turn looks whether it was cancelled
+MOST_TOGETHER = 64  # sequences; of more, the experts that a layer reads grow as their number does
 CLEAR_INTERVAL = 16  # tokens; MLX keeps freed buffers by size, and a growing context leaves one of every size
 
 
@@ -96,11 +98,7 @@ class Engine:
         """Yields up to ``count`` tokens, the first drawn from ``logits``; the caller stops when it has enough."""
         done = cleared = 0
         while True:
-            sampler.prepare()  # outside the turn, so that others need not wait
-            with self._in_turn(task):
-                tokens = [sampler(logits)]
-                if not self._decoder.streaming.changes_experts:  # which acts on single tokens
-                    tokens += sampler.forced()
+            tokens = self.draw(logits, sampler, task)
             yield from tokens
             done += len(tokens)
             if done >= count:
@@ -110,19 +108,69 @@ class Engine:
                 mx.clear_cache()
             logits = self._run(tokens, cache, 1, task)[0]
 
-    def decode_together(self, tokens: Sequence[int], caches: Sequence[Any], tasks: Sequence[Task]) -> list[mx.array]:
-        """One further token of each of several sequences, through the layers together where the network can.
+    def draw(self, logits: mx.array, sampler: Sampler, task: Task | None = None) -> list[int]:
+        """Draws a token from logits [V], and takes those behind it that a format leaves no choice about."""
+        sampler.prepare()  # outside the turn, so that others need not wait
+        with self._in_turn(task):
+            tokens = [sampler(logits)]
+            if not self._decoder.streaming.changes_experts:  # which acts on single tokens
+                tokens += sampler.forced()
+        return tokens
+
+    @property
+    def most_together(self) -> int:
+        """How many sequences may run together: as many as an eighth of the memory holds, each with marks and keys."""
+        if not hasattr(self._decoder, "run_together"):
+            return 1
+        return max(2, min(MOST_TOGETHER, memory_limit() // 8 // max(1, 3 * self.new_cache().nbytes)))
+
+    def prefill_together(
+        self,
+        prompts: Sequence[Sequence[int]],
+        caches: Sequence[Cache],
+        tasks: Sequence[Task],
+        progress: Callback | None = None,
+    ) -> list[mx.array]:
+        """As :meth:`prefill` for several prompts, of which a chunk takes as many as it can.
+
+        Returns:
+            Logits [V] float32 of the last token of each.
+        """
+        left = [list(tokens[len(cache.tokens) :]) for tokens, cache in zip(prompts, caches, strict=True)]
+        found: list[Any] = [None] * len(left)
+        done, total = 0, sum(map(len, left))
+        while any(left):
+            room, pieces = self._chunk, {}
+            for i, tokens in enumerate(left):
+                if piece := tokens[:room]:
+                    pieces[i] = piece
+                    room -= len(piece)
+            own, count = [tasks[i] for i in pieces], self._chunk - room
+            with self._telling(progress, own[-1], done, count, total):
+                logits = self.run_together([*pieces.values()], [caches[i] for i in pieces], own)
+            for (i, piece), row in zip(pieces.items(), logits, strict=True):
+                del left[i][: len(piece)]
+                found[i] = row
+            done += count
+        mx.eval(found)
+        mx.clear_cache()
+        return found
+
+    def run_together(
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[Any], tasks: Sequence[Task]
+    ) -> list[mx.array]:
+        """Further tokens of several sequences, through the layers together where the network can.
 
         Args:
             tasks: the generations that they are for; the pass counts in each.
 
         Returns:
-            Logits [V] float32 for each sequence.
+            Logits [V] float32 of the last token of each.
         """
         network = self._decoder
         together = getattr(network, "run_together", None)
         if len(tokens) == 1 or together is None or network.streaming.changes_experts:  # which acts on single tokens
-            return [self._run([t], c, 1, task)[0] for t, c, task in zip(tokens, caches, tasks, strict=True)]
+            return [self._run(t, c, 1, task)[0] for t, c, task in zip(tokens, caches, tasks, strict=True)]
         with self._in_turn(tasks[0]), ExitStack() as serving:
             for task in tasks:
                 serving.enter_context(network.serving(task))

@@ -48,10 +48,14 @@ class Prefixes:
                 cache = best
                 if length < len(cache.tokens):
                     cache.cut_back(length)
+        self.mark(cache, tokens)
+        return cache
+
+    def mark(self, cache: Cache, tokens: Sequence[int]) -> None:
+        """Asks for marks where other prompts are likely to part from ``tokens``, of which the cache holds a beginning."""
         ahead = [length for length in boundaries(tokens, self._ends) if length > len(cache.tokens)]
         wanted = sorted({*cache.marks, *([len(cache.tokens)] if cache.tokens else []), *ahead})
         cache.mark([*wanted[:1], *wanted[1:][1 - MARKS :]])  # the first is often a system prompt's end
-        return cache
 
     def put(self, cache: Cache) -> None:
         """Gives a cache back. One whose last pass failed half-way goes back to a mark, or is dropped."""

@@ -32,6 +32,11 @@ class ToolResult:
     failed: bool
 
     @property
+    def name(self) -> str:
+        """The function that was called."""
+        return "malformed call" if self.call is None else self.call.name
+
+    @property
     def message(self) -> dict[str, Any]:
         """The result as a chat message."""
         if self.call is None:

@@ -245,8 +245,13 @@ def token_logprobs(logits: mx.array, token: int, count: int) -> TokenLogprobs:
 
 
 def _likeliest(logits: mx.array) -> int:
-    best = mx.argmax(logits)
-    token, top = int(best), float(logits[best])
+    if mx.default_device() == mx.cpu:  # three evaluations would take longer than the search
+        values = np.array(logits, copy=False)
+        token = int(values.argmax())
+        top = float(values[token])
+    else:
+        best = mx.argmax(logits)
+        token, top = int(best), float(logits[best])
     _check(top)
     return token
 

@@ -88,7 +88,7 @@ class FollowingNetwork:
         pieces: list[int],
         lengths: list[int],
         which: list[int],
-        tokens: list[int],
+        tokens: list[Any],
         last: int = 0,
     ) -> None:
         try:

@@ -74,9 +74,9 @@ class LeadingNetwork:
             logits: mx.array = self.network.run(tokens, cache.cache, last)
             return logits
 
-    def _together(self, tokens: Sequence[int], caches: Sequence[LedCache]) -> mx.array:
-        tokens = [int(token) for token in tokens]
-        with self._pass(caches, [len(tokens)], "together", [cache.number for cache in caches], tokens):
+    def _together(self, tokens: Sequence[Sequence[int]], caches: Sequence[LedCache]) -> mx.array:
+        tokens = [[int(token) for token in own] for own in tokens]
+        with self._pass(caches, [sum(map(len, tokens))], "together", [cache.number for cache in caches], tokens):
             logits: mx.array = self.network.run_together(tokens, [cache.cache for cache in caches])
             return logits
 

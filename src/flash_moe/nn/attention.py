@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import mlx.core as mx
 
 from ..config import ModelConfig
@@ -56,19 +59,41 @@ class GatedAttention(Module):
         q, keys, values, gate = self.project(x, cache.length)
         return self.output(self.look(q, *cache.append(keys, values)), gate)
 
+    def together(self, x: mx.array, caches: Sequence[KVCache], counts: Sequence[int]) -> mx.array:
+        """As :meth:`__call__` for tokens of several sequences, those of the first one first.
+
+        Args:
+            counts: how many tokens of x are of each sequence.
+        """
+        qk, v, gate = self._normed(x)
+        ends, outputs = list(accumulate(counts))[:-1], []
+        for cache, own, values in zip(caches, mx.split(qk, ends, axis=2), mx.split(v, ends, axis=2), strict=True):
+            own = self._turned(own, cache.length)
+            keys, values = cache.append(own[:, self._heads :], values)
+            outputs.append(self.look(own.squeeze(0)[: self._heads], keys, values))
+        return self.output(mx.concatenate(outputs, axis=1), gate)
+
     def project(self, x: mx.array, start: int | mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """By MLX's ops: query [Hq, T, D], key and value [1, Hkv, T, D], and gate [T, Hq, D], of tokens from ``start`` on."""
+        qk, v, gate = self._normed(x)
+        qk = self._turned(qk, start)
+        return qk.squeeze(0)[: self._heads], qk[:, self._heads :], v, gate
+
+    def _normed(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Query and key heads before they turn, [1, Hq + Hkv, T, D]; values [1, Hkv, T, D]; and gate [T, Hq, D]."""
         tokens, eps = x.shape[0], self._config.rms_norm_eps
         q, k, v = self.qkv_proj(x)
         q, gate = q.reshape(1, tokens, self._heads, 2 * self._dim).split(2, axis=-1)
         k = k.reshape(1, tokens, self._kv_heads, self._dim)
         v = v.reshape(1, tokens, self._kv_heads, self._dim).swapaxes(1, 2)
         qk = mx.concatenate([rms_norm(q, self.q_norm, eps), rms_norm(k, self.k_norm, eps)], axis=2).swapaxes(1, 2)
+        return qk, v, gate.squeeze(0)
+
+    def _turned(self, qk: mx.array, start: int | mx.array) -> mx.array:
         base = self._config.rope_theta if self._periods is None else None
-        qk = mx.fast.rope(
+        return mx.fast.rope(
             qk, self._config.rotary_dims, traditional=False, base=base, scale=1.0, offset=start, freqs=self._periods
         )
-        return qk.squeeze(0)[: self._heads], qk[:, self._heads :], v, gate.squeeze(0)
 
     def look(self, q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """Attention of :meth:`project`'s query over the keys and values of all tokens, [1, Hkv, S, D]: [Hq, T, D]."""

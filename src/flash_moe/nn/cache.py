@@ -113,14 +113,10 @@ class DeltaCache:
         self.wanted: Collection[int] = ()
         self.marks: dict[int, tuple[mx.array, mx.array]] = {}
 
-    def cuts(self, tokens: int) -> list[int]:
-        """Returns the positions within the next ``tokens`` tokens at which a mark is wanted."""
-        return [cut for length in sorted(self.wanted) if 0 < (cut := length - self.length) < tokens]
-
-    def pieces(self, x: mx.array) -> list[mx.array]:
-        """The tokens x [T, ...] in pieces that end where a mark is wanted."""
-        cuts = self.cuts(x.shape[0])
-        return list(mx.split(x, cuts)) if cuts else [x]
+    def pieces(self, tokens: int) -> list[int]:
+        """Returns the lengths of the pieces into which marks cut so many further tokens."""
+        cuts = [cut for length in sorted(self.wanted) if 0 < (cut := length - self.length) < tokens]
+        return [end - start for start, end in zip([0, *cuts], [*cuts, tokens], strict=True)]
 
     def in_place(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Conv and recurrent state in memory that the caller changes to those after further tokens.

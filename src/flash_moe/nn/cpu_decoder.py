@@ -21,7 +21,7 @@ from .sparse_moe import SparseMoE
 
 
 class CpuLayer:
-    """A layer of the decoder; y, [T, H], is the residual stream and changes in place."""
+    """A layer of the decoder; y, [T, H], is the residual stream of some sequences and changes in place."""
 
     def __init__(self, config: Any, layer: Any, weights: Weights) -> None:
         norms = layer.input_layernorm, layer.post_attention_layernorm
@@ -31,28 +31,20 @@ class CpuLayer:
         self._mixer: Any = kind(config, layer.mixer, weights)
         self.mlp: Any = CpuMoE(layer.mlp, weights) if isinstance(layer.mlp, SparseMoE) else DenseMlp(layer.mlp, weights)
 
-    def __call__(self, y: np.ndarray, cache: KVCache | DeltaCache, run: Pass) -> None:
+    def __call__(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> None:
         h = run.room("normed", y.shape[1])
         rms_norm(y, self._input_norm, self._eps, h)
-        self._mixer(h, y, cache, run)
+        self._mixer(h, y, caches, run)
         rms_norm(y, self._post_norm, self._eps, h)
         self.mlp(h, y, run)
 
-    def front(self, y: np.ndarray, cache: KVCache | DeltaCache, run: Pass) -> None:
+    def front(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> None:
         """All of a sparse layer but its routed experts, as they are timed apart."""
         h = run.room("normed", y.shape[1])
         rms_norm(y, self._input_norm, self._eps, h)
-        self._mixer(h, y, cache, run)
+        self._mixer(h, y, caches, run)
         rms_norm(y, self._post_norm, self._eps, h)
         self.mlp.front(h, y, run)
-
-    def together(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> None:
-        """As :meth:`__call__` for one token of each of several sequences."""
-        h = run.room("normed", y.shape[1])
-        rms_norm(y, self._input_norm, self._eps, h)
-        self._mixer.together(h, y, caches, run)
-        rms_norm(y, self._post_norm, self._eps, h)
-        self.mlp(h, y, run)
 
     def router_logits(self, residual: np.ndarray) -> np.ndarray:
         """As :meth:`~.decoder.DecoderLayer.router_logits`."""
@@ -82,33 +74,25 @@ class CpuDecoder:
                 router = None if following is None else (following[0], following[1].router_logits)
                 layer.mlp.prefetch = LayerPrefetch(decoder.prefetcher, i, router)
 
-    def __call__(self, tokens: mx.array, cache: SequenceCache, passed: Callable[[int], None] | None = None) -> mx.array:
-        """As :meth:`~.decoder.Decoder.__call__`; everything has been computed when it returns.
+    def __call__(
+        self,
+        tokens: mx.array,
+        caches: Sequence[SequenceCache],
+        counts: Sequence[int],
+        passed: Callable[[int], None] | None = None,
+    ) -> mx.array:
+        """As :meth:`~.decoder.Decoder.run_through`; everything has been computed when it returns.
 
         Args:
             passed: called with the number of layers that are done, after each.
         """
-        count = tokens.size
-        y = aligned(count, self._config.hidden_size)
+        y = aligned(tokens.size, self._config.hidden_size)
         y[:] = view(self._embedding.rows(tokens, mx.float32))
-        run = Pass(count, turns(self._frequencies, cache.length, count))
-        for number, (layer, state) in enumerate(zip(self._layers, cache.layers, strict=True), start=1):
-            layer(y, state, run)
-            if passed is not None:
-                passed(number)
-        rms_norm(y, self._norm, np.float32(self._config.rms_norm_eps), y)
-        return mx.array(y)
-
-    def together(self, tokens: mx.array, caches: Sequence[SequenceCache]) -> mx.array:
-        """One token of each of several sequences, [N]: hidden states [N, H]."""
-        count = tokens.size
-        y = aligned(count, self._config.hidden_size)
-        y[:] = view(self._embedding.rows(tokens, mx.float32))
-        angles = np.array([cache.length for cache in caches])[:, None] * self._frequencies
-        turns = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-        run = Pass(count, turns)
+        run = Pass(counts, turns(self._frequencies, [cache.length for cache in caches], counts))
         for number, layer in enumerate(self._layers):
-            layer.together(y, [cache.layers[number] for cache in caches], run)
+            layer(y, [cache.layers[number] for cache in caches], run)
+            if passed is not None:
+                passed(number + 1)
         rms_norm(y, self._norm, np.float32(self._config.rms_norm_eps), y)
         return mx.array(y)
 
@@ -117,7 +101,8 @@ class CpuDecoder:
         return mx.array(self._head(view(hidden), aligned(hidden.shape[0], self._head.rows)))
 
 
-def turns(frequencies: np.ndarray, first: int, count: int) -> np.ndarray:
-    """Cosines and sines, [T, 2, rotary / 2] float32, of the angles of ``count`` positions from ``first`` on."""
-    angles = (first + np.arange(count))[:, None] * frequencies
+def turns(frequencies: np.ndarray, firsts: Sequence[int], counts: Sequence[int]) -> np.ndarray:
+    """Cosines and sines, [T, 2, rotary / 2] float32, of the angles of positions: so many from each first one on."""
+    positions = np.concatenate([first + np.arange(count) for first, count in zip(firsts, counts, strict=True)])
+    angles = positions[:, None] * frequencies
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, zip_longest
 
 import mlx.core as mx
 import numpy as np
@@ -33,12 +34,17 @@ class Pass:
     """The state that the layers of one forward pass share: T tokens, and memory that one layer leaves to the next.
 
     Attributes:
+        counts: tokens of each sequence; their rows lie one after the other.
         turns: [T, 2, rotary / 2] float32, cosines and sines of the positions' angles.
+        tokens: T.
     """
 
-    tokens: int
+    counts: Sequence[int]
     turns: np.ndarray
     _rooms: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens = sum(self.counts)
 
     def room(self, name: str, columns: int) -> np.ndarray:
         """[T, columns] float32 of any content."""
@@ -89,24 +95,21 @@ class DeltaMixer:
             eps=config.rms_norm_eps, workers=weights.workers,
         )  # fmt: skip
 
-    def __call__(self, h: np.ndarray, y: np.ndarray, cache: DeltaCache, run: Pass) -> None:
+    def __call__(self, h: np.ndarray, y: np.ndarray, caches: Sequence[DeltaCache], run: Pass) -> None:
         proj = self._in(h, run.room("projections", self._in.rows))
         out = run.room("mixed", self._out.columns)
-        ends = [*cache.cuts(run.tokens), run.tokens]
-        for start, stop in zip([0, *ends], ends, strict=False):
-            conv, state = cache.in_place(stop - start)
-            self._delta(proj[start:stop], conv, state, out[start:stop])
-            cache.changed()
-        self._out(out, y, add=True)
-
-    def together(self, h: np.ndarray, y: np.ndarray, caches: Sequence[DeltaCache], run: Pass) -> None:
-        """As :meth:`__call__` for one token of each of several sequences: projections are one product."""
-        proj = self._in(h, run.room("projections", self._in.rows))
-        out = run.room("mixed", self._out.columns)
-        for i, cache in enumerate(caches):
-            conv, state = cache.in_place(1)
-            self._delta(proj[i : i + 1], conv, state, out[i : i + 1])
-            cache.changed()
+        pieces = [cache.pieces(count) for cache, count in zip(caches, run.counts, strict=True)]
+        firsts = [end - count for end, count in zip(accumulate(run.counts), run.counts, strict=True)]
+        for several in zip_longest(*pieces):  # a sequence's next piece needs the states behind the one before
+            parts = []
+            for i, tokens in enumerate(several):
+                if tokens:
+                    parts.append((firsts[i], firsts[i] + tokens, *caches[i].in_place(tokens)))
+                    firsts[i] += tokens
+            self._delta(proj, out, parts)
+            for cache, tokens in zip(caches, several, strict=True):
+                if tokens:
+                    cache.changed()
         self._out(out, y, add=True)
 
 
@@ -123,30 +126,19 @@ class AttentionMixer:
             eps=config.rms_norm_eps, workers=weights.workers,
         )  # fmt: skip
 
-    def __call__(self, h: np.ndarray, y: np.ndarray, cache: KVCache, run: Pass) -> None:
+    def __call__(self, h: np.ndarray, y: np.ndarray, caches: Sequence[KVCache], run: Pass) -> None:
         proj = self._in(h, run.room("projections", self._in.rows))
         out = run.room("mixed", self._out.columns)
         if self._bias is not None:
             proj += self._bias
         if self._out_bias is not None:
             y += self._out_bias
-        before = cache.length
-        keys, values = cache.extend(run.tokens)
-        self._attention(proj, keys, values, before, run.turns, out)
-        self._out(out, y, add=True)
-
-    def together(self, h: np.ndarray, y: np.ndarray, caches: Sequence[KVCache], run: Pass) -> None:
-        """As :meth:`__call__` for one token of each of several sequences: projections are one product."""
-        proj = self._in(h, run.room("projections", self._in.rows))
-        out = run.room("mixed", self._out.columns)
-        if self._bias is not None:
-            proj += self._bias
-        if self._out_bias is not None:
-            y += self._out_bias
-        for i, cache in enumerate(caches):
+        parts, first = [], 0
+        for cache, count in zip(caches, run.counts, strict=True):
             before = cache.length
-            keys, values = cache.extend(1)
-            self._attention(proj[i : i + 1], keys, values, before, run.turns[i : i + 1], out[i : i + 1])
+            parts.append((first, first + count, *cache.extend(count), before))
+            first += count
+        self._attention(proj, run.turns, out, parts)
         self._out(out, y, add=True)
 
 

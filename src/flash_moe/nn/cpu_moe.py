@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 
@@ -20,7 +20,8 @@ from .mlp import SwiGLU
 from .prefetch import LayerPrefetch
 from .sparse_moe import SparseMoE, check_routing
 
-_AT_ONCE = 8  # experts of a prompt that are computed together, while those behind them are read
+_AT_ONCE = 8  # experts of many rows that are computed together, while those behind them are read
+_SMALL = 1 << 20  # bytes of records that are computed together, however many they are
 
 
 class DenseMlp:
@@ -47,7 +48,9 @@ class CpuMoE:
         self._sums: Sums | None = moe.sums
         self.prefetch: LayerPrefetch | None = None
         self.gates = weights.products(moe.gates.groups)
-        routed = Swiglu.of_record(self._store.layouts[self._layer])
+        layout = self._store.layouts[self._layer]
+        self._at_once = max(_AT_ONCE, _SMALL // layout.stride)
+        routed = Swiglu.of_record(layout)
         self._experts = Experts(routed, weights.swiglu(moe.shared_expert), weights.workers)
 
     def router_logits(self, h: np.ndarray) -> np.ndarray:
@@ -59,8 +62,7 @@ class CpuMoE:
         if self._sums is not None:
             self._of_all_ranks(self._sums, arranged, ids, weights, shared, y)
         elif run.tokens > 1:
-            self._experts.add(arranged, [shared], y)
-            self._rows(arranged, ids, weights, y)
+            self._rows(arranged, ids, weights, y, before=[shared])
         else:
             self._token(arranged, logits[0, :-1], ids[0], weights[0], shared, y)
 
@@ -142,11 +144,13 @@ class CpuMoE:
         weights: np.ndarray,
         y: np.ndarray,
         own: np.ndarray | None = None,
+        before: Sequence[Rows] = (),
     ) -> None:
         """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens.
 
         Args:
             own: which of the ids are computed, [T, K]; None for all.
+            before: what is computed ahead of the first of them.
         """
         order = np.argsort(ids, axis=None, kind="stable")
         if own is not None:
@@ -161,14 +165,11 @@ class CpuMoE:
             following = experts[group.stop : group.stop + capacity].tolist()
             if following:
                 self._store.prefetch(self._layer, following)
-            for several in _several(zip(group, records, strict=True)):
+            numbered = zip(group, records, strict=True)
+            while several := list(islice(numbered, self._at_once)):
                 rows = [
                     Rows(record.ctypes.data, tokens[starts[i] : ends[i]], sorted_weights[starts[i] : ends[i]])
                     for i, record in several
                 ]
-                self._experts.add(arranged, rows, y)
-
-
-def _several(records: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
-    while found := list(islice(records, _AT_ONCE)):
-        yield found
+                self._experts.add(arranged, [*before, *rows], y)
+                before = ()

@@ -28,14 +28,14 @@ class CpuTimedLayer(TimedLayer):
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
         y = np.array(x)
-        self._on_cpu(y, cache, self._pass(y, cache))
+        self._on_cpu(y, [cache], self._pass(y, cache))
         return mx.array(y)
 
     def front(self, x: mx.array, cache: KVCache | DeltaCache) -> list[mx.array]:
         if not isinstance(self._on_cpu.mlp, CpuMoE):
             return [self(x, cache)]
         y = np.array(x)
-        self._on_cpu.front(y, cache, self._pass(y, cache))
+        self._on_cpu.front(y, [cache], self._pass(y, cache))
         return [mx.array(y)]
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
@@ -44,7 +44,7 @@ class CpuTimedLayer(TimedLayer):
         return mx.array(y)
 
     def _pass(self, y: np.ndarray, cache: KVCache | DeltaCache) -> Pass:
-        return Pass(len(y), turns(self._frequencies, cache.length, len(y)))
+        return Pass([len(y)], turns(self._frequencies, [cache.length], [len(y)]))
 
 
 def product(layer: Linear, x: mx.array) -> Callable[[], mx.array]:

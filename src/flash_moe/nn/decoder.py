@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import zip_longest
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import accumulate, chain, zip_longest
 from typing import Any
 
 import mlx.core as mx
@@ -68,7 +68,13 @@ class DecoderLayer(Module):
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
         if x.shape[0] == 1 and on_gpu() and self._step is not None:
             return self._step(x, cache)
-        x = x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
+        return self._rest(x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache))
+
+    def together(self, x: mx.array, caches: Sequence[KVCache | DeltaCache], counts: Sequence[int]) -> mx.array:
+        """As :meth:`__call__` for tokens of several sequences, counts[i] of the i-th, one after the other in x."""
+        return self._rest(x + self.mixer.together(rms_norm(x, self.input_layernorm, self._eps), caches, counts))
+
+    def _rest(self, x: mx.array) -> mx.array:
         mx.async_eval(x)  # the device starts while the host still describes the rest
         h = rms_norm(x, self.post_attention_layernorm, self._eps)
         x = self.mlp(h, x) if isinstance(self.mlp, SparseMoE) else x + self.mlp(h)
@@ -79,13 +85,6 @@ class DecoderLayer(Module):
         """One token through a sparse layer, with the experts that the store's bank has; see :meth:`DecodeStep.ahead`."""
         assert self._step is not None
         return self._step.ahead(x, cache, *self.mlp.ahead())
-
-    def together(self, x: mx.array, caches: Sequence[KVCache | DeltaCache]) -> mx.array:
-        """As :meth:`__call__` for one token of each of several sequences, [N, H]; N is at least 2."""
-        h = rms_norm(x, self.input_layernorm, self._eps)
-        x = x + mx.concatenate([self.mixer(h[i : i + 1], cache) for i, cache in enumerate(caches)])
-        h = rms_norm(x, self.post_attention_layernorm, self._eps)
-        return self.mlp(h, x) if isinstance(self.mlp, SparseMoE) else x + self.mlp(h)
 
     def describe(self, x: mx.array, cache: KVCache | DeltaCache) -> None:
         """Describes the layer's work on x [T, H], but that of the routed experts, as :func:`needed_kernels` wants it."""
@@ -201,15 +200,8 @@ class Decoder(Module):
     @contextmanager
     def serving(self, task: Task) -> Iterator[None]:
         """Within it all passes are for this task: they count in its counters, and end when it is cancelled."""
-        counted = [
-            (shared, shared.counters, own)
-            for shared, own in (
-                (self.prefetcher, task.prefetch),
-                (self.choice, task.choice),
-                (self.run_ahead, task.ahead),
-            )
-            if shared is not None
-        ]
+        pairs = (self.prefetcher, task.prefetch), (self.choice, task.choice), (self.run_ahead, task.ahead)
+        counted = [(shared, shared.counters, own) for shared, own in pairs if shared is not None]
         with self._store.counting(task.store):
             try:
                 for shared, _, own in counted:
@@ -237,23 +229,33 @@ class Decoder(Module):
         Returns:
             Hidden states [T, H] after the final norm. They and the cache's arrays may not have been evaluated yet.
         """
-        if self.prefetcher is None or tokens.size > 1:
-            return self._run(tokens, cache)
-        with self.prefetcher.token():
-            return self._run(tokens, cache)
+        if tokens.size > 1 or self.run_ahead is None:
+            alone = self.prefetcher is not None and tokens.size == 1
+            with self.prefetcher.token() if alone else nullcontext():  # type: ignore[union-attr]
+                return self.run_through(tokens, [cache], [tokens.size])
+        with kernels(self._use_kernels):
+            x = self.run_ahead(self.embed_tokens.rows(tokens, self.dtype), cache.layers)
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
-    def _run(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
+    def run_through(self, tokens: mx.array, caches: Sequence[SequenceCache], counts: Sequence[int]) -> mx.array:
+        """Runs further tokens of some sequences through all layers; experts are fetched once for all.
+
+        Args:
+            tokens: [T] int32, those of the first sequence first.
+            counts: how many of each.
+
+        Returns:
+            As :meth:`__call__`.
+        """
         if self._cpu is not None:
-            return self._cpu(tokens, cache, self._passed)
+            return self._cpu(tokens, caches, counts, self._passed)
         with kernels(self._use_kernels):
             x = self.embed_tokens.rows(tokens, self.dtype)
-            if self.run_ahead is not None and tokens.size == 1:
-                x = self.run_ahead(x, cache.layers)
-            else:
-                for number, (layer, state) in enumerate(zip(self.layers, cache.layers, strict=True), start=1):
-                    x = layer(x, state)
-                    if self._passed is not None:
-                        self._passed(number)
+            for number, layer in enumerate(self.layers):
+                states = [cache.layers[number] for cache in caches]
+                x = layer(x, states[0]) if len(states) == 1 else layer.together(x, states, counts)
+                if self._passed is not None:
+                    self._passed(number + 1)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def pieces(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> list[int]:
@@ -262,34 +264,34 @@ class Decoder(Module):
 
     def run(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> mx.array:
         """Runs further tokens of a sequence; see :class:`~.network.Network`. Of several, all but logits is evaluated."""
-        many = len(tokens) > 1
-        with cache.undone_on_error() if many else nullcontext():
+        if len(tokens) > 1:
+            hidden = self._run_many([tokens], [cache])
+        else:
             hidden = self(mx.array(list(tokens), dtype=mx.int32), cache)
             cache.tokens.extend(tokens)
             mx.async_eval(hidden, *cache.arrays)
-            if many:
-                mx.eval(hidden, *cache.arrays, *cache.marked_arrays)
         return self.logits(hidden[-last:]) if last else mx.zeros((0, self.config.vocab_size))
 
-    def run_together(self, tokens: Sequence[int], caches: Sequence[SequenceCache]) -> mx.array:
-        """Runs one further token of each of several sequences; experts are fetched once for all.
+    def run_together(self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache]) -> mx.array:
+        """Runs further tokens of several sequences, at least one of each; experts are fetched once for all.
 
         Returns:
-            Logits [N, V] float32.
+            Logits [N, V] float32 of the last token of each.
         """
-        ids = mx.array(list(tokens), dtype=mx.int32)
-        if self._cpu is not None:
-            hidden = self._cpu.together(ids, caches)
-        else:
-            with kernels(self._use_kernels):
-                hidden = self.embed_tokens.rows(ids, self.dtype)
-                for number, layer in enumerate(self.layers):
-                    hidden = layer.together(hidden, [cache.layers[number] for cache in caches])
-            hidden = rms_norm(hidden, self.norm, self.config.rms_norm_eps)
-        for token, cache in zip(tokens, caches, strict=True):
-            cache.tokens.append(token)
-        mx.eval(hidden, *(array for cache in caches for array in cache.arrays))
-        return self.logits(hidden)
+        hidden = self._run_many(tokens, caches)
+        ends = mx.array(list(accumulate(len(own) for own in tokens))) - 1
+        return self.logits(hidden if len(hidden) == len(caches) else hidden[ends])
+
+    def _run_many(self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache]) -> mx.array:
+        counts = [len(own) for own in tokens]
+        with ExitStack() as undoing:
+            for cache in caches if max(counts) > 1 else ():  # of single tokens, old states would cost too much
+                undoing.enter_context(cache.undone_on_error())
+            hidden = self.run_through(mx.array(list(chain(*tokens)), dtype=mx.int32), caches, counts)
+            for own, cache in zip(tokens, caches, strict=True):
+                cache.tokens.extend(own)
+            mx.eval(hidden, [[*cache.arrays, *cache.marked_arrays] for cache in caches])
+        return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[T, H] hidden states to [T, V] float32 logits."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import mlx.core as mx
 
 from ..config import ModelConfig
-from ..ops.delta_net import delta_net
+from ..ops.delta_net import delta_net, delta_net_of_each
 from ..ops.delta_net_step import delta_net_step_kernel, pack_constants, supports
 from ..ops.dispatch import use_kernel
 from .cache import DeltaCache
@@ -42,12 +45,34 @@ class GatedDeltaNet(Module):
         self._config = config
 
     def __call__(self, x: mx.array, cache: DeltaCache) -> mx.array:
-        outputs = []
-        for piece in cache.pieces(x):
-            y, conv, state = self.step(piece, cache.conv, cache.state)
-            cache.advance(piece.shape[0], conv, state)
-            outputs.append(y)
-        return mx.concatenate(outputs) if len(outputs) > 1 else outputs[0]
+        if x.shape[0] > 1:
+            return self.together(x, [cache], [x.shape[0]])
+        y, conv, state = self.step(x, cache.conv, cache.state)
+        cache.advance(1, conv, state)
+        return y
+
+    def together(self, x: mx.array, caches: Sequence[DeltaCache], counts: Sequence[int]) -> mx.array:
+        """As :meth:`__call__` for tokens of several sequences, those of the first one first.
+
+        Args:
+            counts: how many tokens of x are of each sequence.
+        """
+        projected = self.in_proj(x)
+        if len(caches) > 1 and max(counts) == 1:
+            before = [cache.conv for cache in caches], [cache.state for cache in caches]
+            y, convs, states = delta_net_of_each(*projected, *before, **self._options)
+            for cache, conv, state in zip(caches, convs, states, strict=True):
+                cache.advance(1, conv, state)
+            return self.out_proj(y)
+        outputs, start = [], 0
+        for cache, count in zip(caches, counts, strict=True):
+            for piece in cache.pieces(count):
+                part = [array[start : start + piece] for array in projected]
+                y, conv, state = delta_net(*part, cache.conv, cache.state, **self._options)
+                cache.advance(piece, conv, state)
+                outputs.append(y)
+                start += piece
+        return self.out_proj(outputs[0] if len(outputs) == 1 else mx.concatenate(outputs))
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The layer as a function of its states: output, new conv state, new recurrent state."""
@@ -59,9 +84,12 @@ class GatedDeltaNet(Module):
                 key_heads=c.linear_num_key_heads,
             )  # fmt: skip
             return self.out_proj(y), conv, state
-        qkv, z, b, a = self.in_proj(x)
-        y, conv, state = delta_net(
-            qkv, z, b, a, conv, state, conv_weight=self.conv1d, qk_scale=self.qk_scale, log_decay=self.log_decay,
-            dt_bias=self.dt_bias, norm_weight=self.norm, l2_eps=L2_EPS, eps=c.rms_norm_eps,
-        )  # fmt: skip
+        y, conv, state = delta_net(*self.in_proj(x), conv, state, **self._options)
         return self.out_proj(y), conv, state
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "conv_weight": self.conv1d, "qk_scale": self.qk_scale, "log_decay": self.log_decay, "dt_bias": self.dt_bias,
+            "norm_weight": self.norm, "l2_eps": L2_EPS, "eps": self._config.rms_norm_eps,
+        }  # fmt: skip

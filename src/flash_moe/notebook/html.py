@@ -49,6 +49,12 @@ def call(name: str, arguments: Mapping[str, Any] | str) -> str:
     return f'<div style="{_BOX};{_CODE};{_TEXT}"><b>{html.escape(name)}</b> {html.escape(given)}</div>'
 
 
+def result(name: str, content: str, failed: bool) -> str:
+    """What came of a tool call, in a box."""
+    edge = "border-color:#c44e52;" if failed else ""
+    return f'<div style="{_BOX};{edge}{_CODE};{_TEXT}"><b>{html.escape(name)}</b> → {html.escape(content)}</div>'
+
+
 def problem(message: str) -> str:
     """What is wrong, in a box."""
     return f'<div style="{_BOX};border-color:#c44e52;{_TEXT}">{html.escape(message)}</div>'

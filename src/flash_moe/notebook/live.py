@@ -26,14 +26,17 @@ class _Chunk(Protocol):
     def tool_calls(self) -> tuple[Any, ...]: ...
 
     @property
+    def tool_result(self) -> Any: ...
+
+    @property
     def stats(self) -> Any: ...
 
 
 def show(chunks: Iterable[_Chunk]) -> None:
-    """Shows what :meth:`flash_moe.Model.stream` yields while it comes: in the cell of a notebook, or on stdout.
+    """Shows what :meth:`flash_moe.Model.stream` or a conversation's ``stream`` yields while it comes.
 
-    Reasoning is dim, and folded away in a notebook once the answer begins; tool calls are boxes; the last line says how
-    fast it was.
+    In the cell of a notebook, or on stdout. Reasoning is dim, and folded away in a notebook once something follows; tool
+    calls and their results are boxes; the last line says how fast it was.
     """
     if in_notebook():
         _show_in_cell(chunks)
@@ -44,15 +47,26 @@ def show(chunks: Iterable[_Chunk]) -> None:
 def _show_in_cell(chunks: Iterable[_Chunk]) -> None:
     from IPython.display import display
 
-    thought, said, calls, stats, drawn, handle = "", "", "", None, 0.0, None
+    parts: list[tuple[str, str]] = []  # of reasoning, text, and boxes, which are HTML already
+    stats, drawn, handle = None, 0.0, None
+
+    def add(kind: str, piece: str) -> None:
+        if parts and parts[-1][0] == kind:
+            piece = parts.pop()[1] + piece
+        if piece:
+            parts.append((kind, piece))
 
     def draw() -> None:
         nonlocal handle, drawn
         drawn = time.monotonic()
-        line = "" if stats is None else html.footnote(str(stats))
+        forms = {"text": html.text, "box": lambda piece: piece}
+        shown = "".join(
+            html.reasoning(piece, opened=i == len(parts)) if kind == "reasoning" else forms[kind](piece)
+            for i, (kind, piece) in enumerate(parts, start=1)
+        )
         bundle = {
-            "text/html": html.reasoning(thought, opened=not said and not calls) + html.text(said) + calls + line,
-            "text/plain": said,
+            "text/html": shown + ("" if stats is None else html.footnote(str(stats))),
+            "text/plain": "".join(piece for kind, piece in parts if kind == "text"),
         }
         if handle is None:
             handle = display(bundle, raw=True, display_id=True)
@@ -61,8 +75,12 @@ def _show_in_cell(chunks: Iterable[_Chunk]) -> None:
 
     try:
         for chunk in chunks:
-            thought, said, stats = thought + chunk.reasoning, said + chunk.text, chunk.stats
-            calls += "".join(html.call(call.name, call.arguments) for call in chunk.tool_calls)
+            add("reasoning", chunk.reasoning)
+            add("text", chunk.text)
+            add("box", "".join(html.call(call.name, call.arguments) for call in chunk.tool_calls))
+            if (found := chunk.tool_result) is not None:
+                add("box", html.result(found.name, found.content, found.failed))
+            stats = chunk.stats
             if time.monotonic() - drawn >= _REDRAW:
                 draw()
     finally:  # what came stays, also where the cell is interrupted
@@ -89,6 +107,8 @@ def _show_as_text(chunks: Iterable[_Chunk]) -> None:
         write(chunk.text)
         for call in chunk.tool_calls:
             write(f"\n{call.name}({call.arguments})")
+        if (found := chunk.tool_result) is not None:
+            write(f"\n{found.name} → {found.content}\n", dim)
         sys.stdout.flush()
     if stats is not None:
         write("\n")

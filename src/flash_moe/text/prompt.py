@@ -11,7 +11,7 @@ from .reply import REASONING_CLOSED, THINK
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]] | Sequence[int]
-Prompts = list[str] | list[list[dict[str, Any]]]
+Prompts = list[str] | list[list[dict[str, Any]]] | list[list[int]]
 
 
 def several(prompt: object) -> TypeGuard[Prompts]:

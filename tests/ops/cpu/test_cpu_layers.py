@@ -134,7 +134,7 @@ def test_gated_delta(pools: list[Workers], tokens: int) -> None:
         )
         own = conv.copy(), state.copy()
         out = np.empty((tokens, hv * dv), np.float32)
-        layer(proj.copy(), *own, out)
+        layer(proj.copy(), out, [(0, tokens, *own)])
         for found, right in zip((out, *own), expected, strict=True):
             assert error(found, right) < 2e-6
 
@@ -173,13 +173,60 @@ def test_attention(pools: list[Workers], tokens: int, before: int, dim: int) -> 
     for pool in pools:
         layer = Attention(q_norm, k_norm, heads=heads, kv_heads=kv_heads, rotary=rotary, eps=1e-6, workers=pool)
         cache, out = (keys.copy(), values.copy()), np.empty((tokens, heads * dim), np.float32)
-        layer(proj.copy(), *cache, before, turns, out)
+        layer(proj.copy(), turns, out, [(0, tokens, *cache, before)])
         assert error(out, expected.reshape(tokens, -1)) < 2e-6
         assert error(cache[0][:, :seen], all_keys) < 2e-6
         assert np.array_equal(cache[1][:, :seen], all_values.astype(np.float32))
         assert np.isnan(cache[0][:, seen:]).all()
         found.append(out)
     assert np.array_equal(found[0].view(np.uint32), found[1].view(np.uint32))
+
+
+COUNTS = (1, 20, 1, 3)
+
+
+def test_gated_delta_of_several_sequences_is_that_of_each(pools: list[Workers]) -> None:
+    heads, hv, dk, dv, taps = 2, 6, 24, 20, 4
+    channels = 2 * heads * dk + hv * dv
+    proj = normal(sum(COUNTS), channels + hv * dv + 2 * hv)
+    states = [(normal(taps - 1, channels), normal(hv, dv, dk)) for _ in COUNTS]
+    constants = normal(taps, channels), -np.abs(normal(hv)), normal(hv), normal(dv)
+    for pool in pools:
+        layer = GatedDelta(*constants, key_heads=heads, key_dim=dk, l2_eps=1e-6, eps=1e-5, workers=pool)
+        alone, together = ([(conv.copy(), state.copy()) for conv, state in states] for _ in range(2))
+        ends = np.cumsum(COUNTS).tolist()
+        expected, found = (np.empty((sum(COUNTS), hv * dv), np.float32) for _ in range(2))
+        for count, end, own in zip(COUNTS, ends, alone, strict=True):
+            layer(proj[end - count : end].copy(), expected[end - count : end], [(0, count, *own)])
+        layer(proj.copy(), found, [(e - c, e, *own) for c, e, own in zip(COUNTS, ends, together, strict=True)])
+        assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+        for (a, b), (c, d) in zip(alone, together, strict=True):
+            assert np.array_equal(a.view(np.uint32), c.view(np.uint32))
+            assert np.array_equal(b.view(np.uint32), d.view(np.uint32))
+
+
+def test_attention_of_several_sequences_is_that_of_each(pools: list[Workers]) -> None:
+    heads, kv_heads, dim, before = 4, 2, 32, (5, 0, 40, 7)
+    tokens = sum(COUNTS)
+    proj, turns = normal(tokens, 2 * heads * dim + 2 * kv_heads * dim), normal(tokens, 2, 4)
+    caches = [
+        (normal(kv_heads, b + c + 2, dim), normal(kv_heads, b + c + 2, dim))
+        for b, c in zip(before, COUNTS, strict=True)
+    ]
+    for pool in pools:
+        layer = Attention(normal(dim), normal(dim), heads=heads, kv_heads=kv_heads, rotary=8, eps=1e-6, workers=pool)
+        alone, together = ([(keys.copy(), values.copy()) for keys, values in caches] for _ in range(2))
+        ends = np.cumsum(COUNTS).tolist()
+        expected, found = (np.empty((tokens, heads * dim), np.float32) for _ in range(2))
+        for count, end, own, b in zip(COUNTS, ends, alone, before, strict=True):
+            part = slice(end - count, end)
+            layer(proj[part].copy(), turns[part], expected[part], [(0, count, *own, b)])
+        parts = [(e - c, e, *own, b) for c, e, own, b in zip(COUNTS, ends, together, before, strict=True)]
+        layer(proj.copy(), turns, found, parts)
+        assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+        for (a, b), (c, d) in zip(alone, together, strict=True):
+            assert np.array_equal(a.view(np.uint32), c.view(np.uint32))
+            assert np.array_equal(b.view(np.uint32), d.view(np.uint32))
 
 
 def test_rms_norm() -> None:
@@ -231,7 +278,7 @@ def test_a_nan_in_gated_delta_shows(pools: list[Workers], place: int) -> None:
     proj = normal(2, channels + hv * dv + 2 * hv)
     proj[1, place] = np.nan
     out = np.empty((2, hv * dv), np.float32)
-    layer(proj, normal(3, channels), normal(hv, dv, dk), out)
+    layer(proj, out, [(0, 2, normal(3, channels), normal(hv, dv, dk))])
     assert not np.isnan(out[0]).any()
     assert np.isnan(out[1]).any()
 
@@ -242,5 +289,5 @@ def test_a_nan_in_attention_shows(pools: list[Workers], place: int) -> None:
     proj = normal(2, 6 * 32)
     proj[1, place] = np.nan
     out = np.empty((2, 64), np.float32)
-    layer(proj, normal(1, 8, 32), normal(1, 8, 32), 3, normal(2, 2, 4), out)
+    layer(proj, normal(2, 2, 4), out, [(0, 2, normal(1, 8, 32), normal(1, 8, 32), 3)])
     assert np.isnan(out[1]).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numba import carray, types
@@ -24,24 +25,34 @@ class Arranged:
     """Room for [T, columns] in the order of each format; formats of one order share one."""
 
     def __init__(self, formats: Sequence[Format], columns: int, tokens: int) -> None:
-        orders = [fmt.arrangement(columns) for fmt in formats]
-        widths = {order: 4 * fmt.arranged(columns) for order, fmt in zip(orders, formats, strict=True)}
-        self.form_of = [list(widths).index(order) for order in orders]
+        self.form_of, orders, widths = _forms(tuple(formats), columns)
         self.tables = np.empty((len(widths), tokens), np.int64)
-        self.forms = np.zeros(len(widths), FORM)
-        self._orders = [order_array(order) for order in widths]
-        self._memory = [aligned(tokens, width, dtype=np.uint8) for width in widths.values()]
-        for i, width in enumerate(widths.values()):
-            place, table = self._memory[i].ctypes.data, self.tables[i]
-            table[:] = place + np.arange(tokens) * width
-            self.forms[i] = self._orders[i].ctypes.data, place, width, table.ctypes.data
-        self._record = np.zeros(1, _ARRANGE)
+        self.forms = np.empty(len(widths), FORM)
+        self._memory = [orders, *(aligned(tokens, width, dtype=np.uint8) for width in widths)]
+        places, numbers, table = (
+            [memory.ctypes.data for memory in self._memory],
+            np.arange(tokens),
+            self.tables.ctypes.data,
+        )
+        for i, (width, place) in enumerate(zip(widths, places[1:], strict=True)):
+            self.tables[i] = place + numbers * width
+            self.forms[i] = places[0] + i * orders.strides[0], place, width, table + i * self.tables.strides[0]
+        self._record = np.empty(1, _ARRANGE)
         self._record[0] = ARRANGE, self.forms.ctypes.data, len(widths), tokens, columns, 0, 0
         self.address = self._record.ctypes.data
 
     def fill(self, x: np.ndarray, workers: Workers) -> None:
         """Arranges x, [T, columns] float32."""
         workers.call(fill, self.address, ARRANGE_JOB, x)
+
+
+@lru_cache(maxsize=64)
+def _forms(formats: tuple[Format, ...], columns: int) -> tuple[list[int], np.ndarray, list[int]]:
+    """The form of each format; and of each form its order and the bytes of a row."""
+    orders = [fmt.arrangement(columns) for fmt in formats]
+    widths = {order: 4 * fmt.arranged(columns) for order, fmt in zip(orders, formats, strict=True)}
+    arrays = np.stack([order_array(order) for order in widths])
+    return [list(widths).index(order) for order in orders], arrays, list(widths.values())
 
 
 def order_array(order: tuple[int, ...]) -> np.ndarray:

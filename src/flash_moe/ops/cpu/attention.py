@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import carray, types
 
@@ -13,9 +15,9 @@ from .vectors import ROWS, TOKENS, VECTORS, WIDTH
 from .workers import Workers, run
 
 _QUERIES = 16  # of a ticket: they read a key together
-_ATTENTION = record(
-    "tokens heads kv_heads dim half proj proj_step keys values capacity before q_norm k_norm turns factors out out_step"
-)
+_ATTENTION = record("heads kv_heads dim half q_norm k_norm factors proj_step out_step parts count")
+_PART = record("tokens blocks proj out turns keys values capacity before")
+"""Some tokens of a sequence, in blocks of queries, and its cache."""
 
 
 def supports(dim: int) -> bool:
@@ -43,34 +45,44 @@ def _head(source, weight, eps, turns, half, dim, target):  # type: ignore[no-unt
 def _heads(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
     """A token's query, key and value heads; the latter go into the cache."""
     job = carray(pointer(arguments), 1, _ATTENTION)[0]
-    dim, x = job.dim, job.proj + ticket * job.proj_step
-    eps, turns = carray(pointer(job.factors), 2, np.float32)[0], job.turns + ticket * 8 * job.half
+    parts, n = carray(pointer(job.parts), job.count, _PART), 0
+    while ticket >= parts[n].tokens:
+        ticket -= parts[n].tokens
+        n += 1
+    part = parts[n]
+    dim, x = job.dim, part.proj + ticket * job.proj_step
+    eps, turns = carray(pointer(job.factors), 2, np.float32)[0], part.turns + ticket * 8 * job.half
     for h in range(job.heads):
         q = x + 8 * h * dim
         _head(q, job.q_norm, eps, turns, job.half, dim, q)
     k, v = x + 8 * job.heads * dim, x + 4 * dim * (2 * job.heads + job.kv_heads)
     for h in range(job.kv_heads):
-        place = 4 * dim * (h * job.capacity + job.before + ticket)
-        _head(k + 4 * h * dim, job.k_norm, eps, turns, job.half, dim, job.keys + place)
+        place = 4 * dim * (h * part.capacity + part.before + ticket)
+        _head(k + 4 * h * dim, job.k_norm, eps, turns, job.half, dim, part.keys + place)
         source = carray(pointer(v + 4 * h * dim), dim, np.float32)
-        target = carray(pointer(job.values + place), dim, np.float32)
+        target = carray(pointer(part.values + place), dim, np.float32)
         for i in range(dim):
             target[i] = source[i]
 
 
 @kernel(3)
 def _attend(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A head and a block of queries."""
+    """A head and a block of queries of a part."""
     job = carray(pointer(arguments), 1, _ATTENTION)[0]
+    parts, n = carray(pointer(job.parts), job.count, _PART), 0
+    while ticket >= job.heads * parts[n].blocks:
+        ticket -= job.heads * parts[n].blocks
+        n += 1
+    part = parts[n]
     dim, h, first = job.dim, ticket % job.heads, ticket // job.heads * _QUERIES
-    queries = min(_QUERIES, job.tokens - first)
-    seen = job.before + first + queries  # keys that the last of them sees
-    place = 4 * dim * job.capacity * (h * job.kv_heads // job.heads)
-    keys, values = job.keys + place, job.values + place
+    queries = min(_QUERIES, part.tokens - first)
+    seen = part.before + first + queries  # keys that the last of them sees
+    place = 4 * dim * part.capacity * (h * job.kv_heads // job.heads)
+    keys, values = part.keys + place, part.values + place
     small, xs = carray(pointer(scratch), (TOKENS, ROWS), np.float32), carray(pointer(scratch + 256), _QUERIES, np.int64)
     scores = carray(pointer(scratch + 512), (queries, seen), np.float32)
     for i in range(queries):
-        xs[i] = job.proj + (first + i) * job.proj_step + 8 * h * dim
+        xs[i] = part.proj + (first + i) * job.proj_step + 8 * h * dim
     whole = seen // ROWS * ROWS
     for s in range(0, whole, ROWS):
         i = 0
@@ -104,7 +116,7 @@ def _attend(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
     i = 0
     while i < queries:
         count = TOKENS if i + TOKENS <= queries else 1
-        p, out = scratch + 512 + 4 * i * seen, job.out + (first + i) * job.out_step + 4 * h * dim
+        p, out = scratch + 512 + 4 * i * seen, part.out + (first + i) * job.out_step + 4 * h * dim
         d = 0
         while d < dim:
             wide = d + VECTORS * WIDTH <= dim
@@ -137,16 +149,13 @@ def _attend(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
 _HEADS_JOB, _ATTEND_JOB = _heads.address, _attend.address
 
 
-@function(*(types.int64,) * 4, MATRIX, *(types.float32[:, :, ::1],) * 2, types.int64, types.float32[:, :, ::1], MATRIX)
-def _run(block, arguments, heads, attend, proj, keys, values, before, turns, out):  # type: ignore[no-untyped-def]
-    records = carray(pointer(arguments), 1, _ATTENTION)
-    job = records[0]
-    job.tokens, job.before, job.capacity = proj.shape[0], before, keys.shape[1]
-    job.proj, job.proj_step = proj.ctypes.data, proj.strides[0]
-    job.keys, job.values, job.turns = keys.ctypes.data, values.ctypes.data, turns.ctypes.data
-    job.out, job.out_step = out.ctypes.data, out.strides[0]
-    run(block, heads, arguments, job.tokens)
-    run(block, attend, arguments, job.heads * ((job.tokens + _QUERIES - 1) // _QUERIES))
+@function(*(types.int64,) * 5, MATRIX, MATRIX, types.int64, types.int64, types.int64)
+def _run(block, arguments, heads, attend, parts, proj, out, count, tokens, blocks):  # type: ignore[no-untyped-def]
+    job = carray(pointer(arguments), 1, _ATTENTION)[0]
+    job.proj_step, job.out_step = proj.strides[0], out.strides[0]
+    job.parts, job.count = parts, count
+    run(block, heads, arguments, tokens)
+    run(block, attend, arguments, job.heads * blocks)
 
 
 class Attention:
@@ -173,22 +182,34 @@ class Attention:
         self._keep = [q_norm, k_norm, np.array([eps, dim**-0.5], np.float32)]
         q, k, factors = (a.ctypes.data for a in self._keep)
         self._record = np.zeros(1, _ATTENTION)
-        self._record[0] = (0, heads, kv_heads, dim, rotary // 2, 0, 0, 0, 0, 0, 0, q, k, 0, factors, 0, 0)
+        self._record[0] = (heads, kv_heads, dim, rotary // 2, q, k, factors, 0, 0, 0, 0)
         self._address = self._record.ctypes.data
 
     def __call__(
-        self, proj: np.ndarray, keys: np.ndarray, values: np.ndarray, before: int, turns: np.ndarray, out: np.ndarray
+        self,
+        proj: np.ndarray,
+        turns: np.ndarray,
+        out: np.ndarray,
+        parts: Sequence[tuple[int, int, np.ndarray, np.ndarray, int]],
     ) -> None:
-        """Runs T tokens.
+        """Runs some tokens of several sequences.
 
         Args:
             proj: [T, 2·Hq·D + 2·Hkv·D] float32: per head query and gate; keys; values. Used up.
-            keys, values: [Hkv, capacity, D] float32, the cache; those of the tokens are written behind ``before`` others.
             turns: [T, 2, rotary / 2] float32, cosines and sines of the tokens' angles.
             out: [T, Hq·D] float32, written.
+            parts: of each sequence its first row and the one behind its last; keys and values [Hkv, capacity, D] float32,
+                the cache; and how many tokens it holds, behind which those of these are written.
         """
-        context = before + len(proj)
+        places = [(array.ctypes.data, array.strides[0]) for array in (proj, out, turns)]
+        rows, blocks, seen = np.empty(len(parts), _PART), 0, 0
+        for i, (first, end, keys, values, before) in enumerate(parts):
+            count = end - first
+            own = -(-count // _QUERIES)
+            at = (place + first * step for place, step in places)
+            rows[i] = (count, own, *at, keys.ctypes.data, values.ctypes.data, keys.shape[1], before)
+            blocks, seen = blocks + own, max(seen, min(_QUERIES, count) * (before + count))
         self._workers.call(
-            _run, self._address, _HEADS_JOB, _ATTEND_JOB, proj, keys, values, before, turns, out,
-            scratch=512 + 4 * min(_QUERIES, len(proj)) * context,
+            _run, self._address, _HEADS_JOB, _ATTEND_JOB, rows.ctypes.data, proj, out, len(parts), len(proj), blocks,
+            scratch=512 + 4 * seen,
         )  # fmt: skip

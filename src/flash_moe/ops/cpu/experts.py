@@ -145,6 +145,9 @@ class Experts:
         self._matrices = [kind.describe(*self._forms[2 * i : 2 * i + 2]) for i, kind in enumerate(self._kinds)]
         downs = [kind.down for kind in self._kinds]
         self._orders = [order_array(m.format.arrangement(m.columns)) for m in downs]
+        self._places = [
+            (m.ctypes.data, order.ctypes.data) for m, order in zip(self._matrices, self._orders, strict=True)
+        ]
         self._width = max(m.columns for m in downs)  # of hidden rows
         self._hidden_width = max(m.format.arranged(m.columns) for m in downs)
         self._scratch = scratch_bytes(max(self._hidden_size, self._width))
@@ -162,27 +165,23 @@ class Experts:
         Args:
             y: [T, H] float32.
         """
-        counts = [len(e.tokens) for e in experts]
-        starts = np.cumsum([0, *counts])
-        rows = int(starts[-1])
         tokens = np.concatenate([e.tokens for e in experts])
         weights = np.concatenate([e.weights for e in experts])
+        rows, most = len(tokens), max(len(e.tokens) for e in experts)
         tables = np.take(arranged.tables, tokens, axis=1)  # [forms, rows], addresses
+        at, step = tables.ctypes.data, tables.strides[0]
         gates, hidden = aligned(2 * rows, self._width), aligned(rows, self._hidden_width)
         pointers = _addresses(gates), _addresses(hidden)
-        one = max(counts) == 1
-        chunk = max(8, CHUNK // (2 * self._hidden_size) // 8 * 8) if one else PANEL
-        entries = np.zeros(len(experts), _ENTRY)
-        tickets = 0
-        for i, (expert, count, first) in enumerate(zip(experts, counts, starts.tolist(), strict=False)):
-            kind = int(expert.base is None)
-            matrices = self._matrices[kind]
-            gate, up = (tables[form, first:].ctypes.data for form in self._forms[2 * kind : 2 * kind + 2])
+        chunk = max(8, CHUNK // (2 * self._hidden_size) // 8 * 8) if most == 1 else PANEL
+        entries = np.empty(len(experts), _ENTRY)
+        tickets = first = 0
+        for i, expert in enumerate(experts):
+            kind, count = int(expert.base is None), len(expert.tokens)
+            matrices, order = self._places[kind]
+            gate, up = (at + form * step + 8 * first for form in self._forms[2 * kind : 2 * kind + 2])
             chunks = -(-self._kinds[kind].gate.rows // chunk)
-            entries[i] = (
-                matrices.ctypes.data, expert.base or 0, first, count, gate, up, self._orders[kind].ctypes.data, chunks
-            )  # fmt: skip
-            tickets += chunks
+            entries[i] = (matrices, expert.base or 0, first, count, gate, up, order, chunks)
+            tickets, first = tickets + chunks, first + count
         job, ys = np.zeros(1, _EXPERTS), y.ctypes.data + tokens * y.strides[0]
         job[0] = (
             PRODUCT, ARRANGE, entries.ctypes.data, len(experts), rows, pointers[0].ctypes.data, pointers[0][rows:].ctypes.data,

@@ -5,6 +5,8 @@ The rule is that of :mod:`flash_moe.ops.gated_delta`, token by token: a head's s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import carray, types
 
@@ -16,9 +18,10 @@ from .rows import pointer
 from .workers import Workers, run
 
 _DELTA = record(
-    "convolve tokens key_heads heads dk dv taps proj proj_step out out_step conv_weight conv state "
-    "log_decay dt_bias norm epsilons"
+    "convolve key_heads heads dk dv taps conv_weight log_decay dt_bias norm epsilons proj_step out_step parts count"
 )
+_PART = record("tokens proj out conv state")
+"""Some tokens of a sequence, and its states."""
 
 
 @kernel(10)
@@ -59,24 +62,26 @@ def _convolve(x, step, first, count, tokens, taps, weight, state, channels, kept
 
 @kernel(3)
 def _head(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A key head with its value heads, all tokens."""
+    """A key head with its value heads, all tokens of a part."""
     job = carray(pointer(arguments), 1, _DELTA)[0]
+    own = carray(pointer(job.parts), job.count, _PART)[ticket // job.key_heads]
+    ticket %= job.key_heads
     dk, dv, group = job.dk, job.dv, job.heads // job.key_heads
     key_dim, value_dim = job.key_heads * dk, job.heads * dv
     channels, values = 2 * key_dim + value_dim, 2 * key_dim + ticket * group * dv
     for part in range(3):
         first, count = (part * key_dim + ticket * dk, dk) if part < 2 else (values, group * dv)
         call10(
-            job.convolve, job.proj, job.proj_step, first, count, job.tokens, job.taps, job.conv_weight, job.conv, channels,
+            job.convolve, own.proj, job.proj_step, first, count, own.tokens, job.taps, job.conv_weight, own.conv, channels,
             scratch,
         )  # fmt: skip
     log_decay = carray(pointer(job.log_decay), job.heads, np.float32)
     dt_bias = carray(pointer(job.dt_bias), job.heads, np.float32)
     norm, epsilons = carray(pointer(job.norm), dv, np.float32), carray(pointer(job.epsilons), 2, np.float32)
-    states = carray(pointer(job.state), (job.heads, dv, dk), np.float32)
-    for t in range(job.tokens):
-        x = carray(pointer(job.proj + t * job.proj_step), channels + value_dim + 2 * job.heads, np.float32)
-        out = carray(pointer(job.out + t * job.out_step), value_dim, np.float32)
+    states = carray(pointer(own.state), (job.heads, dv, dk), np.float32)
+    for t in range(own.tokens):
+        x = carray(pointer(own.proj + t * job.proj_step), channels + value_dim + 2 * job.heads, np.float32)
+        out = carray(pointer(own.out + t * job.out_step), value_dim, np.float32)
         q, k = x[ticket * dk : (ticket + 1) * dk], x[key_dim + ticket * dk : key_dim + (ticket + 1) * dk]
         qq, kk = f32(0), f32(0)
         for i in range(dk):
@@ -114,15 +119,12 @@ def _head(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
 _CONVOLVE, _HEAD_JOB = _convolve.address, _head.address
 
 
-@function(*(types.int64,) * 3, MATRIX, MATRIX, types.float32[:, :, ::1], MATRIX)
-def _step(block, arguments, head, proj, conv, state, out):  # type: ignore[no-untyped-def]
-    records = carray(pointer(arguments), 1, _DELTA)
-    job = records[0]
-    job.tokens = proj.shape[0]
-    job.proj, job.proj_step = proj.ctypes.data, proj.strides[0]
-    job.out, job.out_step = out.ctypes.data, out.strides[0]
-    job.conv, job.state = conv.ctypes.data, state.ctypes.data
-    run(block, head, arguments, job.key_heads)
+@function(*(types.int64,) * 4, MATRIX, MATRIX, types.int64)
+def _step(block, arguments, head, parts, proj, out, count):  # type: ignore[no-untyped-def]
+    job = carray(pointer(arguments), 1, _DELTA)[0]
+    job.proj_step, job.out_step = proj.strides[0], out.strides[0]
+    job.parts, job.count = parts, count
+    run(block, head, arguments, job.key_heads * count)
 
 
 class GatedDelta:
@@ -153,16 +155,26 @@ class GatedDelta:
         taps, heads, dv = len(conv_weight), len(log_decay), len(norm)
         conv_at, *others = (a.ctypes.data for a in self._keep)
         self._record = np.zeros(1, _DELTA)
-        self._record[0] = (_CONVOLVE, 0, key_heads, heads, key_dim, dv, taps, 0, 0, 0, 0, conv_at, 0, 0, *others)
+        self._record[0] = (_CONVOLVE, key_heads, heads, key_dim, dv, taps, conv_at, *others, 0, 0, 0, 0)
         self._address = self._record.ctypes.data
         self._scratch = 4 * (taps - 1) * max(key_dim, heads // key_heads * dv)
 
-    def __call__(self, proj: np.ndarray, conv: np.ndarray, state: np.ndarray, out: np.ndarray) -> None:
-        """Runs T tokens.
+    def __call__(
+        self, proj: np.ndarray, out: np.ndarray, parts: Sequence[tuple[int, int, np.ndarray, np.ndarray]]
+    ) -> None:
+        """Runs some tokens of several sequences.
 
         Args:
             proj: [T, 2·Hk·Dk + 2·Hv·Dv + 2·Hv] float32: q, k, v, z, b and a; used up.
-            conv: [taps - 1, C] and state: [Hv, Dv, Dk], float32; changed in place.
             out: [T, Hv·Dv] float32, written.
+            parts: of each sequence its first row and the one behind its last; its conv [taps - 1, C] and its state
+                [Hv, Dv, Dk], float32, which change in place.
         """
-        self._workers.call(_step, self._address, _HEAD_JOB, proj, conv, state, out, scratch=self._scratch)
+        x, y = proj.ctypes.data, out.ctypes.data
+        rows = np.empty(len(parts), _PART)
+        for i, (first, end, conv, state) in enumerate(parts):
+            at = x + first * proj.strides[0], y + first * out.strides[0]
+            rows[i] = (end - first, *at, conv.ctypes.data, state.ctypes.data)
+        self._workers.call(
+            _step, self._address, _HEAD_JOB, rows.ctypes.data, proj, out, len(parts), scratch=self._scratch
+        )

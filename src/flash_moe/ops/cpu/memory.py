@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 
@@ -10,7 +12,7 @@ _LINE = 64  # bytes of a cache line, and of the widest register
 
 def aligned(*shape: int, dtype: type = np.float32) -> np.ndarray:
     """A new array on cache lines, not initialised."""
-    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(nbytes + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
     return memory[start : start + nbytes].view(dtype).reshape(shape)
