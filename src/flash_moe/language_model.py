@@ -11,6 +11,7 @@ from .checks import integer
 from .closing import UntilClosed, check_open
 from .errors import ArgumentError, PromptError
 from .experts.store import ExpertStore
+from .generation.cancelling import Event, cancelled
 from .generation.chunks import prefill_chunk
 from .generation.engine import Engine
 from .generation.options import forbid, resolve_options
@@ -23,13 +24,12 @@ from .generation.stopping import StopStrings
 from .generation.together import generate_together
 from .nn.network import Dimensions, Network
 from .progress import ProgressOption
-from .reply_options import Event
 from .structured import Enforcer, Specification
 from .text import Tokenizer
 from .text.function_tools import Tool, tool_schemas
 from .text.prompt import Prompt, check_tokens, encode_prompt
 from .text.reply import REASONING_CLOSED, THINK_END, ReplyParser
-from .text_generation import Run, TextGeneration, cancelled
+from .text_generation import Run, TextGeneration
 
 
 class LanguageModel(TextGeneration):

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
+from .generation.cancelling import Event
 from .generation.sampling import LogitsProcessor
 from .progress import ProgressOption
 from .structured import Specification
 from .text.function_tools import Tool
-
-
-class Event(Protocol):
-    """The type of ``cancel=``: a ``threading.Event``, or an object with its ``is_set()``."""
-
-    def is_set(self) -> bool: ...
 
 
 class ReplyOptions(TypedDict, total=False):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
-from .errors import ArgumentError
+from .generation.cancelling import Event, Leaving, in_thread
 from .generation.result import Chunk, Generation
 from .generation.run import Request
 from .generation.sampling import LogitsProcessor
 from .progress import ProgressOption
-from .reply_options import Event, ReplyOptions
+from .reply_options import ReplyOptions
 from .structured import Specification
 from .text.function_tools import Tool
 from .text.prompt import Prompt, Prompts, several
@@ -263,51 +261,6 @@ class TextGeneration(ABC):
         return in_thread(self._start(**{**arguments, "cancel": leaving}).chunks, leaving)
 
 
-class Leaving:
-    """An event that is set when somebody leaves, or once another one is set.
-
-    Args:
-        other: None for no other.
-    """
-
-    def __init__(self, other: Event | None) -> None:
-        self._other, self._left = cancelled(other), False
-
-    def set(self) -> None:
-        """Sets it."""
-        self._left = True
-
-    def is_set(self) -> bool:
-        """Whether it is set."""
-        return self._left or (self._other is not None and self._other())
-
-
-def cancelled(cancel: Event | None) -> Callable[[], bool] | None:
-    """Returns what tells whether a generation is to end; None where nothing can.
-
-    Raises:
-        ArgumentError: ``cancel`` has no ``is_set()``.
-    """
-    if cancel is None:
-        return None
-    if not callable(getattr(cancel, "is_set", None)):
-        raise ArgumentError(f"cancel is of type {type(cancel).__name__}, expected a threading.Event or one of its kind")
-    return cancel.is_set
-
-
 def _arguments(names: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a method, of all its local names."""
     return {name: value for name, value in names.items() if name != "self"}
-
-
-async def in_thread(chunks: Iterator[Chunk], leaving: Leaving) -> AsyncGenerator[Chunk, None]:
-    """Yields chunks that a thread makes; whoever leaves sets ``leaving``, and waits until the thread has ended."""
-    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "flash_moe astream")
-    try:
-        while (chunk := await loop.run_in_executor(thread, next, chunks, None)) is not None:
-            yield chunk
-    finally:
-        leaving.set()
-        thread.submit(chunks.close)  # type: ignore[attr-defined]
-        ending = loop.run_in_executor(None, thread.shutdown)
-        await asyncio.shield(ending)

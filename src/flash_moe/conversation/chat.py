@@ -9,14 +9,13 @@ from contextlib import aclosing
 from typing import Any
 
 from ..errors import PromptError
+from ..generation.cancelling import Event, Leaving, in_thread
 from ..generation.prefixes import Prefixes
 from ..generation.result import Chunk, Generation
 from ..progress import ProgressOption
-from ..reply_options import Event
 from ..structured import Specification
 from ..text.call_reader import ToolCall
 from ..text.function_tools import Tool
-from ..text_generation import Leaving, in_thread
 from .messages import Content, to_send
 from .model import ChatModel
 from .saved import load, save
