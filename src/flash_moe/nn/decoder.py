@@ -230,8 +230,7 @@ class Decoder(Module):
             Hidden states [T, H] after the final norm. They and the cache's arrays may not have been evaluated yet.
         """
         if tokens.size > 1 or self.run_ahead is None:
-            alone = self.prefetcher is not None and tokens.size == 1
-            with self.prefetcher.token() if alone else nullcontext():  # type: ignore[union-attr]
+            with nullcontext() if tokens.size > 1 or self.prefetcher is None else self.prefetcher.token():
                 return self.run_through(tokens, [cache], [tokens.size])
         with kernels(self._use_kernels):
             x = self.run_ahead(self.embed_tokens.rows(tokens, self.dtype), cache.layers)
@@ -259,8 +258,7 @@ class Decoder(Module):
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def pieces(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> list[int]:
-        """How many tokens go through the layers together in :meth:`run`, one number for each time."""
-        return [len(tokens)]
+        return [len(tokens)]  # see Network.pieces
 
     def run(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> mx.array:
         """Runs further tokens of a sequence; see :class:`~.network.Network`. Of several, all but logits is evaluated."""
