@@ -150,7 +150,7 @@ MAY_IMPORT = {
         "record",
     },
     "generation": {"notebook", "progress", "text", "nn", "experts.store"},
-    "nn": {"machines", "ops", "experts.store", "experts.host_memory", "config", "formats", "record"},
+    "nn": {"machines", "ops", "experts.store", "config", "formats", "record"},
     "experts": {"notebook", "checkpoint", "formats", "record", "user_cache"},
     "ops": {"formats", "record", "shipped", "user_cache"},
     "checkpoint": {"machines.share", "progress", "formats", "record", "shipped"},

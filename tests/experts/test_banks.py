@@ -11,8 +11,9 @@ import pytest
 
 from flash_moe import Model
 from flash_moe import model as model_module
-from flash_moe.experts import opening
-from flash_moe.experts.banks import PartBank, can_lie_by_part, put_together
+from flash_moe.experts import banks, opening, slots
+from flash_moe.experts.banks import PartBank, can_lie_by_part, counts_by_part, put_together
+from flash_moe.experts.read_memory import new_bank
 from flash_moe.experts.reader import RecordReader
 from flash_moe.experts.resident import ResidentStore
 from flash_moe.experts.slots import SlotStore
@@ -20,7 +21,8 @@ from flash_moe.models import open_model
 from flash_moe.nn import decoder as decoder_module
 from flash_moe.nn import sparse_moe
 from flash_moe.ops import experts as experts_ops
-from flash_moe.ops.experts import experts_in_place, weighted_sum
+from flash_moe.ops import kernel
+from flash_moe.ops.experts import experts_in_place, parts_of, weighted_sum
 from flash_moe.packing.convert import convert
 from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
 
@@ -72,6 +74,36 @@ def test_reads_that_are_cut_in_pieces_end_in_the_right_parts(packed: Path, monke
 
 
 @pytest.mark.usefixtures("without_kernels")
+def test_on_cuda_every_product_is_one_of_at_least_eight(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX has another kernel for fewer there, with other bits."""
+    monkeypatch.setattr(kernel, "back_end", lambda: "cuda")
+    monkeypatch.setattr(opening, "_GROUP_BYTES", 0)
+    counts, gather = [], mx.gather_qmm
+
+    def counted(x: mx.array, *rest: mx.array, rhs_indices: mx.array, **options: object) -> mx.array:
+        counts.append(rhs_indices.size)
+        return gather(x, *rest, rhs_indices=rhs_indices, **options)
+
+    monkeypatch.setattr(mx, "gather_qmm", counted)
+    results = []
+    for options in ({"expert_io": "resident"}, {"expert_io": "slots"}, {"expert_io": "mapped"}):
+        with Model.load(packed, experts_per_token=2, dtype="float32", **options) as model:
+            cache = model._decoder.new_cache()
+            rows = [model._decoder.logits(model._decoder(mx.array(PROMPT[:3]), cache))]
+            rows += [model._decoder.logits(model._decoder(mx.array([token]), cache)) for token in PROMPT[3:6]]
+            results.append(np.concatenate([np.array(row) for row in rows]))
+    assert min(counts) == 8
+    monkeypatch.setattr(kernel, "back_end", lambda: "metal")
+    with Model.load(packed, experts_per_token=2, dtype="float32", expert_io="slots") as model:
+        cache = model._decoder.new_cache()
+        plain = np.array(model._decoder.logits(model._decoder(mx.array(PROMPT[:3]), cache)))
+    assert min(counts) < 8
+    for other in results:
+        np.testing.assert_array_equal(other, results[0])
+        np.testing.assert_allclose(other[:3], plain, atol=1e-4)
+
+
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("form", ["quantized_checkpoint", "packed"])
 def test_streamed_equals_resident_bit_for_bit(
     form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -113,9 +145,45 @@ def test_the_experts_of_a_token_copy_no_weights() -> None:
     smallest = min(part.nbytes for part in layout.parts if part.name == "weight")
     assert isinstance(bank.bank, dict)
     assert peak(bank.bank) < smallest  # activations alone
+    assert peak(bank.rows(1, 31)) < smallest  # a layer that is whole in a larger bank
     strided = {key: mx.concatenate([array, array], axis=2)[:, :, : array.shape[2]] for key, array in bank.bank.items()}
     mx.eval(strided)
     assert peak(strided) > layout.stride  # the measure sees a copy
+    record = mx.zeros(layout.stride // 4, dtype=mx.uint32)  # a mapped one, used from where it lies
+    x, rows, weights = mx.ones((1, 512)), mx.array([0], dtype=mx.uint32), mx.ones(1)
+    mx.eval(record, x, rows, weights)
+    assert peak(parts_of(record, layout)) < smallest
+
+
+def test_on_cuda_reads_behind_the_last_slot_stay_in_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(banks, "on_cuda", lambda: True)
+    monkeypatch.setattr(banks, "new_bank", lambda slots, words: sizes.append(slots) or new_bank(slots, words))
+    layout = RecordLayout.build(64, 64, dict.fromkeys(PROJECTIONS, ProjectionFormat("F32", Quantization(4, 32))))
+    bank = PartBank(3, layout)
+    assert set(sizes) == {4}
+    assert isinstance(bank.bank, dict)
+    assert all(len(array) == 3 for array in bank.bank.values())
+    for slot in range(3):
+        for target in bank.targets(slot):
+            target.buffer[:] = slot  # type: ignore[union-attr]
+    assert np.array(bank.bank["up_proj.weight"]).view(np.uint8).max(axis=(1, 2)).tolist() == [0, 1, 2]
+
+
+def test_on_cuda_banks_of_more_weights_than_32_bits_count_stay_whole(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banks, "on_cuda", lambda: True)
+    full_size = RecordLayout.build(
+        4096, 1024, dict.fromkeys(PROJECTIONS, ProjectionFormat("BF16", Quantization(4, 64)))
+    )
+    assert counts_by_part(511, [full_size])
+    assert not counts_by_part(512, [full_size])
+    monkeypatch.setattr(slots, "counts_by_part", lambda *_: False)
+    store = SlotStore(RecordReader(open_model(packed).records()), 4, by_part=True)
+    assert not store.by_part
+    assert isinstance(store.fetch(0, [1]).arrays[0], mx.array)
+    store.close()
 
 
 def test_layouts_that_cannot_be_used_in_place_stay_whole() -> None:

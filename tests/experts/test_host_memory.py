@@ -13,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_moe.experts import host_memory, opening
+from flash_moe.experts import opening
 from flash_moe.experts.files import PAGE
-from flash_moe.experts.host_memory import exchanged, keep_on_host
+from flash_moe.experts.host_memory import keep_on_host
 from flash_moe.experts.opening import ExpertIO, open_store
 from flash_moe.experts.slots import SlotStore
 from flash_moe.models import open_model
@@ -127,18 +127,6 @@ def test_nothing_happens_elsewhere(driver: Driver, where: str, monkeypatch: pyte
     no_cuda[where](monkeypatch)
     assert not keep_on_host(np.zeros(4 * PAGE, np.uint8))
     assert driver.calls == []
-
-
-def test_small_arrays_that_are_exchanged_stay_on_the_host(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory, "_exchanging", set())
-    array = mx.array([3, 1, 4], dtype=mx.uint32)
-    for _ in range(2):  # the second time its page has the advice
-        assert exchanged(array).tolist() == [3, 1, 4]
-    address = np.array(array, copy=False).ctypes.data
-    assert driver.advice == advice_for(address, address + 12)
-    driver.refused = "cuMemAdvise"
-    monkeypatch.setattr(host_memory, "_exchanging", set())
-    assert exchanged(array).tolist() == [3, 1, 4]
 
 
 def test_a_bank_that_passes_records_on_stays_on_the_host(

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..record import Part, RecordLayout
+from .host_memory import on_cuda
 from .read_memory import new_bank
 
 _DTYPES = {"U32": mx.uint32, "U8": mx.uint8, "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
@@ -52,7 +53,9 @@ class PartBank:
     """Slots whose parts lie in an array each. Attributes and methods as :class:`RecordBank`."""
 
     def __init__(self, slots: int, layout: RecordLayout) -> None:
-        words = {part.key: new_bank(slots, part.nbytes // 4) for part in layout.parts}
+        # MLX 0.32.4 on CUDA reads past the end of matrices of short rows, whatever lies there: one more slot
+        more = int(on_cuda())
+        words = {part.key: new_bank(slots + more, part.nbytes // 4)[:slots] for part in layout.parts}
         self._parts = layout.parts
         self.memory = [np.array(words[part.key], copy=False).view(np.uint8) for part in layout.parts]
         self.bank: Bank = {
@@ -73,6 +76,12 @@ def make_bank(slots: int, layouts: Sequence[RecordLayout], by_part: bool) -> Rec
     if by_part:
         return PartBank(slots, layouts[0])
     return RecordBank(slots, max((layout.stride for layout in layouts), default=0))
+
+
+def counts_by_part(slots: int, layouts: Sequence[RecordLayout]) -> bool:
+    """Returns whether MLX's products can find a slot among so many: on CUDA (0.32.4) they count weights in 32 bits."""
+    most = max((layout.hidden_size * layout.intermediate_size for layout in layouts), default=0)
+    return not on_cuda() or slots * most < 1 << 31
 
 
 def can_lie_by_part(layouts: Sequence[RecordLayout], dtype: str) -> bool:

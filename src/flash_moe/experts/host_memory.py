@@ -14,7 +14,6 @@ logger = logging.getLogger(__name__)
 
 _PREFERRED_LOCATION, _ACCESSED_BY = 3, 5  # what may be set by cuMemAdvise, <cuda.h>
 _HOST = -1  # as a device, <cuda.h>
-_exchanging: set[int] = set()  # pages that :func:`exchanged` was asked about
 
 
 def on_cuda() -> bool:
@@ -52,27 +51,8 @@ def keep_on_host(memory: np.ndarray) -> bool:
     return True
 
 
-def exchanged(array: mx.array) -> np.ndarray:
-    """Returns NumPy's view of a small array that the device hands to the host, or the host to the device.
-
-    On CUDA its memory stays on the host from now on, and so does what MLX puts there later. Otherwise each exchange moves a
-    page there and back, which takes longer than the work of a layer.
-
-    Args:
-        array: evaluated, or waited for.
-    """
-    view = np.array(array, copy=False)
-    if on_cuda() and (page := (address := view.__array_interface__["data"][0]) // PAGE) not in _exchanging:
-        _exchanging.add(page)
-        try:
-            _advise(address, view.nbytes)
-        except OSError as error:
-            logger.debug("CUDA moves small arrays to and fro, which is slower: %s", error)
-    return view
-
-
 def _advise(address: int, nbytes: int) -> None:
-    """Gives the advice for a range, which CUDA widens to whole pages, and the device whose context this thread has.
+    """Gives the advice for a range of whole pages and the device whose context this thread has.
 
     Raises:
         OSError: there is no driver, or it refuses.

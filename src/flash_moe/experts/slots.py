@@ -11,7 +11,7 @@ import numpy as np
 from ..checkpoint.records import RecordTable
 from ..closing import UntilClosed, take
 from ..errors import Cancelled, ExpertReadError
-from .banks import Bank, PartBank, RecordBank, make_bank
+from .banks import Bank, PartBank, RecordBank, counts_by_part, make_bank
 from .host_memory import keep_on_host
 from .lru import SlotTable
 from .read_queue import Reads
@@ -50,8 +50,9 @@ class SlotStore(ExpertStore):
         super().__init__(reader.table.layouts, capacity)
         self._reader = reader
         everything, count = reader.table.count, slot_count(reader.table, capacity, cache_bytes)
-        self.by_part, self._count = by_part, count
-        self._bank = make_bank(count, list(self.layouts.values()), by_part)
+        layouts = list(self.layouts.values())
+        self.by_part, self._count = by_part and counts_by_part(count, layouts), count
+        self._bank = make_bank(count, layouts, self.by_part)
         if not cache_bytes and count < everything:
             for memory in self._bank.memory:
                 keep_on_host(memory)

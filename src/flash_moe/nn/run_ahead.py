@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from ..experts.host_memory import exchanged
 from ..experts.store import ExpertStore
 from .cache import DeltaCache, KVCache
 from .sparse_moe import SparseMoE
@@ -163,7 +163,7 @@ class RunAhead:
             sparse = [step for step in steps if step.routed]
             if not sparse:
                 continue
-            chosen = exchanged(mx.concatenate([step.routed[1] for step in sparse]))  # waits
+            chosen = np.array(mx.concatenate([step.routed[1] for step in sparse]))  # waits
             loaded = self._store.use_loaded([step.layer for step in sparse], chosen)
             if loaded == len(sparse):
                 continue

@@ -10,20 +10,20 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import NumericalError
-from ..experts.host_memory import exchanged, on_cuda
 from ..experts.store import Arrivals, Bank, ExpertStore, Records
 from ..machines.sums import Sums
-from ..ops import expert_kernels
+from ..ops import expert_kernels, kernel
 from ..ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from ..ops.experts import (
     add_weighted,
+    enough,
     experts_for_rows,
     experts_for_token,
     experts_in_place,
+    fewest_products,
     parts_of,
     takes_each,
 )
-from ..ops.kernel import back_end
 from ..ops.router import route
 from .expert_choice import ExpertChoice
 from .mlp import SwiGLU
@@ -126,11 +126,13 @@ class SparseMoE(Module):
         """Fetches the routed experts and adds their part to the rest."""
         one = x.shape[0] == 1
         ahead = self.prefetch.logits(rest) if one and self.prefetch is not None else None
-        mx.async_eval(ids, weights)
-        # in an evaluation of its own, for which the host does not wait: it computes the shared expert during the fetch
-        mx.async_eval(*([rest] if self._adds_rest else []), *([] if ahead is None else [ahead]))
-        unseen = one and self.choice is None and on_cuda()  # weights: a look at them costs; NaN shows in the logits
-        chosen = exchanged(ids) if unseen else chosen_experts(ids, weights, self.layer)
+        self._start(ids, weights, [*([rest] if self._adds_rest else []), *([] if ahead is None else [ahead])])
+        if (
+            one and self.choice is None and kernel.back_end() == "cuda"
+        ):  # where a look at the weights moves them to the host
+            chosen = np.array(ids)  # and NaN shows in the logits
+        else:
+            chosen = chosen_experts(ids, weights, self.layer)
         if self.sums is not None:
             return self._of_all_ranks(self.sums, x, chosen, weights, rest, ahead)
         if one:
@@ -138,6 +140,14 @@ class SparseMoE(Module):
                 chosen, weights = self._choose(self.choice, chosen, weights)
             return self._for_token(x, chosen[0].tolist(), weights, rest, ahead)
         return rest + self._for_rows(x, chosen, weights)
+
+    def _start(self, ids: mx.array, weights: mx.array, others: list[mx.array]) -> None:
+        """Starts what the host waits for, and what the device computes meanwhile."""
+        if kernel.back_end() == "cuda":  # where a second evaluation takes the host longer than these take the device
+            mx.async_eval(ids, weights, *others)
+            return
+        mx.async_eval(ids, weights)
+        mx.async_eval(*others)
 
     @property
     def _adds_rest(self) -> bool:
@@ -162,7 +172,8 @@ class SparseMoE(Module):
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: Bank) -> mx.array:
         """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
         if isinstance(bank, dict):
-            return add_weighted(rest, weights.reshape(-1), experts_in_place(x, bank, rows.reshape(-1), self._layout))
+            y = experts_in_place(x, bank, enough(rows.reshape(-1)), self._layout)
+            return add_weighted(rest, weights.reshape(-1), y)
         if not self.uses_kernel(x):
             return rest + experts_for_token(x, bank[rows.reshape(-1)], weights[0], self._layout)
         return expert_kernels.experts_for_token(
@@ -194,9 +205,10 @@ class SparseMoE(Module):
     def _of_records(self, x: mx.array, records: Records, weights: mx.array, rest: mx.array) -> mx.array:
         """Experts that have all arrived, added to the rest."""
         if records.rows is not None and on_gpu():
-            bank, rows = records.arrays[0], mx.array(records.rows, dtype=mx.uint32)
-            exchanged(rows)
-            y: mx.array = self.traced_bank(x, rows, weights, rest, bank)
+            bank, rows = records.arrays[0], list(records.rows)
+            if isinstance(bank, dict):  # as :func:`enough` does, without a launch
+                rows += rows[-1:] * (fewest_products() - len(rows))
+            y: mx.array = self.traced_bank(x, mx.array(rows, dtype=mx.uint32), weights, rest, bank)
             return y
         if not self.uses_kernel(x):
             if not on_gpu():
@@ -209,13 +221,18 @@ class SparseMoE(Module):
     def _of_each(self, x: mx.array, weights: mx.array, rest: mx.array, *records: mx.array) -> mx.array:
         """Experts from where each record lies, in the arithmetic of a bank's, added to the rest."""
         layout, rows = self._layout, mx.arange(len(records), dtype=mx.uint32)
-        if back_end() == "cuda":  # which has no mapped records, and another kernel with other bits for many products
-            return add_weighted(rest, weights.reshape(-1), experts_in_place(x, mx.stack(list(records)), rows, layout))
+        if kernel.back_end() == "cuda":  # where mapped records are copies anyway
+            y = experts_in_place(x, mx.stack(list(records)), enough(rows), layout)
+            return add_weighted(rest, weights.reshape(-1), y)
         each = [experts_in_place(x, parts_of(record, layout), rows[:1], layout) for record in records]
         return add_weighted(rest, weights.reshape(-1), mx.concatenate(each))
 
     def _of_group(self, x: mx.array, records: Records, counts: np.ndarray) -> mx.array:
         """Rows that are sorted by record: [R, H] to [R, H]."""
+        count = x.shape[0]
+        if (more := fewest_products() - count) > 0:  # of the last record, so that groups of any size give the same bits
+            x = mx.concatenate([x, mx.repeat(x[-1:], more, axis=0)])
+            return self._of_group(x, records, np.append(counts[:-1], counts[-1] + more))[:count]
         if records.rows is None or not self.store.by_part:
             return experts_for_rows(x, records.stacked(), counts.tolist(), self._layout)
         slots = np.repeat(np.array(records.rows, np.uint32), counts)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..formats import GLOBAL_SCALE
 from ..record import Part, ProjectionLayout, RecordLayout
+from . import kernel
 from .blas import on_cpu, to_numpy, use_blas
 from .fp8 import from_fp8
 from .streams import cpu_streams
@@ -72,18 +73,30 @@ def experts_in_place(
         [R, H] in the dtype of x.
     """
     views = _Views(parts) if isinstance(parts, mx.array) else _Parts(parts)
-    each = _numbers(rows.size, same=False)
-    first = each if x.shape[0] == rows.size else _numbers(rows.size, same=True)
+    each = _numbers(rows.size, last=rows.size)
+    first = each if x.shape[0] == rows.size else _numbers(rows.size, last=0)
     gate, up = (_gathered(x[:, None], views, p, rows, grouped, first) for p in (layout.gate_proj, layout.up_proj))
     return _gathered(_swiglu(gate, up), views, layout.down_proj, rows, grouped, each)[:, 0]
 
 
-@lru_cache(maxsize=64)
-def _numbers(count: int, *, same: bool) -> mx.array:
-    """Returns which row of x each product takes, [count] uint32: MLX would make them anew, in a launch, for every
-    product.
+def fewest_products() -> int:
+    """Returns how many gathered products MLX is asked for at least.
+
+    For fewer than 8, MLX 0.32.4 on CUDA takes another kernel, which gives other bits and is slower.
     """
-    numbers = mx.zeros(count, dtype=mx.uint32) if same else mx.arange(count, dtype=mx.uint32)
+    return 8 if kernel.back_end() == "cuda" else 1
+
+
+def enough(rows: mx.array) -> mx.array:
+    """Returns the rows [K] of a token's experts, the last repeated up to :func:`fewest_products`."""
+    count, least = rows.size, fewest_products()
+    return rows if count >= least else rows[_numbers(least, last=count - 1)]
+
+
+@lru_cache(maxsize=64)
+def _numbers(count: int, *, last: int) -> mx.array:
+    """Returns 0, 1, ... and no more than the last, [count] uint32: MLX would make them for each product, in a launch."""
+    numbers = mx.minimum(mx.arange(count), last).astype(mx.uint32)
     mx.eval(numbers)
     return numbers
 
@@ -107,13 +120,13 @@ def add_weighted(rest: mx.array, weights: mx.array, y: mx.array) -> mx.array:
     """Returns rest + Σ_k weights[k] · y[k] in float32, for a trace, which makes one launch of it where K is small.
 
     Args:
-        rest: [1, H]; weights: [K] float32; y: [K, H] in the dtype of rest.
+        rest: [1, H]; weights: [K] float32; y: [K, H], or more rows that do not count, in the dtype of rest.
 
     Returns:
         [1, H] in the dtype of rest.
     """
     if (count := weights.size) > _FUSED:
-        terms = (weights[:, None] * y.astype(mx.float32)).sum(axis=0, keepdims=True)
+        terms = (weights[:, None] * y[:count].astype(mx.float32)).sum(axis=0, keepdims=True)
     else:
         parts = [weights[k : k + 1] * y[k : k + 1].astype(mx.float32) for k in range(count)]  # slices are views
         terms = sum(parts[1:], parts[0])
