@@ -9,8 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_moe import Model
-from flash_moe import model as model_module
+from flash_moe import Model, loading
 from flash_moe.experts import banks, opening, slots
 from flash_moe.experts.banks import PartBank, can_lie_by_part, counts_by_part, put_together
 from flash_moe.experts.read_memory import new_bank
@@ -44,7 +43,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sparse_moe, "kernels_wanted", lambda: False)
     monkeypatch.setattr(experts_ops, "use_blas", lambda *_: False)
     monkeypatch.setattr(mx, "compile", lambda function: function)
-    monkeypatch.setattr(model_module, "prove_kernels", lambda *_: True)
+    monkeypatch.setattr(loading, "prove_kernels", lambda *_: True)
     return
 
 
