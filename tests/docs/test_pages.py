@@ -99,6 +99,18 @@ def test_readme_is_short_and_works_on_pypi() -> None:
     assert {link[1:] for link in re.findall(r"\]\((#[^)\s]+)\)", text)} <= headings
 
 
+def test_every_page_is_in_the_menu() -> None:
+    menu = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(menu) == sorted(page.name for page in PAGES if page.parent.name == "docs")
+
+
+def test_links_between_pages() -> None:
+    """As `make docs` does, which also looks at anchors: pages that are linked are there."""
+    for page in PAGES:
+        for link in re.findall(r"\]\(([\w-]+\.md)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_something_runs() -> None:
     """The marks must not hide everything from tests/clients/test_docs.py."""
     commands = [command for page in PAGES for block in blocks(page) for command in block.commands]
