@@ -13,12 +13,12 @@ from command_line import failed, flash_moe_command
 from typer.main import get_command
 
 from flash_moe import __version__
-from flash_moe.cli import app
-from flash_moe.cli.arguments import ExpertIOChoice, load_options, size
+from flash_moe.cli import app, loading
+from flash_moe.cli.arguments import ExpertIOChoice, size
 from flash_moe.cli.console import print_json
 from flash_moe.packing.verify import verify
 
-WITHOUT_JSON = {"chat", "serve", "report"}  # commands that report nothing, and one whose report is Markdown
+WITHOUT_JSON = {"chat", "serve", "worker", "report"}  # what reports nothing, and what reports in Markdown
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,17 @@ def test_sizes(text: str, expected: int) -> None:
     assert size(text, "--expert-cache") == expected
 
 
-def test_loading_options_are_those_of_the_library() -> None:
-    found = load_options("own", ExpertIOChoice.slots, "1k", True, 0.1, 0.2, None, 3)
-    assert found == {
-        "experts_per_token": None, "expert_io": "slots", "expert_cache": 1000, "prefetch": True, "drop_cold_below": 0.1,
-        "prefer_cached": 0.2, "dtype": None, "threads": 3,
-    }  # fmt: skip
+def test_loading_options_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "load", lambda model, revision, options: (model, revision, options))
+    common = [ExpertIOChoice.slots, "1k", True, 0.1, 0.2, None, 3, "main"]
+    assert loading._loader(*common)("folder", "own") == (
+        "folder",
+        "main",
+        {
+            "experts_per_token": None, "expert_io": "slots", "expert_cache": 1000, "prefetch": True,
+            "drop_cold_below": 0.1, "prefer_cached": 0.2, "dtype": None, "threads": 3,
+        },
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])

@@ -24,7 +24,7 @@ Examples:
   flash-moe convert ./qwen-mlx-4bit ./qwen-packed
   flash-moe convert ./qwen ./qwen-2bit --expert-bits 2 --calibrate chats.jsonl
   flash-moe convert ./qwen ./qwen-mixed --expert-bits 2 --down-bits 3
-  flash-moe convert ./qwen ./qwen-0 --share 0/2      for the first of two machines"""
+  flash-moe convert ./qwen ./qwen-0 --share 0/2      for one of two machines"""
 
 
 class RoundingChoice(str, Enum):

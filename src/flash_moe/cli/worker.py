@@ -7,19 +7,8 @@ from typing import Annotated
 import typer
 
 from ..errors import ArgumentError
-from .arguments import (
-    MODEL_HELP,
-    DtypeOption,
-    ExpertCacheOption,
-    ExpertIOChoice,
-    ExpertIOOption,
-    ExpertsPerToken,
-    PrefetchOption,
-    RevisionOption,
-    ThreadsOption,
-    VerboseOption,
-    load_options,
-)
+from .arguments import MODEL_HELP, ExpertsPerToken
+from .loading import Loader, loads
 
 EXAMPLES = """\b
 Examples, on the second of two machines:
@@ -28,27 +17,19 @@ and on the first:
   MLX_HOSTFILE=hosts.json MLX_RANK=0 flash-moe chat ./qwen-0 -k own"""
 
 
+@loads
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     k: ExpertsPerToken = None,
-    expert_io: ExpertIOOption = ExpertIOChoice.auto,
-    expert_cache: ExpertCacheOption = "0",
-    prefetch: PrefetchOption = False,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
-    verbose: VerboseOption = False,
+    *,
+    loading: Loader,
 ) -> None:
     """Run a share of a model's experts for another machine.
 
     Every rank of a group but the first runs this, until the command on rank 0 ends. The model and the options must be
     those of rank 0; the folder may hold this rank's share only (`flash-moe convert --share`). See docs/machines.md.
     """
-    options = load_options(k, expert_io, expert_cache, prefetch, 0.0, 0.0, dtype, threads)
-
-    from .loading import load
-
-    with load(model, revision, options):
+    with loading(model, k):
         raise ArgumentError(
             "this is rank 0, or no group: start a worker as rank 1 or higher, with mlx.launch or with MLX_RANK and "
             "MLX_HOSTFILE set"
