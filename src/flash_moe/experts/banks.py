@@ -79,7 +79,7 @@ def make_bank(slots: int, layouts: Sequence[RecordLayout], by_part: bool) -> Rec
 
 
 def counts_by_part(slots: int, layouts: Sequence[RecordLayout]) -> bool:
-    """Returns whether MLX's products can find a slot among so many: on CUDA (0.32.4) they count weights in 32 bits."""
+    """Returns whether MLX's products can find each of ``slots`` slots: on CUDA (0.32.4) they count weights in 32 bits."""
     most = max((layout.hidden_size * layout.intermediate_size for layout in layouts), default=0)
     return not on_cuda() or slots * most < 1 << 31
 

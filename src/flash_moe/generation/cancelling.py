@@ -50,7 +50,7 @@ def cancelled(cancel: Event | None) -> Callable[[], bool] | None:
 
 
 async def in_thread(chunks: Iterator[Chunk], leaving: Leaving) -> AsyncGenerator[Chunk, None]:
-    """Yields chunks that a thread makes; whoever leaves sets ``leaving``, and waits until the thread has ended."""
+    """Yields chunks that a thread makes; leaving the loop sets ``leaving``, and waits until the thread has ended."""
     loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "flash_moe astream")
     try:
         while (chunk := await loop.run_in_executor(thread, next, chunks, None)) is not None:

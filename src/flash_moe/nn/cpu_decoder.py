@@ -102,7 +102,7 @@ class CpuDecoder:
 
 
 def turns(frequencies: np.ndarray, firsts: Sequence[int], counts: Sequence[int]) -> np.ndarray:
-    """Cosines and sines, [T, 2, rotary / 2] float32, of the angles of positions: so many from each first one on."""
+    """Cosines and sines, [T, 2, rotary / 2] float32, of the angles of positions: ``counts`` from ``firsts`` on."""
     positions = np.concatenate([first + np.arange(count) for first, count in zip(firsts, counts, strict=True)])
     angles = positions[:, None] * frequencies
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
