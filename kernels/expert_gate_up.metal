@@ -5,9 +5,11 @@
 // h         T [K, OUT]
 //
 // A record holds, at these words: gate weights u32 [OUT, IN * GATE_BITS / 32] at GATE, their scales and biases
-// GATE_S [OUT, IN / GATE_GROUP] at GATE_SCALES and GATE_BIASES; the same for up.
+// GATE_S [OUT, IN / GATE_GROUP] at GATE_SCALES and GATE_BIASES, which only mode AFFINE has, and a global scale f32 at
+// GATE_GLOBAL, if that is not 0; the same for up.
 // Grid: x over rows, y over records. LANES lanes share a set of ROWS rows of both matrices.
 constexpr uint SETS = 32 / LANES, BLOCKS = IN / 32;
+constexpr int GATE_PARTS = GATE_GROUP < 32 ? 2 : 1, UP_PARTS = UP_GROUP < 32 ? 2 : 1;  // of a block, with a scale each
 const uint k = threadgroup_position_in_grid.y;
 const uint lane = thread_index_in_simdgroup % LANES;
 const uint simdgroup = threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup;
@@ -31,7 +33,7 @@ for (int r = 0; r < ROWS; r++) {
 for (uint block = lane; block < BLOCKS; block += LANES) {
   // every load of the block is on its way before the first is used
   uint gate[ROWS * GATE_BITS], up[ROWS * UP_BITS];
-  float gate_scale[ROWS], gate_bias[ROWS], up_scale[ROWS], up_bias[ROWS];
+  float gate_scale[ROWS * GATE_PARTS], gate_bias[ROWS], up_scale[ROWS * UP_PARTS], up_bias[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     const uint at = rows[r] * BLOCKS + block;
@@ -40,17 +42,22 @@ for (uint block = lane; block < BLOCKS; block += LANES) {
   }
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
-    const uint gate_group = rows[r] * (IN / GATE_GROUP) + block / (GATE_GROUP / 32);
-    const uint up_group = rows[r] * (IN / UP_GROUP) + block / (UP_GROUP / 32);
-    gate_scale[r] = float(gate_scales[gate_group]);
-    gate_bias[r] = float(gate_biases[gate_group]);
-    up_scale[r] = float(up_scales[up_group]);
-    up_bias[r] = float(up_biases[up_group]);
+    const uint gate_row = rows[r] * (IN / GATE_GROUP), up_row = rows[r] * (IN / UP_GROUP);
+    for (int p = 0; p < GATE_PARTS; p++) {
+      gate_scale[r * GATE_PARTS + p] = read_scale<GATE_MODE>(gate_scales, gate_row + (block * 32 + 16 * p) / GATE_GROUP);
+    }
+    for (int p = 0; p < UP_PARTS; p++) {
+      up_scale[r * UP_PARTS + p] = read_scale<UP_MODE>(up_scales, up_row + (block * 32 + 16 * p) / UP_GROUP);
+    }
+    gate_bias[r] = GATE_MODE == AFFINE ? float(gate_biases[gate_row + block * 32 / GATE_GROUP]) : 0.0f;
+    up_bias[r] = UP_MODE == AFFINE ? float(up_biases[up_row + block * 32 / UP_GROUP]) : 0.0f;
   }
 
-  float gate_dots[ROWS], up_dots[ROWS], x_sum = 0.0f;
+  float gate_dots[ROWS * GATE_PARTS], up_dots[ROWS * UP_PARTS], x_sum = 0.0f;
 #pragma unroll
-  for (int r = 0; r < ROWS; r++) gate_dots[r] = up_dots[r] = 0.0f;
+  for (int i = 0; i < ROWS * GATE_PARTS; i++) gate_dots[i] = 0.0f;
+#pragma unroll
+  for (int i = 0; i < ROWS * UP_PARTS; i++) up_dots[i] = 0.0f;
 #pragma unroll
   for (int chunk = 0; chunk < 4; chunk++) {
     float xs[8], q[8];
@@ -58,22 +65,30 @@ for (uint block = lane; block < BLOCKS; block += LANES) {
     x_sum += sum_chunk(xs);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-      unpack_chunk<GATE_BITS>(gate + r * GATE_BITS, chunk, q);
-      gate_dots[r] = dot_chunk<FORM>(q, xs, gate_scale[r], gate_bias[r], gate_dots[r]);
-      unpack_chunk<UP_BITS>(up + r * UP_BITS, chunk, q);
-      up_dots[r] = dot_chunk<FORM>(q, xs, up_scale[r], up_bias[r], up_dots[r]);
+      const int gate_at = r * GATE_PARTS + chunk * GATE_PARTS / 4, up_at = r * UP_PARTS + chunk * UP_PARTS / 4;
+      unpack_chunk<GATE_BITS, GATE_MODE>(gate + r * GATE_BITS, chunk, q);
+      gate_dots[gate_at] = dot_chunk<FORM>(q, xs, gate_scale[gate_at], gate_bias[r], gate_dots[gate_at]);
+      unpack_chunk<UP_BITS, UP_MODE>(up + r * UP_BITS, chunk, q);
+      up_dots[up_at] = dot_chunk<FORM>(q, xs, up_scale[up_at], up_bias[r], up_dots[up_at]);
     }
   }
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
-    gate_sums[r] = finish_block<FORM>(gate_dots[r], x_sum, gate_scale[r], gate_bias[r], gate_sums[r]);
-    up_sums[r] = finish_block<FORM>(up_dots[r], x_sum, up_scale[r], up_bias[r], up_sums[r]);
+#pragma unroll
+    for (int i = r * GATE_PARTS; i < (r + 1) * GATE_PARTS; i++) {
+      gate_sums[r] = finish_block<FORM>(gate_dots[i], x_sum, gate_scale[i], gate_bias[r], gate_sums[r]);
+    }
+#pragma unroll
+    for (int i = r * UP_PARTS; i < (r + 1) * UP_PARTS; i++) {
+      up_sums[r] = finish_block<FORM>(up_dots[i], x_sum, up_scale[i], up_bias[r], up_sums[r]);
+    }
   }
 }
 
 #pragma unroll
 for (int r = 0; r < ROWS; r++) {
-  const float g = sum_lanes<LANES>(gate_sums[r]), u = sum_lanes<LANES>(up_sums[r]);
+  const float g = sum_lanes<LANES>(gate_sums[r]) * global_factor<GATE_GLOBAL>(record);
+  const float u = sum_lanes<LANES>(up_sums[r]) * global_factor<UP_GLOBAL>(record);
   // exp may overflow to infinity for very negative g: silu is 0 there
   if (lane == 0 && row0 + r < uint(OUT)) h[k * OUT + row0 + r] = T(g / (1.0f + metal::exp(-g)) * u);
 }

@@ -1,7 +1,8 @@
-// Dot products with affinely quantised weights: w = scale * q + bias, q packed from the least significant bit on.
+// Dot products with quantised weights: w = scale * q + bias, q packed from the least significant bit on.
 //
-// The unit of work is a block: 32 consecutive weights of one row. At any bit width it is BITS whole words, and as group
-// sizes are multiples of 32 it has one scale and one bias. A block is read whole and multiplied in 4 chunks of 8.
+// The unit of work is a block: 32 consecutive weights of one row. At any bit width it is BITS whole words. As group sizes
+// are multiples of 32 it has one scale and one bias; nvfp4 has groups of 16, hence two scales, and no mode but the affine
+// one has a bias. A block is read whole and multiplied in 4 chunks of 8.
 
 // How a weight is multiplied, cheapest last; all three sum in float32.
 enum Form {
@@ -9,6 +10,10 @@ enum Form {
   FUSED,    // sum = fma(q, scale * x, fma(bias, x, sum))
   HOISTED,  // scale * (sum of q * x) + bias * (sum of x): the sum of x is shared by all rows
 };
+
+// How q and scale are stored. Affine: an integer, and a float. Else q is e2m1 (4 bits) or e4m3 (8), and the scale e8m0, or
+// for nvfp4 e4m3. Both small floats are a half with fewer bits, which is 2^14 or 2^8 too small: the scale makes up for it.
+enum Mode { AFFINE, MXFP4, NVFP4, MXFP8 };
 
 // words: BITS words of a row, 16-byte aligned where BITS % 4 == 0 and 8-byte aligned where it is even.
 template <int BITS>
@@ -53,11 +58,40 @@ METAL_FUNC float quantized_weight(const thread uint* block, int i) {
   return as_type<float>((bits & (mask << at)) | power) - as_type<float>(power);
 }
 
-// The weights of a chunk: q[8].
+// e2m1 or e4m3 in the lowest bits, in the places of a half.
 template <int BITS>
+METAL_FUNC float small_float(uint bits) {
+  const uint sign = 1u << (BITS - 1), places = BITS == 4 ? 9 : 7;
+  return float(as_type<half>(ushort(((bits & (sign - 1)) << places) | ((bits & sign) << (16 - BITS)))));
+}
+
+// The weights of a chunk: q[8].
+template <int BITS, int MODE>
 METAL_FUNC void unpack_chunk(const thread uint* block, int chunk, thread float* q) {
 #pragma unroll
-  for (int i = 0; i < 8; i++) q[i] = quantized_weight<BITS>(block, 8 * chunk + i);
+  for (int i = 0; i < 8; i++) {
+    const int first = (8 * chunk + i) * BITS;
+    q[i] = MODE == AFFINE ? quantized_weight<BITS>(block, 8 * chunk + i)
+                          : small_float<BITS == 8 ? 8 : 4>(block[first / 32] >> (first % 32));
+  }
+}
+
+// A scale as a float, with what makes up for small floats.
+template <int MODE, typename S>
+METAL_FUNC float read_scale(const device S* scales, uint i) {
+  return float(scales[i]);
+}
+
+template <int MODE>
+METAL_FUNC float read_scale(const device uchar* scales, uint i) {
+  if (MODE == NVFP4) return small_float<8>(scales[i]) * 4194304.0f;  // 2^(8 + 14)
+  return as_type<float>(uint(scales[i]) << 23) * (MODE == MXFP4 ? 16384.0f : 256.0f);
+}
+
+// What a product is multiplied with: the global scale at a word of a record, over the largest one; at 0 there is none.
+template <int AT>
+METAL_FUNC float global_factor(const device uint* record) {
+  return AT == 0 ? 1.0f : as_type<float>(record[AT]) / 2688.0f;
 }
 
 // 8 elements of x, which start at a multiple of 16 bytes.

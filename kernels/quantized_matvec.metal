@@ -43,7 +43,7 @@ for (uint block = lane; block < BLOCKS; block += LANES) {
   for (int chunk = 0; chunk < 4; chunk++) {
     float q[ROWS * 8];
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) unpack_chunk<BITS>(packed + r * BITS, chunk, q + 8 * r);
+    for (int r = 0; r < ROWS; r++) unpack_chunk<BITS, AFFINE>(packed + r * BITS, chunk, q + 8 * r);
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
       float xs[8];

@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import oracles
 import pytest
+from small_floats import decoded
 
-from flash_moe.formats import ProjectionFormat, Quantization
+from flash_moe.formats import GLOBAL_SCALE, ProjectionFormat, Quantization
 from flash_moe.ops.experts import experts_for_rows, experts_for_token
 from flash_moe.packing.requantize import as_bytes
 from flash_moe.record import PROJECTIONS, RecordLayout
@@ -18,12 +19,13 @@ FORMATS = {
     "2-bit": [(2, 32)] * 3,
     "mixed": [(3, 32), (8, 64), (6, 32)],
     "plain": [None] * 3,
+    "small floats": ["nvfp4 scaled", "mxfp4", "mxfp8"],
 }
 
 
 def make_records(
     count: int,
-    formats: list[tuple[int, int] | None],
+    formats: list[tuple[int, int] | str | None],
     dtype: str,
     rng: np.random.RandomState,
     hidden: int = HIDDEN,
@@ -32,19 +34,33 @@ def make_records(
     """Records [count, words], their layout, and each expert's float64 matrices."""
     mlx_dtype = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}[dtype]
     fmts = {
-        n: ProjectionFormat(dtype, Quantization(*f) if f else None) for n, f in zip(PROJECTIONS, formats, strict=True)
+        n: ProjectionFormat("U8", Quantization.of_mode(f.split()[0]), "scaled" in f)
+        if isinstance(f, str)
+        else ProjectionFormat(dtype, Quantization(*f) if f else None)
+        for n, f in zip(PROJECTIONS, formats, strict=True)
     }
     layout = RecordLayout.build(hidden, intermediate, fmts)
-    data, parts = np.full((count, layout.stride), 0xA5, np.uint8), {part.key: part for part in layout.parts}
+    data = np.full((count, layout.stride), 0xA5, np.uint8)
     dense: list[list[np.ndarray]] = [[] for _ in range(count)]
     for name, fmt in zip(PROJECTIONS, formats, strict=True):
         rows, columns = (hidden, intermediate) if name == "down_proj" else (intermediate, hidden)
         for e in range(count):
             w = mx.array(rng.randn(rows, columns) / columns**0.5).astype(mlx_dtype)
-            arrays = mx.quantize(w, bits=fmt[0], group_size=fmt[1]) if fmt else (w,)
-            for kind, array in zip(("weight", "scales", "biases"), arrays, strict=False):
-                part = parts[f"{name}.{kind}"]
+            if isinstance(fmt, str):
+                mode = fmt.split()[0]
+                arrays = tuple(mx.quantize(w.astype(mx.float32), mode=mode))
+                values = decoded(np.array(arrays[0]), np.array(arrays[1]), mode)
+                if fmts[name].global_scale:
+                    arrays += (mx.array([rng.uniform(1000, 5000)]),)
+                    values *= float(arrays[2]) / GLOBAL_SCALE
+                dense[e].append(values)
+            else:
+                arrays = mx.quantize(w, bits=fmt[0], group_size=fmt[1]) if fmt else (w,)
+            mine = [part for part in layout.parts if part.linear == name]
+            for part, array in zip(mine, arrays, strict=True):
                 data[e, part.offset : part.offset + part.nbytes] = as_bytes(array).reshape(-1)
+            if isinstance(fmt, str):
+                continue
             if fmt:
                 words, scales, biases = (np.array(a if a.dtype == mx.uint32 else a.astype(mx.float32)) for a in arrays)
                 dense[e].append(oracles.dequantize(words, scales.astype(float), biases.astype(float), *fmt))

@@ -30,15 +30,17 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
         stored = weights.linear(name, *(shape[::-1] if name == "down_proj" else shape))
         if projection.quantization is None or stored.quantization != projection.quantization:
             return None
-        arrays = (stored.weight, stored.scales, stored.biases)
+        if stored.global_scale is not None and projection.global_scale is None:
+            return None
         quantization[name] = projection.quantization
-        for kind, part, array in zip(("weight", "scales", "biases"), projection.parts, arrays, strict=True):
-            assert array is not None
+        for part in projection.parts:
+            if (array := getattr(stored, part.name)) is None:
+                return None
             cast = array.astype(DTYPES[part.dtype])
             if cast.dtype != array.dtype and not mx.array_equal(cast.astype(array.dtype), array):
                 return None  # scales of more digits than the records have
             pieces += [_words(cast), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
-            views[f"{name}.{kind}"] = (part, array.dtype)
+            views[part.key] = (part, array.dtype)
     record = mx.concatenate(pieces)
     parts = {
         name: record[part.offset // 4 : (part.offset + part.nbytes) // 4]

@@ -12,11 +12,12 @@ from functools import cache
 
 import mlx.core as mx
 
-from ..record import ProjectionLayout, RecordLayout
+from ..record import PROJECTIONS, ProjectionLayout, RecordLayout
 from .experts import DTYPES
 from .kernel import SIMD, Kernel, Template
 from .quantized_matvec import HOISTED, lanes_per_row
 
+_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")  # enum Mode of kernels/quantized.h.metal
 MAX_RECORDS = 17  # 16 routed experts and the shared one; Metal has 31 buffers for a kernel
 _SIMDGROUPS = 4  # per threadgroup of expert_gate_up
 _LANES = (32, 16, 8)  # that may share a row
@@ -41,10 +42,11 @@ class Source:
 
 
 def supports(layout: RecordLayout, count: int) -> bool:
-    """Returns whether :func:`experts_for_token` takes ``count`` records of this layout: all projections affinely
-    quantised.
-    """
-    return count <= MAX_RECORDS and all(p.biases is not None for _, p in layout.projections)
+    """Returns whether :func:`experts_for_token` takes ``count`` records of this layout: SwiGLU, quantised by MLX."""
+    if count > MAX_RECORDS or set(layout.linears) != set(PROJECTIONS):
+        return False
+    kinds = ((p.quantization, p.bias) for _, p in layout.projections)
+    return all(q is not None and q.mode in _MODES and bias is None for q, bias in kinds)
 
 
 def experts_for_token(
@@ -135,12 +137,13 @@ def down(
 
 def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Template:
     """Returns type of scales, bits and group size of a projection, and the words of a record at which its parts lie."""
-    weight, scales, biases = projection.weight, projection.scales, projection.biases
-    assert projection.quantization is not None and scales is not None and biases is not None
+    q, scales = projection.quantization, projection.scales
+    assert q is not None and scales is not None
+    words = {f"{name}_{part.name.upper()}": part.offset // 4 for part in projection.parts}
     return [
-        (f"{prefix}S", DTYPES[scales.dtype]), (f"{prefix}BITS", projection.quantization.bits),
-        (f"{prefix}GROUP", projection.quantization.group_size), (name, weight.offset // 4),
-        (f"{name}_SCALES", scales.offset // 4), (f"{name}_BIASES", biases.offset // 4),
+        (f"{prefix}S", DTYPES[scales.dtype]), (f"{prefix}BITS", q.bits), (f"{prefix}GROUP", q.group_size),
+        (f"{prefix}MODE", _MODES.index(q.mode)), (name, words[f"{name}_WEIGHT"]), (f"{name}_SCALES", words[f"{name}_SCALES"]),
+        (f"{name}_BIASES", words.get(f"{name}_BIASES", 0)), (f"{name}_GLOBAL", words.get(f"{name}_GLOBAL_SCALE", 0)),
     ]  # fmt: skip
 
 

@@ -138,8 +138,13 @@ def _record(layout: RecordLayout) -> mx.array:
     for _, projection in layout.projections:
         q, (rows, packed) = projection.quantization, projection.weight.shape
         assert q is not None
-        arrays = [_codes(rows, packed * 32 // q.bits, q.bits)]
-        arrays += _scales(rows, packed * 32 // q.bits, q, DTYPES[projection.parts[1].dtype])
+        columns = packed * 32 // q.bits
+        if q.is_affine:
+            arrays = [_codes(rows, columns, q.bits), *_scales(rows, columns, q, DTYPES[projection.parts[1].dtype])]
+        else:
+            arrays = list(mx.quantize(_random(rows, columns, scale=columns**-0.5), **q.to_json()))
+        if projection.global_scale is not None:
+            arrays.append(mx.random.uniform(1000, 5000, (1,)))
         for part, array in zip(projection.parts, arrays, strict=True):
             words += [mx.zeros(((part.offset - end) // 4,), dtype=mx.uint32), array.reshape(-1).view(mx.uint32)]
             end = part.offset + part.nbytes

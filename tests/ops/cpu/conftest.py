@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what the tests of all ops share
 
 from small_floats import decoded
 

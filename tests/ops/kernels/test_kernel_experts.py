@@ -24,6 +24,9 @@ SMALL = [
     (FORMATS["mixed"], 192, 96, 4, "f16", "F32", "rows", True, HOISTED),
     (FORMATS["2-bit"], 96, 160, 10, "f32", "BF16", "separate", False, HOISTED),
     ([(5, 32), (4, 32), (2, 32)], 64, 32, 5, "bf16", "F16", "shared", True, FUSED),
+    (FORMATS["small floats"], 128, 96, 2, "f32", "BF16", "bank", False, HOISTED),
+    (["mxfp8", "nvfp4", "nvfp4 scaled"], 192, 64, 3, "bf16", "BF16", "shared", True, NAIVE),
+    (["mxfp4", "mxfp8", "mxfp4"], 96, 64, 1, "f16", "BF16", "separate", True, FUSED),
 ]
 REAL = [
     (FORMATS["4-bit"], 4096, 64, 2, "bf16", "BF16", "separate", True, HOISTED),

@@ -17,11 +17,17 @@ from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, Record
 
 FORMATS = dict.fromkeys(PROJECTIONS, ProjectionFormat("BF16", Quantization(4, 32)))
 LAYOUT = json.dumps(RecordLayout.build(64, 32, FORMATS).to_json())
+MODES = ("nvfp4", True), ("mxfp4", False), ("mxfp8", False)
+SMALL_FLOATS = {
+    name: ProjectionFormat("U8", Quantization.of_mode(mode), scaled)
+    for name, (mode, scaled) in zip(PROJECTIONS, MODES, strict=True)
+}
 CASES: list[Case] = [
     ("quantized_matvec", 1, 128, 48, 4, 64, "bfloat16", "bfloat16"),
     ("quantized_matvec", 3, 96, 20, 3, 32, "float32", "float16"),
     ("experts", 3, 3, 1, LAYOUT, "bfloat16"),
     ("experts", 1, 2, 0, LAYOUT, "float16"),
+    ("experts", 2, 2, 1, json.dumps(RecordLayout.build(64, 32, SMALL_FLOATS).to_json()), "float32"),
     ("router", 48, 5, 1, 1, "bfloat16"),
     ("router", 16, 4, 0, 0, "float32"),
     ("attention", 4, 2, 32, 8, "bfloat16"),

@@ -45,6 +45,21 @@ def test_kernels_equal_no_kernels(
     assert ("decode_attention" in used()) == (head_dim == 32)
 
 
+@pytest.mark.parametrize("mode", ["nvfp4", "mxfp8"])
+def test_experts_of_other_modes_run_by_kernels(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
+) -> None:
+    """The shared expert is one more record, stored as the routed ones are."""
+    monkeypatch.setattr(mx, "compile", lambda function: function)
+    sizes = {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+    text = text_config(num_hidden_layers=2, full_attention_interval=2, num_experts=4, num_experts_per_tok=2, **sizes)
+    packed = tmp_path / "packed"
+    convert(write_checkpoint(tmp_path / "float", text), packed, mode=mode)
+    plain = token_logits(packed, False, "slots")
+    np.testing.assert_allclose(token_logits(packed, True, "slots"), plain, atol=1e-4)
+    assert {"expert_gate_up", "expert_down"} <= used()
+
+
 @pytest.mark.slow  # test_kernel_rope tests the kernel with its frequencies in every run
 def test_yarn_by_kernels_equals_yarn_by_mlx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
