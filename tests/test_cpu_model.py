@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +18,7 @@ from random_checkpoint import next_config, text_config, write_checkpoint
 from sparse_checkpoint import write_sparse
 
 from flash_moe import ArgumentError, ExpertReadError, Model
+from flash_moe.nn.cpu_choice import _hint
 from flash_moe.packing.convert import convert
 
 pytest.importorskip("numba")
@@ -161,10 +166,64 @@ def test_small_models_stay_with_mlx(big_groups: Path) -> None:
 
 
 def test_without_numba(big_groups: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Everything works as before, with one hint in all."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with caplog.at_level(logging.WARNING), load(big_groups) as model:
-        assert not model._decoder.runs_on_cpu_kernels
-    assert [r.message for r in caplog.records if "flash-moe[cpu]" in r.message] != []
+    _hint.cache_clear()
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING), load(big_groups) as model:
+            assert not model._decoder.runs_on_cpu_kernels
+    assert len([r.message for r in caplog.records if "flash-moe[cpu]" in r.message]) == 1
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_auto_measures_what_these_kernels_do(big_groups: Path, monkeypatch: pytest.MonkeyPatch, kernels: bool) -> None:
+    asked = []
+
+    def choose(*arguments: object, in_place: bool) -> str:
+        asked.append(in_place)
+        return "slots"
+
+    monkeypatch.setattr("flash_moe.experts.opening.choose", choose)
+    load(big_groups, kernels=kernels).close()
+    assert asked == [kernels]
+
+
+def test_threads_end_with_the_last_model(big_groups: Path) -> None:
+    gc.collect()
+    before = kernel_threads()
+    one, other = load(big_groups, threads=3), load(big_groups, threads=3)
+    assert kernel_threads() == before + 2  # they share a pool
+    one.close()
+    assert kernel_threads() == before + 2
+    assert other.generate(TOKENS[:5], max_tokens=2).tokens
+    other.close()
+    del one, other
+    gc.collect()
+    for _ in range(200):
+        if kernel_threads() == before:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{kernel_threads() - before} threads are left")
+
+
+def kernel_threads() -> int:
+    return sum(thread.name == "flash-moe-cpu" for thread in threading.enumerate())
+
+
+def test_models_and_generations_at_once_are_right(big_groups: Path) -> None:
+    """Two models, each generating in two threads, with pools that differ and one that they share."""
+    prompts = [TOKENS[start : start + 9] for start in (0, 3, 6)]
+    with load(big_groups, expert_io="slots") as model:
+        expected = [model.generate(prompt, max_tokens=12, temperature=0).tokens for prompt in prompts]
+    for threads in ((2, 2), (1, 3)):
+        models = [load(big_groups, expert_io=io, threads=n) for io, n in zip(("slots", "mapped"), threads, strict=True)]
+        with models[0], models[1], ThreadPoolExecutor(4) as pool:
+            running = [
+                pool.submit(model.generate, prompt, max_tokens=12, temperature=0)
+                for model in models
+                for prompt in prompts
+            ]
+            assert [done.result().tokens for done in running] == expected * 2
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])

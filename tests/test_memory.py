@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,20 @@ with Model.load(sys.argv[1], experts_per_token=None, expert_io=sys.argv[2]) as m
 
 
 @pytest.mark.parametrize(
-    "expert_io", ["slots", *(pytest.param(io, marks=pytest.mark.slow) for io in ("mapped", "resident"))]
+    ("expert_io", "kernels"),
+    [
+        ("slots", "off"),
+        ("slots", "on"),
+        *(
+            pytest.param(io, kernels, marks=pytest.mark.slow)
+            for io in ("mapped", "resident")
+            for kernels in ("off", "on")
+        ),
+    ],
 )
-def test_a_thousand_tokens_do_not_grow_memory(expert_io: str, packed_checkpoint: Path) -> None:
+def test_a_thousand_tokens_do_not_grow_memory(expert_io: str, kernels: str, packed_checkpoint: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(packed_checkpoint), expert_io, str(TOKENS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"FLASH_MOE_KERNELS": kernels}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < LIMIT

@@ -122,10 +122,10 @@ def open_own(
     threads = None if threads is None else integer("threads", threads, 1)
     compute = resolve_dtype(dtype, checkpoint)
     table, sums = checkpoint.records(WHOLE if member is None else None), None
+    cpu = checkpoint.uses_cpu_kernels(table.layouts, k, compute, kernels)
     if member is not None:
         sums = member.sums(table.share, checkpoint.sum_widths)
         table = table.of_share(sums.share)
-        cpu = checkpoint.uses_cpu_kernels(table.layouts, k, compute, kernels)
         arithmetic = "CPU kernels" if cpu else str(mx.default_device().type)
         member.agree(sums.share, _facts(checkpoint.identity(table.layouts), k, str(compute), arithmetic))
     with following(progress) as told:
@@ -138,7 +138,7 @@ def open_own(
         held = held_bytes(table, expert_io, k, expert_cache)
         check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
         read = report("experts", "bytes", table.nbytes)
-        store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part)
+        store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part, in_place=cpu)
         try:
             layers = report("layers", "layers", known.num_hidden_layers)
             network: Any = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads, sums)

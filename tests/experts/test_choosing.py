@@ -172,11 +172,36 @@ def test_a_wrong_variable_is_an_error(table: RecordTable, monkeypatch: pytest.Mo
         choose(table, 4, Stopwatch(SLOTS))
 
 
-def test_the_measurement_times_both_stores(table: RecordTable) -> None:
-    timing = measure_stores(table, 4)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_measurement_times_both_stores(table: RecordTable, in_place: bool) -> None:
+    timing = measure_stores(table, 4, in_place=in_place)
     assert timing is not None
     assert 0 < timing.mapped < 1
     assert 0 < timing.slots < 1
+
+
+def test_what_uses_records_in_place_is_measured_so_and_remembered_apart(
+    table: RecordTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX's copy of mapped pages, which the kernels of the CPU do not make, must not decide for them."""
+    monkeypatch.setattr(choosing, "SECONDS", 5.0)
+    copying = MappedStore.fetch
+
+    def slow(self: MappedStore, layer: int, experts: list[int]) -> object:
+        time.sleep(0.02)
+        return copying(self, layer, experts)
+
+    monkeypatch.setattr(MappedStore, "fetch", slow)
+    reading = SlotStore.fetch_bytes
+
+    def slow_bytes(self: SlotStore, layer: int, experts: list[int]) -> object:
+        time.sleep(0.02)
+        return reading(self, layer, experts)
+
+    monkeypatch.setattr(SlotStore, "fetch_bytes", slow_bytes)
+    assert choose(table, 4) == "slots"
+    assert choose(table, 4, in_place=True) == "mapped"
+    assert choose(table, 4) == "slots"
 
 
 @pytest.mark.parametrize("delay", [0.02, 0.2])

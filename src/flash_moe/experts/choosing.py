@@ -7,11 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import mlx.core as mx
+import numpy as np
 
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError, ExpertReadError
@@ -35,7 +37,7 @@ _FORMAT = 1
 
 
 class Timing(NamedTuple):
-    """Seconds that the same fetches took by each store, the device's copy of the records included."""
+    """Seconds that the same fetches took by each store, and whatever brings the records to those who compute."""
 
     mapped: float
     slots: float
@@ -45,14 +47,17 @@ Measure = Callable[[RecordTable, int], Timing | None]
 _known: dict[tuple[Path, str], Streaming] = {}  # by file and key, where the file cannot be written
 
 
-def choose(table: RecordTable, experts_per_token: int, measure: Measure | None = None) -> Streaming:
+def choose(
+    table: RecordTable, experts_per_token: int, measure: Measure | None = None, *, in_place: bool = False
+) -> Streaming:
     """The store for a packed checkpoint: what ``FLASH_MOE_EXPERT_IO`` says, what was remembered, or what is faster.
 
     Without a measurement it is the usual choice: mapped on Metal, where mapped pages are used without a copy, and
     slots elsewhere. Failures to measure, to remember and to recall are logged and cost nothing but that.
 
     Args:
-        measure: stands in for :func:`measure`.
+        measure: stands in for :func:`measure_stores`.
+        in_place: whether records are used where they lie, as the kernels of the CPU do.
 
     Raises:
         ArgumentError: the variable names no streaming store.
@@ -64,10 +69,10 @@ def choose(table: RecordTable, experts_per_token: int, measure: Measure | None =
     usual: Streaming = "mapped" if mx.metal.is_available() else "slots"
     file = _cache_file()
     try:
-        key = _key(table)
+        key = _key(table, in_place)
         if (known := _known.get((file, key)) or _recall(file).get(key)) is not None:
             return known
-        timing = (measure or measure_stores)(table, experts_per_token)
+        timing = (measure or partial(measure_stores, in_place=in_place))(table, experts_per_token)
     except UnmappableError as error:
         logger.info("expert_io='auto' is slots: %s", error)
         return "slots"
@@ -85,8 +90,11 @@ def choose(table: RecordTable, experts_per_token: int, measure: Measure | None =
     return choice
 
 
-def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
+def measure_stores(table: RecordTable, experts_per_token: int, *, in_place: bool = False) -> Timing | None:
     """Fetches as decoding does, each from the disk and then from the page cache, by both stores in turn.
+
+    Args:
+        in_place: read the records once where they lie, instead of having MLX copy them where it has to.
 
     Returns:
         None where time ran out before there was anything to compare.
@@ -102,7 +110,7 @@ def measure_stores(table: RecordTable, experts_per_token: int) -> Timing | None:
         mapped = slots = 0.0
         fetches = product((True, False), _sample(table, count))
         for number, (cold, (layer, experts)) in enumerate(fetches):
-            first, second = (_fetch(store, reader, layer, experts, cold) for store in stores)
+            first, second = (_fetch(store, reader, layer, experts, cold, in_place) for store in stores)
             if number and first is not None and second is not None:  # the first fetches start threads and compile
                 mapped, slots = mapped + first, slots + second
             if time.perf_counter() > deadline:
@@ -123,7 +131,9 @@ def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
     return found
 
 
-def _fetch(store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool) -> float | None:
+def _fetch(
+    store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool, in_place: bool
+) -> float | None:
     """Seconds of one fetch; None where it should have been cold and the page cache kept the records."""
     locations = [reader.locate(layer, expert) for expert in experts]
     as_wanted = True
@@ -132,17 +142,21 @@ def _fetch(store: ExpertStore, reader: RecordReader, layer: int, experts: Sequen
             location.evict()
         as_wanted = all(location.missing_bytes() == location.nbytes for location in locations)
     start = time.perf_counter()
-    records = store.fetch(layer, experts)
-    stacked = records.stacked()
-    records.used_by(stacked)
-    mx.eval(stacked)
+    if in_place:
+        for record in store.fetch_bytes(layer, experts):
+            record.view(np.uint64).sum()
+    else:
+        records = store.fetch(layer, experts)
+        stacked = records.stacked()
+        records.used_by(stacked)
+        mx.eval(stacked)
     return time.perf_counter() - start if as_wanted else None
 
 
-def _key(table: RecordTable) -> str:
-    """File system, form of the checkpoint and device."""
-    device = table.files[0].stat().st_dev
-    return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}"
+def _key(table: RecordTable, in_place: bool) -> str:
+    """File system, form of the checkpoint, device, and how it takes records."""
+    device, taken = table.files[0].stat().st_dev, ", in place" if in_place else ""
+    return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}{taken}"
 
 
 def _cache_file() -> Path:

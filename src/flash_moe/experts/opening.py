@@ -44,6 +44,7 @@ def open_store(
     progress: Callable[[int], None] | None = None,
     measure: Measure | None = None,
     by_part: bool = False,
+    in_place: bool = False,
 ) -> ExpertStore:
     """Opens the store for a checkpoint's records.
 
@@ -53,6 +54,7 @@ def open_store(
     Args:
         by_part: keep each part of the records in a bank of its own, where there are banks.
         measure: stands in for the measurement of ``"auto"``.
+        in_place: whether records are used where they lie, as the kernels of the CPU do; ``"auto"`` measures that.
 
     Raises:
         ArgumentError: ``expert_io`` is unknown, or does not go with a cache.
@@ -60,7 +62,9 @@ def open_store(
     """
     check_io(expert_io, cache_bytes)
     if expert_io == "auto":
-        expert_io = choose(table, experts_per_token, measure) if table.packed and not cache_bytes else "slots"
+        expert_io = "slots"
+        if table.packed and not cache_bytes:
+            expert_io = choose(table, experts_per_token, measure, in_place=in_place)
     reader = RecordReader(table)
     if expert_io == "resident":
         return ResidentStore(reader, progress, by_part=by_part)

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping
+from functools import cache
 
 import mlx.core as mx
 
@@ -39,11 +40,17 @@ def uses_cpu_kernels(
     if not all(supported(layout) for layout in layouts.values()):
         return False
     if importlib.util.find_spec("numba") is None:
-        _log.warning("without Numba the CPU is about 20 times slower; install it with: pip install 'flash-moe[cpu]'")
+        _hint()
         return False
     from ..ops.cpu.attention import supports
 
     return supports(config.head_dim)
+
+
+@cache
+def _hint() -> None:
+    """Tells once what is missing."""
+    _log.warning("without Numba the CPU is about 20 times slower; install it with: pip install 'flash-moe[cpu]'")
 
 
 def supported(layout: RecordLayout) -> bool:

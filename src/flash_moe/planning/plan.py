@@ -144,8 +144,9 @@ def plan(
             raise ArgumentError(f"skew is {skew}, expected 0 (all experts alike) to 4")
         k = checkpoint.experts_for(experts_per_token)
         table = checkpoint.records()
-        io = _expert_io(expert_io, table, k, machine, here)
         dtype = resolve_dtype(checkpoint.stored_dtype if machine else None, checkpoint)
+        in_place = machine is None and checkpoint.uses_cpu_kernels(table.layouts, k, dtype)
+        io = _expert_io(expert_io, table, k, machine, here, in_place)
         need = needs(checkpoint, table, k, dtype.size, io)
         slots = need.slots // group.machines if io == "resident" else need.slots
         own = dataclasses.replace(need, experts=need.experts // group.machines, slots=slots)  # of each machine
@@ -190,12 +191,14 @@ def _shares(
     return dict(zip(STATES, (Shares(0.0, 0.0, 0.0), expected, Shares(1.0, held, 1.0)), strict=True))
 
 
-def _expert_io(wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | None, here: bool) -> ExpertIO:
+def _expert_io(
+    wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | None, here: bool, in_place: bool
+) -> ExpertIO:
     """What ``"auto"`` will be: measured where the weights are here, mapped for packed checkpoints on Metal."""
     if wanted != "auto":
         return wanted
     if machine is None and here and table.packed:
-        return choose(table, k)
+        return choose(table, k, in_place=in_place)
     metal = machine is not None or mx.metal.is_available()
     return "mapped" if table.packed and metal else "slots"
 
