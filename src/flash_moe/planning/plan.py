@@ -145,7 +145,7 @@ def plan(
         k = checkpoint.experts_for(experts_per_token)
         table = checkpoint.records()
         dtype = resolve_dtype(checkpoint.stored_dtype if machine else None, checkpoint)
-        in_place = machine is None and checkpoint.uses_cpu_kernels(table.layouts, k, dtype)
+        in_place = machine is None and here and checkpoint.uses_cpu_kernels(table.layouts, k, dtype)
         io = _expert_io(expert_io, table, k, machine, here, in_place)
         need = needs(checkpoint, table, k, dtype.size, io)
         slots = need.slots // group.machines if io == "resident" else need.slots

@@ -20,7 +20,7 @@ from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
 from ...machines.share import WHOLE, Share
 from ...nn.layer_work import LayerWork
-from ...record import ExpertShape
+from ...record import ExpertShape, RecordLayout
 from ..config_json import read_config
 from .files import k_key, tensors, text_config
 from .library import load_lazily
@@ -172,6 +172,10 @@ class AdaptedFiles:
         return (
             self.experts_per_token if wanted is None else _chosen(self.raw_config, wanted)[1] or self.experts_per_token
         )
+
+    def uses_cpu_kernels(self, layouts: Mapping[int, RecordLayout], experts_per_token: int, dtype: mx.Dtype) -> bool:
+        """Returns False: mlx-lm's network runs through MLX."""
+        return False
 
     def held_bytes(self, float_bytes: int) -> dict[str, int]:
         """Bytes that the always-needed weights take in memory, by layer and of :attr:`head`."""
