@@ -129,8 +129,7 @@ def main() -> None:
         with Model.load(folder, kernels=False, progress=False) as model:
             model.tokenizer.eos_token_ids = frozenset()
             expected = list(model.generate(PROMPT, max_tokens=options.tokens, temperature=0.0).tokens)
-        runs = [run(folder, options.ranks, options.tokens, 0.0)["seconds"] for _ in range(3)]
-        base = statistics.median(runs)
+        base = [run(folder, options.ranks, options.tokens, 0.0)["seconds"] for _ in range(2)][-1]  # once to warm up
         print(
             f"{options.ranks} ranks, {LAYERS} layers; through the relay without latency: {1e3 * base:.1f} ms per token"
         )
@@ -139,7 +138,7 @@ def main() -> None:
             found = run(folder, options.ranks, options.tokens, latency / 1e3)
             forecast = base + LAYERS * Group(options.ranks, latency / 1e3).sum_seconds(0)
             right = "right" if found["tokens"] == expected else "WRONG"
-            print(f"{latency:11g} {1e3 * found['seconds']:14.1f} {1e3 * forecast:10.1f}   {right}")
+            print(f"{latency:11g} {1e3 * found['seconds']:14.1f} {1e3 * forecast:10.1f}   {right}", flush=True)
 
 
 if __name__ == "__main__":
