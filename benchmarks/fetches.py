@@ -56,7 +56,7 @@ def fetching(store: ExpertStore) -> Contender:
         start = time.perf_counter()
         bring(store.fetch(*wanted))
         end = time.perf_counter()
-        assert store.stats.bytes_brought == store.stats.bytes_requested
+        assert store.stats.bytes_loaded == store.stats.bytes_requested
         return end - start
 
     return fetch

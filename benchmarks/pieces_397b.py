@@ -143,9 +143,9 @@ def resident_bytes(model: Model) -> dict[str, int]:
 def reads_alone(model: Model) -> float:
     """Seconds per byte of fetching all records of all layers as a prompt does, with nothing computed."""
     store = model.expert_store
-    start, before = time.perf_counter(), store.stats.bytes_brought
+    start, before = time.perf_counter(), store.stats.bytes_loaded
     fetch_everything(model)
-    return (time.perf_counter() - start) / (store.stats.bytes_brought - before)
+    return (time.perf_counter() - start) / (store.stats.bytes_loaded - before)
 
 
 def fetch_everything(model: Model) -> None:

@@ -200,14 +200,14 @@ class Benchmark:
                 model.forget()
                 stats = model.generate(prompt, max_tokens=1, temperature=0).stats
                 spent, layers = model.expert_store.stats.since(before), self.a.prefill_layers
-                reads = reads_alone(model) * spent.bytes_brought
+                reads = reads_alone(model) * spent.bytes_loaded
                 theirs = [self.found.get(f"{kind} {self.k}") for kind in ("prompt", "prompt, fused delta rule")]
                 mine = 1e3 * stats.prompt_seconds / layers
                 self.report.row(
                     "prefill", store="slots", tokens=len(prompt), layers=layers, s=stats.prompt_seconds,
                     tok_per_s_of_all_layers=len(prompt) / (stats.prompt_seconds * self.a.layers / layers),
-                    ms_per_layer=mine, GB_read=spent.bytes_brought / 1e9, waiting_for_reads_s=spent.fetch_seconds,
-                    reads_alone_s=reads, reads_alone_GB_per_s=spent.bytes_brought / reads / 1e9,
+                    ms_per_layer=mine, GB_read=spent.bytes_loaded / 1e9, waiting_for_reads_s=spent.fetch_seconds,
+                    reads_alone_s=reads, reads_alone_GB_per_s=spent.bytes_loaded / reads / 1e9,
                     rate_of_mlx_lm=_ratio(theirs[0], mine), rate_of_mlx_lm_fused=_ratio(theirs[1], mine),
                 )  # fmt: skip
 
@@ -261,10 +261,10 @@ class Benchmark:
         self.report.row(
             table, what=name, K=self.k, tok_per_s=1 / seconds, ms=1e3 * seconds, ms_per_layer=per_layer,
             of_mlx_lm_per_layer=_ratio(per_layer, self.found.get(f"token {self.k}")),
-            in_the_store=1 - spent.bytes_brought / spent.bytes_requested, missing_GB=spent.bytes_missing / 1e9,
+            in_the_store=1 - spent.bytes_loaded / spent.bytes_requested, missing_GB=spent.bytes_missing / 1e9,
             waiting_for_reads_ms=1e3 * spent.fetch_seconds / count,
         )  # fmt: skip
-        return seconds, spent.bytes_brought
+        return seconds, spent.bytes_loaded
 
 
 def _ms(seconds: float | None, parts: int = 1) -> float | None:

@@ -131,7 +131,7 @@ class LanguageModel(TextGeneration):
         return [run.reply(chunks) for run, chunks in zip(runs, found, strict=True)]
 
     def logits(self, token_ids: Sequence[int], last: int | None = None) -> mx.array:
-        """Logits of every position of a teacher-forced pass.
+        """Returns logits of every position of a teacher-forced pass.
 
         Args:
             token_ids: T token ids.
@@ -168,7 +168,7 @@ class LanguageModel(TextGeneration):
         prefill: str = "",
         raw: bool = False,
     ) -> list[int]:
-        """The token ids that :meth:`generate` would run for a prompt; arguments are those of :meth:`stream`.
+        """Returns the token ids that :meth:`generate` would run for a prompt; arguments are those of :meth:`stream`.
 
         Raises:
             PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.

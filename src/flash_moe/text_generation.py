@@ -262,5 +262,5 @@ class TextGeneration(ABC):
 
 
 def _arguments(names: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a method, of all its local names."""
+    """Returns the arguments of a method, of all its local names."""
     return {name: value for name, value in names.items() if name != "self"}

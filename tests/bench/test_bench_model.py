@@ -38,7 +38,7 @@ def test_cold_is_cold(report: ModelReport) -> None:
     if any(phase.leftover_bytes for phase in cold):
         pytest.skip("this file system keeps its pages")
     for phase in cold:
-        assert 0 < phase.experts.bytes_missing <= phase.experts.bytes_requested == phase.experts.bytes_brought
+        assert 0 < phase.experts.bytes_missing <= phase.experts.bytes_requested == phase.experts.bytes_loaded
         if sys.platform == "linux":  # reading one record may bring in parts of others before they are asked for
             assert phase.disk_bytes is not None
             assert phase.disk_bytes >= phase.experts.bytes_requested
@@ -63,7 +63,7 @@ def test_a_token_asks_for_its_experts(report: ModelReport, packed_checkpoint: Pa
 
 def test_layers_add_up(report: ModelReport) -> None:
     for phase in report.phases:
-        for name in ("fetches", "bytes_requested", "bytes_brought", "bytes_missing"):
+        for name in ("fetches", "bytes_requested", "bytes_loaded", "bytes_missing"):
             assert sum(getattr(s, name) for s in phase.layers.values()) == getattr(phase.experts, name)
         spent = sum(stats.seconds for stats in phase.layers.values())
         assert spent == pytest.approx(phase.experts.seconds)
@@ -84,7 +84,7 @@ def test_a_resident_store_has_no_cold_phases(packed_checkpoint: Path) -> None:
     with Model.load(packed_checkpoint, expert_io="resident") as model:
         found = bench(model, [1, 2, 3], 2)
     assert [(phase.name, phase.cold) for phase in found.phases] == [("prefill", False), ("decode", False)]
-    assert all(phase.experts.bytes_brought == 0 for phase in found.phases)
+    assert all(phase.experts.bytes_loaded == 0 for phase in found.phases)
 
 
 def test_an_end_of_sequence_ends_nothing(packed_checkpoint: Path) -> None:

@@ -101,7 +101,7 @@ def test_what_is_begun_meanwhile_is_read_behind(
     store = opened(source, io, cache)
     assert [np.array(record).tobytes() for record in store.fetch_each(1, [9], meanwhile)] == [source.records[1, 9]]
     assert [np.array(record).tobytes() for record in store.fetch_each(2, [4])] == [source.records[2, 4]]
-    assert store.stats.bytes_brought == store.stats.bytes_requested, "nothing is read twice"
+    assert store.stats.bytes_loaded == store.stats.bytes_requested, "nothing is read twice"
     store.close()
 
 

@@ -59,7 +59,7 @@ def test_reads_that_have_not_begun_are_given_up(
     store.close()
     assert pages_read(source, disk, 1, 5) == begun
     assert store.stats.bytes_unused == begun * PAGE
-    assert (store.stats.bytes_missing, store.stats.bytes_brought) == (2 * STRIDE, 2 * STRIDE)
+    assert (store.stats.bytes_missing, store.stats.bytes_loaded) == (2 * STRIDE, 2 * STRIDE)
 
 
 @every_packed_stream

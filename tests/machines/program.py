@@ -114,7 +114,7 @@ def run(case: dict[str, Any], rank: int, group: mx.distributed.Group | None) -> 
             for name in case["work"]:
                 found[name] = WORK[name](model)
         found["bytes_requested"] = store.stats.bytes_requested
-        found["bytes_brought"] = store.stats.bytes_brought
+        found["bytes_loaded"] = store.stats.bytes_loaded
     return found
 
 

@@ -135,5 +135,5 @@ def test_each_rank_reads_its_share(
     assert min(requested) > 0.7 * sum(requested) / size
     if case["options"].get("expert_io") == "resident":
         whole = sum(file.stat().st_size for file in (models / "packed").glob("experts-*"))
-        assert whole * 0.95 < sum(of_rank["bytes_brought"] for of_rank in by_rank) < whole
-        assert max(of_rank["bytes_brought"] for of_rank in by_rank) < 1.1 * whole / size
+        assert whole * 0.95 < sum(of_rank["bytes_loaded"] for of_rank in by_rank) < whole
+        assert max(of_rank["bytes_loaded"] for of_rank in by_rank) < 1.1 * whole / size

@@ -89,7 +89,7 @@ def test_a_share_alone_does_not_run(packed_checkpoint: Path, shares: list[Path],
 def test_records_of_others_are_not_read(packed_checkpoint: Path, shares: list[Path]) -> None:
     for table in (open_model(shares[0]).records(None), open_model(packed_checkpoint).records(Share(0, 3))):
         store = ResidentStore(RecordReader(table))
-        assert store.stats.bytes_brought == table.nbytes
+        assert store.stats.bytes_loaded == table.nbytes
         assert sum(np.array(store._bank_of(layer)).nbytes for layer in table.layouts) == table.nbytes
         with pytest.raises(ArgumentError, match="expert 1 of layer 0 is not in share 0/3"):
             table.extents(0, 1)

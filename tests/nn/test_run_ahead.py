@@ -76,11 +76,11 @@ def test_a_token_whose_experts_are_loaded_reads_nothing_and_restarts_nowhere(mod
     run(model, True, [[] for _ in TOKENS])
     cache = model._decoder.new_cache()
     for _ in range(2):  # the second time the same token finds what the first has loaded
-        before = counters.clean, counters.restarts, stats.bytes_brought, stats.fetches
+        before = counters.clean, counters.restarts, stats.bytes_loaded, stats.fetches
         model._decoder(mx.array([TOKENS[0]]), cache)
         cache = model._decoder.new_cache()
     assert (counters.clean, counters.restarts) == (before[0] + 1, before[1])
-    assert (stats.bytes_brought, stats.fetches) == (before[2], before[3] + 4)
+    assert (stats.bytes_loaded, stats.fetches) == (before[2], before[3] + 4)
 
 
 def test_restarts_are_bounded(model: Model) -> None:

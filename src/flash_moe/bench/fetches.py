@@ -84,9 +84,9 @@ def _timed(
     speeds: list[tuple[int, float]] = []
     for done, (layer, experts) in enumerate(sets, start=1):
         prepare(layer, experts)
-        before, start = store.stats.bytes_brought, time.perf_counter()
+        before, start = store.stats.bytes_loaded, time.perf_counter()
         bring(store.fetch(layer, experts))
-        speeds.append((store.stats.bytes_brought - before, time.perf_counter() - start))
+        speeds.append((store.stats.bytes_loaded - before, time.perf_counter() - start))
         if done >= _FEWEST and time.perf_counter() > deadline:
             break
     counted = speeds[1:] if len(speeds) > 1 else speeds

@@ -78,19 +78,19 @@ class Manifest:
             raise CheckpointError(f"{path} is damaged ({error!r}); convert the model again") from error
 
     def dump(self) -> str:
-        """The text of flash_moe.json."""
+        """Returns the text of flash_moe.json."""
         layers = {str(i): layer.to_json() for i, layer in sorted(self.layers.items())}
         share = {} if self.share.is_whole else {"share": str(self.share)}
         return json.dumps({"format": FORMAT, "version": VERSION, **share, "layers": layers, "resident": self.resident})
 
 
 def layer_file(layer: int) -> str:
-    """File name of a packed layer."""
+    """Returns file name of a packed layer."""
     return f"experts-{layer:05d}.safetensors"
 
 
 def layer_header(records: int, layout: RecordLayout) -> bytes:
-    """What precedes the records in a layer's file; its length is a multiple of 16 KiB."""
+    """Returns what precedes the records in a layer's file; its length is a multiple of 16 KiB."""
     tensors = {TENSOR: ("U8", (records, layout.stride))}
     return build_header(tensors, metadata=_metadata(layout), align=RECORD_ALIGNMENT)
 
@@ -100,7 +100,7 @@ def _metadata(layout: RecordLayout) -> dict[str, str]:
 
 
 def _states(metadata: Mapping[str, str], layout: RecordLayout) -> bool:
-    """Whether a file's metadata describes this layout."""
+    """Returns whether a file's metadata describes this layout."""
     try:
         return metadata.get("format") == FORMAT and RecordLayout.from_json(json.loads(metadata["layout"])) == layout
     except (ValueError, KeyError, TypeError, RecursionError, CheckpointError):
@@ -108,7 +108,7 @@ def _states(metadata: Mapping[str, str], layout: RecordLayout) -> bool:
 
 
 def open_layer(folder: Path, layer: PackedLayer, records: int) -> TensorInfo:
-    """The tensor of records in a layer's file, checked against the manifest.
+    """Returns the tensor of records in a layer's file, checked against the manifest.
 
     Raises:
         CheckpointError: the file is missing or truncated, or its tensor is not what the manifest says.
@@ -138,5 +138,5 @@ def open_layer(folder: Path, layer: PackedLayer, records: int) -> TensorInfo:
 
 
 def checksum(data: memoryview | bytes) -> str:
-    """The checksum of a record: BLAKE2b with 16 bytes, in hexadecimal."""
+    """Returns the checksum of a record: BLAKE2b with 16 bytes, in hexadecimal."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

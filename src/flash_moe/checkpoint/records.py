@@ -76,7 +76,7 @@ class RecordTable:
     share: Share = WHOLE
 
     def of_share(self, share: Share) -> RecordTable:
-        """The records of a share.
+        """Returns the records of a share.
 
         Raises:
             CheckpointError: the files hold another share.
@@ -92,11 +92,11 @@ class RecordTable:
         return replace(self, share=share)
 
     def experts(self, layer: int) -> range:
-        """The experts of a layer that the table has, ascending."""
+        """Returns the experts of a layer that the table has, ascending."""
         return self.share.experts(layer, self.num_experts)
 
     def extents(self, layer: int, expert: int) -> list[Extent]:
-        """The extents that together fill the record, in the order of the record."""
+        """Returns the extents that together fill the record, in the order of the record."""
         if not self.share.owns(layer, expert):
             raise ArgumentError(f"expert {expert} of layer {layer} is not in share {self.share}; ask its owner")
         return [run.extent(expert) for run in self._runs[layer]]
@@ -149,7 +149,7 @@ class RecordTable:
     def packed_in(
         cls, folder: Path, layers: Mapping[int, PackedLayer], num_experts: int, share: Share = WHOLE
     ) -> RecordTable:
-        """The records of packed layers.
+        """Returns the records of packed layers.
 
         Args:
             share: of the experts that the files hold.
@@ -184,7 +184,7 @@ def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> N
 
 
 def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[Run]]:
-    """Layout and runs of a layer whose projections are separate tensors."""
+    """Returns layout and runs of a layer whose projections are separate tensors."""
     sources = {name: _Projection(checkpoint, layer, name) for name in PROJECTIONS}
     parts = [(name, part, *stored) for name, source in sources.items() for part, stored in source.parts.items()]
     quantization = {name: q for name, source in sources.items() if (q := source.format.quantization) is not None}
@@ -230,7 +230,7 @@ class _Projection:
         self.parts = part_shapes(*self.shape.matrix(name), self.format)
 
     def _block(self, scales: TensorInfo) -> tuple[int, ...]:
-        """The shape of an expert's FP8 scales: one for each block of 128 × 128, for each row, or for all."""
+        """Returns the shape of an expert's FP8 scales: one for each block of 128 × 128, for each row, or for all."""
         stacked = scales is self._find("scales", None)
         shape = scales.shape[1:] if stacked else scales.shape
         if self.fused and len(shape) == 2:
@@ -258,7 +258,7 @@ class _Projection:
         return info
 
     def run(self, part: str, at: int, nbytes: int) -> Run:
-        """The run of one part, after its tensors' dtypes and shapes have been checked."""
+        """Returns the run of one part, after its tensors' dtypes and shapes have been checked."""
         dtype, shape = self.parts[part]
         first = self._tensor(part, 0)
         if first is not self._find(part, None):

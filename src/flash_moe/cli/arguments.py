@@ -149,7 +149,7 @@ def experts_per_token(text: str | None, option: str = "'--experts-per-token' / '
 
 
 def size(text: str, option: str) -> int:
-    """Bytes in "2GB", "1.5 GiB", "512MB" or "1000"."""
+    """Returns bytes in "2GB", "1.5 GiB", "512MB" or "1000"."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
     if match is None or (match[3] and not match[2]):
         raise typer.BadParameter(f"{text!r} is no size; write it as 2GB, 512MB or 1.5GiB.", param_hint=f"'{option}'")
@@ -157,7 +157,7 @@ def size(text: str, option: str) -> int:
 
 
 def one_of(value: Value, allowed: Iterable[Value], option: str) -> Value:
-    """The value, if it is allowed."""
+    """Returns the value, if it is allowed."""
     if value not in (allowed := tuple(allowed)):
         raise typer.BadParameter(
             f"{value} is not one of {', '.join(str(a) for a in allowed)}.", param_hint=f"'{option}'"
@@ -166,7 +166,7 @@ def one_of(value: Value, allowed: Iterable[Value], option: str) -> Value:
 
 
 def read_prompt(argument: str | None) -> str:
-    """The prompt: the argument, or all of stdin (less one final line break) for ``-`` or a pipe."""
+    """Returns the prompt: the argument, or all of stdin (less one final line break) for ``-`` or a pipe."""
     if argument is None and sys.stdin.isatty():
         raise _bad_prompt(
             "there is none; write it after the model, pipe it in, or talk to the model with 'flash-moe chat'."
@@ -189,7 +189,7 @@ def _bad_prompt(message: str) -> typer.BadParameter:
 
 
 def local_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint that is on this machine; nothing is downloaded.
+    """Returns the folder of a checkpoint that is on this machine; nothing is downloaded.
 
     Raises:
         CheckpointError: the folder does not exist.

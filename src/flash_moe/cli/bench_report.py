@@ -24,7 +24,7 @@ def model_table(report: ModelReport) -> str:
         _row("  waiting for experts", [_ms(phase.fetch_seconds) for phase in phases]),
         _row("  the rest", [_ms(phase.token_seconds - phase.fetch_seconds) for phase in phases]),
         _row("experts per token", [_size(phase, phase.experts.bytes_requested) for phase in phases]),
-        _row("  not in the store", [_size(phase, phase.experts.bytes_brought) for phase in phases]),
+        _row("  not in the store", [_size(phase, phase.experts.bytes_loaded) for phase in phases]),
         _row("  nor in the page cache", [_size(phase, phase.experts.bytes_missing) for phase in phases]),
         _row("  read, says the system", [_size(phase, phase.disk_bytes) for phase in phases]),
         _row("in memory", [f"{hit_rate(phase.experts):.1%}" for phase in phases]),

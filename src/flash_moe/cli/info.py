@@ -63,7 +63,7 @@ def command(
 
 
 def _sentence(model: str, info: Info, download: Download) -> str:
-    """What a download means for the disk and the memory, in words."""
+    """Returns what a download means for the disk and the memory, in words."""
     size, free = format_bytes(download.nbytes), format_bytes(download.free)
     memory = f"It keeps {format_memory(info.resident_bytes)} in memory and reads its experts from the disk."
     if not download.fits:

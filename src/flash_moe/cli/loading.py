@@ -30,7 +30,7 @@ Loader = Callable[[str, "str | None"], "Model"]
 
 
 def load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
-    """``Model.load`` with these options, of a folder or a hub repository. Loading is worth no lines in a file.
+    """Returns ``Model.load`` with these options, of a folder or a hub repository. Loading is worth no lines in a file.
 
     In a group of machines this returns on rank 0 only: the others follow, and end with it.
     """

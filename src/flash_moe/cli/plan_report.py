@@ -87,7 +87,7 @@ def _download_lines(plan: Plan) -> list[str]:
 
 
 def _term_rows(plan: Plan, seconds: dict[str, Seconds | None], shown: Callable[[float], str]) -> list[str]:
-    """A row for each term that is not nothing throughout."""
+    """Returns a row for each term that is not nothing throughout."""
     costs, names = plan.costs, {}
     speeds = costs.reads
     group = seconds is plan.prefill

@@ -127,7 +127,9 @@ def _require_same(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) 
 
 
 def _checkpoint(folder: Path) -> str:
-    """A digest of a checkpoint's files: small ones by content, large ones by size and time of their last change."""
+    """Returns a digest of a checkpoint's files: small ones by content, large ones by size and time of their last
+    change.
+    """
     found = hashlib.blake2b(digest_size=16)
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".flashmoe"):
         status = file.stat()

@@ -39,7 +39,7 @@ class ResidentStore(ExpertStore):
             bank = make_bank(len(experts), [layout], self.by_part)
             missing = sum(reader.locate(layer, expert).missing_bytes() for expert in experts)
             for stats in self._counters(layer):
-                stats.bytes_brought += layout.stride * len(experts)
+                stats.bytes_loaded += layout.stride * len(experts)
                 stats.bytes_missing += missing
             reader.read_all(layer, experts, [bank.targets(place) for place in range(len(experts))])
             self._banks[layer] = bank.bank

@@ -23,7 +23,7 @@ _Key = tuple[int, int]  # layer, expert
 
 
 def slot_count(table: RecordTable, capacity: int, cache_bytes: int = 0) -> int:
-    """How many slots a :class:`SlotStore` of these has."""
+    """Returns how many slots a :class:`SlotStore` of these has."""
     return min(2 * capacity + cache_bytes // max(table.max_stride, 1), table.count)
 
 

@@ -187,7 +187,7 @@ class ExpertStore(Watched, ABC):
         """
 
     def _bank_of(self, layer: int) -> Bank | None:
-        """The array that :meth:`_arrive` finds rows of; None where records are arrays of their own."""
+        """Returns the array that :meth:`_arrive` finds rows of; None where records are arrays of their own."""
         return None
 
     def _used(self, found: Sequence[Any], output: mx.array) -> None:
@@ -199,14 +199,15 @@ class ExpertStore(Watched, ABC):
 
     @abstractmethod
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
-        """Which records would be fetched without reading a byte that is outside memory, or are on their way.
+        """Returns which records would be fetched without reading a byte that is outside memory, or are on their way.
 
         Raises:
             ExpertReadError: a file cannot be opened or was changed.
         """
 
     def whole(self, layer: int, count: int) -> Bank | None:
-        """All records of a layer by expert id, [E, words] uint32, where the store holds them for good; else None.
+        """Returns all records of a layer by expert id, [E, words] uint32, where the store holds them for good; else
+        None.
 
         Then nobody needs to know which of them a token uses. Counts as a fetch of ``count`` records.
         """
@@ -222,7 +223,9 @@ class ExpertStore(Watched, ABC):
         return None
 
     def ahead(self, layer: int) -> tuple[Bank, mx.array]:
-        """The bank, and the row in it of each expert of a layer, [E] uint32: any row for one that is not loaded."""
+        """Returns the bank, and the row in it of each expert of a layer, [E] uint32: any row for one that is not
+        loaded.
+        """
         raise NotImplementedError(f"{type(self).__name__} keeps no experts")
 
     def use_loaded(self, layers: Sequence[int], ids: np.ndarray) -> int:
@@ -245,7 +248,7 @@ class ExpertStore(Watched, ABC):
         return count
 
     def _loaded_layers(self, layers: Sequence[int], ids: np.ndarray) -> int:
-        """What :meth:`use_loaded` returns; the experts of these layers are the latest used."""
+        """Returns what :meth:`use_loaded` returns; the experts of these layers are the latest used."""
         raise NotImplementedError(f"{type(self).__name__} keeps no experts")
 
     @abstractmethod
@@ -271,7 +274,7 @@ class ExpertStore(Watched, ABC):
         """Everything stays."""
 
     def cached_bytes(self) -> int:
-        """Bytes of the files with records that are in the page cache; 0 where the store needs no file."""
+        """Returns bytes of the files with records that are in the page cache; 0 where the store needs no file."""
         return 0
 
     def stop_if(self, cancelled: Callable[[], bool] | None) -> None:

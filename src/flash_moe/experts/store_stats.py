@@ -13,7 +13,7 @@ class StoreStats:
     Attributes:
         fetches: calls of :meth:`ExpertStore.fetch` and :meth:`ExpertStore.fetch_each`.
         bytes_requested: bytes of all records asked for.
-        bytes_brought: those of them that were not in the store's own memory, but in the page cache or only in files.
+        bytes_loaded: those of them that were not in the store's own memory, but in the page cache or only in files.
         bytes_missing: those of them that were not in the page cache either, when their reads were asked for; slots ask
             of a sample of each record.
         bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
@@ -23,7 +23,7 @@ class StoreStats:
 
     fetches: int = 0
     bytes_requested: int = 0
-    bytes_brought: int = 0
+    bytes_loaded: int = 0
     bytes_missing: int = 0
     bytes_unused: int = 0
     fetch_seconds: float = 0.0
@@ -33,15 +33,15 @@ class StoreStats:
         """Returns what was counted after ``before`` was copied from these counters."""
         return StoreStats(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
 
-    def count(self, stride: int, requested: int, brought: Mapping[int, int], waited: float, seconds: float) -> None:
+    def count(self, stride: int, requested: int, loaded: Mapping[int, int], waited: float, seconds: float) -> None:
         """Counts a fetch.
 
         Args:
-            requested: records of ``stride`` bytes. brought: missing bytes of those that were not in the store's memory.
+            requested: records of ``stride`` bytes. loaded: missing bytes of those that were not in the store's memory.
         """
         self.fetches += 1
         self.bytes_requested += stride * requested
-        self.bytes_brought += stride * len(brought)
-        self.bytes_missing += sum(brought.values())
+        self.bytes_loaded += stride * len(loaded)
+        self.bytes_missing += sum(loaded.values())
         self.fetch_seconds += waited
         self.seconds += seconds

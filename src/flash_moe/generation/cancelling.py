@@ -32,7 +32,7 @@ class Leaving:
         self._left = True
 
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Returns whether it is set."""
         return self._left or (self._other is not None and self._other())
 
 

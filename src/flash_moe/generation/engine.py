@@ -48,7 +48,7 @@ class Engine:
             self._turn.release()
 
     def new_cache(self) -> Cache:
-        """An empty cache for a new sequence."""
+        """Returns an empty cache for a new sequence."""
         return self._decoder.new_cache()
 
     def prefill(
@@ -159,7 +159,7 @@ class Engine:
     def run_together(
         self, tokens: Sequence[Sequence[int]], caches: Sequence[Any], tasks: Sequence[Task]
     ) -> list[mx.array]:
-        """Further tokens of several sequences, through the layers together where the network can.
+        """Returns further tokens of several sequences, through the layers together where the network can.
 
         Args:
             tasks: the generations that they are for; the pass counts in each.
@@ -177,11 +177,13 @@ class Engine:
             return list(together(tokens, caches))
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
-        """Logits of every position of a teacher-forced pass, [T, V] float32."""
+        """Returns logits of every position of a teacher-forced pass, [T, V] float32."""
         return self.last_logits(tokens, len(tokens), self.new_cache())
 
     def last_logits(self, tokens: Sequence[int], count: int, cache: Cache) -> mx.array:
-        """Logits of the last ``count`` positions, [count, V] float32; the cache holds at most what lies before them."""
+        """Returns logits of the last ``count`` positions, [count, V] float32; the cache holds at most what lies before
+        them.
+        """
         parts, first = [], len(tokens) - count
         for start in range(len(cache.tokens), len(tokens), self._chunk):
             chunk = tokens[start : start + self._chunk]

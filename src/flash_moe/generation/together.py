@@ -186,7 +186,7 @@ class _Batch:
 
 
 def _alike(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
-    """Groups of prompts that share at least half of the shortest, as indices, and what they share: its length.
+    """Returns groups of prompts that share at least half of the shortest, as indices, and what they share: its length.
 
     That of a single prompt is one less than its own.
     """

@@ -154,7 +154,7 @@ def joined(group: GroupOption, timeout: float) -> Iterator[Member | None]:
 
 
 def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
-    """Rank 0 listens and tells the others, by a sum, where and with which key."""
+    """Returns rank 0 listens and tells the others, by a sum, where and with which key."""
     announced = np.zeros(_KEY + _HOST + 1, np.int32)
     listener = None
     if group.rank() == 0:
@@ -178,7 +178,7 @@ def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
 
 
 def _accepted(listener: Listener, size: int) -> dict[int, Connection]:
-    """Those that know the key; in a thread, since a stranger may connect and say nothing."""
+    """Returns those that know the key; in a thread, since a stranger may connect and say nothing."""
     arrived: SimpleQueue[Connection] = SimpleQueue()
 
     def accept() -> None:
@@ -204,7 +204,7 @@ def _accepted(listener: Listener, size: int) -> dict[int, Connection]:
 
 
 def _own_host() -> str:
-    """The address by which other ranks reach rank 0: that of the back end's own connections."""
+    """Returns the address by which other ranks reach rank 0: that of the back end's own connections."""
     coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "")
     for address in (*host_addresses()[:1], coordinator, os.environ.get("NCCL_HOST_IP", "")):
         if host := address.rpartition(":")[0] or address:

@@ -42,7 +42,7 @@ class LeadingNetwork:
         return self._together if name == "run_together" else found
 
     def new_cache(self) -> LedCache:
-        """An empty cache for a new sequence, on all ranks."""
+        """Returns an empty cache for a new sequence, on all ranks."""
         return self.own(self.network.new_cache(), "new")
 
     def own(self, cache: Any, command: str, *arguments: int) -> LedCache:
@@ -106,7 +106,7 @@ class LeadingNetwork:
                 self.peers.end()
 
     def _stopped(self) -> bool:
-        """Whether a wait for reads has to end."""
+        """Returns whether a wait for reads has to end."""
         wanted = self._cancelled is None or not self._cancelled()
         return bool(self.peers.failure) or self.sums.stopped() or not wanted
 
@@ -119,7 +119,7 @@ class LeadingNetwork:
         self._ask("evict", flush)
 
     def _ask(self, command: str, *arguments: Any) -> list[Any]:
-        """The answers of all other ranks to a command."""
+        """Returns the answers of all other ranks to a command."""
         with self._asking:
             question, answers = next(self._questions), list[Any]()
             self.peers.send(command, question, *arguments)

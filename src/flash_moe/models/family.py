@@ -92,11 +92,11 @@ class ModelFiles(Checkpoint):
         return "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
 
     def layer_work(self, layer: int, float_bytes: int) -> LayerWork:
-        """What a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
+        """Returns what a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
         return layer_work(self.config, layer, float_bytes)
 
     def held_bytes(self, float_bytes: int) -> dict[str, int]:
-        """Bytes that each tensor but the experts' takes in memory, with activations of ``float_bytes`` bytes."""
+        """Returns bytes that each tensor but the experts' takes in memory, with activations of ``float_bytes`` bytes."""
         sizes = {"U32": 4, "U8": 1}
         return {
             name: math.prod(info.shape)
@@ -111,18 +111,20 @@ class ModelFiles(Checkpoint):
         dtype: mx.Dtype,
         kernels: bool | None = None,
     ) -> bool:
-        """Whether the network runs through the kernels of the CPU; see :func:`~.nn.cpu_choice.uses_cpu_kernels`."""
+        """Returns whether the network runs through the kernels of the CPU; see
+        :func:`~.nn.cpu_choice.uses_cpu_kernels`.
+        """
         return uses_cpu_kernels(self.config, layouts, experts_per_token, dtype, kernels)
 
     def layerwise(self, dtype: mx.Dtype) -> Layerwise:
-        """The network one layer at a time, each read when it is used."""
+        """Returns the network one layer at a time, each read when it is used."""
         resident = self.load_resident(dtype)
         return Layerwise(self.config, resident.arrays, resident.quantization)
 
     def timed_layer(
         self, layer: int, arrays: Mapping[str, mx.array], store: ExpertStore, experts_per_token: int, dtype: mx.Dtype
     ) -> TimedLayer:
-        """A layer by itself, with these arrays for its stored ones."""
+        """Returns a layer by itself, with these arrays for its stored ones."""
         cpu = self.uses_cpu_kernels(store.layouts, experts_per_token, dtype)
         found = self.family.in_one_convention(self, arrays, dtype, cpu)
         weights = Weights(found.arrays, found.quantization, join=not cpu).at("layers").at(layer)
@@ -146,7 +148,8 @@ class ModelFiles(Checkpoint):
         return table if share is None else table.of_share(share)
 
     def read_resident(self) -> dict[str, mx.array]:
-        """All weights but the routed experts, lazily, as stored; FP8 as what it stands for, integers in MLX's order.
+        """Returns all weights but the routed experts, lazily, as stored; FP8 as what it stands for, integers in MLX's
+        order.
 
         Raises:
             CheckpointError: a tensor has a dtype that no weight has.
@@ -166,7 +169,7 @@ class ModelFiles(Checkpoint):
         return arrays
 
     def load_resident(self, dtype: mx.Dtype, keep_matrices: bool = False) -> ResidentWeights:
-        """All weights but the routed experts, in one convention; see :meth:`Family.in_one_convention`.
+        """Returns all weights but the routed experts, in one convention; see :meth:`Family.in_one_convention`.
 
         Raises:
             CheckpointError: a tensor has a dtype that no weight has, lacks its quantisation, or has an impossible shape.
@@ -220,7 +223,8 @@ class ModelFiles(Checkpoint):
         threads: int | None = None,
         sums: Sums | None = None,
     ) -> Decoder:
-        """The network with its resident weights in memory; arguments are those of :class:`~.nn.decoder.Decoder`.
+        """Returns the network with its resident weights in memory; arguments are those of
+        :class:`~.nn.decoder.Decoder`.
 
         Raises:
             CheckpointError: a weight is missing, malformed or does not belong to the others, or a file was changed meanwhile.
@@ -280,8 +284,8 @@ class Family(ABC):
 
     @abstractmethod
     def mlx_name(self, canonical: str) -> str:
-        """The name that mlx-lm gives to a canonical one."""
+        """Returns the name that mlx-lm gives to a canonical one."""
 
     @abstractmethod
     def mlx_array(self, files: ModelFiles, name: str, array: mx.array) -> mx.array:
-        """A stored array as mlx-lm would store it."""
+        """Returns a stored array as mlx-lm would store it."""

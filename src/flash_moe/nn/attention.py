@@ -80,7 +80,9 @@ class GatedAttention(Module):
         return qk.squeeze(0)[: self._heads], qk[:, self._heads :], v, gate
 
     def _normed(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Query and key heads before they turn, [1, Hq + Hkv, T, D]; values [1, Hkv, T, D]; and gate [T, Hq, D]."""
+        """Returns query and key heads before they turn, [1, Hq + Hkv, T, D]; values [1, Hkv, T, D]; and gate [T, Hq,
+        D].
+        """
         tokens, eps = x.shape[0], self._config.rms_norm_eps
         q, k, v = self.qkv_proj(x)
         q, gate = q.reshape(1, tokens, self._heads, 2 * self._dim).split(2, axis=-1)
@@ -96,16 +98,18 @@ class GatedAttention(Module):
         )
 
     def look(self, q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        """Attention of :meth:`project`'s query over the keys and values of all tokens, [1, Hkv, S, D]: [Hq, T, D]."""
+        """Returns attention of :meth:`project`'s query over the keys and values of all tokens, [1, Hkv, S, D]: [Hq, T,
+        D].
+        """
         return attention(q, keys.squeeze(0), values.squeeze(0), self._dim**-0.5)  # an index would copy
 
     def output(self, y: mx.array, gate: mx.array) -> mx.array:
-        """The rest of the layer, from what :meth:`look` returned."""
+        """Returns the rest of the layer, from what :meth:`look` returned."""
         y = y.swapaxes(0, 1) * mx.sigmoid(gate)
         return self.o_proj(y.reshape(y.shape[0], self._heads * self._dim))
 
     def uses_kernels(self) -> bool:
-        """Whether one token goes through :meth:`heads` and :meth:`attend`."""
+        """Returns whether one token goes through :meth:`heads` and :meth:`attend`."""
         sizes = self._heads, self._kv_heads, self._dim, self._config.rotary_dims, self.q_norm.dtype
         return supports(*sizes[:3]) and use_kernel("attention", *sizes)
 
@@ -118,5 +122,5 @@ class GatedAttention(Module):
         return q, k[None], v.reshape(1, self._kv_heads, 1, self._dim), gate
 
     def attend(self, q: mx.array, gate: mx.array, keys: mx.array, values: mx.array, sizes: mx.array) -> mx.array:
-        """The rest of the layer, once key and value are in the cache."""
+        """Returns the rest of the layer, once key and value are in the cache."""
         return self.o_proj(decode_attention_kernel(q, keys, values, sizes, gate, self._dim**-0.5))

@@ -55,7 +55,9 @@ class KVCache:
         return np.array(self.keys, copy=False)[0], np.array(self.values, copy=False)[0]
 
     def _more(self) -> int:
-        """Tokens to make room for: what is missing, and an eighth of what is there, so that growth is rarer and rarer."""
+        """Returns tokens to make room for: what is missing, and an eighth of what is there, so that growth is rarer and
+        rarer.
+        """
         capacity = self.keys.shape[2]
         return -(-max(self.length - capacity, capacity // 8) // KV_STEP) * KV_STEP
 
@@ -85,7 +87,7 @@ class KVCache:
         self.length = saved
 
     def holds(self, length: int) -> bool:
-        """Whether the cache can be cut back to ``length``."""
+        """Returns whether the cache can be cut back to ``length``."""
         return length <= self.length
 
     @property
@@ -119,7 +121,7 @@ class DeltaCache:
         return [end - start for start, end in zip([0, *cuts], [*cuts, tokens], strict=True)]
 
     def in_place(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Conv and recurrent state in memory that the caller changes to those after further tokens.
+        """Returns conv and recurrent state in memory that the caller changes to those after further tokens.
 
         The length is ahead of them until :meth:`changed` says that it has: an interrupted change must be noticed.
         """
@@ -180,7 +182,7 @@ class DeltaCache:
         self.conv, self.state, self.length, self.marks = saved
 
     def holds(self, length: int) -> bool:
-        """Whether the cache can be cut back to ``length``."""
+        """Returns whether the cache can be cut back to ``length``."""
         return length in self.marks
 
     @property
@@ -189,7 +191,7 @@ class DeltaCache:
 
 
 def layer_cache(config: ModelConfig, layer: int, dtype: mx.Dtype) -> KVCache | DeltaCache:
-    """An empty cache of the kind that a layer needs."""
+    """Returns an empty cache of the kind that a layer needs."""
     return (KVCache if config.layer_types[layer] == FULL_ATTENTION else DeltaCache)(config, dtype)
 
 

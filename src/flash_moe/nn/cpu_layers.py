@@ -47,7 +47,7 @@ class Pass:
         self.tokens = sum(self.counts)
 
     def room(self, name: str, columns: int) -> np.ndarray:
-        """[T, columns] float32 of any content."""
+        """Returns [T, columns] float32 of any content."""
         if (room := self._rooms.get((name, columns))) is None:
             room = self._rooms[name, columns] = aligned(self.tokens, columns)
         return room
@@ -61,7 +61,7 @@ class Weights:
         self._keep: list[np.ndarray] = []
 
     def matrix(self, layer: Linear) -> Matrix:
-        """A linear layer's matrix, where it lies."""
+        """Returns a linear layer's matrix, where it lies."""
         q = layer.quantization
         held = layer.weight, layer.scales, layer.biases, layer.global_scale
         parts = [part for part in held if part is not None]
@@ -75,11 +75,11 @@ class Weights:
         return Matrix(fmt, rows, columns, (places[0], places[1], places[2]))
 
     def products(self, layers: Sequence[Linear]) -> Products:
-        """Linear layers of one input."""
+        """Returns linear layers of one input."""
         return Products([self.matrix(layer) for layer in layers], self.workers)
 
     def swiglu(self, mlp: SwiGLU) -> Swiglu:
-        """An MLP's three matrices."""
+        """Returns an MLP's three matrices."""
         gate, up = (self.matrix(layer) for layer in mlp.gate_up_proj.groups)
         return Swiglu(gate, up, self.matrix(mlp.down_proj))
 
@@ -143,6 +143,6 @@ class AttentionMixer:
 
 
 def bias_of(layers: Sequence[Linear]) -> np.ndarray | None:
-    """What linear layers of one input add to their outputs, if anything."""
+    """Returns what linear layers of one input add to their outputs, if anything."""
     biases = [view(layer.bias.astype(mx.float32)) for layer in layers if layer.bias is not None]
     return np.concatenate(biases) if biases else None

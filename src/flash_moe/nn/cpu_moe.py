@@ -54,7 +54,7 @@ class CpuMoE:
         self._experts = Experts(routed, weights.swiglu(moe.shared_expert), weights.workers)
 
     def router_logits(self, h: np.ndarray) -> np.ndarray:
-        """The router's logits, [T, E]."""
+        """Returns the router's logits, [T, E]."""
         return self.gates(h, aligned(len(h), self.gates.rows))[:, :-1]
 
     def __call__(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
@@ -92,7 +92,7 @@ class CpuMoE:
         self._rows(self._experts.arrange(h), ids, weights, y)
 
     def _routed(self, h: np.ndarray, run: Pass) -> tuple[Arranged, np.ndarray, np.ndarray, np.ndarray, Rows]:
-        """h for the experts; logits of the gates; ids and weights, [T, K]; and the shared expert's rows."""
+        """Returns h for the experts; logits of the gates; ids and weights, [T, K]; and the shared expert's rows."""
         logits = self.gates(h, run.room("gates", self.gates.rows))
         ids, weights = np.empty((run.tokens, self._k), np.int64), np.empty((run.tokens, self._k), np.float32)
         shared_gate = logits[:, -1]

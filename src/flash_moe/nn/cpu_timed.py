@@ -48,7 +48,7 @@ class CpuTimedLayer(TimedLayer):
 
 
 def product(layer: Linear, x: mx.array) -> Callable[[], mx.array]:
-    """What multiplies x, [1, in], with a linear layer."""
+    """Returns what multiplies x, [1, in], with a linear layer."""
     weights, row = Weights(workers()), np.array(x)
     products = weights.products([layer])
 

@@ -96,7 +96,7 @@ class DecoderLayer(Module):
             self.mlp(h)
 
     def front(self, x: mx.array, cache: KVCache | DeltaCache) -> tuple[mx.array, ...]:
-        """All of a sparse layer that does not need the routed experts.
+        """Returns all of a sparse layer that does not need the routed experts.
 
         Returns:
             What the experts take, [T, H], and :meth:`SparseMoE.route` of it.
@@ -106,7 +106,7 @@ class DecoderLayer(Module):
         return h, *self.mlp.route(h, x)
 
     def router_logits(self, residual: mx.array) -> mx.array:
-        """The logits, [T, E] float32, of a sparse layer's router for a residual stream, [T, H], behind the mixer."""
+        """Returns a sparse layer's router logits, [T, E] float32, for a residual stream, [T, H], behind the mixer."""
         logits: mx.array = self.mlp.gates(rms_norm(residual, self.post_attention_layernorm, self._eps))[0]
         return logits.astype(mx.float32)
 
@@ -216,7 +216,7 @@ class Decoder(Module):
                     shared.counters = outer
 
     def new_cache(self) -> SequenceCache:
-        """An empty cache for a new sequence."""
+        """Returns an empty cache for a new sequence."""
         return SequenceCache(self.config, self.dtype)
 
     def __call__(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
@@ -292,7 +292,7 @@ class Decoder(Module):
         return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """[T, H] hidden states to [T, V] float32 logits."""
+        """Turns [T, H] hidden states into [T, V] float32 logits."""
         if self._cpu is not None:
             return self._cpu.logits(hidden)
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head

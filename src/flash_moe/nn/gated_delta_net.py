@@ -75,7 +75,7 @@ class GatedDeltaNet(Module):
         return self.out_proj(outputs[0] if len(outputs) == 1 else mx.concatenate(outputs))
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The layer as a function of its states: output, new conv state, new recurrent state."""
+        """Returns the layer as a function of its states: output, new conv state, new recurrent state."""
         c, (heads, dv, dk) = self._config, state.shape
         sizes = c.linear_num_key_heads, heads, dk, dv, self.conv1d.shape[0], x.dtype
         if x.shape[0] == 1 and supports(dk) and use_kernel("delta_net", *sizes):

@@ -73,13 +73,13 @@ class Network(Protocol):
     run_ahead: Any
 
     def new_cache(self) -> Any:
-        """An empty cache for a new sequence."""
+        """Returns an empty cache for a new sequence."""
 
     def serving(self, task: Task) -> AbstractContextManager[None]:
         """Within, what is counted and what can be cancelled is the task's."""
 
     def pieces(self, tokens: Sequence[int], cache: Any, last: int) -> list[int]:
-        """How many tokens go through the layers together in :meth:`run`, one number for each time."""
+        """Returns how many tokens go through the layers together in :meth:`run`, one number for each time."""
 
     def run(self, tokens: Sequence[int], cache: Any, last: int) -> mx.array:
         """Runs further tokens of a sequence, which its cache takes over.

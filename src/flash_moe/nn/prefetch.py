@@ -93,7 +93,9 @@ class LayerPrefetch:
         self._shared, self._layer, self._following = shared, layer, following
 
     def logits(self, residual: Any) -> Any:
-        """What the next layer's router says of this residual stream, [1, E] float32, not evaluated; None if nobody asks."""
+        """Returns what the next layer's router says of this residual stream, [1, E] float32, not evaluated; None if
+        nobody asks.
+        """
         if not self._following or not self._shared.active:
             return None
         found = self._following[1](residual)

@@ -142,10 +142,10 @@ class RunAhead:
         Returns:
             [1, H]; the same bits in both ways.
         """
-        start, ahead, before = time.perf_counter(), self.switch.ahead, self._store.stats.bytes_brought
+        start, ahead, before = time.perf_counter(), self.switch.ahead, self._store.stats.bytes_loaded
         y = self._ahead(x, caches) if ahead else self._wait(x, caches)
         mx.eval(y)  # so that both ways are timed alike; the next token needs it anyway
-        self.switch.record(time.perf_counter() - start, (self._store.stats.bytes_brought - before) // self._record)
+        self.switch.record(time.perf_counter() - start, (self._store.stats.bytes_loaded - before) // self._record)
         self.counters.ahead += ahead
         self.counters.waited += not ahead
         return y

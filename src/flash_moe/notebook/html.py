@@ -19,7 +19,7 @@ _MARKS = {"user": "#3584e4", "assistant": "#2ea043", "tool": "#b58900", "system"
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
-    """A small table of names and values."""
+    """Returns a small table of names and values."""
     cells = "".join(
         f'<tr style="background:transparent"><td style="text-align:left;padding:.1em 1em .1em 0;{_DIM}">{html.escape(name)}'
         f'</td><td style="text-align:left;padding:.1em 0">{html.escape(value)}</td></tr>'
@@ -29,12 +29,12 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def text(content: str, style: str = "") -> str:
-    """Text whose white space counts."""
+    """Returns text whose white space counts."""
     return f'<div style="{_TEXT};{style}">{html.escape(content)}</div>' if content else ""
 
 
 def reasoning(content: str | None, *, opened: bool = False) -> str:
-    """Reasoning, folded away but for its title."""
+    """Returns reasoning, folded away but for its title."""
     if not content:
         return ""
     return (
@@ -44,29 +44,29 @@ def reasoning(content: str | None, *, opened: bool = False) -> str:
 
 
 def call(name: str, arguments: Mapping[str, Any] | str) -> str:
-    """A tool call in a box."""
+    """Returns a tool call in a box."""
     given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
     return f'<div style="{_BOX};{_CODE};{_TEXT}"><b>{html.escape(name)}</b> {html.escape(given)}</div>'
 
 
 def result(name: str, content: str, failed: bool) -> str:
-    """What came of a tool call, in a box."""
+    """Returns what came of a tool call, in a box."""
     edge = "border-color:#c44e52;" if failed else ""
     return f'<div style="{_BOX};{edge}{_CODE};{_TEXT}"><b>{html.escape(name)}</b> → {html.escape(content)}</div>'
 
 
 def problem(message: str) -> str:
-    """What is wrong, in a box."""
+    """Returns what is wrong, in a box."""
     return f'<div style="{_BOX};border-color:#c44e52;{_TEXT}">{html.escape(message)}</div>'
 
 
 def footnote(line: str) -> str:
-    """A line of small print."""
+    """Returns a line of small print."""
     return f'<div style="{_DIM};font-size:85%;margin-top:.4em">{html.escape(line)}</div>'
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Chat messages in OpenAI's form, one below the other."""
+    """Returns chat messages in OpenAI's form, one below the other."""
     return "".join(_message(message) for message in messages)
 
 

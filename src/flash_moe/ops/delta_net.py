@@ -16,7 +16,7 @@ def delta_net(
     conv_weight: mx.array, qk_scale: mx.array, log_decay: mx.array, dt_bias: mx.array, norm_weight: mx.array,
     l2_eps: float, eps: float,
 ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
-    """norm(gated_delta(conv(qkv))) · silu(z) for T tokens.
+    """Returns norm(gated_delta(conv(qkv))) · silu(z) for T tokens.
 
     Args:
         qkv: [T, C], C = 2 · Hk · Dk + Hv · Dv.
@@ -44,7 +44,7 @@ def delta_net_of_each(
     conv_weight: mx.array, qk_scale: mx.array, log_decay: mx.array, dt_bias: mx.array, norm_weight: mx.array,
     l2_eps: float, eps: float,
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:  # fmt: skip
-    """:func:`delta_net` for one token of each of N sequences.
+    """Returns :func:`delta_net` for one token of each of N sequences.
 
     Args:
         qkv, z, b, a: a row for each sequence.
@@ -65,7 +65,7 @@ def _inputs(
     mixed: mx.array, b: mx.array, a: mx.array, state_shape: tuple[int, ...], qk_scale: mx.array, log_decay: mx.array,
     dt_bias: mx.array, l2_eps: float, step: bool,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
-    """q, k, v, decay and beta as :func:`gated_delta` takes them, or :func:`gated_delta_step`."""
+    """Returns q, k, v, decay and beta as :func:`gated_delta` takes them, or :func:`gated_delta_step`."""
     tokens, (heads, dv, dk) = mixed.shape[0], state_shape
     qk, v = mx.split(mixed, [mixed.shape[1] - heads * dv], axis=-1)
     qk, v = l2_norm(qk.reshape(tokens, 2, -1, dk), l2_eps) * qk_scale, v.reshape(tokens, heads, dv)
@@ -78,7 +78,7 @@ def _inputs(
 
 
 def _gated(y: mx.array, z: mx.array, norm_weight: mx.array, eps: float, dtype: mx.Dtype) -> mx.array:
-    """norm(y) · silu(z): [T, Hv, Dv] to [T, Hv · Dv]."""
+    """Returns norm(y) · silu(z): [T, Hv, Dv] to [T, Hv · Dv]."""
     # MLX would convert a weight of another dtype in a launch of its own
     y = rms_norm(y, norm_weight, eps) if y.dtype == norm_weight.dtype else rms_norm(y, None, eps) * norm_weight
     shape, z = z.shape, z.reshape(y.shape).astype(mx.float32)

@@ -35,7 +35,7 @@ class AdaptedRecords:
             self.layouts[layer] = RecordLayout.of(parts, quantization(switch))
 
     def prepare(self, layer: int, records: np.ndarray) -> np.ndarray:
-        """Records [N, stride] uint8 as the files hold them, as those of :attr:`layouts`."""
+        """Returns records [N, stride] uint8 as the files hold them, as those of :attr:`layouts`."""
         layout, places = self.layouts[layer], self._places[layer]
         if layout == self._stored[layer]:
             return records
@@ -73,7 +73,7 @@ class AdaptedResident:
         )  # lets go of what gets evaluated
 
     def groups(self) -> dict[str, list[str]]:
-        """Names by the file that they go to, one for each decoder layer and one for all else."""
+        """Returns names by the file that they go to, one for each decoder layer and one for all else."""
         groups: dict[str, list[str]] = {}
         for name in sorted(self._arrays):
             layer = _LAYER.search(name)
@@ -82,15 +82,15 @@ class AdaptedResident:
         return groups
 
     def nbytes(self) -> int:
-        """Bytes that the files will hold, headers aside; before any group is made."""
+        """Returns bytes that the files will hold, headers aside; before any group is made."""
         return sum(array.nbytes for array in self._arrays.values())
 
     def config_section(self) -> dict[str, Any] | None:
-        """What config.json must say about quantisation."""
+        """Returns what config.json must say about quantisation."""
         return self._section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
-        """The arrays to be written for these names, which can be had once."""
+        """Returns the arrays to be written for these names, which can be had once."""
         return {name: self._arrays.pop(name) for name in names}
 
     def _quantize(self, network: Any, q: Quantization, experts: Mapping[str, Any]) -> None:

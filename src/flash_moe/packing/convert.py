@@ -260,5 +260,5 @@ class _Conversion:
 
 
 def _states(layer: int) -> str:
-    """The name of what a calibration saves for a layer."""
+    """Returns the name of what a calibration saves for a layer."""
     return f"calibration-{layer:05d}.npy"

@@ -85,7 +85,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
 
 
 def _bits_per_weight(layouts: list[RecordLayout]) -> float:
-    """The mean over layers, which all have equally many weights."""
+    """Returns the mean over layers, which all have equally many weights."""
     return sum(layout.bits_per_weight for layout in layouts) / max(len(layouts), 1)
 
 

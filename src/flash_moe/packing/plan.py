@@ -42,7 +42,9 @@ class Widths:
             raise ArgumentError(f"mode {self.mode!r} has bits of its own, found bits {given[0]}; leave bits out")
 
     def floats(self, quantized: bool) -> Quantization | None:
-        """What becomes of floats outside the experts; None in a quantised checkpoint, which holds them on purpose."""
+        """Returns what becomes of floats outside the experts; None in a quantised checkpoint, which holds them on
+        purpose.
+        """
         if self.mode not in (None, "affine"):
             return Quantization.of_mode(self.mode)
         if self.bits is None and self.mode is None and quantized:
@@ -50,7 +52,7 @@ class Widths:
         return Quantization(max(self.bits or 4, 4), self.group_size)
 
     def layouts(self, layouts: Mapping[int, RecordLayout], quantized: bool) -> dict[int, RecordLayout]:
-        """The layouts to write for those of a checkpoint, by layer.
+        """Returns the layouts to write for those of a checkpoint, by layer.
 
         Raises:
             CheckpointError: bits or group size are none that there are, or do not fit the rows.
@@ -76,7 +78,7 @@ class Widths:
 
 
 def identity(checkpoint: ModelFiles | AdaptedFiles, table: RecordTable) -> dict[str, Any]:
-    """What identifies the source; when any of it changes, a half-done conversion is of no use."""
+    """Returns what identifies the source; when any of it changes, a half-done conversion is of no use."""
     files = {checkpoint.folder / "config.json", *checkpoint.folder.glob(MANIFEST), *checkpoint.metadata}
     files |= {extent.file for layer in table.layouts for extent in table.extents(layer, table.experts(layer)[0])}
     states = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
@@ -84,7 +86,7 @@ def identity(checkpoint: ModelFiles | AdaptedFiles, table: RecordTable) -> dict[
 
 
 def warnings(layouts: Mapping[int, RecordLayout], target: Mapping[int, RecordLayout]) -> list[str]:
-    """What people should know about the result."""
+    """Returns what people should know about the result."""
     for i, layout in layouts.items():
         for name in changed_projections(layout, target[i]):
             old, new = layout.formats[name].quantization, target[i].formats[name].quantization
@@ -100,6 +102,6 @@ def warnings(layouts: Mapping[int, RecordLayout], target: Mapping[int, RecordLay
 
 
 def fingerprint(sequences: Sequence[Sequence[int]]) -> str:
-    """What identifies calibration texts."""
+    """Returns what identifies calibration texts."""
     tokens = json.dumps([[int(token) for token in sequence] for sequence in sequences])
     return hashlib.blake2b(tokens.encode(), digest_size=16).hexdigest()

@@ -140,7 +140,7 @@ class _Conversion:
         return checkpoint, ResidentFiles(checkpoint, floats, self.rounding)
 
     def _works(self) -> dict[Files, _Work]:
-        """All work, by the files that it needs."""
+        """Returns all work, by the files that it needs."""
         works: dict[Files, _Work] = {}
         for layer, source in self.table.layouts.items():
             changed = changed_projections(source, self.target[layer])
@@ -197,7 +197,7 @@ class _Conversion:
         source: RecordLayout,
         target: RecordLayout,
     ) -> list[tuple[Part, np.ndarray]]:
-        """Parts of the target, and their bytes."""
+        """Returns parts of the target, and their bytes."""
         if any(part.name in ("global_scale", "biases") for part, _ in places):
             adopt(self.checkpoint, layer, source, record[None], [linear])
         if linear not in changed_projections(source, target):
@@ -207,7 +207,7 @@ class _Conversion:
         return [(part, found[part.key]) for part in target.parts if part.key in found]
 
     def _layer(self, layer: int) -> Any:
-        """A layer's file as it grows, open for writing."""
+        """Returns a layer's file as it grows, open for writing."""
         path, target = self.layers / layer_file(layer), self.target[layer]
         header = self._header(layer)
         size = len(header) + len(self.table.experts(layer)) * target.stride

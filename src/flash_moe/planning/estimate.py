@@ -68,7 +68,7 @@ def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: 
 
 
 def held_share(needs: Needs, probabilities: np.ndarray) -> float:
-    """Share of the requests that find their record in the bank of slots."""
+    """Returns share of the requests that find their record in the bank of slots."""
     if not needs.slots or not needs.record:
         return 0.0
     return hit_rate(probabilities, needs.slots / needs.record / needs.expert_layers)
@@ -85,7 +85,7 @@ def prefill_seconds(
     memory: int,
     group: Group = ALONE,
 ) -> Seconds:
-    """A prompt up to its logits.
+    """Returns a prompt up to its logits.
 
     Args:
         hits: share of the touched records that are in the page cache.
@@ -125,12 +125,14 @@ def _chunks(prompt: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _both(probabilities: np.ndarray, tokens: int, others: int) -> float:
-    """How many experts of a layer are expected to be touched by these tokens and by the others, too."""
+    """Returns how many experts of a layer are expected to be touched by these tokens and by the others, too."""
     return distinct(probabilities, tokens) + distinct(probabilities, others) - distinct(probabilities, tokens + others)
 
 
 def _wait(needs: Needs, reads: ReadCost | None, touched: float, hits: float, experts: float) -> float:
-    """Seconds a layer waits for its records: for all of the first group, then for what computing does not cover."""
+    """Returns seconds a layer waits for its records: for all of the first group, then for what computing does not
+    cover.
+    """
     seconds = touched * needs.record * _seconds_per_byte(reads, hits)
     groups = max(1, math.ceil(touched / needs.capacity))
     return seconds / groups + (groups - 1) * max(0.0, (seconds - experts) / groups)
@@ -143,7 +145,7 @@ def _seconds_per_byte(reads: ReadCost | None, hits: float) -> float:
 
 
 def _ssd_share(reads: ReadCost | None, hits: float) -> float:
-    """The share of a wait that is for the SSD."""
+    """Returns the share of a wait that is for the SSD."""
     if reads is None or hits == 1:
         return 0.0 if hits == 1 else 1.0
     return (1 - hits) / reads.ssd_group / _seconds_per_byte(reads, hits)

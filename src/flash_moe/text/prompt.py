@@ -15,7 +15,7 @@ Prompts = list[str] | list[list[dict[str, Any]]] | list[list[int]]
 
 
 def several(prompt: object) -> TypeGuard[Prompts]:
-    """Whether this is a list of prompts, and not one of messages or token ids."""
+    """Returns whether this is a list of prompts, and not one of messages or token ids."""
     return isinstance(prompt, list) and bool(prompt) and all(isinstance(one, (str, list)) for one in prompt)
 
 
@@ -30,7 +30,7 @@ def encode_prompt(
     prefill: str = "",
     raw: bool = False,
 ) -> list[int]:
-    """The token ids of a string, a list of chat messages, or a list of token ids.
+    """Returns the token ids of a string, a list of chat messages, or a list of token ids.
 
     Args:
         vocab_size: ids the model has; it may be more than the tokenizer's.
@@ -72,7 +72,7 @@ def continued(text: str, prefill: str) -> str:
 
 
 def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:
-    """The ids as plain integers.
+    """Returns the ids as plain integers.
 
     Raises:
         PromptError: there are none, or one is no id of the vocabulary.
@@ -91,7 +91,7 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:
 
 
 def _listed(tokens: Any) -> Any:
-    """Arrays of NumPy, MLX and others as lists."""
+    """Returns arrays of NumPy, MLX and others as lists."""
     return tokens.tolist() if hasattr(tokens, "tolist") else tokens
 
 

@@ -136,6 +136,6 @@ def _cut(layer: Any, length: int) -> None:
 
 
 def arrays_of(layers: Sequence[Any]) -> list[mx.array]:
-    """The arrays of mlx-lm's caches."""
+    """Returns the arrays of mlx-lm's caches."""
     states = [layer.state for layer in layers if not (hasattr(layer, "empty") and layer.empty())]
     return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]

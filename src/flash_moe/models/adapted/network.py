@@ -33,7 +33,7 @@ class AdaptedNetwork:
         self._passed: Callable[[int], None] | None = None
 
     def new_cache(self) -> AdaptedCache:
-        """An empty cache for a new sequence."""
+        """Returns an empty cache for a new sequence."""
         return AdaptedCache(module("models.cache").make_prompt_cache(self.model))
 
     @contextmanager
@@ -53,7 +53,7 @@ class AdaptedNetwork:
         self._shared.sums = sums
 
     def pieces(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> list[int]:
-        """How many tokens go through the layers together in :meth:`run`, one number for each time."""
+        """Returns how many tokens go through the layers together in :meth:`run`, one number for each time."""
         first, count = len(cache.tokens), len(tokens)
         ends = {count - last, count, *(mark - first for mark in cache.marks)}
         inner = sorted(end for end in ends if 0 < end <= count)

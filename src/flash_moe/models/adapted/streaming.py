@@ -137,7 +137,7 @@ def parameters(switch: Any) -> Iterator[tuple[Key, mx.array]]:
 
 
 def quantization(switch: Any) -> dict[str, Quantization]:
-    """How the linear layers of an expert module are quantised; those that are not are left out."""
+    """Returns how the linear layers of an expert module are quantised; those that are not are left out."""
     return {
         linear: Quantization(m.bits, m.group_size, m.mode)
         for linear, m in switch.children().items()
@@ -203,5 +203,5 @@ def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> 
 
 
 def _fits(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
-    """Whether they are the same, or floats: models may be cast."""
+    """Returns whether they are the same, or floats: models may be cast."""
     return stored == wanted or (stored in _FLOATS and wanted in _FLOATS)

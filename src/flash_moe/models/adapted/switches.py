@@ -91,7 +91,7 @@ class LayerStream:
             return self._in_groups(module, x, experts, local)
 
     def _of_all_ranks(self, sums: Sums, module: Any, x: mx.array, chosen: np.ndarray) -> mx.array:
-        """Each output from the rank whose expert it is. All other ranks add zeros to it, which changes no bit."""
+        """Returns each output from the rank whose expert it is. All other ranks add zeros to it, which changes no bit."""
         own = sums.share.owns(self.layer, chosen)
         part = mx.zeros((*chosen.shape, sums.widths[self.layer] // chosen.shape[-1]), dtype=x.dtype)
         if own.any():
@@ -104,7 +104,7 @@ class LayerStream:
     def _in_groups(
         self, module: Any, x: mx.array, experts: np.ndarray, local: np.ndarray, own: np.ndarray | None = None
     ) -> mx.array:
-        """Rows sorted by expert, as many experts at a time as a fetch may ask for.
+        """Returns rows sorted by expert, as many experts at a time as a fetch may ask for.
 
         Args:
             own: what is computed, of the shape of ``local``; the output is 0 elsewhere. None for everything.
@@ -165,7 +165,7 @@ class Scaled:
 
 
 def _bank(records: Records, in_place: bool) -> tuple[mx.array, np.ndarray]:
-    """Records as an array [N, words], and which of its rows each of them is."""
+    """Returns records as an array [N, words], and which of its rows each of them is."""
     if records.rows is not None and in_place and not _on_cuda():
         return records.arrays[0], np.array(records.rows)
     stacked = records.stacked()

@@ -48,7 +48,7 @@ class Arranged:
 
 @lru_cache(maxsize=64)
 def _forms(formats: tuple[Format, ...], columns: int) -> tuple[list[int], np.ndarray, list[int]]:
-    """The form of each format; and of each form its order and the bytes of a row."""
+    """Returns the form of each format; and of each form its order and the bytes of a row."""
     orders = [fmt.arrangement(columns) for fmt in formats]
     widths = {order: 4 * fmt.arranged(columns) for order, fmt in zip(orders, formats, strict=True)}
     arrays = np.stack([order_array(order) for order in widths])
@@ -56,7 +56,7 @@ def _forms(formats: tuple[Format, ...], columns: int) -> tuple[list[int], np.nda
 
 
 def order_array(order: tuple[int, ...]) -> np.ndarray:
-    """:meth:`Format.arrangement` as :func:`~.rows.arrange` takes it."""
+    """Returns :meth:`Format.arrangement` as :func:`~.rows.arrange` takes it."""
     array = np.zeros(16, np.int64)
     array[: len(order)] = order
     return array

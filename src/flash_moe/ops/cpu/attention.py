@@ -21,7 +21,7 @@ _PART = record("tokens blocks proj out turns keys values capacity before")
 
 
 def supports(dim: int) -> bool:
-    """Whether the kernels can be used with heads of this width."""
+    """Returns whether the kernels can be used with heads of this width."""
     return dim % WIDTH == 0
 
 

@@ -110,7 +110,7 @@ class Swiglu:
         return cls(*matrices)
 
     def describe(self, gate_form: int, up_form: int) -> np.ndarray:
-        """[3] :data:`~.products.MATRIX`."""
+        """Returns [3] :data:`~.products.MATRIX`."""
         rows = [self.gate.describe(gate_form), self.up.describe(up_form), self.down.describe()]
         return np.array(rows, MATRIX)
 
@@ -154,7 +154,7 @@ class Experts:
         self._one = Arranged(formats, self._hidden_size, 1)
 
     def arrange(self, x: np.ndarray) -> Arranged:
-        """x, [T, H] float32, as :meth:`add` takes it."""
+        """Returns x, [T, H] float32, as :meth:`add` takes it."""
         arranged = self._one if len(x) == 1 else Arranged(self._formats, self._hidden_size, len(x))
         arranged.fill(x, self._workers)
         return arranged
@@ -191,5 +191,5 @@ class Experts:
 
 
 def _addresses(array: np.ndarray) -> np.ndarray:
-    """The address of each row."""
+    """Returns the address of each row."""
     return array.ctypes.data + np.arange(len(array)) * array.strides[0]

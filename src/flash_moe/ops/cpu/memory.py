@@ -11,7 +11,7 @@ _LINE = 64  # bytes of a cache line, and of the widest register
 
 
 def aligned(*shape: int, dtype: type = np.float32) -> np.ndarray:
-    """A new array on cache lines, not initialised."""
+    """Returns a new array on cache lines, not initialised."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(nbytes + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
@@ -19,7 +19,8 @@ def aligned(*shape: int, dtype: type = np.float32) -> np.ndarray:
 
 
 def view(array: mx.array) -> np.ndarray:
-    """NumPy's view of an MLX array's memory, of any dtype of weights (evaluates it; copies only what is not contiguous).
+    """Returns NumPy's view of an MLX array's memory, of any dtype of weights (evaluates it; copies only what is not
+    contiguous).
 
     bfloat16 and float16 come as uint16.
     """
@@ -31,5 +32,5 @@ def view(array: mx.array) -> np.ndarray:
 
 
 def record(names: str) -> np.dtype:
-    """What kernels get as arguments: a record of int64 with these names."""
+    """Returns what kernels get as arguments: a record of int64 with these names."""
     return np.dtype([(name, np.int64) for name in names.split()])
