@@ -24,7 +24,7 @@ _BITS = (2, 4, 8)
 
 @dataclass(frozen=True)
 class IntegerForm:
-    """How a checkpoint stores integers.
+    """The storage of integers in a checkpoint.
 
     Attributes:
         order: ``"gptq"``, ``"awq"`` or ``"packed"``.

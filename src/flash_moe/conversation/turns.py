@@ -27,7 +27,7 @@ class _Prompt:
 
 
 class Turns(ShownMessages):
-    """What a :class:`~.chat.Conversation` does in a turn; arguments and attributes are described there."""
+    """The turns of a :class:`~.chat.Conversation`, which describes arguments and attributes."""
 
     def __init__(
         self,

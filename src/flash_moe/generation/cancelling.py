@@ -1,4 +1,4 @@
-"""How a caller ends a generation: an event, or leaving what waits for the thread that generates."""
+"""The ways to end a generation: an event, or leaving the loop that waits for the generating thread."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _CAUSE_SECONDS = 2.0  # that the cause of a failed sum may take to arrive
 
 @dataclass
 class _State:
-    """What is known of a rank; times are those of this process's clock.
+    """The state of a rank; times are those of this process's clock.
 
     Attributes:
         heard: when a message of it came last.
@@ -49,7 +49,7 @@ class _State:
 
 
 class Peers:
-    """What a rank knows of the others: rank 0 of all, the others of rank 0.
+    """The other ranks as one rank sees them: rank 0 sees all, the others see rank 0.
 
     Nothing in MLX ends a sum whose partner is silent. So this looks at every rank, twice a second or more often: a rank
     that is gone or silent, or that makes no progress while others wait for it, ends the group everywhere. The ring's

@@ -1,4 +1,4 @@
-"""What a model is in a group of machines."""
+"""A model's place in a group of machines."""
 
 from __future__ import annotations
 

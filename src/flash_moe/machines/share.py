@@ -1,4 +1,4 @@
-"""Which experts a machine holds."""
+"""The experts that a machine holds."""
 
 from __future__ import annotations
 
