@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 import shutil
@@ -32,7 +31,7 @@ def whole_model(folder: Path, k: int | None, sequences: Sequence[TokenSequence])
 
 @pytest.fixture(params=[64 << 20, 5 * 4 * 288], ids=["large chunks", "5 rows"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("flash_moe.evaluation.token_scores"), "_CHUNK_BYTES", request.param)
+    monkeypatch.setattr(LayerwiseModel, "chunk_bytes", request.param)
 
 
 @pytest.mark.usefixtures("_chunks")
