@@ -42,8 +42,8 @@ def write(
     """
     config = copy.deepcopy(dict(FAMILIES[name])) | changed
     model_class, args_class = utils._get_classes(config)
-    model = model_class(args_class.from_dict(copy.deepcopy(config)))
     mx.random.seed(seed)
+    model = model_class(args_class.from_dict(copy.deepcopy(config)))
     model.update(tree_unflatten([(path, _random(array)) for path, array in tree_flatten(model.parameters())]))
     if mode is not None:
         mode = USUAL.get(name, "affine") if mode == "usual" else mode
