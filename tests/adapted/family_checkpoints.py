@@ -81,21 +81,3 @@ def checkpoint(name: str, folder: Path, **options: Any) -> Path:
 def plain(folder: Path) -> Any:
     """The network as mlx-lm loads it."""
     return utils.load_model(folder, lazy=True)[0]
-
-
-def table() -> str:
-    """The table of docs/families.md: what test_stream_experts and test_adapted_models run."""
-    rows = [
-        f"| {name} | yes | yes | {USUAL.get(name, 'affine')} | {_calls(name)} |" for name in FAMILIES if name not in OWN
-    ]
-    head = "| model type | loads | logits equal mlx-lm's | tested as | tool calls are read |\n|---|---|---|---|---|\n"
-    return head + "\n".join(rows) + "\n"
-
-
-def _calls(name: str) -> str:
-    return "yes" if name.startswith("qwen") else "where written as Qwen's"
-
-
-if __name__ == "__main__":
-    page = Path(__file__).parents[2] / "docs" / "families.md"
-    page.write_text(page.read_text().split("| model type")[0] + table())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,14 +18,6 @@ from flash_moe.evaluation import NetworkModel, TokenSequence, open_scored, read_
 from flash_moe.models import open_checkpoint
 from flash_moe.packing.info import describe
 from flash_moe.text import Tokenizer
-
-
-@pytest.fixture(autouse=True)
-def not_compiled() -> Iterator[None]:
-    """See test_stream_experts."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +66,7 @@ def test_plan_and_bench_io_on_this_machine(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "kimi_linear", "deepseek_v3", "nemotron_h"])
-def test_caches_that_plan_foresees(name: str, tmp_path: Path) -> None:
+def test_caches_that_plan_predicts(name: str, tmp_path: Path) -> None:
     """Bytes of keys, values and states are those of a pass that was run."""
     files = open_checkpoint(checkpoint(name, tmp_path / name))
     works = [files.layer_work(i, 4) for i in range(files.dimensions.num_hidden_layers)]
@@ -83,8 +74,8 @@ def test_caches_that_plan_foresees(name: str, tmp_path: Path) -> None:
         cache = model._engine.new_cache()
         for count in (255, 256):  # windows are cut to their length when a token follows
             model._engine.last_logits(list(range(count)), 1, cache)
-        foreseen = sum(256 * work.kv_per_token + work.state for work in works)
-        assert foreseen == pytest.approx(sum(array.nbytes for array in cache.arrays), rel=0.01)
+        predicted = sum(256 * work.kv_per_token + work.state for work in works)
+        assert predicted == pytest.approx(sum(array.nbytes for array in cache.arrays), rel=0.01)
     assert sum(work.sparse for work in works) == len(files.records().layouts)
     assert all(work.flops > 0 for work in works)
 

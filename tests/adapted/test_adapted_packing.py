@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,14 +20,6 @@ from flash_moe.packing.staging import Staging
 
 PROMPT = [17, 250, 3, 99, 140, 8, 8, 61, 230, 77, 5, 44, 91, 12, 0, 201]
 REPACKED = ("qwen3_moe", "gpt_oss", "nemotron_h", "deepseek_v3", "minimax_m2", "qwen2_moe")
-
-
-@pytest.fixture(autouse=True)
-def not_compiled() -> Iterator[None]:
-    """See test_stream_experts."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 def logits(folder: Path, expert_io: ExpertIO = "auto") -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
-from family_checkpoints import FAMILIES, checkpoint, plain, table, write
+from family_checkpoints import FAMILIES, checkpoint, plain, write
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from published import PUBLISHED
@@ -29,14 +28,6 @@ QUICK = (
     "bailing_moe", "nemotron_h", "llama4",
 )  # fmt: skip
 PROMPT = [17, 250, 3, 99, 140, 8, 8, 61, 230, 77, 5, 44, 91, 12, 0, 201]
-
-
-@pytest.fixture(autouse=True)
-def not_compiled() -> Iterator[None]:
-    """On the CPU, MLX has a C++ compiler make each of mlx-lm's compiled functions, which takes seconds a family."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 def families() -> list[Any]:
@@ -238,9 +229,3 @@ def test_mlx_lm_missing_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "mlx_lm.models.switch_layers", None)
     with pytest.raises(ConfigError, match=r"cannot be imported.*pip install"):
         stream_experts(model, folder)
-
-
-def test_the_table_of_the_docs_lists_what_is_tested() -> None:
-    """Write it anew with ``python tests/adapted/family_checkpoints.py``."""
-    page = Path(__file__).parents[2] / "docs" / "families.md"
-    assert page.read_text().endswith(table())

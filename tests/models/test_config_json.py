@@ -146,10 +146,10 @@ def test_heads_are_a_multiple_of_their_key_heads(heads: str, key_heads: str) -> 
         parse(**{heads: 4, key_heads: 3})
 
 
-def test_head_dim_defaults_to_an_equal_share() -> None:
+def test_head_dim_defaults_to_that_of_transformers() -> None:
     raw = text_config(hidden_size=96, num_attention_heads=4)
     del raw["head_dim"]
-    assert parsed(raw).head_dim == 24
+    assert parsed(raw).head_dim == 256
 
 
 @pytest.mark.parametrize("value", [1 << 40, 10**400], ids=["40 bits", "400 digits"])

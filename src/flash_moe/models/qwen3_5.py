@@ -117,7 +117,7 @@ def _parsed(raw: Mapping[str, Any]) -> ModelConfig:
     heads, kv_heads = get.integer("num_attention_heads"), get.integer("num_key_value_heads")
     key_heads, value_heads = get.integer("linear_num_key_heads"), get.integer("linear_num_value_heads")
     hidden = get.integer("hidden_size")
-    head_dim = get.integer("head_dim", hidden // heads)
+    head_dim = get.integer("head_dim", 256)  # as transformers has it
     experts = get.integer("num_experts", most=_MAX_EXPERTS)
     top_k = get.integer("num_experts_per_tok")
     positions = get.integer("max_position_embeddings", 32768)
