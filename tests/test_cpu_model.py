@@ -18,6 +18,7 @@ from random_checkpoint import next_config, text_config, write_checkpoint
 from sparse_checkpoint import write_sparse
 
 from flash_moe import ArgumentError, ExpertReadError, Model
+from flash_moe.experts.choosing import Reading, Work
 from flash_moe.nn.cpu_choice import _hint
 from flash_moe.packing.convert import convert
 
@@ -179,8 +180,8 @@ def test_without_numba(big_groups: Path, monkeypatch: pytest.MonkeyPatch, caplog
 def test_auto_measures_what_these_kernels_do(big_groups: Path, monkeypatch: pytest.MonkeyPatch, kernels: bool) -> None:
     asked = []
 
-    def choose(*arguments: object, in_place: bool) -> str:
-        asked.append(in_place)
+    def choose(table: object, k: int, measure: object, work: Work, by_part: bool) -> str:
+        asked.append(isinstance(work, Reading))
         return "slots"
 
     monkeypatch.setattr("flash_moe.experts.opening.choose", choose)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +13,7 @@ import mlx.core as mx
 from .checks import integer, resolve_experts_per_token
 from .errors import ArgumentError, MemoryLimitError
 from .experts.banks import can_lie_by_part
+from .experts.choosing import Copying, Reading, Work
 from .experts.opening import ExpertIO, held_bytes, open_store
 from .experts.store import ExpertStore
 from .limits import group_limit, resident_bytes
@@ -21,10 +22,11 @@ from .machines.share import WHOLE
 from .machines.sums import Sums
 from .models import ModelFiles, open_model
 from .models.adapted.loading import AdaptedFiles
+from .nn.expert_work import ExpertWork
 from .nn.network import Dimensions, Network
 from .nn.streaming import PLAIN, StreamingOptions
+from .ops.dispatch import Case, kernels_wanted, on_gpu, use_kernel
 from .ops.dispatch import kernels as allowed_kernels
-from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from .progress import Progress, ProgressOption, following
 from .proofs.prover import prove
 from .record import RecordLayout
@@ -122,10 +124,10 @@ def open_own(
     threads = None if threads is None else integer("threads", threads, 1)
     compute = resolve_dtype(dtype, checkpoint)
     table, sums = checkpoint.records(WHOLE if member is None else None), None
-    cpu = checkpoint.uses_cpu_kernels(table.layouts, k, compute, kernels)
     if member is not None:
         sums = member.sums(table.share, checkpoint.sum_widths)
         table = table.of_share(sums.share)
+        cpu = checkpoint.uses_cpu_kernels(table.layouts, k, compute, kernels)
         arithmetic = "CPU kernels" if cpu else str(mx.default_device().type)
         member.agree(sums.share, _facts(checkpoint.identity(table.layouts), k, str(compute), arithmetic))
     with following(progress) as told:
@@ -138,7 +140,8 @@ def open_own(
         held = held_bytes(table, expert_io, k, expert_cache)
         check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
         read = report("experts", "bytes", table.nbytes)
-        store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part, in_place=cpu)
+        work = token_work(checkpoint, table.layouts, k, compute, streaming, kernels, sums)
+        store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part, work=work)
         try:
             layers = report("layers", "layers", known.num_hidden_layers)
             network: Any = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads, sums)
@@ -198,10 +201,31 @@ def prove_kernels(
         cases = checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming, sums)
         if kernels_wanted() is None:
             prove(cases, progress)
-        if any(case[0] == "experts" and use_kernel(case[0], *case[1:]) for case in cases):
+        if _experts_are_kernels(cases):
             return False
     stored = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}[dtype]
     return can_lie_by_part(list(layouts.values()), stored)
+
+
+def token_work(
+    checkpoint: ModelFiles,
+    layouts: Mapping[int, RecordLayout],
+    experts_per_token: int,
+    dtype: mx.Dtype,
+    streaming: StreamingOptions = PLAIN,
+    kernels: bool | None = None,
+    sums: Sums | None = None,
+) -> Work:
+    """Returns what a token does with its experts; arguments as of :func:`prove_kernels`, which comes first."""
+    if not on_gpu():
+        return Reading() if checkpoint.uses_cpu_kernels(layouts, experts_per_token, dtype, kernels) else Copying()
+    with allowed_kernels(kernels):
+        cases = checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming, sums)
+        return ExpertWork(layouts, dtype, kernels=_experts_are_kernels(cases))
+
+
+def _experts_are_kernels(cases: Iterable[Case]) -> bool:
+    return any(case[0] == "experts" and use_kernel(case[0], *case[1:]) for case in cases)
 
 
 def check_memory(weights: int, experts: int) -> None:

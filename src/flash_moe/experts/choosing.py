@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Streaming = Literal["mapped", "slots"]
 VARIABLE = "FLASH_MOE_EXPERT_IO"
-SECONDS = 0.25  # after which measuring stops; one fetch may still be under way
+SECONDS = 0.25  # after the first round, which compiles, when measuring stops; one fetch may still be under way
 _ROUNDS = 4  # fetches by each store, with the page cache empty and again with it full; fewer would find full slots
 _RECORDS = 4  # of a fetch at the most, so that a slow disk has time for several
 _CLEARLY = 0.9  # the usual choice is left where the other takes less than this share of its time
@@ -37,10 +37,40 @@ _FORMAT = 1
 
 
 class Timing(NamedTuple):
-    """Seconds that the same fetches took by each store, and whatever brings the records to those who compute."""
+    """Seconds that the same work took with each store."""
 
     mapped: float
     slots: float
+
+
+class Work(Protocol):
+    """What a token does with the records of some experts, fetching included; ``name`` says which kind of work it is."""
+
+    name: str
+
+    def __call__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None: ...
+
+
+class Copying:
+    """Has the device copy the records."""
+
+    name = "copies"
+
+    def __call__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
+        records = store.fetch(layer, experts)
+        stacked = records.stacked()
+        records.used_by(stacked)
+        mx.eval(stacked)
+
+
+class Reading:
+    """Reads the records once where they lie, as the kernels of the CPU do."""
+
+    name = "in place"
+
+    def __call__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
+        for record in store.fetch_bytes(layer, experts):
+            record.view(np.uint64).sum()
 
 
 Measure = Callable[[RecordTable, int], Timing | None]
@@ -48,7 +78,11 @@ _known: dict[tuple[Path, str], Streaming] = {}  # by file and key, where the fil
 
 
 def choose(
-    table: RecordTable, experts_per_token: int, measure: Measure | None = None, *, in_place: bool = False
+    table: RecordTable,
+    experts_per_token: int,
+    measure: Measure | None = None,
+    work: Work | None = None,
+    by_part: bool = False,
 ) -> Streaming:
     """The store for a packed checkpoint: what ``FLASH_MOE_EXPERT_IO`` says, what was remembered, or what is faster.
 
@@ -57,7 +91,8 @@ def choose(
 
     Args:
         measure: stands in for :func:`measure_stores`.
-        in_place: whether records are used where they lie, as the kernels of the CPU do.
+        work: what is done with the records; they are copied by default.
+        by_part: as in :class:`~flash_moe.experts.slots.SlotStore`.
 
     Raises:
         ArgumentError: the variable names no streaming store.
@@ -69,10 +104,11 @@ def choose(
     usual: Streaming = "mapped" if mx.metal.is_available() else "slots"
     file = _cache_file()
     try:
-        key = _key(table, in_place)
+        work = work or Copying()
+        key = _key(table, work.name)
         if (known := _known.get((file, key)) or _recall(file).get(key)) is not None:
             return known
-        timing = (measure or partial(measure_stores, in_place=in_place))(table, experts_per_token)
+        timing = (measure or partial(measure_stores, work=work, by_part=by_part))(table, experts_per_token)
     except UnmappableError as error:
         logger.info("expert_io='auto' is slots: %s", error)
         return "slots"
@@ -90,8 +126,10 @@ def choose(
     return choice
 
 
-def measure_stores(table: RecordTable, experts_per_token: int, *, in_place: bool = False) -> Timing | None:
-    """Fetches as decoding does, each from the disk and then from the page cache, by both stores in turn.
+def measure_stores(
+    table: RecordTable, experts_per_token: int, work: Work | None = None, by_part: bool = False
+) -> Timing | None:
+    """Works as decoding does, each time from the disk and then from the page cache, through both stores in turn.
 
     Args:
         in_place: read the records once where they lie, instead of having MLX copy them where it has to.
@@ -102,18 +140,21 @@ def measure_stores(table: RecordTable, experts_per_token: int, *, in_place: bool
     Raises:
         ExpertReadError: a record cannot be read.
     """
-    deadline = time.perf_counter() + SECONDS
+    deadline = float("inf")
     count = min(experts_per_token, _RECORDS, *(len(table.experts(layer)) for layer in table.layouts))
     reader = RecordReader(table)  # one for both: pages that another mapping holds could not be dropped
     try:
-        stores = MappedStore(reader, count), SlotStore(reader, count)
+        stores = MappedStore(reader, count), SlotStore(reader, count, by_part=by_part)
+        work = work or Copying()
         mapped = slots = 0.0
         fetches = product((True, False), _sample(table, count))
         for number, (cold, (layer, experts)) in enumerate(fetches):
-            first, second = (_fetch(store, reader, layer, experts, cold, in_place) for store in stores)
+            first, second = (_seconds(work, store, reader, layer, experts, cold) for store in stores)
             if number and first is not None and second is not None:  # the first fetches start threads and compile
                 mapped, slots = mapped + first, slots + second
-            if time.perf_counter() > deadline:
+            if not number:
+                deadline = time.perf_counter() + SECONDS
+            elif time.perf_counter() > deadline:
                 break
     finally:
         reader.close()
@@ -131,10 +172,10 @@ def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
     return found
 
 
-def _fetch(
-    store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool, in_place: bool
+def _seconds(
+    work: Work, store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool
 ) -> float | None:
-    """Seconds of one fetch; None where it should have been cold and the page cache kept the records."""
+    """Returns seconds of the work; None where it should have been cold and the page cache kept the records."""
     locations = [reader.locate(layer, expert) for expert in experts]
     as_wanted = True
     if cold:
@@ -142,21 +183,14 @@ def _fetch(
             location.evict()
         as_wanted = all(location.missing_bytes() == location.nbytes for location in locations)
     start = time.perf_counter()
-    if in_place:
-        for record in store.fetch_bytes(layer, experts):
-            record.view(np.uint64).sum()
-    else:
-        records = store.fetch(layer, experts)
-        stacked = records.stacked()
-        records.used_by(stacked)
-        mx.eval(stacked)
+    work(store, layer, experts)
     return time.perf_counter() - start if as_wanted else None
 
 
-def _key(table: RecordTable, in_place: bool) -> str:
-    """File system, form of the checkpoint, device, and how it takes records."""
-    device, taken = table.files[0].stat().st_dev, ", in place" if in_place else ""
-    return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}{taken}"
+def _key(table: RecordTable, work: str) -> str:
+    """File system, form of the checkpoint, device and kind of work."""
+    device = table.files[0].stat().st_dev
+    return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}, {work}"
 
 
 def _cache_file() -> Path:

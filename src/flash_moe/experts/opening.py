@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError
 from ..limits import memory_limit
-from .choosing import Measure, choose
+from .choosing import Measure, Work, choose
 from .mapped import MappedStore
 from .reader import RecordReader
 from .resident import ResidentStore
@@ -44,7 +44,7 @@ def open_store(
     progress: Callable[[int], None] | None = None,
     measure: Measure | None = None,
     by_part: bool = False,
-    in_place: bool = False,
+    work: Work | None = None,
 ) -> ExpertStore:
     """Opens the store for a checkpoint's records.
 
@@ -53,8 +53,8 @@ def open_store(
 
     Args:
         by_part: keep each part of the records in a bank of its own, where there are banks.
-        measure: stands in for the measurement of ``"auto"``.
-        in_place: whether records are used where they lie, as the kernels of the CPU do; ``"auto"`` measures that.
+        measure: stands in for the measurement of ``"auto"``; work: what that times, see
+            :func:`~flash_moe.experts.choosing.choose`.
 
     Raises:
         ArgumentError: ``expert_io`` is unknown, or does not go with a cache.
@@ -62,9 +62,9 @@ def open_store(
     """
     check_io(expert_io, cache_bytes)
     if expert_io == "auto":
-        expert_io = "slots"
-        if table.packed and not cache_bytes:
-            expert_io = choose(table, experts_per_token, measure, in_place=in_place)
+        expert_io = (
+            choose(table, experts_per_token, measure, work, by_part) if table.packed and not cache_bytes else "slots"
+        )
     reader = RecordReader(table)
     if expert_io == "resident":
         return ResidentStore(reader, progress, by_part=by_part)

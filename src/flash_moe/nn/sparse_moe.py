@@ -126,7 +126,9 @@ class SparseMoE(Module):
         """Fetches the routed experts and adds their part to the rest."""
         one = x.shape[0] == 1
         ahead = self.prefetch.logits(rest) if one and self.prefetch is not None else None
-        self._start(ids, weights, [*([rest] if self._adds_rest else []), *([] if ahead is None else [ahead])])
+        mx.async_eval(ids, weights)
+        # in an evaluation of its own, for which the host does not wait: it computes the shared expert during the fetch
+        mx.async_eval(*([rest] if self._adds_rest else []), *([] if ahead is None else [ahead]))
         if (
             one and self.choice is None and kernel.back_end() == "cuda"
         ):  # where a look at the weights moves them to the host
@@ -140,14 +142,6 @@ class SparseMoE(Module):
                 chosen, weights = self._choose(self.choice, chosen, weights)
             return self._for_token(x, chosen[0].tolist(), weights, rest, ahead)
         return rest + self._for_rows(x, chosen, weights)
-
-    def _start(self, ids: mx.array, weights: mx.array, others: list[mx.array]) -> None:
-        """Starts what the host waits for, and what the device computes meanwhile."""
-        if kernel.back_end() == "cuda":  # where a second evaluation takes the host longer than these take the device
-            mx.async_eval(ids, weights, *others)
-            return
-        mx.async_eval(ids, weights)
-        mx.async_eval(*others)
 
     @property
     def _adds_rest(self) -> bool:

@@ -16,8 +16,9 @@ from ..errors import ArgumentError
 from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
 from ..limits import memory_limit
-from ..loading import resolve_dtype
-from ..models import open_checkpoint
+from ..loading import prove_kernels, resolve_dtype, token_work
+from ..models import ModelFiles, open_checkpoint
+from ..models.adapted.loading import AdaptedFiles
 from .costs import Costs
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
 from .group import ALONE, Group
@@ -145,8 +146,7 @@ def plan(
         k = checkpoint.experts_for(experts_per_token)
         table = checkpoint.records()
         dtype = resolve_dtype(checkpoint.stored_dtype if machine else None, checkpoint)
-        in_place = machine is None and here and checkpoint.uses_cpu_kernels(table.layouts, k, dtype)
-        io = _expert_io(expert_io, table, k, machine, here, in_place)
+        io = _expert_io(expert_io, checkpoint, table, k, dtype, machine, here)
         need = needs(checkpoint, table, k, dtype.size, io)
         slots = need.slots // group.machines if io == "resident" else need.slots
         own = dataclasses.replace(need, experts=need.experts // group.machines, slots=slots)  # of each machine
@@ -192,13 +192,22 @@ def _shares(
 
 
 def _expert_io(
-    wanted: ExpertIO, table: RecordTable, k: int, machine: Machine | None, here: bool, in_place: bool
+    wanted: ExpertIO,
+    checkpoint: ModelFiles | AdaptedFiles,
+    table: RecordTable,
+    k: int,
+    dtype: mx.Dtype,
+    machine: Machine | None,
+    here: bool,
 ) -> ExpertIO:
     """What ``"auto"`` will be: measured where the weights are here, mapped for packed checkpoints on Metal."""
     if wanted != "auto":
         return wanted
     if machine is None and here and table.packed:
-        return choose(table, k, in_place=in_place)
+        if isinstance(checkpoint, AdaptedFiles):
+            return choose(table, k)
+        by_part = prove_kernels(checkpoint, table.layouts, k, dtype)
+        return choose(table, k, work=token_work(checkpoint, table.layouts, k, dtype), by_part=by_part)
     metal = machine is not None or mx.metal.is_available()
     return "mapped" if table.packed and metal else "slots"
 
