@@ -125,4 +125,4 @@ def test_on_a_terminal(endless_checkpoint: Path) -> None:
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)  # a model cannot drive the terminal
     assert SUMMARY.fullmatch(re.sub(r"\s+", " ", summary.replace("\x1b[0m", "")).strip() + "\n")
     assert missing.returncode == 2
-    assert b"pipe it in" in stderr
+    assert b"pipe it in" in stderr and b"flash-moe chat" in stderr

@@ -81,7 +81,7 @@ def build(
             sites from reaching a server on this machine under a name of theirs.
         allowed_origins: sites whose pages may use the server (CORS); none by default.
     """
-    feed = ExpertsFeed(service.model, service.names[0], lambda: service.generated)
+    feed = ExpertsFeed(service.model, service.names[0], lambda: service.generated, service.shutting_down.is_set)
 
     def guarded(
         handle: Callable[[Request], Awaitable[Response]], anthropic: bool = False
@@ -92,7 +92,7 @@ def build(
                 response = await _unless_gone(request, handle)
             except Exception as error:
                 refusal = refusal_of(error)
-                if refusal.status >= 500:
+                if refusal.status >= 500 and refusal is not error:
                     log.exception("a request failed")
                 body = anthropic_messages.error_body(refusal) if anthropic else openai_chat.error_body(refusal)
                 response = JSONResponse(body, refusal.status, refusal.headers)

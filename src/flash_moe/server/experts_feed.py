@@ -21,10 +21,11 @@ class ExpertsFeed:
     Args:
         name: what requests call the model.
         tokens: returns the number of tokens generated so far.
+        ended: returns whether nobody is to watch any more.
     """
 
-    def __init__(self, model: Model, name: str, tokens: Callable[[], int]) -> None:
-        self._model, self._name, self._tokens = model, name, tokens
+    def __init__(self, model: Model, name: str, tokens: Callable[[], int], ended: Callable[[], bool]) -> None:
+        self._model, self._name, self._tokens, self._ended = model, name, tokens, ended
         self._watching: set[_Watcher] = set()
         self._lock = threading.Lock()
 
@@ -60,7 +61,7 @@ class ExpertsFeed:
                 }
             )
             last, tokens = time.monotonic(), self._tokens()
-            while True:
+            while not self._ended():
                 await asyncio.sleep(INTERVAL)
                 with self._lock:
                     event = watcher.take()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,25 @@ from .app import LOCAL_HOSTS, Limits, build
 from .service import Service
 from .turns import Turns
 
-SHUTDOWN_SECONDS = 5  # what replies that run may take to end after Ctrl-C
+GRACE_SECONDS = 5.0  # after SIGTERM or Ctrl-C, in which replies may end by themselves; then they end with an error
+_LAST_SECONDS = 5.0  # for writing those errors
+
+
+class _Server(uvicorn.Server):
+    """Ends replies in the words of their protocol where they take too long to end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuses new connections, and waits for those that are open."""
+        self._service.shutting_down.set()
+        timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._service.end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
 
 def is_local(host: str) -> bool:
@@ -57,7 +77,9 @@ def serve(
     prompt_limit: int | None = None,
     allowed_origins: list[str] | None = None,
 ) -> None:
-    """Serves a model until the process is interrupted.
+    """Serves a model until SIGTERM, at which this returns, or SIGINT, at which it raises KeyboardInterrupt.
+
+    New connections are refused from then on. Replies that have not ended after 5 seconds end with an error.
 
     Args:
         listening: of :func:`listener`. host: the address it has.
@@ -75,6 +97,11 @@ def serve(
         allowed_origins=allowed_origins,
     )
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
-    )
-    uvicorn.Server(config).run([listening])
+        app, log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS + _LAST_SECONDS,
+    )  # fmt: skip
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has ended
+    try:
+        _Server(config, service).run([listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)

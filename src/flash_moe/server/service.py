@@ -61,6 +61,9 @@ class Service:
     Args:
         names: names that requests may give the model; the first is its own.
         prompt_limit: the most tokens of a prompt.
+
+    Attributes:
+        shutting_down: set once no new connection is taken.
     """
 
     def __init__(self, model: Model, names: list[str], turns: Turns, prompt_limit: int | None = None) -> None:
@@ -68,6 +71,9 @@ class Service:
         self.metrics = Metrics(model, turns)
         self._prompt_limit = prompt_limit
         self.generated = 0  # tokens so far
+        self.shutting_down = threading.Event()
+        self._ended = False
+        self._cancels: set[threading.Event] = set()  # of the generations that run
 
     def check_name(self, name: str) -> None:
         """Refuses a model that is not served here, with 404."""
@@ -75,6 +81,16 @@ class Service:
             raise Refusal(
                 404, f"the model {name[:200]!r} is not served here; it is {self.names[0]!r}", "model", "model_not_found"
             )
+
+    def end(self) -> None:
+        """Ends what runs and refuses what waits or comes, with 503. May be called by any thread."""
+        self._ended = True
+        for cancel in list(self._cancels):
+            cancel.set()
+
+    def _check_going(self) -> None:
+        if self._ended:
+            raise Refusal(503, "the server is shutting down; ask again later", code="service_unavailable")
 
     @asynccontextmanager
     async def generation(self, prompt: Any, options: dict[str, Any]) -> AsyncIterator[AsyncIterator[Chunk | None]]:
@@ -84,11 +100,12 @@ class Service:
             Its chunks as they come, and None where none came for some seconds.
 
         Raises:
-            Refusal: the queue is full.
+            Refusal: the queue is full, or the server ends.
             FlashMoEError: the arguments do not fit; this is found before the first chunk.
         """
         cancel = threading.Event()
         async with self.turns.turn():
+            self._check_going()
             await asyncio.to_thread(self._check_length, prompt, options)
             stream = await asyncio.to_thread(
                 partial(self.model.stream, prompt, cancel=cancel, progress=False, **options)
@@ -101,14 +118,24 @@ class Service:
                 loop.call_soon_threadsafe(queue.put_nowait, item)
 
             thread = threading.Thread(target=self._run, args=(stream, put), name="flash_moe request", daemon=True)
+            self._cancels.add(cancel)
             thread.start()
             try:
-                yield _chunks(queue, ended)
+                self._check_going()  # which may have changed since
+                yield self._going(_chunks(queue, ended))
             finally:
                 cancel.set()
+                self._cancels.discard(cancel)
                 with anyio.CancelScope(shield=True):  # a place is free only when its thread has ended
                     while not ended.is_set():
                         await anext(_chunks(queue, ended), None)
+
+    async def _going(self, chunks: AsyncIterator[Chunk | None]) -> AsyncIterator[Chunk | None]:
+        """Chunks as long as the server goes on."""
+        async for chunk in chunks:
+            if chunk is not None and chunk.finish_reason == "cancelled":
+                self._check_going()
+            yield chunk
 
     def _check_length(self, prompt: Any, options: dict[str, Any]) -> None:
         if self._prompt_limit is not None:

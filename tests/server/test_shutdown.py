@@ -1,0 +1,85 @@
+"""A server that gets SIGTERM: no new connections, replies end by themselves or with their protocol's error, exit code 0."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn")
+httpx = pytest.importorskip("httpx")
+
+SERVER = """
+import sys
+from scripted import ScriptedModel, chunk
+from flash_moe.server import run
+run.GRACE_SECONDS = 1.0
+words = [chunk(f"{i} ") for i in range(30)] + [chunk(reason="stop")]
+endless = [chunk("word ") for _ in range(100_000)]
+class Model(ScriptedModel):
+    def stream(self, prompt, **options):
+        self._steps = words if "short" in str(prompt) else endless
+        return super().stream(prompt, **options)
+with run.listener("127.0.0.1", 0, None) as listening:
+    print(listening.getsockname()[1], flush=True)
+    run.serve(Model([], 0.02), listening, parallel=3)
+print("served", flush=True)
+"""
+
+
+def test_sigterm_ends_replies_in_the_words_of_their_protocol() -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert server.stdout is not None
+    address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    lines: dict[str, list[str]] = {"short": [], "long": [], "anthropic": [], "waiting": [], "page": []}
+
+    def read(name: str, path: str, **body: Any) -> None:
+        method = {"method": "GET"} if name == "page" else {"method": "POST", "json": {"model": "scripted", **body}}
+        with httpx.stream(url=address + path, timeout=20, **method) as response:
+            lines[name] += [f"status {response.status_code}", *response.iter_lines()]
+
+    chat, stream = "/v1/chat/completions", {"max_tokens": 10, "stream": True}
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("short", chat, {"messages": [{"role": "user", "content": "short"}], **stream}),
+        ("long", chat, {"messages": [{"role": "user", "content": "long"}], **stream}),
+        ("anthropic", "/v1/messages", {"messages": [{"role": "user", "content": "long"}], **stream}),
+        ("waiting", chat, {"messages": [{"role": "user", "content": "long"}]}),
+        ("page", "/experts", {}),
+    ]
+    threads = []
+    for name, path, body in requests:
+        threads.append(threading.Thread(target=read, args=(name, path), kwargs=body))
+        threads[-1].start()
+        time.sleep(0.05)
+    health = httpx.get(f"{address}/health").json()
+    assert (health["active"], health["waiting"]) == (3, 1)
+    start = time.monotonic()
+    server.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/health")
+    out, err = server.communicate(timeout=20)
+    seconds = time.monotonic() - start
+    for thread in threads:
+        thread.join(5)
+    assert (server.returncode, out, err) == (0, "served\n", "")
+    assert 1 <= seconds < 6
+    assert lines["short"][-2:] == ["data: [DONE]", ""] and any("29 " in line for line in lines["short"])
+    for name, kind in (("long", "server_error"), ("anthropic", "api_error")):
+        error = json.loads([line for line in lines[name] if line.startswith("data: ")][-1][6:])["error"]
+        assert error["type"] == kind and "shutting down" in error["message"], name
+    assert lines["waiting"][0] == "status 503" and "shutting down" in lines["waiting"][1]
+    assert lines["page"][0] == "status 200"
