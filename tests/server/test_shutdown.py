@@ -20,8 +20,8 @@ SERVER = """
 import sys
 from scripted import ScriptedModel, chunk
 from flash_moe.server import run
-run.GRACE_SECONDS = 1.0
-words = [chunk(f"{i} ") for i in range(30)] + [chunk(reason="stop")]
+run.GRACE_SECONDS = 2.0
+words = [chunk(f"{i} ") for i in range(8)] + [chunk(reason="stop")]
 endless = [chunk("word ") for _ in range(100_000)]
 class Model(ScriptedModel):
     def stream(self, prompt, **options):
@@ -76,8 +76,8 @@ def test_sigterm_ends_replies_in_the_words_of_their_protocol() -> None:
     for thread in threads:
         thread.join(5)
     assert (server.returncode, out, err) == (0, "served\n", "")
-    assert 1 <= seconds < 6
-    assert lines["short"][-2:] == ["data: [DONE]", ""] and any("29 " in line for line in lines["short"])
+    assert 2 <= seconds < 8
+    assert lines["short"][-2:] == ["data: [DONE]", ""] and any("7 " in line for line in lines["short"])
     for name, kind in (("long", "server_error"), ("anthropic", "api_error")):
         error = json.loads([line for line in lines[name] if line.startswith("data: ")][-1][6:])["error"]
         assert error["type"] == kind and "shutting down" in error["message"], name
