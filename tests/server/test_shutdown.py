@@ -25,11 +25,10 @@ words = [chunk(f"{i} ") for i in range(8)] + [chunk(reason="stop")]
 endless = [chunk("word ") for _ in range(100_000)]
 class Model(ScriptedModel):
     def stream(self, prompt, **options):
-        self._steps = words if "short" in str(prompt) else endless
-        return super().stream(prompt, **options)
+        return ScriptedModel(words if "short" in str(prompt) else endless, 0.02).stream(prompt, **options)
 with run.listener("127.0.0.1", 0, None) as listening:
     print(listening.getsockname()[1], flush=True)
-    run.serve(Model([], 0.02), listening, parallel=3)
+    run.serve(Model([]), listening, parallel=3)
 print("served", flush=True)
 """
 
