@@ -34,20 +34,22 @@ print("served", flush=True)
 
 
 def test_sigterm_ends_replies_in_the_words_of_their_protocol() -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=Path(__file__).parent) as server:
+        try:
+            check(server)
+        finally:
+            server.kill()
+
+
+def check(server: subprocess.Popen[str]) -> None:
     assert server.stdout is not None
     address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
     lines: dict[str, list[str]] = {"short": [], "long": [], "anthropic": [], "waiting": [], "page": []}
 
     def read(name: str, path: str, **body: Any) -> None:
         method = {"method": "GET"} if name == "page" else {"method": "POST", "json": {"model": "scripted", **body}}
-        with httpx.stream(url=address + path, timeout=20, **method) as response:
+        with httpx.stream(url=address + path, timeout=60, **method) as response:
             lines[name] += [f"status {response.status_code}", *response.iter_lines()]
 
     chat, stream = "/v1/chat/completions", {"max_tokens": 10, "stream": True}
@@ -63,19 +65,20 @@ def test_sigterm_ends_replies_in_the_words_of_their_protocol() -> None:
         threads.append(threading.Thread(target=read, args=(name, path), kwargs=body))
         threads[-1].start()
         time.sleep(0.05)
-    health = httpx.get(f"{address}/health").json()
+    health = httpx.get(f"{address}/health", timeout=60).json()
     assert (health["active"], health["waiting"]) == (3, 1)
     start = time.monotonic()
     server.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{address}/health")
-    out, err = server.communicate(timeout=20)
+        while time.monotonic() < start + 1.5:
+            httpx.get(f"{address}/health", timeout=60)
+            time.sleep(0.1)
+    out, err = server.communicate(timeout=60)
     seconds = time.monotonic() - start
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert (server.returncode, out, err) == (0, "served\n", "")
-    assert 2 <= seconds < 8
+    assert seconds >= 2, "replies may end by themselves"
     assert lines["short"][-2:] == ["data: [DONE]", ""] and any("7 " in line for line in lines["short"])
     for name, kind in (("long", "server_error"), ("anthropic", "api_error")):
         error = json.loads([line for line in lines[name] if line.startswith("data: ")][-1][6:])["error"]
