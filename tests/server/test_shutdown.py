@@ -21,11 +21,22 @@ import sys
 from scripted import ScriptedModel, chunk
 from flash_moe.server import run
 run.GRACE_SECONDS = 2.0
-words = [chunk(f"{i} ") for i in range(8)] + [chunk(reason="stop")]
-endless = [chunk("word ") for _ in range(100_000)]
+services = []
+class Service(run.Service):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        services.append(self)
+run.Service = Service
+def until_shutdown():
+    yield chunk("a ")
+    services[0].shutting_down.wait(60)
+    yield chunk("z ")
+    yield chunk(reason="stop")
 class Model(ScriptedModel):
     def stream(self, prompt, **options):
-        return ScriptedModel(words if "short" in str(prompt) else endless, 0.02).stream(prompt, **options)
+        if "short" in str(prompt):
+            return until_shutdown()
+        return ScriptedModel([chunk("word ") for _ in range(100_000)], 0.02).stream(prompt, **options)
 with run.listener("127.0.0.1", 0, None) as listening:
     print(listening.getsockname()[1], flush=True)
     run.serve(Model([]), listening, parallel=3)
@@ -54,22 +65,24 @@ def check(server: subprocess.Popen[str]) -> None:
 
     chat, stream = "/v1/chat/completions", {"max_tokens": 10, "stream": True}
     requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("page", "/experts", {}),
         ("short", chat, {"messages": [{"role": "user", "content": "short"}], **stream}),
         ("long", chat, {"messages": [{"role": "user", "content": "long"}], **stream}),
         ("anthropic", "/v1/messages", {"messages": [{"role": "user", "content": "long"}], **stream}),
         ("waiting", chat, {"messages": [{"role": "user", "content": "long"}]}),
-        ("page", "/experts", {}),
     ]
-    threads = []
-    for name, path, body in requests:
+    threads, deadline = [], time.monotonic() + 60
+    for count, (name, path, body) in enumerate(requests):
         threads.append(threading.Thread(target=read, args=(name, path), kwargs=body))
         threads[-1].start()
-        time.sleep(0.05)
-    health = httpx.get(f"{address}/health", timeout=60).json()
+        health: dict[str, Any] = {}
+        while health.get("active", 0) + health.get("waiting", 0) < count:
+            health = httpx.get(f"{address}/health", timeout=60).json()
+            assert time.monotonic() < deadline
     assert (health["active"], health["waiting"]) == (3, 1)
     start = time.monotonic()
     server.send_signal(signal.SIGTERM)
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(httpx.TransportError):
         while time.monotonic() < start + 1.5:
             httpx.get(f"{address}/health", timeout=60)
             time.sleep(0.1)
@@ -79,7 +92,7 @@ def check(server: subprocess.Popen[str]) -> None:
         thread.join(60)
     assert (server.returncode, out, err) == (0, "served\n", "")
     assert seconds >= 2, "replies may end by themselves"
-    assert lines["short"][-2:] == ["data: [DONE]", ""] and any("7 " in line for line in lines["short"])
+    assert lines["short"][-2:] == ["data: [DONE]", ""] and any("z " in line for line in lines["short"])
     for name, kind in (("long", "server_error"), ("anthropic", "api_error")):
         error = json.loads([line for line in lines[name] if line.startswith("data: ")][-1][6:])["error"]
         assert error["type"] == kind and "shutting down" in error["message"], name
