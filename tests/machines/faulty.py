@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from flash_moe import Model
 from flash_moe.experts import reader
@@ -43,10 +44,13 @@ class Faults:
             faults.fetch(store)
             return faults.arrivals(store, *arguments)
 
-        def add(sums: Sums, part: mx.array, *arguments: Any) -> mx.array:
-            if faults.failing and faults.round["kind"] == "nan":
+        def add(sums: Sums, part: mx.array, layer: int, chosen: np.ndarray) -> mx.array:
+            kind = faults.round["kind"] if faults.failing else ""
+            if kind == "nan":
                 faults.failing, part = False, part * float("nan")
-            return faults.add(sums, part, *arguments)
+            elif kind == "disagree":
+                faults.failing, chosen = False, chosen + 1
+            return faults.add(sums, part, layer, chosen)
 
         os.preadv, ExpertStore._arrivals, Sums.add = self.read, arrivals, add
 

@@ -16,6 +16,8 @@ from ranks import Ranks
 from flash_moe import Model
 
 TIMEOUT = 2.0
+PATIENT = 20.0  # where nothing gets stuck, but a busy machine may
+KINDS = ("eio", "ctrl-c", "interrupt", "nan", "disagree")
 OPTIONS = {"expert_io": "slots", "kernels": False}
 
 
@@ -27,10 +29,12 @@ def expected(packed_checkpoint: Path) -> list[list[int]]:
         return [faulty.generate(model, number) for number in range(210)]
 
 
-def run(folder: Path, checkpoint: Path, size: int, rounds: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Ranks]:
+def run(
+    folder: Path, checkpoint: Path, size: int, rounds: list[dict[str, Any]], timeout: float = PATIENT
+) -> tuple[list[dict[str, Any]], Ranks]:
     """What rank 0 said of each round, and the ranks, which have ended or are killed."""
     folder.mkdir(exist_ok=True)
-    plan = {"path": str(checkpoint), "timeout": TIMEOUT, "options": OPTIONS, "rounds": rounds}
+    plan = {"path": str(checkpoint), "timeout": timeout, "options": OPTIONS, "rounds": rounds}
     (folder / "plan.json").write_text(json.dumps(plan))
     with Ranks(folder, size, [faulty.__file__, str(folder / "plan.json")]) as ranks:
         ended_alone = [rank for rank in range(size) if rounds[-1]["kind"] != "stop" or rank != rounds[-1]["rank"]]
@@ -49,9 +53,9 @@ def check(said: list[dict[str, Any]], rounds: list[dict[str, Any]], expected: li
     for number, found in enumerate(said):
         assert found.get("tokens", expected[number]) == expected[number], found
         assert found["next"].get("tokens") == expected[number + 1], (found, ranks.said())
-        assert found["seconds"] < TIMEOUT + 5, found
+        assert found["seconds"] < PATIENT, found
         if "error" in found and found["error"] != "KeyboardInterrupt":
-            assert "layer" in found["message"], found
+            assert "layer" in found["message"] or "produced NaN logits" in found["message"], found
     kinds = {found["kind"] for found in said if "error" in found}
     assert kinds == {fault["kind"] for fault in rounds}, "each kind of fault must show at least once"
 
@@ -59,21 +63,22 @@ def check(said: list[dict[str, Any]], rounds: list[dict[str, Any]], expected: li
 def random_rounds(rng: random.Random, count: int, size: int) -> list[dict[str, Any]]:
     rounds = []
     for number in range(count):
-        kind = ("eio", "ctrl-c", "interrupt", "nan")[number % 4]
-        rank = rng.randrange(size) if kind in ("eio", "nan") else 0
+        kind = KINDS[number % len(KINDS)]
+        rank = rng.randrange(size) if kind in ("eio", "nan", "disagree") else 0
         after = rng.randrange(60) if kind == "ctrl-c" else rng.randrange(1, 14)
         rounds.append({"kind": kind, "rank": rank, "after": after})
     return rounds
 
 
 def test_faults_that_the_group_survives(packed_checkpoint: Path, expected: list[list[int]], tmp_path: Path) -> None:
-    rounds = random_rounds(random.Random(1), 12, 2)
+    rounds = random_rounds(random.Random(1), 15, 2)
     said, ranks = run(tmp_path, packed_checkpoint, 2, rounds)
     check(said, rounds, expected, ranks)
     eio = next(found for found in said if found["kind"] == "eio" and found["rank"] == 1 and "error" in found)
     assert eio["error"] == "PeerError"
     assert "rank 1: ExpertReadError" in eio["message"]
     assert "Input/output error" in eio["message"]
+    assert all("chose different experts" in found["message"] for found in said if found["kind"] == "disagree")
 
 
 @pytest.mark.slow
@@ -101,12 +106,12 @@ def test_faults_that_end_the_group_at_random(seed: int, packed_checkpoint: Path,
     size = rng.choice([2, 3])
     kind = ("kill", "stop", "stuck")[seed % 3]
     rank = rng.randrange(size)
-    fatal(kind, rank, size, rng.randrange(1, 16), packed_checkpoint, tmp_path)
+    fatal(kind, rank, size, rng.randrange(1, 9), packed_checkpoint, tmp_path)
 
 
 def fatal(kind: str, rank: int, size: int, after: int, checkpoint: Path, folder: Path) -> None:
     """The generation ends with an error that names rank, layer and cause; the other ranks end, too."""
-    said, ranks = run(folder, checkpoint, size, [{"kind": kind, "rank": rank, "after": after}])
+    said, ranks = run(folder, checkpoint, size, [{"kind": kind, "rank": rank, "after": after}], TIMEOUT)
     codes = [process.returncode for process in ranks.processes]
     if rank == 0 and kind != "stuck":
         assert said == []
