@@ -80,18 +80,24 @@ def refusals(models: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def launched(folder: Path, size: int, wanted: dict[str, dict[str, Any]], seconds: float = 100) -> dict[str, list[Any]]:
+    """What each rank found, by case."""
+    file = folder / "cases.json"
+    file.write_text(json.dumps(wanted))
+    with Ranks(folder, size, [program.__file__, str(file)]) as ranks:
+        assert ranks.wait(seconds) == [0] * size, ranks.said()
+    by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(size)]
+    return {name: [of_rank[name] for of_rank in by_rank] for name in by_rank[0]}
+
+
 @pytest.fixture(scope="module")
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[dict[str, Any]]]:
     """What each rank found, by case."""
     results = {}
     for size in CASES:
-        folder = tmp_path_factory.mktemp(f"ranks-{size}")
-        file = folder / "cases.json"
-        file.write_text(json.dumps((refusals(models) if size == 2 else {}) | cases(models, size)))
-        with Ranks(folder, size, [program.__file__, str(file)]) as ranks:
-            assert ranks.wait() == [0] * size, ranks.said()
-        by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(size)]
-        results |= {(size, name): [of_rank[name] for of_rank in by_rank] for name in by_rank[0]}
+        wanted = (refusals(models) if size == 2 else {}) | cases(models, size)
+        by_case = launched(tmp_path_factory.mktemp(f"ranks-{size}"), size, wanted)
+        results |= {(size, name): by_rank for name, by_rank in by_case.items()}
     return results
 
 
@@ -102,16 +108,39 @@ def test_as_one_process(size: int, name: str, models: Path, found: dict[tuple[in
     case = cases(models, size)[name]
     if "{rank}" in case["path"]:
         case["path"] = str(models / "packed")
-    expected, (first, *others) = program.run(case, 0, None), found[size, name]
-    for what in ("greedy", "sampled", *case["work"]):
-        assert first[what] == expected[what], what
-    assert len({token for tokens in first["greedy"] for token in tokens}) > 4, (
-        "a degenerate reply would hide differences"
-    )
-    difference = np.abs(np.array(first["logits"]) - np.array(expected["logits"])).max()
-    assert difference == 0 if name == "mlx-lm" else difference < 2e-5
+    first, *others = found[size, name]
+    check(first, program.run(case, 0, None), exact=name == "mlx-lm")
     assert [other["rank"] for other in others] == list(range(1, size))
     assert all(other["alone"].count("call model.follow() here") == 2 for other in others)
+
+
+def check(first: dict[str, Any], expected: dict[str, Any], exact: bool = False) -> None:
+    """Rank 0 found what one process finds."""
+    for what in set(expected) - {"rank", "logits", "bytes_requested", "bytes_brought"}:
+        assert first[what] == expected[what], what
+    different = {token for tokens in first["greedy"] for token in tokens}
+    assert len(different) > 4, "a degenerate reply would hide differences"
+    difference = np.abs(np.array(first["logits"]) - np.array(expected["logits"])).max()
+    assert difference == 0 if exact else difference < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_everything_with_everything(size: int, models: Path, tmp_path: Path) -> None:
+    """Every store and form, at every K, with all prompts and all work; by MLX's ops and by the kernels of the CPU."""
+    pytest.importorskip("numba")
+    share = "{rank}of" + str(size)
+    stores = {"mapped": "packed", "slots": "packed", "resident": "packed", "shares": share, "float": "float"}
+    wanted = {}
+    for number, (store, path) in enumerate(stores.items()):
+        for k in (1, 4, 10):
+            io = {"shares": "mapped", "float": "slots"}.get(store, store)
+            options = {"expert_io": io, "experts_per_token": k, "kernels": (number + k) % 2 == 0}
+            case = {"path": str(models / path), "options": options, "prompts": [1, 40, 700], "work": ALL}
+            wanted[f"{store}, K={k}"] = case
+    found = launched(tmp_path, size, wanted, 1000)
+    for name, case in wanted.items():
+        check(found[name][0], program.run(case | {"path": case["path"].replace(share, "packed")}, 0, None))
 
 
 @pytest.mark.parametrize("name", REFUSED)
