@@ -13,6 +13,7 @@ SAYS = {
     "cancelling": "bit for bit",
     "conversation": "tokens of the prompt were read from the file",
     "formats": "Order(item=",
+    "several_machines": "rank 0 fetched",
     "quickstart": "About 6 GB for the weights that every token reads",
     "streaming": "page cache",
     "tool_calls": 'get_weather({"city": "Oslo", "days": 3}) -> {',

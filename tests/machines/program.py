@@ -19,6 +19,7 @@ import numpy as np
 from flash_moe import ArgumentError, FlashMoEError, Model
 
 VOCABULARY = 256
+TIMEOUT = 120  # seconds: a busy machine is slow, and nothing is meant to get stuck here
 
 
 def prompt(length: int) -> list[int]:
@@ -97,7 +98,7 @@ def run(case: dict[str, Any], rank: int, group: mx.distributed.Group | None) -> 
     if group is not None and "refused" in case:
         return refused(case, rank, group)
     path = case["path"].format(rank=rank)
-    with Model.load(path, progress=False, group=group, **case["options"]) as model:
+    with Model.load(path, progress=False, group=group, group_timeout=TIMEOUT, **case["options"]) as model:
         store, found = model.expert_store, {"rank": model.rank}
         if model.rank:
             found["alone"] = ""

@@ -66,7 +66,7 @@ class Ranks:
             process.kill()
             process.wait()
 
-    def wait(self, seconds: float = 100) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """Exit codes; all are killed where they take longer."""
         deadline = time.monotonic() + seconds
         try:

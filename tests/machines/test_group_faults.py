@@ -38,7 +38,7 @@ def run(
     (folder / "plan.json").write_text(json.dumps(plan))
     with Ranks(folder, size, [faulty.__file__, str(folder / "plan.json")]) as ranks:
         ended_alone = [rank for rank in range(size) if rounds[-1]["kind"] != "stop" or rank != rounds[-1]["rank"]]
-        deadline = time.monotonic() + 60 + len(rounds)
+        deadline = time.monotonic() + 300 + len(rounds)
         while any(ranks.processes[rank].poll() is None for rank in ended_alone):
             assert time.monotonic() < deadline, ranks.said()
             time.sleep(0.02)
@@ -53,7 +53,7 @@ def check(said: list[dict[str, Any]], rounds: list[dict[str, Any]], expected: li
     for number, found in enumerate(said):
         assert found.get("tokens", expected[number]) == expected[number], found
         assert found["next"].get("tokens") == expected[number + 1], (found, ranks.said())
-        assert found["seconds"] < PATIENT, found
+        assert found["seconds"] < PATIENT + 60, found
         if "error" in found and found["error"] != "KeyboardInterrupt":
             assert "layer" in found["message"] or "produced NaN logits" in found["message"], found
     kinds = {found["kind"] for found in said if "error" in found}

@@ -18,7 +18,7 @@ import pytest
 from flash_moe import ArgumentError, PeerError
 from flash_moe.machines.following import FollowingNetwork
 from flash_moe.machines.interrupts import held_interrupts, ignored_interrupts
-from flash_moe.machines.joining import _accepted, find_group
+from flash_moe.machines.joining import Member, _accepted, find_group
 from flash_moe.machines.link import Link
 from flash_moe.machines.peers import Peers, _State
 from flash_moe.machines.share import Share
@@ -211,3 +211,26 @@ def test_beats_keep_a_group_alive_and_silence_ends_it() -> None:
     silent.set()
     peers.close()
     friend.close()
+
+
+def test_what_ranks_must_have_in_common() -> None:
+    """Rank 0 compares; the others wait for its word."""
+    member = Member.__new__(Member)
+    share, facts = Share(0, 2), {"arithmetic": "cpu", "mlx": "1"}
+    for theirs, error in (
+        ({"share": "1/2", **facts}, ""),
+        (
+            {"share": "1/2", **facts, "arithmetic": "CPU kernels"},
+            "rank 1 has arithmetic 'CPU kernels', rank 0 has 'cpu'",
+        ),
+        ({"share": "1/2", "arithmetic": "cpu"}, "rank 1 has mlx None, rank 0 has '1'"),
+        ({"share": "0/2", **facts}, "the ranks hold shares 0/2, 0/2, expected each of 2 shares once"),
+    ):
+        member.rank, member._size = 0, 2
+        member.peers = Recorder(receive=lambda theirs=theirs: (1, ["facts", theirs]))
+        if error:
+            with pytest.raises(PeerError, match=error):
+                member.agree(share, facts)
+        else:
+            member.agree(share, facts)
+        assert (("send", "agreed") in member.peers.calls) is not bool(error)
