@@ -51,7 +51,7 @@ class Opened:
 
 
 def resolve_dtype(name: str | None, checkpoint: ModelFiles | AdaptedFiles) -> mx.Dtype:
-    """The dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
+    """Returns the dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
     if name is not None:
         return _named(name)
     if mx.default_device() == mx.cpu:
@@ -154,7 +154,7 @@ def open_own(
 
 
 def _facts(identity: str, experts_per_token: int, dtype: str, arithmetic: str) -> dict[str, Any]:
-    """What all machines of a group must have in common."""
+    """Returns what all machines of a group must have in common."""
     return {
         "model": identity,
         "experts_per_token": experts_per_token,

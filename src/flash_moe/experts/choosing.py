@@ -84,7 +84,8 @@ def choose(
     work: Work | None = None,
     by_part: bool = False,
 ) -> Streaming:
-    """The store for a packed checkpoint: what ``FLASH_MOE_EXPERT_IO`` says, what was remembered, or what is faster.
+    """Returns the store for a packed checkpoint: what ``FLASH_MOE_EXPERT_IO`` says, what was remembered, or what is
+    faster.
 
     Without a measurement it is the usual choice: mapped on Metal, where mapped pages are used without a copy, and
     slots elsewhere. Failures to measure, to remember and to recall are logged and cost nothing but that.
@@ -162,7 +163,7 @@ def measure_stores(
 
 
 def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
-    """Layer and experts of each fetch, spread over the checkpoint; never a record twice where there are enough."""
+    """Returns layer and experts of each fetch, spread over the checkpoint; never a record twice where there are enough."""
     layers = list(table.layouts)
     found = []
     for i in range(_ROUNDS):
@@ -188,7 +189,7 @@ def _seconds(
 
 
 def _key(table: RecordTable, work: str) -> str:
-    """File system, form of the checkpoint, device and kind of work."""
+    """Returns file system, form of the checkpoint, device and kind of work."""
     device = table.files[0].stat().st_dev
     return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}, {work}"
 
@@ -199,7 +200,7 @@ def _cache_file() -> Path:
 
 
 def _recall(file: Path) -> dict[str, Streaming]:
-    """The remembered choices; none where the file is missing or damaged."""
+    """Returns the remembered choices; none where the file is missing or damaged."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:

@@ -54,12 +54,12 @@ def _hint() -> None:
 
 
 def supported(layout: RecordLayout) -> bool:
-    """Whether experts are SwiGLU without biases added to outputs."""
+    """Returns whether experts are SwiGLU without biases added to outputs."""
     return set(layout.linears) == set(PROJECTIONS) and not any(part.name == "bias" for part in layout.parts)
 
 
 def token_weights(config: ModelConfig, experts_per_token: int) -> int:
-    """About how many weights a token is multiplied with."""
+    """Returns about how many weights a token is multiplied with."""
     c, attention = config, config.layer_types.count("full_attention")
     mixer = c.hidden_size * (2 * c.key_dim + 3 * c.value_dim) * (c.num_hidden_layers - attention)
     mixer += c.hidden_size * c.head_dim * (3 * c.num_attention_heads + 2 * c.num_key_value_heads) * attention

@@ -84,7 +84,7 @@ class SparseMoE(Module):
         return self.experts(x, *self.route(x, residual))
 
     def uses_kernel(self, x: mx.array) -> bool:
-        """Whether the experts of these tokens [T, H] are computed by kernels."""
+        """Returns whether the experts of these tokens [T, H] are computed by kernels."""
         shared = int(self._record is not None)
         sizes = self._fewest, self.k, shared, self._layout_json, x.dtype
         return x.shape[0] == 1 and self._supported() and use_kernel("experts", *sizes)
@@ -93,17 +93,17 @@ class SparseMoE(Module):
         return expert_kernels.supports(self._layout, self.k + 1)
 
     def whole(self, x: mx.array) -> Bank | None:
-        """The store's bank of the layer for one token, where it has one and products can choose from it."""
+        """Returns the store's bank of the layer for one token, where it has one and products can choose from it."""
         router_decides = self.choice is None and self.prefetch is None and self.sums is None
         in_place = self.store.by_part or self.uses_kernel(x)
         return self.store.whole(self.layer, self.k) if router_decides and in_place else None
 
     def ahead(self) -> tuple[Bank, mx.array]:
-        """The store's bank and the table of the layer's slots in it, for a token that runs ahead."""
+        """Returns the store's bank and the table of the layer's slots in it, for a token that runs ahead."""
         return self.store.ahead(self.layer)
 
     def route(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """All that does not need the routed experts.
+        """Returns all that does not need the routed experts.
 
         Returns:
             ids [T, K]; weights [T, K], or [T, K + 1] where the shared expert is computed with the routed ones; and what
@@ -151,7 +151,7 @@ class SparseMoE(Module):
     def _of_all_ranks(
         self, sums: Sums, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array, ahead: mx.array | None
     ) -> mx.array:
-        """The experts of this rank's share, and the sum of all ranks' parts."""
+        """Returns the experts of this rank's share, and the sum of all ranks' parts."""
         own = sums.share.owns(self.layer, chosen)
         part = rest if self._adds_rest else mx.zeros_like(rest)
         if x.shape[0] > 1:
@@ -197,7 +197,7 @@ class SparseMoE(Module):
         return y
 
     def _of_records(self, x: mx.array, records: Records, weights: mx.array, rest: mx.array) -> mx.array:
-        """Experts that have all arrived, added to the rest."""
+        """Returns experts that have all arrived, added to the rest."""
         if records.rows is not None and on_gpu():
             bank, rows = records.arrays[0], list(records.rows)
             if isinstance(bank, dict):  # as :func:`enough` does, without a launch
@@ -213,7 +213,7 @@ class SparseMoE(Module):
         return expert_kernels.experts_for_token(x, records.arrays, weights, self._layout, shared=shared, residual=rest)
 
     def _of_each(self, x: mx.array, weights: mx.array, rest: mx.array, *records: mx.array) -> mx.array:
-        """Experts from where each record lies, in the arithmetic of a bank's, added to the rest."""
+        """Returns experts from where each record lies, in the arithmetic of a bank's, added to the rest."""
         layout, rows = self._layout, mx.arange(len(records), dtype=mx.uint32)
         if kernel.back_end() == "cuda":  # where mapped records are copies anyway
             y = experts_in_place(x, mx.stack(list(records)), enough(rows), layout)
@@ -222,7 +222,7 @@ class SparseMoE(Module):
         return add_weighted(rest, weights.reshape(-1), mx.concatenate(each))
 
     def _of_group(self, x: mx.array, records: Records, counts: np.ndarray) -> mx.array:
-        """Rows that are sorted by record: [R, H] to [R, H]."""
+        """Returns rows that are sorted by record: [R, H] to [R, H]."""
         count = x.shape[0]
         if (more := fewest_products() - count) > 0:  # of the last record, so that groups of any size give the same bits
             x = mx.concatenate([x, mx.repeat(x[-1:], more, axis=0)])
@@ -272,7 +272,7 @@ class SparseMoE(Module):
 
 
 def chosen_experts(ids: mx.array, weights: mx.array, layer: int) -> np.ndarray:
-    """The ids [T, K] on the host.
+    """Returns the ids [T, K] on the host.
 
     Raises:
         NumericalError: a weight is NaN.

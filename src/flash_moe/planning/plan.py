@@ -70,7 +70,7 @@ class Plan:
     group: Group = ALONE
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-like; bytes and seconds."""
+        """Returns JSON-like data; bytes and seconds."""
 
         def terms(found: dict[str, Seconds | None]) -> dict[str, Any]:
             return {
@@ -181,7 +181,7 @@ def plan(
 def _shares(
     need: Needs, memory: Memory, probabilities: np.ndarray, touched: float, group: Group, *, resident: bool
 ) -> dict[str, Shares]:
-    """Shares in each state; a resident store has only one. Machines together hold n times what one does."""
+    """Returns shares in each state; a resident store has only one. Machines together hold n times what one does."""
     if resident:
         return dict.fromkeys(STATES, Shares(1.0, 1.0, 1.0))
     n = group.machines
@@ -200,7 +200,7 @@ def _expert_io(
     machine: Machine | None,
     here: bool,
 ) -> ExpertIO:
-    """What ``"auto"`` will be: measured where the weights are here, mapped for packed checkpoints on Metal."""
+    """Returns what ``"auto"`` will be: measured where the weights are here, mapped for packed checkpoints on Metal."""
     if wanted != "auto":
         return wanted
     if machine is None and here and table.packed:

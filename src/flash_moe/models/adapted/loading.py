@@ -178,11 +178,11 @@ class AdaptedFiles:
         return False
 
     def held_bytes(self, float_bytes: int) -> dict[str, int]:
-        """Bytes that the always-needed weights take in memory, by layer and of :attr:`head`."""
+        """Returns bytes that the always-needed weights take in memory, by layer and of :attr:`head`."""
         return held_bytes(self.resident, float_bytes)
 
     def layer_work(self, layer: int, float_bytes: int) -> LayerWork:
-        """What a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
+        """Returns what a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
         if float_bytes not in self._works:
             self._works[float_bytes] = layer_works(self.network, self._heads, float_bytes)
         return self._works[float_bytes][layer]
@@ -276,7 +276,9 @@ def _cast(model: Any, dtype: mx.Dtype) -> None:
 
 
 def _attribute(model: Any, raw: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of these in config.json, or else in what the network was built from, where defaults are filled in."""
+    """Returns the first of these in config.json, or else in what the network was built from, where defaults are filled
+    in.
+    """
     text, language = text_config(raw), getattr(model, "language_model", None)
     owners = (getattr(owner, name, None) for owner in (model, language) for name in ("args", "config"))
     filled = [getattr(args, "text_config", args) for args in owners]
