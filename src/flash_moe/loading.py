@@ -25,6 +25,7 @@ from .models.adapted.loading import AdaptedFiles
 from .nn.expert_work import ExpertWork
 from .nn.network import Dimensions, Network
 from .nn.streaming import PLAIN, StreamingOptions
+from .nn.wired import keep_wired
 from .ops.dispatch import Case, kernels_wanted, on_gpu, use_kernel
 from .ops.dispatch import kernels as allowed_kernels
 from .progress import Progress, ProgressOption, following
@@ -144,6 +145,10 @@ def open_own(
         store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part, work=work)
         try:
             layers = report("layers", "layers", known.num_hidden_layers)
+            if not (store.holds_everything or store.keeps_experts):  # else MLX would wire the bank instead
+                weights = sum(checkpoint.held_bytes(compute.size).values())
+                joining = 2 * weights // known.num_hidden_layers  # a layer's matrices, before and after
+                keep_wired(store, weights + joining + mx.get_active_memory())
             network: Any = checkpoint.load_network(store, k, compute, layers, kernels, streaming, threads, sums)
             if member is not None and sums is not None:
                 network = member.enter(network, sums, store)
