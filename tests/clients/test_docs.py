@@ -5,6 +5,7 @@ A block that uses the address of a server talks to one that serves the demo mode
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import shutil
@@ -63,6 +64,8 @@ def test_python(page: Path, address: str, capsys: pytest.CaptureFixture[str]) ->
     model = names.get("model")
     if isinstance(model, Model):
         model.close()
+    names.clear()
+    gc.collect()  # now, where it may warn: what SDKs leave open is not ours to close
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
