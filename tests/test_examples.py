@@ -15,7 +15,7 @@ SAYS = {
     "formats": "Order(item=",
     "several_machines": "rank 0 fetched",
     "quickstart": "About 6 GB for the weights that every token reads",
-    "streaming": "page cache",
+    "streaming": "cache of file contents",
     "tool_calls": 'get_weather({"city": "Oslo", "days": 3}) -> {',
 }
 

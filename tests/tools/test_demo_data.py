@@ -15,6 +15,7 @@ from demo_model import corpus, held_out, tokenizer
 from demo_model.data import EVERYDAY, KINDS, conversation
 from demo_model.data.natural import everyday_call
 from demo_model.data.questions import FACTS, ask
+from demo_model.data.rewording import reworded
 from demo_model.data.splits import HELD_OUT, TRAIN, is_held_out
 from demo_model.data.spoken import money
 from demo_model.data.unseen import FUNCTIONS, TEXTS, may_be_trained_on, plain
@@ -160,6 +161,11 @@ def test_training_never_sees_the_held_out_requests_and_questions() -> None:
     texts = {plain(m["content"]) for one in drawn for m in one["messages"] if m["role"] == "user"}
     assert not texts & TEXTS and len(TEXTS) == 96
     assert not {plain(tool["function"]["name"]) for one in drawn for tool in one["tools"] or ()} & FUNCTIONS
+
+
+def test_the_shortest_question_may_be_mistyped() -> None:
+    rng = Random(0)
+    assert {len(reworded(rng, "k")) for _ in range(3000)} > {1}  # none of its slips reaches behind its end
 
 
 def currency_codes() -> set[str]:

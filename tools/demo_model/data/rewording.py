@@ -51,7 +51,7 @@ def reworded(rng: Random, question: str) -> str:
         words = question.split(" ")
         words.insert(1 + int(rng.random() * len(words)), pick(rng, _FILLERS))
         question = " ".join(words)
-    return _mistyped(rng, question) if rng.random() < 0.04 else question
+    return _mistyped(rng, question) if rng.random() < 0.04 and len(question) > 3 else question
 
 
 def _mistyped(rng: Random, text: str) -> str:

@@ -1,6 +1,6 @@
 """What the demo model makes of requests and questions in words that its training data does not have.
 
-    python benchmarks/demo_model.py [MODEL] [--requests FILE] [--questions FILE] [--limit N] [--show]
+    python benchmarks/demo_held_out.py [MODEL] [--requests FILE] [--questions FILE] [--limit N] [--show]
 
 Both files in models/eval were written before anybody read the generator, and tools/demo_model refuses to train on their
 texts and on the names of their functions. Replies are greedy, at the model's own K; calls are held to their schemas.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ CLAIMS = {  # a sentence that matches and does not say "not"
     "vision": r"\b(?:images?|pictures?|photos?|vision|audio|video)\b",
     "tried on a Mac": r"\b(?:tested|measured|tried|timed|ran) on (?:a|real|many|all|every) macs?\b",
     "training": r"\b(?:fine-?tun\w+|trains? models?)\b",
-    "a size": r"\b209 GB\b|\b(?:5|7|8|12|16) GB (?:of|for) the (?:weights|resident)|\b(?!18\b)\d+ million parameters",
+    "a size": r"\b209 GB\b|\b(?:7|8|12|16) GB (?:of|for) the (?:weights|resident)|\b(?!18\b)\d+ million parameters",
     "a server's lack": r"\bno server\b|\bno chat\b",
 }
 
@@ -78,7 +78,25 @@ def is_true(question: dict[str, Any], answer: str) -> bool:
     return says and not false_claims(question, answer)
 
 
-def read(file: Path, limit: int | None) -> list[dict[str, Any]]:
+def replies(
+    model: Model, requests: Sequence[dict[str, Any]], questions: Sequence[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each request with the raw text of the reply, then each question with its answer."""
+    for request in requests:
+        reply = model.generate(
+            request["messages"],
+            tools=request["tools"],
+            max_tokens=200,
+            temperature=0,
+            enable_thinking=False,
+            strict_tools=True,
+        )
+        yield request, reply.raw_text
+    for question in questions:
+        yield question, model.generate(question["question"], max_tokens=150, temperature=0, enable_thinking=False).text
+
+
+def read(file: Path, limit: int | None = None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()[:limit]]
 
 
@@ -91,26 +109,21 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="show every reply")
     options = parser.parse_args()
     requests, questions = read(options.requests, options.limit), read(options.questions, options.limit)
-    right = fitting = 0
-    true, false = 0, 0
+    right = fitting = true = false = 0
     with Model.load(options.model, experts_per_token=None, expert_io="resident", progress=False) as model:
-        for request in requests:
-            reply = model.generate(
-                request["messages"], tools=request["tools"], max_tokens=200, temperature=0, enable_thinking=False,
-                strict_tools=True,
-            )  # fmt: skip
-            good = is_right(request, reply.raw_text)
-            right += good
-            fitting += good and bool(request["calls"])
+        for case, text in replies(model, requests, questions):
+            if "question" in case:
+                good, claims = is_true(case, text), false_claims(case, text)
+                true += good
+                false += bool(claims)
+                asked, verdict = case["question"], ("true" if good else "NOT TRUE", *claims)
+            else:
+                good = is_right(case, text)
+                right += good
+                fitting += good and bool(case["calls"])
+                asked, verdict = case["messages"][-1]["content"], ("right" if good else "WRONG",)
             if options.show:
-                print("right" if good else "WRONG", "|", request["messages"][-1]["content"], "|", reply.raw_text)
-        for question in questions:
-            reply = model.generate(question["question"], max_tokens=150, temperature=0, enable_thinking=False)
-            good, claims = is_true(question, reply.text), false_claims(question, reply.text)
-            true += good
-            false += bool(claims)
-            if options.show:
-                print("true" if good else "NOT TRUE", claims or "", "|", question["question"], "|", reply.text)
+                print(*verdict, "|", asked, "|", text)
     with_tool = sum(bool(request["calls"]) for request in requests)
     print(f"requests: {right} of {len(requests)} right, {fitting} of the {with_tool} that a tool fits")
     print(f"questions: {true} of {len(questions)} answered truly, {false} with a false claim")
