@@ -20,7 +20,7 @@ SERVER = """
 import sys
 from scripted import ScriptedModel, chunk
 from flash_moe.server import run
-run.GRACE_SECONDS = 2.0
+run.GRACE_SECONDS = 2
 services = []
 class Service(run.Service):
     def __init__(self, *arguments):

@@ -17,8 +17,8 @@ from .app import LOCAL_HOSTS, Limits, build
 from .service import Service
 from .turns import Turns
 
-GRACE_SECONDS = 5.0  # after SIGTERM or Ctrl-C, in which replies may end by themselves; then they end with an error
-_LAST_SECONDS = 5.0  # for writing those errors
+GRACE_SECONDS = 5  # after SIGTERM or Ctrl-C, in which replies may end by themselves; then they end with an error
+_LAST_SECONDS = 5  # for writing those errors
 
 
 class _Server(uvicorn.Server):

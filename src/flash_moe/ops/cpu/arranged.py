@@ -22,9 +22,14 @@ _ARRANGE = record("arrange forms count tokens columns x x_step")
 
 
 class Arranged:
-    """Room for [T, columns] in the order of each format; formats of one order share one."""
+    """Room for [T, columns] in the order of each format; formats of one order share one.
+
+    Attributes:
+        tokens: T.
+    """
 
     def __init__(self, formats: Sequence[Format], columns: int, tokens: int) -> None:
+        self.tokens = tokens
         self.form_of, orders, widths = _forms(tuple(formats), columns)
         self.tables = np.empty((len(widths), tokens), np.int64)
         self.forms = np.empty(len(widths), FORM)

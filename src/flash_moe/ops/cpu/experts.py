@@ -15,7 +15,7 @@ from .compiling import function, kernel
 from .formats import Format
 from .functions import sigmoid
 from .memory import aligned, record
-from .products import CHUNK, MATRIX, MATRIX_BYTES, PANEL, PRODUCT, Matrix, scratch_bytes
+from .products import CHUNK, KEPT, MATRIX, MATRIX_BYTES, PANEL, PRODUCT, Matrix, scratch_bytes
 from .rows import ARRANGE, pointer
 from .workers import Workers, run
 
@@ -151,11 +151,15 @@ class Experts:
         self._width = max(m.columns for m in downs)  # of hidden rows
         self._hidden_width = max(m.format.arranged(m.columns) for m in downs)
         self._scratch = scratch_bytes(max(self._hidden_size, self._width))
-        self._one = Arranged(formats, self._hidden_size, 1)
+        self._one = self._last = Arranged(formats, self._hidden_size, 1)
 
     def arrange(self, x: np.ndarray) -> Arranged:
         """Returns x, [T, H] float32, as :meth:`add` takes it."""
-        arranged = self._one if len(x) == 1 else Arranged(self._formats, self._hidden_size, len(x))
+        arranged = self._one if len(x) == 1 else self._last
+        if len(x) != arranged.tokens:
+            arranged = Arranged(self._formats, self._hidden_size, len(x))
+            if x.size <= KEPT:
+                self._last = arranged
         arranged.fill(x, self._workers)
         return arranged
 

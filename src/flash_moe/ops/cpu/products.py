@@ -22,6 +22,7 @@ from .workers import Workers, run
 CHUNK = 1 << 16  # weights of a ticket for one token: a few microseconds
 PANEL = 24  # rows that a thread keeps as float32 for many tokens
 BLOCK = 256  # tokens of a ticket: their x stays in the cache
+KEPT = 1 << 14  # floats of x: so small a job is kept for the next pass over as many tokens
 _ONE_BY_ONE = 4  # tokens below which each is multiplied on its own
 
 MATRIX = record("multiply dequantize w s b rows columns form at")
@@ -157,6 +158,7 @@ class Products:
         rows = [m.describe(form, at) for m, form, at in zip(matrices, forms, starts, strict=False)]
         self._matrices = np.array(rows, MATRIX)
         self._scratch, self._one = scratch_bytes(self.columns), self._job(1)
+        self._last = 1, self._one  # the last number of tokens whose job was small, and that job
 
     def __call__(self, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> np.ndarray:
         """Multiplies.
@@ -165,7 +167,16 @@ class Products:
             x: [T, columns] float32; the numbers of a row side by side.
             y: [T, rows] float32, likewise; written, or added to. Returned.
         """
-        address, ones, arranged, _ = job = self._one if len(x) == 1 else self._job(len(x))
+        tokens = len(x)
+        if tokens == 1:
+            job = self._one
+        elif tokens == self._last[0]:
+            job = self._last[1]
+        else:
+            job = self._job(tokens)
+            if tokens * self.columns <= KEPT:
+                self._last = tokens, job
+        address, ones, arranged, _ = job
         self._workers.call(
             _multiply, address, arranged, ARRANGE_JOB, _CHUNK_JOB, x, y, ones if add else 0, scratch=self._scratch
         )
