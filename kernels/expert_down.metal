@@ -44,6 +44,7 @@ for (uint block = lane; block < BLOCKS; block += LANES) {
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     const uint row = rows[r] * (IN / GROUP);
+#pragma unroll
     for (int p = 0; p < PARTS; p++) {
       scale[r * PARTS + p] = read_scale<MODE>(scales, row + (block * 32 + 16 * p) / GROUP);
     }

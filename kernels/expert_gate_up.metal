@@ -43,9 +43,11 @@ for (uint block = lane; block < BLOCKS; block += LANES) {
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     const uint gate_row = rows[r] * (IN / GATE_GROUP), up_row = rows[r] * (IN / UP_GROUP);
+#pragma unroll
     for (int p = 0; p < GATE_PARTS; p++) {
       gate_scale[r * GATE_PARTS + p] = read_scale<GATE_MODE>(gate_scales, gate_row + (block * 32 + 16 * p) / GATE_GROUP);
     }
+#pragma unroll
     for (int p = 0; p < UP_PARTS; p++) {
       up_scale[r * UP_PARTS + p] = read_scale<UP_MODE>(up_scales, up_row + (block * 32 + 16 * p) / UP_GROUP);
     }
