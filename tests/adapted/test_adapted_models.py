@@ -176,6 +176,8 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_as(model_type=None)
     with pytest.raises(CheckpointError, match="mlx-lm cannot load"):
         load_as(hidden_size=96)
+    with pytest.raises(CheckpointError, match="quantised by 'fp8', which flash_moe converts for its own networks only"):
+        load_as(hidden_size=96, quantization_config={"quant_method": "fp8"})
     with pytest.raises(CheckpointError, match="custom module"):
         load_as(model_file="evil.py")
     load_as().close()

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from ...checkpoint.foreign import foreign_section
 from ...checkpoint.records import RecordTable
 from ...checkpoint.safetensors import check_unchanged, read_header
 from ...checks import integer, is_default
@@ -262,6 +263,11 @@ def _load(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]
         raise
     except Exception as error:  # whatever a network of mlx-lm raises about a config or weights that do not fit it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if (section := foreign_section(read_config(folder))) is not None:
+            reason = (
+                f"it is quantised by {section['quant_method']!r}, which flash_moe converts for its own networks only; use a "
+                f"checkpoint that mlx_lm.convert has written ({reason:.200})"
+            )
         raise CheckpointError(f"mlx-lm cannot load {folder}: {reason:.500}") from error
 
 
