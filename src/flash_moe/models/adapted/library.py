@@ -11,9 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...checkpoint.foreign import foreign_section
 from ...checkpoint.packed import MANIFEST, Manifest
 from ...errors import CheckpointError, ConfigError
 from ...ops.experts import DTYPES
+from ..config_json import read_config
 
 OLDEST = (0, 32, 2)  # the first with what is used here: infer_quant_config, global scales, caches with a state
 _INSTALL = 'pip install "flash-moe[mlx-lm]"'
@@ -60,6 +62,22 @@ def load_lazily(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str
         folder, lazy=True, model_config=dict(changed), get_model_classes=classes
     )
     return found
+
+
+def load_checked(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """As :func:`load_lazily`, with a CheckpointError for what a network of mlx-lm raises about weights that do not fit it."""
+    try:
+        return load_lazily(folder, changed)
+    except (ConfigError, CheckpointError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if (section := foreign_section(read_config(folder))) is not None:
+            reason = (
+                f"it is quantised by {section['quant_method']!r}, which flash_moe converts for its own networks only; use a "
+                f"checkpoint that mlx_lm.convert has written ({reason:.200})"
+            )
+        raise CheckpointError(f"mlx-lm cannot load {folder}: {reason:.500}") from error
 
 
 def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[type, type]:

@@ -12,11 +12,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from ...checkpoint.foreign import foreign_section
 from ...checkpoint.records import RecordTable
 from ...checkpoint.safetensors import check_unchanged, read_header
 from ...checks import integer, is_default
-from ...errors import ArgumentError, CheckpointError, ConfigError
+from ...errors import ArgumentError, ConfigError
 from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
 from ...machines.share import WHOLE, Share
@@ -24,7 +23,7 @@ from ...nn.layer_work import LayerWork
 from ...record import ExpertShape, RecordLayout
 from ..config_json import read_config
 from .files import k_key, tensors, text_config
-from .library import load_lazily
+from .library import load_checked
 from .network import AdaptedNetwork
 from .streaming import ExpertModules, parameters
 from .work import held_bytes, layer_works
@@ -101,7 +100,7 @@ class AdaptedFiles:
         """
         raw = read_config(folder)
         changed, k = _chosen(raw, experts_per_token)
-        model, read = _load(folder, changed)
+        model, read = load_checked(folder, changed)
         if dtype is not None:
             _cast(model, dtype)
         experts = ExpertModules.of(model, folder)
@@ -254,21 +253,6 @@ def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any],
     except ArgumentError as error:
         raise ArgumentError(f"{error}, the model's own number") from None
     return ({key: k} if text is raw else {"text_config": {**text, key: k}}), k
-
-
-def _load(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    try:
-        return load_lazily(folder, changed)
-    except (ConfigError, CheckpointError, MemoryError):
-        raise
-    except Exception as error:  # whatever a network of mlx-lm raises about a config or weights that do not fit it
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if (section := foreign_section(read_config(folder))) is not None:
-            reason = (
-                f"it is quantised by {section['quant_method']!r}, which flash_moe converts for its own networks only; use a "
-                f"checkpoint that mlx_lm.convert has written ({reason:.200})"
-            )
-        raise CheckpointError(f"mlx-lm cannot load {folder}: {reason:.500}") from error
 
 
 def _cast(model: Any, dtype: mx.Dtype) -> None:
