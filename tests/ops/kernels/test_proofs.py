@@ -46,6 +46,7 @@ def nothing_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(dispatch, "_accepted", set())
     monkeypatch.setattr(loading, "prove", partial(prove, judge=partial(judged, main=MAIN)))
     monkeypatch.setitem(prover.SECONDS, "metal", 120.0)  # the emulator compiles slowly
+    monkeypatch.setitem(CASE_SECONDS, "metal", 60.0)
     monkeypatch.setattr(mx, "compile", lambda function: function)
     prover.environment_key.cache_clear()
     yield
