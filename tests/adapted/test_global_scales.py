@@ -51,7 +51,7 @@ def test_they_are_multiplied_in_on_the_cpu(name: str, tmp_path: Path) -> None:
     convert(folder, tmp_path / "packed")
     found = []
     for each in (folder, tmp_path / "packed"):
-        for store in ("slots", "mapped", "resident"):
+        for store in ("slots", "resident"):
             with Model.load(each, expert_io=store, dtype="float32") as model:
                 found.append(np.array(model.logits(PROMPT)))
                 model.expert_store.capacity = 2  # in several groups, of sorted rows
