@@ -172,6 +172,8 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ConfigError, match=r"'nobodys_moe', which neither flash_moe .* nor the installed mlx-lm knows"):
         load_as(model_type="nobodys_moe")
+    with pytest.raises(ConfigError, match="'switch_layers', which neither"):  # a file of mlx-lm's, but no family
+        load_as(model_type="switch_layers")
     with pytest.raises(ConfigError, match="model_type is None"):
         load_as(model_type=None)
     with pytest.raises(CheckpointError, match="mlx-lm cannot load"):
@@ -212,6 +214,22 @@ def test_experts_that_are_in_no_switch_modules(tmp_path: Path) -> None:
         for use in (Model.load, open_checkpoint):
             with pytest.raises(ConfigError, match=rf"{config['model_type']} has no expert modules of mlx-lm's kinds"):
                 use(folder)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = checkpoint("qwen3_moe", tmp_path / "model")
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    files = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    for number, file in enumerate(files):
+        mx.save_safetensors(str(folder / file), {name: weights[name] for name in sorted(weights)[number::3]})
+    (folder / "model.safetensors").unlink()
+    index = {name: files[number % 3] for number, name in enumerate(sorted(weights))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    Model.load(folder).close()
+    (folder / files[1]).unlink()
+    with pytest.raises(CheckpointError, match=f"disagree about {files[1]}; finish the download"):
+        Model.load(folder)
 
 
 def test_memory_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

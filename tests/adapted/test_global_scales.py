@@ -13,6 +13,7 @@ from family_checkpoints import checkpoint, plain
 from flash_moe import Model
 from flash_moe.formats import GLOBAL_SCALE
 from flash_moe.packing.convert import convert
+from flash_moe.packing.info import describe
 
 PROMPT = [17, 25, 3, 99, 40, 8, 8, 61, 30, 77, 5]
 
@@ -49,6 +50,7 @@ def test_they_are_multiplied_in_on_the_cpu(name: str, tmp_path: Path) -> None:
     folder, floats = scaled(name, tmp_path)
     expected = np.array(plain(floats)(mx.array([PROMPT]))[0].astype(mx.float32))
     convert(folder, tmp_path / "packed")
+    assert set(describe(folder).expert_formats) == {"nvfp4 with a global scale"}
     found = []
     for each in (folder, tmp_path / "packed"):
         for store in ("slots", "resident"):

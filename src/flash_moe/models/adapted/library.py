@@ -42,7 +42,9 @@ def knows(model_type: str) -> bool:
     """Returns whether mlx-lm has a network for a ``model_type`` of config.json. ConfigError as for :func:`module`."""
     utils = module("utils")
     name = utils.MODEL_REMAPPING.get(model_type, model_type)
-    return name.replace("-", "_").isidentifier() and importlib.util.find_spec(f"mlx_lm.models.{name}") is not None
+    if not name.replace("-", "_").isidentifier() or importlib.util.find_spec(f"mlx_lm.models.{name}") is None:
+        return False
+    return hasattr(module(f"models.{name}"), "Model")  # others are parts of networks
 
 
 def load_lazily(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from ...checkpoint.records import RecordTable
-from ...checkpoint.safetensors import check_unchanged, read_header
+from ...checkpoint.safetensors import TensorInfo, check_unchanged, read_header
 from ...checks import integer, is_default
 from ...errors import ArgumentError, ConfigError
 from ...experts.opening import ExpertIO, open_store
@@ -71,6 +71,7 @@ class AdaptedFiles:
     Attributes:
         raw_config: config.json as it stands.
         quantization: that part of it as mlx-lm understands it; None for floats.
+        held: the tensors of the files that mlx-lm reads.
         network: mlx-lm's own.
         experts_per_token: the K it is opened for.
     """
@@ -78,6 +79,7 @@ class AdaptedFiles:
     folder: Path
     raw_config: Mapping[str, Any]
     quantization: Mapping[str, Any] | None
+    held: Mapping[str, TensorInfo]
     dimensions: AdaptedConfig
     network: Any
     experts: ExpertModules
@@ -100,6 +102,7 @@ class AdaptedFiles:
         """
         raw = read_config(folder)
         changed, k = _chosen(raw, experts_per_token)
+        held = tensors(folder)
         model, read = load_checked(folder, changed)
         if dtype is not None:
             _cast(model, dtype)
@@ -115,7 +118,7 @@ class AdaptedFiles:
             max_position_embeddings=_attribute(model, raw, ("max_position_embeddings", "model_max_length"))
             or _POSITIONS,
         )
-        return cls(folder, raw, read.get("quantization"), config, model, experts, k)
+        return cls(folder, raw, read.get("quantization"), held, config, model, experts, k)
 
     @property
     def _heads(self) -> int:
@@ -190,9 +193,7 @@ class AdaptedFiles:
     @property
     def metadata(self) -> dict[Path, Mapping[str, str]]:
         """The safetensors metadata of each file with always-needed weights."""
-        return {
-            file: read_header(file).metadata for file in sorted({info.file for info in tensors(self.folder).values()})
-        }
+        return {file: read_header(file).metadata for file in sorted({info.file for info in self.held.values()})}
 
     @property
     def resident(self) -> dict[str, mx.array]:
@@ -223,13 +224,13 @@ class AdaptedFiles:
             CheckpointError: a file was changed since its header was read.
             ArgumentError: an argument is out of range.
         """
-        held, table = tensors(self.folder), self.records(share)
+        table = self.records(share)
         report = None if progress is None else lambda done: progress(done, table.nbytes)
         store = open_store(table, expert_io, self.experts_per_token, expert_cache, report)
         try:
             shared = self.experts.attach(store)
             mx.eval(self.network.parameters())
-            check_unchanged(held.values())
+            check_unchanged(self.held.values())
         except BaseException:
             store.close()
             raise

@@ -61,8 +61,21 @@ def _cache_bytes(network: Any, float_bytes: int) -> list[tuple[str, int, int]]:
 
 def _passed(network: Any, tokens: int) -> Sequence[Any]:
     caches: Sequence[Any] = module("models.cache").make_prompt_cache(network)
-    network(mx.zeros((1, tokens), mx.int32), cache=caches)
+    experts = [switch for _, switch in expert_modules(network)]
+    kinds = [type(switch) for switch in experts]
+    try:
+        for switch, kind in zip(experts, kinds, strict=True):
+            switch.__class__ = type("Skipped", (kind,), {"__call__": _skip})  # MLX knows no global scales on the CPU
+        network(mx.zeros((1, tokens), mx.int32), cache=caches)
+    finally:
+        for switch, kind in zip(experts, kinds, strict=True):
+            switch.__class__ = kind
     return caches
+
+
+def _skip(switch: Any, x: mx.array, indices: mx.array) -> mx.array:
+    """Returns something of the shape of what experts make of x [..., H]: [..., K, H]."""
+    return mx.broadcast_to(x[..., None, :], (*indices.shape, x.shape[-1]))
 
 
 def _bytes(cache: Any, float_bytes: int) -> int:
