@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +24,10 @@ PROMPT = [17, 250, 3, 99, 140, 8, 8, 61, 230, 77, 5, 44, 91, 12, 0, 201]
 REPACKED = ("qwen3_moe", "gpt_oss", "nemotron_h", "deepseek_v3", "minimax_m2", "qwen2_moe")
 
 
+def _slow(values: Sequence[str], quick: Sequence[str]) -> list[Any]:
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
+
+
 def logits(folder: Path, expert_io: ExpertIO = "auto") -> np.ndarray:
     with Model.load(folder, expert_io=expert_io) as model:
         return np.array(model.logits(PROMPT))
@@ -31,7 +37,7 @@ def expected(folder: Path) -> np.ndarray:
     return np.array(plain(folder)(mx.array([PROMPT]))[0].astype(mx.float32))
 
 
-@pytest.mark.parametrize("name", REPACKED)
+@pytest.mark.parametrize("name", _slow(REPACKED, ("gpt_oss", "nemotron_h", "qwen3_moe")))
 def test_repacked_without_loss(name: str, tmp_path: Path) -> None:
     folder, packed = checkpoint(name, tmp_path / name), tmp_path / "packed"
     assert convert(folder, packed) == []
@@ -47,7 +53,7 @@ def test_repacked_without_loss(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "llama4", "gemma4_text"])
-@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("mode", _slow(("affine", "mxfp4", "nvfp4", "mxfp8"), ("affine",)))
 def test_floats_are_quantised_as_mlx_lm_does(name: str, mode: Mode, tmp_path: Path) -> None:
     """From the files as the hub has them, with MLX's own rounding: what mlx_lm.convert and mlx-lm make of them."""
     source = checkpoint(name, tmp_path / "source", mode=None, published=True)
