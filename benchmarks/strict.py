@@ -91,6 +91,8 @@ class Written:
 
 def free_replies(model: Model, prompts: Sequence[list[int]], most: int) -> list[Written]:
     """Greedy replies, held to nothing; :attr:`Written.text` is all of their text."""
+    if not prompts:
+        return []
     found = model.generate(
         [list(prompt) for prompt in prompts], max_tokens=most, temperature=0, repetition_penalty=1, progress=False
     )
