@@ -59,16 +59,17 @@ class GatedDeltaNet(Module):
         """
         projected = self.in_proj(x)
         if len(caches) > 1 and max(counts) == 1:
-            before = [cache.conv for cache in caches], [cache.state for cache in caches]
-            y, convs, states = delta_net_of_each(*projected, *before, **self._options)
+            qkv, z, b, a = projected
+            convs, states = [cache.conv for cache in caches], [cache.state for cache in caches]
+            y, convs, states = delta_net_of_each(qkv, z, b, a, convs, states, **self._options)
             for cache, conv, state in zip(caches, convs, states, strict=True):
                 cache.advance(1, conv, state)
             return self.out_proj(y)
         outputs, start = [], 0
         for cache, count in zip(caches, counts, strict=True):
             for piece in cache.pieces(count):
-                part = [array[start : start + piece] for array in projected]
-                y, conv, state = delta_net(*part, cache.conv, cache.state, **self._options)
+                qkv, z, b, a = (array[start : start + piece] for array in projected)
+                y, conv, state = delta_net(qkv, z, b, a, cache.conv, cache.state, **self._options)
                 cache.advance(piece, conv, state)
                 outputs.append(y)
                 start += piece
@@ -84,7 +85,8 @@ class GatedDeltaNet(Module):
                 key_heads=c.linear_num_key_heads,
             )  # fmt: skip
             return self.out_proj(y), conv, state
-        y, conv, state = delta_net(*self.in_proj(x), conv, state, **self._options)
+        qkv, z, b, a = self.in_proj(x)
+        y, conv, state = delta_net(qkv, z, b, a, conv, state, **self._options)
         return self.out_proj(y), conv, state
 
     @property
