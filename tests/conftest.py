@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from flash_moe.packing.convert import convert
 # Machines that run the tests may be slow and busy: time is no property of the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+# Where tests begin in the background of a shell, Ctrl-C is ignored, and so it would be in every process they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # On a machine with a GPU, FLASH_MOE_TEST_DEVICE=cpu has this process run its tests on the CPU.
 if os.environ.get("FLASH_MOE_TEST_DEVICE") == "cpu":
     mx.set_default_device(mx.cpu)

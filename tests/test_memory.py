@@ -43,12 +43,12 @@ with Model.load(sys.argv[1], experts_per_token=None, expert_io=sys.argv[2]) as m
 @pytest.mark.parametrize(
     ("expert_io", "kernels"),
     [
-        ("slots", "off"),
         ("slots", "on"),
         *(
             pytest.param(io, kernels, marks=pytest.mark.slow)
-            for io in ("mapped", "resident")
+            for io in ("mapped", "resident", "slots")
             for kernels in ("off", "on")
+            if (io, kernels) != ("slots", "on")
         ),
     ],
 )

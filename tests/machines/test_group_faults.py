@@ -91,7 +91,7 @@ def test_a_hundred_faults_that_the_group_survives(
     check(said, rounds, expected, ranks)
 
 
-FATAL = [("kill", 1), ("stop", 1), ("stuck", 1)]
+FATAL = [("stop", 1), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("kill", "stuck"))]
 
 
 @pytest.mark.parametrize(("kind", "rank"), FATAL)

@@ -101,6 +101,16 @@ def test_interrupts_are_held() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_what_the_process_ignores_is_not_held() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held_interrupts() as held:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not held()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_interrupts_are_ignored() -> None:
     with ignored_interrupts():
         os.kill(os.getpid(), signal.SIGINT)

@@ -52,6 +52,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(torch.equal(one[name].bfloat16(), other[name].bfloat16()) for name in {**one, **other})
 
 
+@pytest.mark.slow
 def test_the_command_continues_after_every_interruption(
     tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,7 @@ def test_the_command_continues_after_every_interruption(
     assert shards[0] != shards[1]
 
 
+@pytest.mark.slow
 def test_weights_alone_are_enough_to_cool_down(tmp_path: Path, small_tokenizer: Path) -> None:
     (tmp_path / "data").mkdir()
     for number in range(2):

@@ -14,9 +14,11 @@ def held_interrupts() -> Iterator[Callable[[], bool]]:
     """Holds Ctrl-C back until the block ends, so that it comes at no arbitrary point within.
 
     Yields:
-        Whether one is held, so that the block can end early. In other threads than the main one there are none.
+        Whether one is held, so that the block can end early. There are none in other threads than the main one, nor
+        where the process ignores them.
     """
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     held: list[Any] = []

@@ -28,8 +28,12 @@ def token_logits(folder: Path, kernels: bool, expert_io: str) -> np.ndarray:
         return np.array(mx.stack(rows))
 
 
-@pytest.mark.parametrize("head_dim", [32, 16], ids=["all kernels", "attention left to MLX"])
-@pytest.mark.parametrize("expert_io", ["slots", "slots, all cached", "mapped", "resident"])
+@pytest.mark.parametrize(
+    "head_dim", [32, pytest.param(16, marks=pytest.mark.slow)], ids=["all kernels", "attention left to MLX"]
+)
+@pytest.mark.parametrize(
+    "expert_io", ["slots", "slots, all cached", "mapped", pytest.param("resident", marks=pytest.mark.slow)]
+)
 def test_kernels_equal_no_kernels(
     expert_io: str, head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
 ) -> None:
@@ -45,7 +49,7 @@ def test_kernels_equal_no_kernels(
     assert ("decode_attention" in used()) == (head_dim == 32)
 
 
-@pytest.mark.parametrize("mode", ["nvfp4", "mxfp8"])
+@pytest.mark.parametrize("mode", ["nvfp4", pytest.param("mxfp8", marks=pytest.mark.slow)])
 def test_experts_of_other_modes_run_by_kernels(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
 ) -> None:
