@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -28,6 +29,13 @@ if os.environ.get("FLASH_MOE_TEST_DEVICE") == "cpu":
     mx.set_default_device(mx.cpu)
 # Which store is faster is no property of the code either.
 os.environ["FLASH_MOE_EXPERT_IO"] = "slots"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Leaves what exists out of searches for garbage: many tests ask for one, and of everything it takes 0.3 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
