@@ -58,6 +58,8 @@ def listener(host: str, port: int, api_key: str | None) -> Iterator[socket.socke
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         found = socket.create_server((host, port), family=family)
+        # asyncio sends small writes at once only where a socket names its protocol; else each reply waits 40 ms
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=found.detach())
     except OSError as error:
         raise ArgumentError(f"cannot listen on {host}, port {port} ({error.strerror}); try --port 0") from error
     with found:

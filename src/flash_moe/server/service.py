@@ -106,7 +106,8 @@ class Service:
         cancel = threading.Event()
         async with self.turns.turn():
             self._check_going()
-            await asyncio.to_thread(self._check_length, prompt, options)
+            if self._prompt_limit is not None:
+                await asyncio.to_thread(self._check_length, prompt, options, self._prompt_limit)
             stream = await asyncio.to_thread(
                 partial(self.model.stream, prompt, cancel=cancel, progress=False, **options)
             )
@@ -137,14 +138,13 @@ class Service:
                 self._check_going()
             yield chunk
 
-    def _check_length(self, prompt: Any, options: dict[str, Any]) -> None:
-        if self._prompt_limit is not None:
-            count = len(self.count(prompt, options))
-            if count > self._prompt_limit:
-                raise Refusal(
-                    400, f"the prompt has {count} tokens, this server takes {self._prompt_limit}", "messages",
-                    "context_length_exceeded",
-                )  # fmt: skip
+    def _check_length(self, prompt: Any, options: dict[str, Any], limit: int) -> None:
+        count = len(self.count(prompt, options))
+        if count > limit:
+            raise Refusal(
+                400, f"the prompt has {count} tokens, this server takes {limit}", "messages",
+                "context_length_exceeded",
+            )  # fmt: skip
 
     def count(self, prompt: Any, options: dict[str, Any]) -> list[int]:
         """Returns the token ids of a prompt as a generation would run it."""
