@@ -6,6 +6,8 @@ import json
 import random
 import signal
 import time
+from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,21 @@ KINDS = ("eio", "ctrl-c", "interrupt", "nan", "disagree")
 OPTIONS = {"expert_io": "slots", "kernels": False}
 
 
-@pytest.fixture(scope="module")
-def expected(packed_checkpoint: Path) -> list[list[int]]:
+class Expected:
     """The tokens of every round, by one process."""
+
+    def __init__(self, model: Model) -> None:
+        self._round = cache(partial(faulty.generate, model))
+
+    def __getitem__(self, number: int) -> list[int]:
+        return self._round(number)
+
+
+@pytest.fixture(scope="module")
+def expected(packed_checkpoint: Path) -> Iterator[Expected]:
     with Model.load(packed_checkpoint, **OPTIONS) as model:
         model.tokenizer.eos_token_ids = frozenset()
-        return [faulty.generate(model, number) for number in range(210)]
+        yield Expected(model)
 
 
 def run(
@@ -46,7 +57,7 @@ def run(
     return said, ranks
 
 
-def check(said: list[dict[str, Any]], rounds: list[dict[str, Any]], expected: list[list[int]], ranks: Ranks) -> None:
+def check(said: list[dict[str, Any]], rounds: list[dict[str, Any]], expected: Expected, ranks: Ranks) -> None:
     """No wrong token, and what follows a fault that the group survives is right."""
     assert len(said) == len(rounds), ranks.said()
     assert [process.returncode for process in ranks.processes] == [0] * len(ranks.processes), ranks.said()
@@ -70,7 +81,7 @@ def random_rounds(rng: random.Random, count: int, size: int) -> list[dict[str, A
     return rounds
 
 
-def test_faults_that_the_group_survives(packed_checkpoint: Path, expected: list[list[int]], tmp_path: Path) -> None:
+def test_faults_that_the_group_survives(packed_checkpoint: Path, expected: Expected, tmp_path: Path) -> None:
     rounds = random_rounds(random.Random(1), 15, 2)
     said, ranks = run(tmp_path, packed_checkpoint, 2, rounds)
     check(said, rounds, expected, ranks)
@@ -84,7 +95,7 @@ def test_faults_that_the_group_survives(packed_checkpoint: Path, expected: list[
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_hundred_faults_that_the_group_survives(
-    size: int, packed_checkpoint: Path, expected: list[list[int]], tmp_path: Path
+    size: int, packed_checkpoint: Path, expected: Expected, tmp_path: Path
 ) -> None:
     rounds = random_rounds(random.Random(size), 100, size)
     said, ranks = run(tmp_path, packed_checkpoint, size, rounds)

@@ -29,6 +29,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_an_interrupted_one_ends_the_same(data: Path) -> None:
     whole = train.Trainer(options(data, "--out", str(data / "whole"), "--steps", "10", "--fewer-experts", "0.5"))
     before = metrics.evaluate(whole.network, whole.held_out, whole.device)["loss"]

@@ -32,7 +32,8 @@ def token_logits(folder: Path, kernels: bool, expert_io: str) -> np.ndarray:
     "head_dim", [32, pytest.param(16, marks=pytest.mark.slow)], ids=["all kernels", "attention left to MLX"]
 )
 @pytest.mark.parametrize(
-    "expert_io", ["slots", "slots, all cached", "mapped", pytest.param("resident", marks=pytest.mark.slow)]
+    "expert_io",
+    ["slots", "slots, all cached", *(pytest.param(io, marks=pytest.mark.slow) for io in ("mapped", "resident"))],
 )
 def test_kernels_equal_no_kernels(
     expert_io: str, head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], set[str]]
