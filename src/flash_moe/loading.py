@@ -53,11 +53,14 @@ class Opened:
 
 def resolve_dtype(name: str | None, checkpoint: ModelFiles | AdaptedFiles) -> mx.Dtype:
     """Returns the dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
-    if name is not None:
-        return _named(name)
-    if mx.default_device() == mx.cpu:
-        return mx.float32
-    return _named(checkpoint.stored_dtype)
+    return given_dtype(name) or _named(checkpoint.stored_dtype)
+
+
+def given_dtype(name: str | None) -> mx.Dtype | None:
+    """Returns the dtype of activations as far as no checkpoint decides it; None where that does, on a GPU."""
+    if name is None:
+        return mx.float32 if mx.default_device() == mx.cpu else None
+    return _named(name)
 
 
 def open_adapted(
@@ -84,7 +87,7 @@ def open_adapted(
             raise ArgumentError(
                 f"{name} is {value}, but this model runs on mlx-lm's network, which has no such option; leave it out"
             )
-    compute = None if dtype is None and mx.default_device() != mx.cpu else _named(dtype or "float32")
+    compute = given_dtype(dtype)
     with following(progress) as told:
 
         def read(done: int, total: int) -> None:
@@ -98,12 +101,16 @@ def open_adapted(
             share = sums.share
             member.agree(share, _facts(files.identity(), k, dtype or "its own", "mlx-lm"))
         check_memory(files.resident_bytes, held_bytes(files.records(share), expert_io, k, expert_cache))
-        model = files.load(expert_io, expert_cache, read, share)
-        network: Any = model.network
+        adapted = files.load(expert_io, expert_cache, read, share)
+        network: Any = adapted
         if member is not None and sums is not None:
-            network.join(sums)
-            network = member.enter(network, sums, model.store)
-        return Opened(folder, model.config, network, model.store, k)
+            adapted.join(sums)
+            try:
+                network = member.enter(adapted, sums, adapted.store)
+            except BaseException:
+                adapted.store.close()
+                raise
+        return Opened(folder, files.dimensions, network, adapted.store, k)
 
 
 def open_own(

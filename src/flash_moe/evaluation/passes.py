@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..checkpoint.hub import resolve
 from ..checks import DEFAULT_EXPERTS_PER_TOKEN
 from ..experts.opening import ExpertIO
-from ..loading import resolve_dtype
+from ..loading import given_dtype, resolve_dtype
 from ..models import AdaptedFiles, is_adapted
 from ..text import Tokenizer
 from .layerwise import LayerwiseModel, Progress
@@ -51,7 +51,7 @@ class NetworkModel(LayerwiseModel):
     ) -> NetworkModel:
         """Opens a folder or a repository on the hub; arguments and errors are those of :meth:`flash_moe.Model.load`."""
         folder = resolve(path, revision=revision)
-        activations = resolve_dtype(dtype, AdaptedFiles.open(folder))
+        activations = given_dtype(dtype) or resolve_dtype(None, AdaptedFiles.open(folder))
         files = AdaptedFiles.open(folder, experts_per_token, activations)
         return cls(files, Tokenizer.load(folder), files.experts_per_token, activations, expert_io)
 
@@ -63,7 +63,7 @@ class NetworkModel(LayerwiseModel):
         """Returns logits [T, V] of rows that are asked for in the order of each text. To be called once: it loads the
         network.
         """
-        network = self.checkpoint.load(self.expert_io, 0).network
+        network = self.checkpoint.load(self.expert_io, 0)
         caches: dict[str, Any] = {}
 
         def logits(rows: Rows) -> mx.array:
@@ -75,11 +75,11 @@ class NetworkModel(LayerwiseModel):
         return logits
 
     def shares_head(self, other: LayerwiseModel) -> bool:
-        """Returns never: what stands for it is a network with a K of its own."""
+        """Returns False: what stands for the head is a network with a K of its own."""
         return False
 
 
-def open_scored(path: str | os.PathLike[str], **options: Any) -> LayerwiseModel:
+def open_scored(path: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> LayerwiseModel:
     """Opens a checkpoint of any family to be scored; arguments are those of :meth:`LayerwiseModel.open`."""
-    kind = NetworkModel if is_adapted(resolve(path, revision=options.get("revision"))) else LayerwiseModel
-    return kind.open(path, **options)
+    folder = resolve(path, revision=revision)
+    return (NetworkModel if is_adapted(folder) else LayerwiseModel).open(folder, **options)

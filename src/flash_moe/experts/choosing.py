@@ -133,7 +133,7 @@ def measure_stores(
     """Works as decoding does, each time from the disk and then from the page cache, through both stores in turn.
 
     Args:
-        in_place: read the records once where they lie, instead of having MLX copy them where it has to.
+        work, by_part: as of :func:`choose`.
 
     Returns:
         None where time ran out before there was anything to compare.

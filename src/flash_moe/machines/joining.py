@@ -154,7 +154,7 @@ def joined(group: GroupOption, timeout: float) -> Iterator[Member | None]:
 
 
 def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
-    """Returns rank 0 listens and tells the others, by a sum, where and with which key."""
+    """Connects the ranks: rank 0 listens, and tells the others by a sum where and with which key."""
     announced = np.zeros(_KEY + _HOST + 1, np.int32)
     listener = None
     if group.rank() == 0:
@@ -178,7 +178,7 @@ def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
 
 
 def _accepted(listener: Listener, size: int) -> dict[int, Connection]:
-    """Returns those that know the key; in a thread, since a stranger may connect and say nothing."""
+    """Accepts all who know the key; in a thread, since a stranger may connect and say nothing."""
     arrived: SimpleQueue[Connection] = SimpleQueue()
 
     def accept() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from ..errors import PeerError
@@ -97,16 +97,13 @@ class Peers:
         for link in self._links.values():
             link.send(list(message))
 
-    def receive(self, seconds: float | None = None) -> tuple[int, list[Any]]:
+    def receive(self) -> tuple[int, list[Any]]:
         """Waits for a message; returns the rank that sent it, and the message.
 
         Raises:
-            PeerError: the group is broken, or nothing came in time.
+            PeerError: the group is broken.
         """
-        try:
-            found = self._inbox.get(timeout=seconds)
-        except Empty:
-            raise PeerError(f"the other ranks sent nothing for {seconds} s") from None
+        found = self._inbox.get()
         if found is None:
             self._inbox.put(None)
             raise PeerError(self.failure)

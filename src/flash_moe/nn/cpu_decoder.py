@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +15,7 @@ from .attention import GatedAttention
 from .cache import DeltaCache, KVCache, SequenceCache
 from .cpu_layers import AttentionMixer, DeltaMixer, Pass, Weights
 from .cpu_moe import CpuMoE, DenseMlp
-from .prefetch import LayerPrefetch
+from .prefetch import connect
 from .sparse_moe import SparseMoE
 
 
@@ -69,10 +68,7 @@ class CpuDecoder:
         self._frequencies = np.array(self._config.rope_frequencies)
         self._weights = weights
         if decoder.prefetcher is not None:
-            sparse = [(i, layer) for i, layer in enumerate(self._layers) if isinstance(layer.mlp, CpuMoE)]
-            for (i, layer), following in zip_longest(sparse, sparse[1:]):
-                router = None if following is None else (following[0], following[1].router_logits)
-                layer.mlp.prefetch = LayerPrefetch(decoder.prefetcher, i, router)
+            connect(decoder.prefetcher, self._layers, CpuMoE)
 
     def __call__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import accumulate, chain, zip_longest
+from itertools import accumulate, chain
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +22,7 @@ from .expert_choice import ExpertChoice
 from .gated_delta_net import GatedDeltaNet
 from .mlp import SwiGLU
 from .module import Module
-from .prefetch import LayerPrefetch, Prefetcher
+from .prefetch import Prefetcher, connect
 from .run_ahead import RunAhead
 from .sparse_moe import SparseMoE
 from .streaming import PLAIN, StreamingOptions
@@ -169,7 +169,7 @@ class Decoder(Module):
         self.prefetcher: Prefetcher | None = None
         if streaming.prefetch:
             self.prefetcher = Prefetcher(store, experts_per_token, share=WHOLE if sums is None else sums.share)
-            self._connect(self.prefetcher)
+            connect(self.prefetcher, self.layers, SparseMoE)
         self.run_ahead: RunAhead | None = None
         waits = streaming.prefetch or streaming.changes_experts or sums is not None  # for the host in every layer
         if store.keeps_experts and on_gpu() and not waits:
@@ -189,13 +189,6 @@ class Decoder(Module):
     def runs_on_cpu_kernels(self) -> bool:
         """Whether tokens run through the kernels of the CPU."""
         return self._cpu is not None
-
-    def _connect(self, shared: Prefetcher) -> None:
-        """Lets every sparse layer prefetch for the next one."""
-        sparse = [(i, layer) for i, layer in enumerate(self.layers) if isinstance(layer.mlp, SparseMoE)]
-        for (i, layer), following in zip_longest(sparse, sparse[1:]):
-            router = None if following is None else (following[0], following[1].router_logits)
-            layer.mlp.prefetch = LayerPrefetch(shared, i, router)
 
     @contextmanager
     def serving(self, task: Task) -> Iterator[None]:

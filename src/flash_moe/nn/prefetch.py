@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import mlx.core as mx
@@ -80,6 +81,14 @@ class Prefetcher:
         if (predicted := self._predicted.pop(layer, None)) is not None:
             self.counters.needed += len(experts)
             self.counters.found += len(predicted.intersection(experts))
+
+
+def connect(shared: Prefetcher, layers: Sequence[Any], sparse: type) -> None:
+    """Lets every layer whose ``mlp`` is of the type ``sparse`` prefetch for the next one."""
+    found = [(i, layer) for i, layer in enumerate(layers) if isinstance(layer.mlp, sparse)]
+    for (i, layer), following in zip_longest(found, found[1:]):
+        router = None if following is None else (following[0], following[1].router_logits)
+        layer.mlp.prefetch = LayerPrefetch(shared, i, router)
 
 
 class LayerPrefetch:

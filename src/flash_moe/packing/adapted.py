@@ -15,6 +15,7 @@ from ..formats import Quantization
 from ..models import AdaptedFiles
 from ..models.adapted.streaming import parameters, quantization
 from ..record import RecordLayout
+from .resident import resident_file
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -77,8 +78,7 @@ class AdaptedResident:
         groups: dict[str, list[str]] = {}
         for name in sorted(self._arrays):
             layer = _LAYER.search(name)
-            file = "model-resident.safetensors" if layer is None else f"model-resident-{int(layer[1]):05d}.safetensors"
-            groups.setdefault(file, []).append(name)
+            groups.setdefault(resident_file(None if layer is None else int(layer[1])), []).append(name)
         return groups
 
     def nbytes(self) -> int:

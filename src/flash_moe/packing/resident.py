@@ -21,6 +21,11 @@ _GATE_QUANTIZATION = Quantization(8, 64)
 _BLOCK = 1 << 24  # weights at a time as float32: 64 MiB
 
 
+def resident_file(layer: int | None = None) -> str:
+    """Returns the name of the file with the always-read weights of a layer, or with all that are of none."""
+    return "model-resident.safetensors" if layer is None else f"model-resident-{layer:05d}.safetensors"
+
+
 class ResidentFiles:
     """The resident part of a conversion.
 
@@ -41,10 +46,10 @@ class ResidentFiles:
     def groups(self) -> dict[str, list[str]]:
         """Returns canonical names by the file that they go to, one for each decoder layer and one for all else."""
         names = sorted(self._arrays)
-        groups = {"model-resident.safetensors": [name for name in names if not name.startswith("layers.")]}
+        groups = {resident_file(): [name for name in names if not name.startswith("layers.")]}
         for i in range(self._checkpoint.dimensions.num_hidden_layers):
             mine = [name for name in names if name.startswith(f"layers.{i}.")]
-            groups[f"model-resident-{i:05d}.safetensors"] = mine
+            groups[resident_file(i)] = mine
         return {file: mine for file, mine in groups.items() if mine}
 
     def nbytes(self) -> int:

@@ -17,12 +17,41 @@ _SYSTEM = phrases(
 _EXCHANGES = [(phrase(user), phrase(assistant)) for _, (user, assistant) in read_table("chat.txt")]
 
 
-def system_messages(rng: Random, share: float = 0.25) -> list[dict[str, Any]]:
+def system_messages(rng: Random, share: float) -> list[dict[str, Any]]:
     """A short system message, in ``share`` of all cases."""
     if rng.random() >= share:
         return []
     text = say(rng, pick(rng, _SYSTEM)).format(d=1 + int(rng.random() * 9))
     return [{"role": "system", "content": text}]
+
+
+class Dialogue:
+    """Collects the messages of a conversation.
+
+    Args:
+        thinks, system: shares of the conversations in which the model reasons, and that begin with a system message.
+    """
+
+    def __init__(self, rng: Random, thinks: float, system: float) -> None:
+        self.rng, self.thinking = rng, rng.random() < thinks
+        self.messages = system_messages(rng, system)
+
+    def user(self, text: str) -> None:
+        self.messages.append({"role": "user", "content": text})
+
+    def assistant(self, content: str, thought: str, calls: list[dict[str, Any]] | None = None) -> None:
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if self.thinking:
+            message["reasoning_content"] = thought
+        if calls:
+            message["tool_calls"] = calls
+        self.messages.append(message)
+
+    def tool(self, content: str) -> None:
+        self.messages.append({"role": "tool", "content": content})
+
+    def done(self, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+        return {"messages": self.messages, "tools": tools, "enable_thinking": self.thinking}
 
 
 def chat(rng: Random, split: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from .chat import chat, system_messages
+from .chat import Dialogue, chat
 from .everyday import Said
 from .intents import FIELD, INTENTS, STYLES, PlainTool, Wording, clause_of, drawn, named, near, plain_tool
 from .plain_results import plain_result
@@ -132,24 +132,9 @@ def _offer(rng: Random, count: int | None = None) -> tuple[list[PlainTool], Word
     return tools, wording
 
 
-class _Talk:
-    """Collects the messages of a conversation."""
-
+class _Talk(Dialogue):
     def __init__(self, rng: Random) -> None:
-        self.rng = rng
-        self.thinking = rng.random() < 0.1
-        self.messages: list[dict[str, Any]] = system_messages(rng, 0.15)
-
-    def user(self, text: str) -> None:
-        self.messages.append({"role": "user", "content": text})
-
-    def assistant(self, content: str, thought: str, calls: list[dict[str, Any]] | None = None) -> None:
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if self.thinking:
-            message["reasoning_content"] = thought
-        if calls:
-            message["tool_calls"] = calls
-        self.messages.append(message)
+        super().__init__(rng, thinks=0.1, system=0.15)
 
     def call(self, asks: list[Ask]) -> None:
         thoughts = [
@@ -164,14 +149,14 @@ class _Talk:
         answers = []
         for ask in asks:
             content, answer = plain_result(self.rng, ask.tool, {key: said.words for key, said in ask.said.items()})
-            self.messages.append({"role": "tool", "content": content})
+            self.tool(content)
             answers.append(answer)
         self.assistant(" ".join(answers), thought_before_answer(self.rng))
 
     def whole(self, tools: list[PlainTool]) -> Conversation:
         schemas = [tool.schema for tool in tools]
         self.rng.shuffle(schemas)
-        return {"messages": self.messages, "tools": schemas, "enable_thinking": self.thinking}
+        return self.done(schemas)
 
 
 def everyday_call(rng: Random, split: str) -> Conversation:

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .chat import system_messages
+from .chat import Dialogue
 from .everyday import filled
 from .rewording import reworded
 from .splits import belongs, pick
@@ -131,10 +131,9 @@ def _answer(rng: Random, fact: Fact) -> str:
     return f"{said} {fact.why}" if fact.why and rng.random() < 0.2 else said
 
 
-class _Dialogue:
+class _Dialogue(Dialogue):
     def __init__(self, rng: Random) -> None:
-        self.thinking = rng.random() < 0.15
-        self.messages = system_messages(rng, 0.08)
+        super().__init__(rng, thinks=0.15, system=0.08)
         self._said = len(self.messages)
 
     @property
@@ -142,11 +141,8 @@ class _Dialogue:
         return (len(self.messages) - self._said) // 2
 
     def turn(self, user: str, assistant: str, thought: str) -> None:
-        self.messages.append({"role": "user", "content": user})
-        message = {"role": "assistant", "content": assistant}
-        if self.thinking:
-            message["reasoning_content"] = thought
-        self.messages.append(message)
+        self.user(user)
+        self.assistant(assistant, thought)
 
 
 def questions(rng: Random, split: str) -> dict[str, Any]:
@@ -173,7 +169,7 @@ def questions(rng: Random, split: str) -> dict[str, Any]:
             fact, question = _next(rng, split, fact)
             dialogue.turn(question, _answer(rng, fact), _thought(fact))
             shortened = explained = False
-    return {"messages": dialogue.messages, "tools": None, "enable_thinking": dialogue.thinking}
+    return dialogue.done(None)
 
 
 def outside(rng: Random, split: str) -> dict[str, Any]:
@@ -184,7 +180,7 @@ def outside(rng: Random, split: str) -> dict[str, Any]:
         question = ask(rng, split, (filled(rng, say(rng, form)),))
         said = say(rng, pick(rng, _UNKNOWN if is_question else _UNABLE))
         dialogue.turn(question, said, "This is not about flash_moe, and I have no tool for it.")
-    return {"messages": dialogue.messages, "tools": None, "enable_thinking": dialogue.thinking}
+    return dialogue.done(None)
 
 
 def _thought(fact: Fact) -> str:

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from .actions import ACTIONS, DOMAINS, SLOTS, Action, Slot
-from .chat import chat, system_messages
+from .chat import Dialogue, chat
 from .composed import compose, compose_getter, thing, verb_group
 from .functions import Function, Naming
 from .questions import questions
@@ -84,27 +84,13 @@ def _count(rng: Random) -> int:
     return pick(rng, (1, 2, 2, 2, 3, 3, 3, 4))
 
 
-class _Dialogue:
-    """Collects the messages of a conversation."""
-
+class _Dialogue(Dialogue):
     def __init__(self, rng: Random, split: str) -> None:
-        self.rng, self.split = rng, split
-        self.thinking = rng.random() < 0.15
-        self.messages = system_messages(rng)
+        super().__init__(rng, thinks=0.15, system=0.25)
+        self.split = split
 
-    def user(self, text: str) -> None:
-        self.messages.append({"role": "user", "content": text})
-
-    def assistant(self, content: str, thought: str, calls: list[dict[str, Any]] | None = None) -> None:
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if self.thinking:
-            message["reasoning_content"] = thought
-        if calls:
-            message["tool_calls"] = calls
-        self.messages.append(message)
-
-    def tool(self, response: dict[str, Any]) -> None:
-        self.messages.append({"role": "tool", "content": json.dumps(response, ensure_ascii=False)})
+    def returned(self, response: dict[str, Any]) -> None:
+        self.tool(json.dumps(response, ensure_ascii=False))
 
     def call(self, requests: list[Request]) -> None:
         self.assistant("", thought_before_call(self.rng, requests), [one.call() for one in requests])
@@ -116,12 +102,9 @@ class _Dialogue:
         for one in requests:
             fails = self.rng.random() < 0.1
             response = error_response(self.rng) if fails else tool_response(self.rng, self.split, one)
-            self.tool(response)
+            self.returned(response)
             answers.append(answer(self.rng, one, response))
         self.assistant(" ".join(answers), thought_before_answer(self.rng))
-
-    def done(self, tools: list[dict[str, Any]]) -> Conversation:
-        return {"messages": self.messages, "tools": tools, "enable_thinking": self.thinking}
 
 
 def one_call(rng: Random, split: str) -> Conversation:
@@ -238,7 +221,7 @@ def find_then_act(rng: Random, split: str) -> Conversation:
     dialogue.user(first.text(rng))
     dialogue.call([first])
     number = kind("id").value(rng, split, {})[0]
-    dialogue.tool({"id": number})
+    dialogue.returned({"id": number})
     second = Request(offered[1], clause, False, "", {offered[1].parameters[0].name: number}, {})
     dialogue.call_and_answer([second])
     return dialogue.done(tools_of(rng, offered))

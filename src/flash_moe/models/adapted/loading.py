@@ -17,7 +17,6 @@ from ...checkpoint.safetensors import TensorInfo, check_unchanged, read_header
 from ...checks import integer, is_default
 from ...errors import ArgumentError, ConfigError
 from ...experts.opening import ExpertIO, open_store
-from ...experts.store import ExpertStore
 from ...machines.share import WHOLE, Share
 from ...nn.layer_work import LayerWork
 from ...record import ExpertShape, RecordLayout
@@ -47,21 +46,6 @@ class AdaptedConfig:
     num_experts: int
     num_experts_per_tok: int
     max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class AdaptedModel:
-    """A model that is open.
-
-    Attributes:
-        experts_per_token: the K it runs with.
-    """
-
-    folder: Path
-    config: AdaptedConfig
-    network: AdaptedNetwork
-    store: ExpertStore
-    experts_per_token: int
 
 
 @dataclass(frozen=True)
@@ -212,7 +196,7 @@ class AdaptedFiles:
         expert_cache: int,
         progress: Callable[[int, int], None] | None = None,
         share: Share = WHOLE,
-    ) -> AdaptedModel:
+    ) -> AdaptedNetwork:
         """Reads the always-needed weights and opens the expert store; no expert is read. To be called once.
 
         Args:
@@ -234,8 +218,7 @@ class AdaptedFiles:
         except BaseException:
             store.close()
             raise
-        network = AdaptedNetwork(self.network, store, shared)
-        return AdaptedModel(self.folder, self.dimensions, network, store, self.experts_per_token)
+        return AdaptedNetwork(self.network, store, shared)
 
 
 def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any], int | None]:

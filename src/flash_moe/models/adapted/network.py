@@ -21,7 +21,7 @@ class AdaptedNetwork:
     """Runs mlx-lm's network; counterpart of :class:`~flash_moe.nn.decoder.Decoder`.
 
     Attributes:
-        layers: mlx-lm's own.
+        layers: mlx-lm's own; store: where the experts come from.
         streaming, prefetcher, choice, run_ahead: as the decoder's, all off: they need a router of our own.
     """
 
@@ -29,7 +29,7 @@ class AdaptedNetwork:
     prefetcher = choice = run_ahead = None
 
     def __init__(self, model: Any, store: ExpertStore, shared: Shared) -> None:
-        self.model, self.layers, self._store, self._shared = model, model.layers, store, shared
+        self.model, self.layers, self.store, self._shared = model, model.layers, store, shared
         self._passed: Callable[[int], None] | None = None
 
     def new_cache(self) -> AdaptedCache:
@@ -39,14 +39,14 @@ class AdaptedNetwork:
     @contextmanager
     def serving(self, task: Task) -> Iterator[None]:
         """Within it all passes are for this task: they count in its counters, and end when it is cancelled."""
-        with self._store.counting(task.store):
+        with self.store.counting(task.store):
             try:
-                self._store.stop_if(task.cancelled)
+                self.store.stop_if(task.cancelled)
                 self._passed = task.passed
                 yield
             finally:
                 self._passed = self._shared.passed = None
-                self._store.stop_if(None)
+                self.store.stop_if(None)
 
     def join(self, sums: Sums) -> None:
         """Computes the experts of one share from now on, and takes the others from other machines."""
@@ -84,7 +84,7 @@ class AdaptedNetwork:
 
     def _tell(self, start: int, end: int, count: int) -> None:
         """Has expert modules report, while the tokens from ``start`` to ``end`` of ``count`` run, as layers are asked to."""
-        passed, layers, modules = self._passed, len(self.layers), len(self._store.layouts)
+        passed, layers, modules = self._passed, len(self.layers), len(self.store.layouts)
         if passed is not None:
             self._shared.passed = lambda done: passed(
                 layers * (start * modules + (end - start) * done) // (count * modules)
