@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-import mlx.core as mx
-
 from .amounts import format_bytes
 from .checkpoint.hub import resolve
 from .checks import DEFAULT_EXPERTS_PER_TOKEN, integer
@@ -28,6 +26,7 @@ from .machines.following import FollowingNetwork, NoTokenizer
 from .machines.joining import GroupOption, joined
 from .machines.leading import LeadingNetwork
 from .machines.ranked import Ranked
+from .mlx_cache import clear_cache
 from .models import is_adapted
 from .nn.streaming import StreamingOptions
 from .notebook import html
@@ -240,7 +239,7 @@ class Model(LanguageModel, Ranked):
             if isinstance(network, (LeadingNetwork, FollowingNetwork)):
                 network.stop()
             del network  # whose memory is freed now
-            mx.clear_cache()
+            clear_cache()
 
     def __enter__(self) -> Model:
         return self

@@ -24,9 +24,10 @@ import numpy as np
 from flash_moe import Model
 from flash_moe.experts import reader
 from flash_moe.experts.store import ExpertStore
+from flash_moe.machines.ring import end_connections, host_addresses
 from flash_moe.machines.sums import Sums
 
-FATAL = ("kill", "stop", "stuck")
+FATAL = ("kill", "stop", "stuck", "ring")
 SECONDS_STUCK = 60
 
 
@@ -79,6 +80,8 @@ class Faults:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "ring":  # the control connection stays
+                end_connections(host_addresses())
 
     def read(self, fd: int, buffers: Any, offset: int) -> int:
         if self.failing and self.round["kind"] == "eio":

@@ -102,7 +102,7 @@ def test_a_hundred_faults_that_the_group_survives(
     check(said, rounds, expected, ranks)
 
 
-FATAL = [("stop", 1), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("kill", "stuck"))]
+FATAL = [("stop", 1), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("kill", "stuck", "ring"))]
 
 
 @pytest.mark.parametrize(("kind", "rank"), FATAL)
@@ -115,7 +115,7 @@ def test_faults_that_end_the_group(kind: str, rank: int, packed_checkpoint: Path
 def test_faults_that_end_the_group_at_random(seed: int, packed_checkpoint: Path, tmp_path: Path) -> None:
     rng = random.Random(seed)
     size = rng.choice([2, 3])
-    kind = ("kill", "stop", "stuck")[seed % 3]
+    kind = ("kill", "stop", "stuck", "ring")[seed % 4]
     rank = rng.randrange(size)
     fatal(kind, rank, size, rng.randrange(1, 9), packed_checkpoint, tmp_path)
 
@@ -124,15 +124,15 @@ def fatal(kind: str, rank: int, size: int, after: int, checkpoint: Path, folder:
     """The generation ends with an error that names rank, layer and cause; the other ranks end, too."""
     said, ranks = run(folder, checkpoint, size, [{"kind": kind, "rank": rank, "after": after}], TIMEOUT)
     codes = [process.returncode for process in ranks.processes]
-    if rank == 0 and kind != "stuck":
+    if rank == 0 and kind not in ("stuck", "ring"):
         assert said == []
         assert 0 not in codes, ranks.said()
         assert all("rank 0" in (folder / f"{other}.err").read_text() for other in range(1, size)), ranks.said()
         return
     (found,) = said
     assert found.get("error") == "PeerError", (found, ranks.said())
-    cause = {"kill": "is gone", "stop": "has been silent", "stuck": "makes no progress"}[kind]
-    assert f"rank {rank} {cause}" in found["message"], found
+    cause = {"kill": "is gone", "stop": "has been silent", "stuck": "makes no progress", "ring": "the sum failed"}[kind]
+    assert (cause if kind == "ring" else f"rank {rank} {cause}") in found["message"], found
     assert "layer" in found["message"], found
     assert found["seconds"] < TIMEOUT + 5, found
     assert codes[0] == 7, ranks.said()

@@ -23,6 +23,7 @@ from flash_moe.machines.link import Link
 from flash_moe.machines.peers import Peers, _State
 from flash_moe.machines.share import Share
 from flash_moe.machines.sums import Sums
+from flash_moe.mlx_cache import clear_cache, communicating
 
 
 def connections() -> tuple[Connection, Connection]:
@@ -130,6 +131,63 @@ def test_progress_is_sums_records_or_computing() -> None:
     state.entered = 1
     assert state.progress(110.0, 1.0) == 0
     assert state.progress(113.0, 1.0) == 3
+    state.cpu, state.doing = 9.0, "waits"
+    assert state.progress(114.0, 1.0) == 4, "a ring that spins computes nothing"
+
+
+def test_the_cache_of_mlx_is_cleared_between_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX waits there for a sum that is under way, and no other thread runs meanwhile."""
+    cleared, during = threading.Event(), list[bool]()
+    clearing = threading.Thread(target=lambda: (clear_cache(), cleared.set()))
+
+    def evaluate(array: mx.array) -> None:
+        during.append(communicating.locked())
+        if communicating.locked():
+            clearing.start()
+            assert not cleared.wait(0.1)
+
+    sums = Sums(Alone(), Share(0, 2), {3: 4})  # type: ignore[arg-type]
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda flat, group: flat + flat)
+    monkeypatch.setattr(mx, "eval", evaluate)
+    sums.begin([1])
+    sums.add(mx.ones((1, 4)), 3, np.array([[1]]))
+    assert cleared.wait(10)
+    assert during == [False, True]
+
+
+def test_a_ring_that_fails_breaks_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(array: mx.array) -> None:
+        if communicating.locked():
+            raise RuntimeError("[ring] lost")
+
+    reasons: list[str] = []
+    sums = Sums(Alone(), Share(0, 2), {3: 4})  # type: ignore[arg-type]
+    sums.broken = reasons.append
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda flat, group: flat + flat)
+    monkeypatch.setattr(mx, "eval", fails)
+    sums.begin([1])
+    with pytest.raises(PeerError, match="layer 3: the sum failed on rank 0"):
+        sums.add(mx.ones((1, 4)), 3, np.array([[1]]))
+    assert reasons == ["the sum failed on rank 0: [ring] lost"]
+
+
+def test_a_process_that_stood_still_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clock went on, and neither it nor the others made progress."""
+    one, other = connections()
+    friend = Link(other, lambda message: None, lambda: None, lambda: ["beat", 0, 0, 0.0, 3, "waits"], 0.05)
+    skipped, clock = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + skipped)
+    peers = Peers(0, {1: one}, 1.0)
+    peers.watch(Recorder(pending=1, waiting=False, entered=0, layer=3, nbytes=0), lambda: 0)
+    peers.working = True
+    time.sleep(0.35)
+    skipped += 5
+    time.sleep(0.3)
+    assert peers.failure == ""
+    assert waited_for(lambda: peers.failure)
+    assert "rank 0 makes no progress: nothing for" in peers.failure
+    peers.close()
+    friend.close()
 
 
 class Recorder:

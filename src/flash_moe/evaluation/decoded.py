@@ -15,6 +15,7 @@ import mlx.core as mx
 from ..experts.opening import open_store
 from ..generation.engine import CLEAR_INTERVAL
 from ..generation.streaming_stats import ChoiceStats
+from ..mlx_cache import clear_cache
 from ..nn.streaming import PLAIN, StreamingOptions
 from .layerwise import LayerwiseModel, Progress
 
@@ -48,7 +49,7 @@ class DecodedModel(LayerwiseModel):
                     mx.eval(rows[-1], *cache.arrays)
                     done += 1
                     if done % CLEAR_INTERVAL == 0:
-                        mx.clear_cache()
+                        clear_cache()
                     if progress is not None:
                         progress(done, total)
                 states.append(mx.concatenate(rows))

@@ -12,6 +12,7 @@ import mlx.core as mx
 from ..closing import UntilClosed
 from ..errors import Cancelled
 from ..limits import memory_limit
+from ..mlx_cache import clear_cache
 from ..nn.network import Cache, Network
 from ..nn.task import Task
 from ..progress import Callback, Progress
@@ -74,7 +75,7 @@ class Engine:
             with self._telling(progress, task, start, len(chunk), len(tokens)):
                 logits = self._run(chunk, cache, int(start + len(chunk) == len(tokens)), task)
         mx.eval(logits)
-        mx.clear_cache()  # memory that prefill no longer needs is better used by the page cache
+        clear_cache()  # memory that prefill no longer needs is better used by the page cache
         return logits[0]
 
     @contextmanager
@@ -105,7 +106,7 @@ class Engine:
                 return
             if done - cleared >= CLEAR_INTERVAL:
                 cleared = done
-                mx.clear_cache()
+                clear_cache()
             logits = self._run(tokens, cache, 1, task)[0]
 
     def draw(self, logits: mx.array, sampler: Sampler, task: Task | None = None) -> list[int]:
@@ -153,7 +154,7 @@ class Engine:
                 found[i] = row
             done += count
         mx.eval(found)
-        mx.clear_cache()
+        clear_cache()
         return found
 
     def run_together(

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import mlx.core as mx
-
 from ..errors import Cancelled
+from ..mlx_cache import clear_cache
 from ..progress import Callback, Progress, ProgressOption, following
 from .engine import CLEAR_INTERVAL, Engine
 from .prefixes import Prefixes, shared
@@ -116,7 +115,7 @@ class _Batch:
                 raise Cancelled("the generations were cancelled")
             steps += 1
             if steps % CLEAR_INTERVAL == 0:
-                mx.clear_cache()
+                clear_cache()
 
     def begin(self, most: int) -> list[_Sequence]:
         """Returns the next sequences."""

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-import mlx.core as mx
-
 from ..errors import ArgumentError, PeerError
+from ..mlx_cache import clear_cache
 from .interrupts import ignored_interrupts
 from .leading import go_back
 from .peers import Peers
@@ -111,7 +110,7 @@ class FollowingNetwork:
             self._peers.end()
         self._passes += 1
         if len(tokens) > 1 or self._passes % _CLEAR_INTERVAL == 0:
-            mx.clear_cache()
+            clear_cache()
 
     def _run(self, tokens: Sequence[int], cache: Any, last: int, pieces: list[int]) -> None:
         """Runs tokens; logits are made only where the network splits the tokens by them."""

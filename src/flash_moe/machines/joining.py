@@ -18,6 +18,7 @@ import numpy as np
 
 from ..checks import real, shown
 from ..errors import ArgumentError, PeerError
+from ..mlx_cache import communicating
 from .following import FollowingNetwork
 from .leading import LeadingNetwork
 from .peers import Peers
@@ -164,7 +165,8 @@ def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
         announced[_KEY : _KEY + len(host)] = list(host.encode())
         announced[-1] = listener.address[1]
     total = mx.distributed.all_sum(mx.array(announced), group=group)
-    mx.eval(total)
+    with communicating:
+        mx.eval(total)
     if listener is not None:
         try:
             return _accepted(listener, group.size())

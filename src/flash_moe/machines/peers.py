@@ -18,7 +18,7 @@ from .ring import end_connections, host_addresses
 from .sums import Sums
 
 _log = logging.getLogger(__name__)
-_CAUSE_SECONDS = 2.0  # that the cause of a failed sum may take to arrive
+_SLOWEST = 1e6  # bytes per second: a network that adds less counts as down
 
 
 @dataclass
@@ -42,8 +42,12 @@ class _State:
     changed: float = field(default_factory=time.monotonic)
 
     def progress(self, now: float, enough: float) -> float:
-        """Returns for how many seconds there was no progress: no sum, no record, no ``enough`` seconds of computing."""
-        if (self.entered, self.records) != self.seen[:2] or self.cpu - self.seen[2] > enough:
+        """Returns for how many seconds there was no progress: no sum, no record, no ``enough`` seconds of computing.
+
+        A rank that waits in a sum computes nothing, though the ring spins.
+        """
+        computes = self.doing != "waits" and self.cpu - self.seen[2] > enough
+        if (self.entered, self.records) != self.seen[:2] or computes:
             self.seen, self.changed = (self.entered, self.records, self.cpu), now
         return now - self.changed
 
@@ -90,7 +94,7 @@ class Peers:
 
     def watch(self, sums: Sums, records: Callable[[], int]) -> None:
         """Looks at progress from now on: at sums, and at the number of records that were fetched."""
-        sums.cause, self._sums, self._records = self.cause, sums, records
+        sums.cause, sums.broken, self._sums, self._records = self.cause, self.fail, sums, records
 
     def send(self, *message: Any) -> None:
         """Queues a message to all ranks that this one is connected with."""
@@ -132,7 +136,7 @@ class Peers:
 
     def cause(self) -> str:
         """Waits a moment for why the pass fails; returns an empty text where nobody says it."""
-        deadline = time.monotonic() + min(_CAUSE_SECONDS, self.timeout)
+        deadline = time.monotonic() + self.timeout
         while not self.failure and self._number not in self._causes and time.monotonic() < deadline:
             time.sleep(0.005)
         return self.failure or self._causes.get(self._number, "")
@@ -192,9 +196,9 @@ class Peers:
         last = time.monotonic()
         while not self._closed.wait(self._interval) and not self.failure:
             now = time.monotonic()
-            if now - last > 2 * self._interval + 1:  # this process stood still, not the others
-                for state in self._states.values():
-                    state.heard = state.changed = now
+            late = now - last - self._interval  # this process got no processor, or none of the machine's did
+            for state in (self._own, *self._states.values()):
+                state.heard, state.changed = min(now, state.heard + late), min(now, state.changed + late)
             last = now
             for rank, state in self._states.items():
                 if now - state.heard > self.timeout:
@@ -205,7 +209,7 @@ class Peers:
     def _watch_progress(self, now: float) -> None:
         self._look(self._own)
         states, sums = {0: self._own, **self._states}, self._sums
-        quiet = {rank: state.progress(now, self.timeout / 10) for rank, state in states.items()}
+        quiet = {rank: state.progress(now, self.timeout / 50) for rank, state in states.items()}
         if sums is None or not (sums.pending or sums.waiting):  # all ranks have entered all sums of the pass
             for state in states.values():
                 state.changed = now
@@ -219,7 +223,7 @@ class Peers:
                 "does not follow; it must call model.follow()" if states[rank].doing == "idle" else "makes no progress"
             )
             self.fail(f"rank {rank} {what}: nothing for {quiet[rank]:.1f} s in layer {states[rank].layer}")
-        elif not behind and len(stuck) == len(states):
+        elif not behind and min(quiet.values()) > self.timeout + sums.nbytes / _SLOWEST:
             self.fail(
                 f"the sum of layer {sums.layer} has not ended for {min(quiet.values()):.1f} s; is the network up?"
             )

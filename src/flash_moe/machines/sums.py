@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import PeerError
+from ..mlx_cache import communicating
 from .share import Share
 
 _BITS = 16  # of the fingerprint of the chosen experts: a float32 sum of 256 of them is exact
@@ -33,19 +34,20 @@ class Sums:
     Attributes:
         rank, size: of the group; widths: as given.
         entered: sums that this rank has begun, since the beginning.
-        layer: of the sum that is under way, or comes next; waiting: whether it is under way.
+        layer: of the sum that is under way, or comes next; waiting: whether it is under way; nbytes: of it.
         seconds: spent in sums.
         stopped: asked before a sum; where it says yes, the pass ends with KeyboardInterrupt.
-        cause: waits for what the failed rank says of its failure.
+        cause: waits for what the failed rank says of its failure; broken: called with why no sum can be made any more.
     """
 
     def __init__(self, group: mx.distributed.Group, share: Share, widths: Mapping[int, int]) -> None:
         self.rank, self.size, self.share = group.rank(), group.size(), share
         self._group, self.widths = group, widths
         self._pending: deque[tuple[int, int]] = deque()
-        self.entered, self.layer, self.waiting, self.seconds = 0, -1, False, 0.0
+        self.entered, self.layer, self.waiting, self.nbytes, self.seconds = 0, -1, False, 0, 0.0
         self.stopped: Callable[[], bool] = lambda: False
         self.cause: Callable[[], str] = lambda: ""
+        self.broken: Callable[[str], None] = lambda reason: None
 
     @property
     def pending(self) -> int:
@@ -74,10 +76,8 @@ class Sums:
                 f"layer {layer} adds {part.size} numbers, expected {self._pending[0] if self._pending else 'no sum'}; "
                 "this network cannot run in a group"
             )
-        part = part.astype(mx.float32)
-        mx.eval(part)  # an error of this rank's own shows before anything is sent
         fingerprint = float(zlib.crc32(chosen.astype(np.int32).tobytes()) & ((1 << _BITS) - 1))
-        total, ranks, agreed = self._exchange(part, 1.0, fingerprint)
+        total, ranks, agreed = self._exchange(part.astype(mx.float32), 1.0, fingerprint)
         if ranks != self.size:
             self._pending.clear()  # every rank sees it, in this sum
             raise PeerError(f"layer {layer}: {self.cause() or 'another rank failed and did not say why'}")
@@ -100,19 +100,22 @@ class Sums:
 
     def _exchange(self, part: mx.array, count: float, fingerprint: float) -> tuple[mx.array, float, float]:
         flat = mx.concatenate([part.reshape(-1), mx.array([count, fingerprint])])
-        mx.eval(flat)
+        mx.eval(flat)  # an error of this rank's own shows before anything is sent
         total = mx.distributed.all_sum(flat, group=self._group)
         self._pending.popleft()
-        self.entered, self.waiting, start = self.entered + 1, True, time.perf_counter()
+        self.nbytes, self.entered, self.waiting, start = flat.nbytes, self.entered + 1, True, time.perf_counter()
         try:
-            mx.eval(total)
+            with communicating:
+                mx.eval(total)
         except RuntimeError as error:
             self._pending.clear()
-            raise PeerError(f"layer {self.layer}: {self.cause() or error}") from error
+            if not (cause := self.cause()):  # the ranks are there, but no sum can be made any more
+                self.broken(cause := f"the sum failed on rank {self.rank}: {error}")
+            raise PeerError(f"layer {self.layer}: {cause}") from error
         finally:
             self.waiting = False
             self.seconds += time.perf_counter() - start
         if self._pending:
             self.layer = self._pending[0][0]
-        ranks, agreed = np.array(total[-2:]).tolist()
+        ranks, agreed = np.array(total, copy=False)[-2:].tolist()  # without another evaluation
         return total[:-2].reshape(part.shape), ranks, agreed

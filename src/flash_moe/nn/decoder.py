@@ -13,6 +13,7 @@ from ..config import FULL_ATTENTION, ModelConfig
 from ..experts.store import ExpertStore
 from ..machines.share import WHOLE
 from ..machines.sums import Sums
+from ..mlx_cache import clear_cache
 from ..ops.dispatch import kernels, on_gpu
 from ..ops.norm import add_rms_norm, rms_norm
 from .attention import GatedAttention
@@ -125,8 +126,7 @@ class Decoder(Module):
         sums: adds what several machines computed, each of its own experts; None for one machine.
 
     Attributes:
-        streaming: as given.
-        choice: chooses the experts of single tokens and counts; None where the options leave that to the router.
+        streaming: as given; choice: chooses the experts of single tokens; None where the options leave that to the router.
         prefetcher: predicts and counts; None without the option.
         run_ahead: runs single tokens where experts are kept in a bank on a GPU; None elsewhere.
     """
@@ -159,7 +159,7 @@ class Decoder(Module):
             mx.async_eval(layer.parameters())  # read while the layer before is waited for
             if self.layers:
                 mx.eval(self.layers[-1].parameters())
-                mx.clear_cache()  # what loading a layer left over would otherwise stay allocated
+                clear_cache()  # what loading a layer left over would otherwise stay allocated
             self.layers.append(layer)
             if progress is not None:
                 progress(i + 1)

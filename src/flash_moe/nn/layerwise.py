@@ -15,6 +15,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
+from ..mlx_cache import clear_cache
 from ..ops.dispatch import kernels
 from ..ops.norm import rms_norm
 from .cache import layer_cache
@@ -97,7 +98,7 @@ class Layerwise:
                     factors.append(np.array(routing_weights))
         for child in module.modules():
             child.clear()  # modules and their traced functions refer to each other, so nothing else frees them
-        mx.clear_cache()
+        clear_cache()
         if not sparse:
             return None
         h = mx.concatenate(normed)

@@ -18,6 +18,7 @@ def main() -> None:
     """Answers until its input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what compilers print must not stand among the answers
+    from ..mlx_cache import clear_cache
     from .trial import Verdict, judge
     from .trials import trial_of
 
@@ -31,7 +32,7 @@ def main() -> None:
         except Exception as error:  # whatever the compiler or the GPU has against it
             verdict = Verdict(False, False, f"{type(error).__name__}: {_first_lines(str(error))}")
         _say(answers, json.dumps(dataclasses.asdict(verdict)))
-        mx.clear_cache()
+        clear_cache()
 
 
 def _say(answers: TextIO, line: str) -> None:
