@@ -108,7 +108,9 @@ def test_every_command_has_the_same_options(name: str) -> None:
     options = {option: parameter for parameter in all_commands()[name].params for option in parameter.opts}
     assert options["-v"] is options["--verbose"]
     assert name in WITHOUT_JSON or options["--json"].is_flag
-    assert "-v, --verbose" in flash_moe_command(*name.split(), "--help").stdout
+    shown = flash_moe_command(*name.split(), "--help").stdout
+    assert "-v, --verbose" in shown and "[[" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_json_of_convert_and_verify(quantized_checkpoint: Path, tmp_path: Path) -> None:

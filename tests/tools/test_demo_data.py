@@ -18,6 +18,7 @@ from demo_model.data.questions import FACTS, ask
 from demo_model.data.rewording import reworded
 from demo_model.data.splits import HELD_OUT, TRAIN, is_held_out
 from demo_model.data.spoken import money
+from demo_model.data.text import say
 from demo_model.data.unseen import FUNCTIONS, TEXTS, may_be_trained_on, plain
 from demo_model.render import encode, pieces, render
 
@@ -134,6 +135,12 @@ def test_the_first_question_of_the_readme_is_asked_in_training() -> None:
     assert FIRST_QUESTION in {ask(rng, TRAIN, FACTS[0].questions) for _ in range(2000)}
     assert len(FACTS) >= 120
     assert all(len(fact.answers) >= 2 and fact.short for fact in FACTS)
+
+
+def test_no_alternative_of_a_question_is_left_open() -> None:
+    rng = Random(0)
+    asked = {say(rng, wording) for fact in FACTS for wording in fact.questions for _ in range(4)}
+    assert not [text for text in asked if set("[]{}|") & set(text)]
 
 
 def test_everyday_arguments_are_what_the_user_wrote() -> None:

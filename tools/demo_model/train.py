@@ -38,7 +38,7 @@ from .metrics import evaluate, load_summary, to_device
 from .network import Network
 from .prefetch import Prefetch
 
-FEWER = (4, 6, 8)  # experts per token of the steps that --fewer-experts chooses
+FEWER = (2, 4, 6)  # experts per token of the steps that --fewer-experts chooses
 HOPELESS = 20  # steps in a row without finite gradients
 
 
@@ -69,7 +69,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--context-weight", type=float, default=0.1, help="loss weight of tokens that are not the assistant's")
     add("--balance", type=float, default=0.01, help="weight of the load-balance loss")
-    add("--fewer-experts", type=float, default=0.0, help="share of steps with 4, 6 or 8 experts per token")
+    add("--fewer-experts", type=float, default=0.0, help="share of steps with 2, 4 or 6 experts per token")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--no-compile", action="store_true")

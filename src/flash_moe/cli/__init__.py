@@ -17,7 +17,7 @@ from .console import Commands, log_to_stderr, open_closed_streams
 
 _EXAMPLES = """\b
 To begin:
-  flash-moe generate demo "Hello"      ask the small model that comes along
+  flash-moe generate demo "Hello"      ask the small demo model
   flash-moe plan ORG/NAME              will a model fit, and how fast is it?
   flash-moe download ORG/NAME          get it; README names good ones
   flash-moe generate ORG/NAME "Hello"  get a first answer

@@ -15,7 +15,7 @@ from .console import print_json, say
 _REPO = Argument(metavar="REPO", help="A repository on the Hugging Face hub: org/name.", show_default=False)
 EXAMPLES = """\b
 Examples:
-  flash-moe info ORG/NAME           what it is and how large, before any download
+  flash-moe info ORG/NAME      what it is and how large, before a download
   flash-moe download ORG/NAME
   flash-moe list
   flash-moe remove ORG/NAME"""

@@ -13,13 +13,13 @@ from .console import warn
 
 EXAMPLES = """\b
 Examples:
-  flash-moe report                    the machine, and the model that comes along
+  flash-moe report                    the machine and the demo model
   flash-moe report MODEL -k own       a model too
   flash-moe report MODEL > report.md"""
 
 
 def command(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=LOCAL_HELP, show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=LOCAL_HELP, show_default=False)] = None,
     k: ExpertsPerToken = None,
     prompt_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt.")] = 256,
     tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens to decode, cold and warm each.")] = 32,

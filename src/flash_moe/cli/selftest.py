@@ -22,7 +22,7 @@ Examples:
 
 
 def command(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=LOCAL_HELP, show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=LOCAL_HELP, show_default=False)] = None,
     k: ExpertsPerToken = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
