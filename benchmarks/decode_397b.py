@@ -34,7 +34,7 @@ from flash_moe.models.qwen3_5 import Qwen35  # noqa: E402
 from flash_moe.nn.decoder import Decoder  # noqa: E402
 from flash_moe.nn.needed_kernels import needed_kernels  # noqa: E402
 from flash_moe.nn.run_ahead import AheadSwitch, best_length  # noqa: E402
-from flash_moe.nn.streaming import PLAIN  # noqa: E402
+from flash_moe.nn.streaming_options import PLAIN  # noqa: E402
 from flash_moe.nn.weights import Weights  # noqa: E402
 from flash_moe.proofs.prover import name_of, prove  # noqa: E402
 from flash_moe.record import PROJECTIONS, ProjectionFormat, RecordLayout  # noqa: E402

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flash_moe import Model, ToolCallError, parse_tool_calls
-from flash_moe.evaluation.tool_calls import same_calls
+from flash_moe.evaluation.tool_call_score import same_calls
 
 EVAL = Path(__file__).parents[1] / "models" / "eval"
 NOT = re.compile(r"\b(?:no|not|nobody|neither|nor|never|cannot|without|unsupported|only|ignored|untested)\b|n't\b")

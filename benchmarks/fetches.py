@@ -28,9 +28,9 @@ from memory_limit import make
 from flash_moe.bench.fetches import bring
 from flash_moe.bench.raw_reads import open_files, raw_speed
 from flash_moe.checkpoint.records import RecordTable
-from flash_moe.experts.files import MappedFile
+from flash_moe.experts.host_memory import read_buffer
 from flash_moe.experts.mapped import MappedStore
-from flash_moe.experts.read_memory import read_buffer
+from flash_moe.experts.mapped_file import MappedFile
 from flash_moe.experts.reader import IN_FLIGHT, RecordReader
 from flash_moe.experts.slots import SlotStore
 from flash_moe.experts.store import ExpertStore

@@ -31,7 +31,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tools"), str(Path(__file__).par
 from random_checkpoint import text_config, write_checkpoint  # noqa: E402
 
 from flash_moe import Model, convert  # noqa: E402
-from flash_moe.planning.group import Group  # noqa: E402
+from flash_moe.planning.costs import Group  # noqa: E402
 
 LAYERS = 12
 CONFIG = text_config(num_hidden_layers=LAYERS, hidden_size=512, num_experts=32, moe_intermediate_size=128)

@@ -35,7 +35,7 @@ from sparse_checkpoint import GATES, QUANTIZATION, write_sparse
 from flash_moe import Model
 from flash_moe.bench.raw_reads import open_files, raw_speed
 from flash_moe.bench.system import disk_bytes_read
-from flash_moe.experts.read_memory import read_buffer
+from flash_moe.experts.host_memory import read_buffer
 from flash_moe.experts.reader import IN_FLIGHT, REQUEST
 from flash_moe.nn.prefetch_switch import TRIAL
 from flash_moe.record import RecordLayout

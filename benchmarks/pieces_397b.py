@@ -14,7 +14,7 @@ import numpy as np
 
 from flash_moe import Model
 from flash_moe.config import FULL_ATTENTION
-from flash_moe.experts.files import MappedFile
+from flash_moe.experts.mapped_file import MappedFile
 from flash_moe.experts.reader import REQUEST
 from flash_moe.models import open_model
 from flash_moe.nn.cache import DeltaCache, layer_cache

@@ -34,11 +34,10 @@ from report_397b import Report
 from sparse_checkpoint import FULL_SIZE
 
 from flash_moe import Model
-from flash_moe.bench.model import bench
-from flash_moe.bench.prompt import sample_prompt
+from flash_moe.bench.phases import bench, sample_prompt
 from flash_moe.config import FULL_ATTENTION, LINEAR_ATTENTION
-from flash_moe.experts.files import MappedFile
 from flash_moe.experts.host_memory import keep_on_host
+from flash_moe.experts.mapped_file import MappedFile
 from flash_moe.models import open_model
 from flash_moe.planning.plan import plan
 

@@ -30,7 +30,7 @@ from quality import CALLS, KS, NAIVE, RECIPES, make, write_calibration  # first:
 
 from flash_moe import Model, ToolCallError, parse_tool_calls
 from flash_moe.evaluation import read_tool_call_cases
-from flash_moe.evaluation.tool_calls import ToolCallCase, same_calls
+from flash_moe.evaluation.tool_call_score import ToolCallCase, same_calls
 
 MAX_TOKENS, MAX_JSON_TOKENS = 200, 300
 NAMES = ("Kim", "Lena", "Oskar", "Tilda", "Mara")

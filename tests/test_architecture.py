@@ -64,7 +64,7 @@ MAY_IMPORT = {
         "nn.layerwise",
         "nn.linear",
         "nn.network",
-        "nn.streaming",
+        "nn.streaming_options",
         "experts",
         "ops",
         "checkpoint",

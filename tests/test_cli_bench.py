@@ -126,7 +126,7 @@ def test_plan_json(packed_checkpoint: Path) -> None:
 
 
 def test_plan_of_what_does_not_fit(packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flash_moe.planning.memory._KEPT_LEAST", 8 << 30)
+    monkeypatch.setattr("flash_moe.planning.needs._KEPT_LEAST", 8 << 30)
     lines = printed("plan", packed_checkpoint, "--machine", "M1 8GB")
     assert row(lines, "fits")[0] == "no:"
     assert lines[3].startswith("It does not fit: ")

@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 
 from flash_moe import ForkError, Model, ModelClosedError
-from flash_moe.experts.files import MappedFile, pages_of
+from flash_moe.experts.mapped_file import MappedFile, pages_of
 from flash_moe.experts.reader import RecordReader
 from flash_moe.experts.store import ExpertStore
 

@@ -131,7 +131,7 @@ def test_marks_survive_what_changes_in_place(big_groups: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"drop_cold_below": 0.9}, {"prefer_cached": 0.9}], ids=str)
-def test_options_about_absent_experts(big_groups: Path, options: dict[str, object]) -> None:
+def test_options_about_missing_experts(big_groups: Path, options: dict[str, object]) -> None:
     """With the page cache empty for every token, as through MLX: the same experts are dropped and swapped."""
     with load(big_groups, expert_io="mapped", **options) as model:
         reference = load(big_groups, expert_io="mapped", kernels=False, **options)

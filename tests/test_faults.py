@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flash_moe import FlashMoEError, Model, ModelClosedError
-from flash_moe.experts.files import PAGE, MappedFile, pages_of
+from flash_moe.experts.mapped_file import PAGE, MappedFile, pages_of
 
 TOKENS = 8
 PROMPTS = [[10, 20, 30, 40, 50], [10, 20, 30, 41], [7]]

@@ -73,7 +73,7 @@ def test_loading_and_one_token(expert_io: str, sparse: Path) -> None:
 
 PLAN = """
 import json, sys
-from flash_moe.planning.machines import parse_machine
+from flash_moe.planning.chips import parse_machine
 from flash_moe.planning.plan import plan
 
 found = plan(sys.argv[1], experts_per_token=None, machine=parse_machine("M3 Ultra 512GB"), context=4096)

@@ -11,7 +11,7 @@ import pytest
 
 from flash_moe import ArgumentError, Model
 from flash_moe.experts import opening
-from flash_moe.experts.files import MappedFile, pages_of
+from flash_moe.experts.mapped_file import MappedFile, pages_of
 from flash_moe.experts.read_queue import Reads
 from flash_moe.experts.store import ExpertStore
 from flash_moe.nn import decoder as decoder_module

@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT / "tests/clients"))
 from browser import page, serving, until  # noqa: E402
 
 from flash_moe import Model  # noqa: E402
+from flash_moe.server.admission import Turns  # noqa: E402
 from flash_moe.server.app import build  # noqa: E402
 from flash_moe.server.service import Service  # noqa: E402
-from flash_moe.server.turns import Turns  # noqa: E402
 
 QUESTIONS = ("What is an expert?", "How much memory do I need for Qwen3.5-397B?", "What is the page cache?")
 

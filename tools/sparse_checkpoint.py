@@ -16,7 +16,7 @@ from typing import Any
 
 from random_checkpoint import tensor_shapes, text_config, write_tokenizer
 
-from flash_moe.checkpoint.files import INDEX
+from flash_moe.checkpoint.folder import INDEX
 from flash_moe.checkpoint.names import module_path
 from flash_moe.checkpoint.packed import MANIFEST, Manifest, PackedLayer, checksum, layer_file, layer_header
 from flash_moe.checkpoint.safetensors import build_header

@@ -19,10 +19,10 @@ from random_checkpoint import tensor_shapes, text_config, write_tokenizer
 from sparse_checkpoint import FULL_SIZE, nbytes, stored, write_holes
 
 from flash_moe.amounts import format_memory
-from flash_moe.checkpoint.files import INDEX
+from flash_moe.checkpoint.folder import INDEX
 from flash_moe.checkpoint.safetensors import build_header
 from flash_moe.formats import ProjectionFormat, Quantization, part_shapes
-from flash_moe.planning.machines import parse_machine
+from flash_moe.planning.chips import parse_machine
 from flash_moe.planning.plan import Plan, plan
 
 ROOT = Path(__file__).parents[1]

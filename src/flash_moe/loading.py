@@ -21,10 +21,10 @@ from .machines.joining import Member
 from .machines.share import WHOLE
 from .machines.sums import Sums
 from .models import ModelFiles, open_model
-from .models.adapted.loading import AdaptedFiles
+from .models.adapted.adapted_files import AdaptedFiles
 from .nn.expert_work import ExpertWork
 from .nn.network import Dimensions, Network
-from .nn.streaming import PLAIN, StreamingOptions
+from .nn.streaming_options import PLAIN, StreamingOptions
 from .nn.wired import keep_wired
 from .ops.dispatch import Case, kernels_wanted, on_gpu, use_kernel
 from .ops.dispatch import kernels as allowed_kernels

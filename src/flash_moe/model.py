@@ -28,7 +28,7 @@ from .machines.leading import LeadingNetwork
 from .machines.ranked import Ranked
 from .mlx_cache import clear_cache
 from .models import is_adapted
-from .nn.streaming import StreamingOptions
+from .nn.streaming_options import StreamingOptions
 from .notebook import html
 from .progress import ProgressOption
 from .text import Tokenizer

@@ -16,8 +16,8 @@ from published import PUBLISHED
 from flash_moe import ArgumentError, CheckpointError, Model, convert, stream_experts, verify
 from flash_moe.checkpoint.packed import MANIFEST
 from flash_moe.experts.opening import ExpertIO
+from flash_moe.packing.conversion import Mode
 from flash_moe.packing.info import describe
-from flash_moe.packing.plan import Mode
 from flash_moe.packing.staging import Staging
 
 PROMPT = [17, 250, 3, 99, 140, 8, 8, 61, 230, 77, 5, 44, 91, 12, 0, 201]

@@ -16,7 +16,7 @@ from flash_moe.bench.io import SIZES, bench_io
 from flash_moe.bench.raw_reads import THREADS, open_files, raw_speed
 from flash_moe.bench.system import available_memory, disk_bytes_read
 from flash_moe.errors import ArgumentError, CheckpointError, ConfigError
-from flash_moe.experts.files import MappedFile
+from flash_moe.experts.mapped_file import MappedFile
 from flash_moe.experts.store import Records
 from flash_moe.limits import memory_limit
 from flash_moe.models import open_model
@@ -63,7 +63,7 @@ def test_cold_reads_begin_with_an_empty_page_cache(large_file: Path) -> None:
             before = disk_bytes_read()
             found = raw_speed(files, 2, 1 << 20, 10)
             after = disk_bytes_read()
-            assert found.absent == 1
+            assert found.missing == 1
             assert files[0].cached_bytes() == 8 << 20
             if before is not None and after is not None:
                 assert after - before >= 8 << 20
@@ -79,10 +79,10 @@ def test_eviction_drops_a_range_even_while_it_is_mapped(large_file: Path) -> Non
     content = bytes(file.pages)
     assert file.cached_bytes() == 8 << 20
     file.evict(1 << 20, 2 << 20)
-    absent = file.absent(0, 8 << 20)
-    pages = (1 << 20) // (absent.size and (8 << 20) // absent.size)
-    assert absent[pages : 3 * pages].all()
-    assert not absent[:pages].any()
+    missing = file.missing_pages(0, 8 << 20)
+    pages = (1 << 20) // (missing.size and (8 << 20) // missing.size)
+    assert missing[pages : 3 * pages].all()
+    assert not missing[:pages].any()
     assert bytes(file.pages) == content
     file.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_moe.bench.model import ModelReport, Phase
+from flash_moe.bench.phases import ModelReport, Phase
 from flash_moe.bench.plot import plot
 from flash_moe.errors import ArgumentError
 from flash_moe.experts.store import StoreStats

@@ -21,9 +21,9 @@ import pytest
 from browser import serving
 
 from flash_moe import Model
+from flash_moe.server.admission import Turns
 from flash_moe.server.app import build
 from flash_moe.server.service import Service
-from flash_moe.server.turns import Turns
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 from command_line import flash_moe_command

@@ -11,9 +11,9 @@ import pytest
 from browser import CHROMIUM, page, serving, until
 from scripted import ScriptedModel, chunk
 
+from flash_moe.server.admission import Turns
 from flash_moe.server.app import build
 from flash_moe.server.service import Service
-from flash_moe.server.turns import Turns
 
 pytestmark = [pytest.mark.clients, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 CALL = SimpleNamespace(id="call_1", name="weather", arguments={"city": "Bern"})

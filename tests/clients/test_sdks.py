@@ -13,9 +13,9 @@ import pytest
 from browser import serving
 
 from flash_moe import Model
+from flash_moe.server.admission import Turns
 from flash_moe.server.app import build
 from flash_moe.server.service import Service
-from flash_moe.server.turns import Turns
 
 pytestmark = pytest.mark.clients
 ASK: Any = [{"role": "user", "content": "What is the page cache?"}]

@@ -10,7 +10,7 @@ import pytest
 from flash_moe import Model, PromptError
 from flash_moe.evaluation import DecodedModel, LayerwiseModel, TokenSequence, divergence, token_scores
 from flash_moe.experts.mapped import MappedStore
-from flash_moe.nn.streaming import StreamingOptions
+from flash_moe.nn.streaming_options import StreamingOptions
 
 HALF = [expert % 2 == 0 for expert in range(16)]
 

@@ -75,7 +75,7 @@ def test_every_expert_is_fetched_once(
         )
         return store
 
-    monkeypatch.setattr("flash_moe.evaluation.layerwise.open_store", counting)
+    monkeypatch.setattr("flash_moe.evaluation.layerwise_model.open_store", counting)
     progress: list[tuple[int, int]] = []
     model = LayerwiseModel.open(packed_checkpoint)
     model.final_states([sequence.tokens for sequence in sequences], lambda *done: progress.append(done))

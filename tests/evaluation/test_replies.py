@@ -14,7 +14,7 @@ from flash_moe.evaluation import ToolCallCase, greedy, tool_call_score
 from flash_moe.evaluation.replies import Recognized, expected_reply
 from flash_moe.generation.engine import Engine
 from flash_moe.generation.prefixes import boundaries
-from flash_moe.text.chat import ChatTemplate
+from flash_moe.text.chat_template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "Which experts does a token use?"}]
 CALL = {"name": "light", "arguments": {"on": True}}

@@ -10,7 +10,7 @@ from expected_records import expected_records
 from streaming import Disk, Source
 
 from flash_moe.experts import opening
-from flash_moe.experts.files import PAGE, MappedFile, pages_of
+from flash_moe.experts.mapped_file import PAGE, MappedFile, pages_of
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.fixture
 def cold_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every page counts as absent, so that the mapped store reads whatever it hands out."""
+    """Every page counts as missing, so that the mapped store reads whatever it hands out."""
 
     def residency(self: MappedFile, offset: int, nbytes: int) -> bytearray:
         return bytearray(len(pages_of(offset, nbytes)))

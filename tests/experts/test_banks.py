@@ -12,7 +12,7 @@ import pytest
 from flash_moe import Model, loading
 from flash_moe.experts import banks, opening, slots
 from flash_moe.experts.banks import PartBank, can_lie_by_part, counts_by_part, put_together
-from flash_moe.experts.read_memory import new_bank
+from flash_moe.experts.host_memory import new_bank
 from flash_moe.experts.reader import RecordReader
 from flash_moe.experts.resident import ResidentStore
 from flash_moe.experts.slots import SlotStore

@@ -13,7 +13,7 @@ from store_cases import every_case, opened
 from streaming import Source, record_bytes
 
 from flash_moe import CheckpointError, ExpertReadError, Model
-from flash_moe.experts import files
+from flash_moe.experts import mapped_file
 from flash_moe.experts.opening import ExpertIO, open_store
 from flash_moe.experts.slots import SlotStore
 
@@ -56,7 +56,7 @@ def cannot_map(monkeypatch: pytest.MonkeyPatch) -> None:
     def mapping(fd: int, size: int) -> None:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
-    monkeypatch.setattr(files, "_Mapping", mapping)
+    monkeypatch.setattr(mapped_file, "_Mapping", mapping)
 
 
 @pytest.mark.usefixtures("cannot_map", "small_groups")
@@ -98,8 +98,8 @@ def test_a_system_that_does_not_say_what_is_cached(sources: dict[str, Source], m
         def __getattr__(self, name: str) -> object:
             return (lambda *arguments: -1) if name == "mincore" else getattr(real, name)
 
-    real = files._libc
-    monkeypatch.setattr(files, "_libc", Libc())
+    real = mapped_file._libc
+    monkeypatch.setattr(mapped_file, "_libc", Libc())
     source = sources["packed"]
     for io in ("mapped", "slots", "resident"):
         store = opened(source, io)

@@ -12,7 +12,7 @@ from store_cases import K, every_packed_stream, every_streaming_case, opened
 from streaming import Disk, Source, record_bytes
 
 from flash_moe import ExpertReadError
-from flash_moe.experts.files import PAGE
+from flash_moe.experts.mapped_file import PAGE
 from flash_moe.experts.opening import ExpertIO
 from flash_moe.experts.read_queue import Reads
 

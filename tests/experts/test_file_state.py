@@ -13,7 +13,7 @@ from store_cases import every_case, every_streaming_case, opened
 from streaming import Disk, Source
 
 from flash_moe import CheckpointError, ExpertReadError, Model, Progress
-from flash_moe.experts.files import PAGE
+from flash_moe.experts.mapped_file import PAGE
 from flash_moe.experts.opening import ExpertIO, open_store
 from flash_moe.models import open_model
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from flash_moe.experts import opening
-from flash_moe.experts.files import PAGE
 from flash_moe.experts.host_memory import keep_on_host
+from flash_moe.experts.mapped_file import PAGE
 from flash_moe.experts.opening import ExpertIO, open_store
 from flash_moe.experts.slots import SlotStore
 from flash_moe.models import open_model

@@ -12,7 +12,7 @@ import pytest
 from store_cases import every_packed_stream, opened
 from streaming import Source, record_bytes
 
-from flash_moe.experts.files import MappedFile, pages_of
+from flash_moe.experts.mapped_file import MappedFile, pages_of
 from flash_moe.experts.opening import ExpertIO
 
 SECONDS = 1.0

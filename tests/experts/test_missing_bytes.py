@@ -10,7 +10,7 @@ import pytest
 from store_cases import STRIDE, K, every_packed_stream, every_streaming_case, opened
 from streaming import Source, record_bytes, use
 
-from flash_moe.experts.files import PAGE, MappedFile
+from flash_moe.experts.mapped_file import PAGE, MappedFile
 from flash_moe.experts.opening import ExpertIO, open_store
 
 pytestmark = pytest.mark.usefixtures("small_groups")
@@ -25,7 +25,7 @@ def evict_from_page_cache(folder: Path) -> None:
             os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file = MappedFile(path)
-        dropped = file.absent(0, path.stat().st_size).all()
+        dropped = file.missing_pages(0, path.stat().st_size).all()
         file.close()
         if not dropped:
             pytest.skip("this file system keeps its pages")

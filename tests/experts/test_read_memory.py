@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_moe.experts.read_memory import ALIGNMENT, new_bank, read_buffer
+from flash_moe.experts.host_memory import ALIGNMENT, new_bank, read_buffer
 
 
 @pytest.mark.parametrize("records", [1, 3, 64])

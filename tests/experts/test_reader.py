@@ -12,7 +12,7 @@ from store_cases import STRIDE
 from streaming import Disk, Source
 
 from flash_moe import ExpertReadError, ModelClosedError
-from flash_moe.experts.files import PAGE, MappedFile, pages_of
+from flash_moe.experts.mapped_file import PAGE, MappedFile, pages_of
 from flash_moe.experts.reader import RecordReader
 
 FORMS = ("fused", "separate", "stacked", "packed")
@@ -139,12 +139,12 @@ def test_nothing_is_read_after_close(sources: dict[str, Source]) -> None:
         reader.locate(0, 0)
 
 
-def test_absent_pages_of_a_file_in_the_cache(tmp_path: Path) -> None:
+def test_missing_pages_of_a_file_in_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10 * PAGE + 1))
     file = MappedFile(path)
-    assert file.absent(0, 10 * PAGE + 1).tolist() == [False] * 11
-    assert len(file.absent(PAGE - 1, 2)) == 2
+    assert file.missing_pages(0, 10 * PAGE + 1).tolist() == [False] * 11
+    assert len(file.missing_pages(PAGE - 1, 2)) == 2
     file.close()
 
 
@@ -168,12 +168,12 @@ def test_changes_of_a_file_are_noticed(tmp_path: Path, change: Callable[[Path], 
     file.close()
 
 
-@pytest.mark.parametrize(("absent", "share"), [((), 0), ((0,), 0.25), ((1, 2, 3), 0.75), ((0, 1, 2, 3), 1)])
+@pytest.mark.parametrize(("missing", "share"), [((), 0), ((0,), 0.25), ((1, 2, 3), 0.75), ((0, 1, 2, 3), 1)])
 def test_a_sample_of_a_record_tells_which_share_is_absent(
-    sources: dict[str, Source], absent: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
+    sources: dict[str, Source], missing: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def every_fourth(self: MappedFile, offset: int, nbytes: int) -> bytearray:
-        return bytearray(page % 4 not in absent for page in pages_of(offset, nbytes))
+        return bytearray(page % 4 not in missing for page in pages_of(offset, nbytes))
 
     monkeypatch.setattr(MappedFile, "residency", every_fourth)
     monkeypatch.setattr("flash_moe.experts.reader.SAMPLE", PAGE)
@@ -181,7 +181,7 @@ def test_a_sample_of_a_record_tells_which_share_is_absent(
     for form in FORMS if share in (0, 1) else ("packed",):  # parts that begin inside a page share it with others
         reader = RecordReader(sources[form].table)
         location = reader.locate(1, 5)
-        found = [location.absent_share() for _ in range(2000)]
+        found = [location.missing_share() for _ in range(2000)]
         assert set(found) <= {0, 1}, "more than a page was asked for"
         assert abs(np.mean(found) - share) < (0.05 if 0 < share < 1 else 1e-9)
         reader.close()

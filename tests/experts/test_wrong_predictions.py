@@ -9,7 +9,7 @@ import pytest
 from store_cases import STRIDE, every_packed_stream, opened
 from streaming import Disk, Source, record_bytes
 
-from flash_moe.experts.files import PAGE
+from flash_moe.experts.mapped_file import PAGE
 from flash_moe.experts.opening import ExpertIO
 
 pytestmark = [

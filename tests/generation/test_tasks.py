@@ -10,9 +10,9 @@ import pytest
 
 from flash_moe import Model
 from flash_moe.errors import Cancelled, FlashMoEError
-from flash_moe.experts.files import MappedFile, pages_of
+from flash_moe.experts.mapped_file import MappedFile, pages_of
+from flash_moe.nn.network import Task
 from flash_moe.nn.prefetch_switch import PrefetchSwitch
-from flash_moe.nn.task import Task
 from flash_moe.progress import Progress
 
 PROMPT = [10, 20, 30, 40, 50]

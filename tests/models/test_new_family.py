@@ -14,11 +14,11 @@ from random_checkpoint import text_config, write_checkpoint
 
 from flash_moe import Model, convert, models, verify
 from flash_moe.config import ModelConfig
-from flash_moe.evaluation.layerwise import LayerwiseModel
+from flash_moe.evaluation.layerwise_model import LayerwiseModel
 from flash_moe.models.family import ModelFiles, ResidentWeights
 from flash_moe.models.qwen3_5 import Qwen35
 from flash_moe.packing.info import describe
-from flash_moe.planning.machines import parse_machine
+from flash_moe.planning.chips import parse_machine
 from flash_moe.planning.plan import plan
 
 TEXT = text_config(num_hidden_layers=2, full_attention_interval=2, num_experts=4, num_experts_per_tok=2)

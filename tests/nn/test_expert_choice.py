@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flash_moe import ArgumentError
 from flash_moe.nn.expert_choice import ExpertChoice, cold, swaps
-from flash_moe.nn.streaming import StreamingOptions
+from flash_moe.nn.streaming_options import StreamingOptions
 
 
 @st.composite
@@ -52,13 +52,13 @@ def all_swaps(p: np.ndarray, out: list[int], into: list[int], regret: float) -> 
 def test_most_swaps_at_the_least_loss(case: tuple[np.ndarray, int, list[bool]], regret: float) -> None:
     p, k, present = case
     order = np.argsort(-p, kind="stable")
-    absent = np.array([not present[e] for e in order[:k]])
-    if not absent.any():
+    missing = np.array([not present[e] for e in order[:k]])
+    if not missing.any():
         return
     memory = Memory(present)
-    places, new = swaps(p, order, absent, regret, memory)
+    places, new = swaps(p, order, missing, regret, memory)
     gone = order[places]
-    assert absent[places].all() and len(set(places.tolist())) == len(places) == len(set(new.tolist()))
+    assert missing[places].all() and len(set(places.tolist())) == len(places) == len(set(new.tolist()))
     assert all(present[e] for e in new) and not set(new.tolist()) & set(order[:k].tolist())
     assert (p[new] >= (1 - regret) * p[gone]).all()
     others = [e for e in order[k:].tolist() if present[e]]
@@ -66,21 +66,21 @@ def test_most_swaps_at_the_least_loss(case: tuple[np.ndarray, int, list[bool]], 
     most = max(n for n, _ in possible)
     assert len(new) == most
     assert float((p[gone] - p[new]).sum()) == pytest.approx(min(loss for n, loss in possible if n == most), abs=1e-7)
-    least = (1 - regret) * p[order[:k]][absent].min()
+    least = (1 - regret) * p[order[:k]][missing].min()
     candidates = [e for e in order[k:].tolist() if p[e] >= least]
     assert memory.asked == set(candidates[: len(memory.asked)])  # the likeliest, and no more than decide the matter
-    assert sum(present[e] for e in memory.asked) <= absent.sum()
-    assert memory.asked == set(candidates) or sum(present[e] for e in memory.asked) == absent.sum()
+    assert sum(present[e] for e in memory.asked) <= missing.sum()
+    assert memory.asked == set(candidates) or sum(present[e] for e in memory.asked) == missing.sum()
 
 
 @given(case=cases(), threshold=shares)
 def test_cold_experts_of_little_weight(case: tuple[np.ndarray, int, list[bool]], threshold: float) -> None:
     p, k, present = case
-    p, absent = p[:k], ~np.array(present[:k])
-    expected = [bool(a) and x < threshold * p.sum() for x, a in zip(p, absent, strict=True)]
+    p, missing = p[:k], ~np.array(present[:k])
+    expected = [bool(a) and x < threshold * p.sum() for x, a in zip(p, missing, strict=True)]
     if all(expected):
         expected[max(range(k), key=lambda i: p[i])] = False
-    assert cold(p, absent, threshold).tolist() == expected
+    assert cold(p, missing, threshold).tolist() == expected
 
 
 @given(case=cases(), threshold=st.just(0.0) | shares, regret=st.just(0.0) | shares, normalize=st.booleans())

@@ -14,7 +14,7 @@ from mlx_cuda import Recorder
 from test_experts import FORMATS, make_records
 
 from flash_moe.formats import Quantization
-from flash_moe.ops import kernel, sources
+from flash_moe.ops import kernel, kernel_sources
 from flash_moe.ops.cuda import check, cuda_source
 from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
 from flash_moe.ops.delta_net_step import delta_net_step_kernel, pack_constants
@@ -27,7 +27,7 @@ from flash_moe.rope import frequencies
 
 DTYPES = {"bf16": mx.bfloat16, "f16": mx.float16, "f32": mx.float32}
 VARIANT = re.compile(r"(_[0-9a-f]{8})?_\d+$")  # of a kernel: generated text and launch
-KERNELS = [path.stem for path in sources.folder().glob("*.metal") if not path.stem.endswith(".h")]
+KERNELS = [path.stem for path in kernel_sources.folder().glob("*.metal") if not path.stem.endswith(".h")]
 
 REFUSED = {
     "metal::erf(x)": "this name of namespace metal",
@@ -91,8 +91,8 @@ def test_the_text_is_short_and_changes_with_its_sources(monkeypatch: pytest.Monk
     body, header = cuda_source("expert_down", ["quantized"], "#define X 1\n")
     assert len(body) + len(header) < 2000  # MLX hashes it at every launch
     assert "const auto thread_index_in_simdgroup" in body and "#define X 1" in header
-    read = sources.read
-    monkeypatch.setattr(sources, "read", lambda name: read(name) + "\n")
+    read = kernel_sources.read
+    monkeypatch.setattr(kernel_sources, "read", lambda name: read(name) + "\n")
     changed = cuda_source("expert_down", ["quantized"], "#define X 1\n")
     assert changed[0] != body and changed[1] != header
 

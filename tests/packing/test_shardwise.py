@@ -64,7 +64,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         use(monkeypatch, server.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(remote, "_PIECE", 100_000)
+        monkeypatch.setattr(remote, "_BLOCK", 100_000)
         yield server
 
 

@@ -12,8 +12,7 @@ from flash_moe.models import open_model
 from flash_moe.planning.costs import Costs, LayerCost, ReadCost
 from flash_moe.planning.estimate import Seconds, decode_seconds, held_share, prefill_seconds
 from flash_moe.planning.hit_rate import distinct, popularity
-from flash_moe.planning.memory import decode_hits, prompt_hits, share_memory
-from flash_moe.planning.needs import Kind, Needs, needs
+from flash_moe.planning.needs import Kind, Needs, decode_hits, needs, prompt_hits, share_memory
 
 LINEAR, FULL = Kind("linear_attention", True), Kind("full_attention", True)
 LAYERS = {LINEAR: LayerCost(2e-3, 0, 5e-3, 1e-4, 0), FULL: LayerCost(1e-3, 1e-6, 3e-3, 2e-4, 1e-8)}

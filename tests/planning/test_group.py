@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flash_moe.cli import app
-from flash_moe.planning.group import Group
-from flash_moe.planning.machines import parse_machine
+from flash_moe.planning.chips import parse_machine
+from flash_moe.planning.costs import Group
 from flash_moe.planning.plan import Plan, plan
 
 

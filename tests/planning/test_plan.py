@@ -15,9 +15,9 @@ from huggingface_hub import constants, file_download
 from flash_moe import ArgumentError, HubError
 from flash_moe.checkpoint import remote
 from flash_moe.models import open_model
-from flash_moe.planning.machines import parse_machine
-from flash_moe.planning.made_up import made_up_array, made_up_records
+from flash_moe.planning.chips import parse_machine
 from flash_moe.planning.plan import STATES, Plan, plan
+from flash_moe.planning.probe import made_up_array, made_up_records
 
 MACHINE = parse_machine("M4 16GB")
 FORMS = ["packed", "quantized", "float", "next"]

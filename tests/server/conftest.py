@@ -12,9 +12,9 @@ pytest.importorskip("starlette")
 from scripted import ScriptedModel
 from starlette.testclient import TestClient
 
+from flash_moe.server.admission import Turns
 from flash_moe.server.app import Limits, build
 from flash_moe.server.service import Service
-from flash_moe.server.turns import Turns
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from flash_moe import ArgumentError
-from flash_moe.server.run import listener
+from flash_moe.server.listening import listener
 
 
 def test_small_writes_are_sent_at_once() -> None:

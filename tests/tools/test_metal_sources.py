@@ -9,7 +9,7 @@ import pytest
 from metal_sources import Source, check_with_emulator, emulator, metal_sources, text_of
 
 from flash_moe.ops import kernel
-from flash_moe.ops.sources import folder
+from flash_moe.ops.kernel_sources import folder
 
 KERNELS = {file.stem for file in folder().glob("*.metal") if not file.stem.endswith(".h")}
 DEFINES = re.compile(r"(_[0-9a-f]{8})?-[0-9a-f]{8}$")

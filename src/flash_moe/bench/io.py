@@ -40,7 +40,7 @@ class IOReport:
     @property
     def really_cold(self) -> bool:
         """Whether the page cache was empty of what was read as cold, but for a hundredth."""
-        return all(speed.absent > 0.99 for speed in self.raw) and all(f.cold is not None for f in self.fetches)
+        return all(speed.missing > 0.99 for speed in self.raw) and all(f.cold is not None for f in self.fetches)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON-like data."""

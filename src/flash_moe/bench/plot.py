@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import ArgumentError
-from .model import ModelReport, Phase, hit_rate
+from .phases import ModelReport, Phase, hit_rate
 
 _COLOURS = {True: "#c44e52", False: "#4c72b0"}  # cold, warm
 

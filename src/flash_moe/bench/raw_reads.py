@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError
-from ..experts.files import MappedFile
-from ..experts.read_memory import read_buffer
+from ..experts.host_memory import read_buffer
+from ..experts.mapped_file import MappedFile
 
 THREADS = (1, 2, 4, 8, 16)
 _ALIGNMENT = 16384  # of requests, as records have it
@@ -35,14 +35,14 @@ class RawSpeed:
 
     Attributes:
         cold: after the page cache was emptied; warm: the same requests again.
-        absent: share of the bytes that were missing in the page cache when the cold reads began; 1 is truly cold.
+        missing: share of the bytes that were missing in the page cache when the cold reads began; 1 is truly cold.
     """
 
     threads: int
     request_bytes: int
     cold: float
     warm: float
-    absent: float
+    missing: float
 
 
 def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, seconds: float, seed: int = 0) -> RawSpeed:
@@ -54,13 +54,13 @@ def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, sec
     requests = _requests(files, request_bytes, max(_FEWEST, int(_FASTEST * seconds / request_bytes)), seed)
     for file in files:
         file.evict()
-    pages = [request.file.absent(request.offset, request.nbytes) for request in requests]
-    absent = sum(int(np.count_nonzero(found)) for found in pages) / sum(found.size for found in pages)
+    pages = [request.file.missing_pages(request.offset, request.nbytes) for request in requests]
+    missing = sum(int(np.count_nonzero(found)) for found in pages) / sum(found.size for found in pages)
     with ThreadPoolExecutor(threads) as pool:
         shares = [requests[number::threads] for number in range(threads)]
         cold, served = _read(pool, shares, request_bytes, seconds / 2)
         warm, _ = _read(pool, served, request_bytes, seconds / 2)
-    return RawSpeed(threads, request_bytes, cold, warm, absent)
+    return RawSpeed(threads, request_bytes, cold, warm, missing)
 
 
 def open_files(paths: Sequence[Path]) -> list[MappedFile]:

@@ -22,7 +22,7 @@ from ..errors import CheckpointError, DiskSpaceError, FlashMoEError, HubError
 from ..progress import ProgressOption, ask, following
 from ..shipped import shipped
 from .downloading import Watch
-from .files import has_all_weights
+from .folder import has_all_weights
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError, HubError
-from .files import has_all_weights
+from .folder import has_all_weights
 from .hub import REPO, hub_errors
 
 

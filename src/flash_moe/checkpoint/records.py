@@ -14,7 +14,7 @@ from ..errors import ArgumentError, CheckpointError
 from ..formats import FLOATS, FP8_BLOCK, ProjectionFormat, Quantization, part_shapes
 from ..machines.share import WHOLE, Share
 from ..record import PROJECTIONS, ExpertShape, RecordLayout
-from .files import Checkpoint
+from .folder import Checkpoint
 from .names import ExpertTensor, expert_modules
 from .packed import Manifest, PackedLayer, open_layer
 from .safetensors import FileState, TensorInfo
@@ -31,8 +31,8 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One part of every record of a layer: expert e's lies at ``base + e * step`` of one file, or where a list says.
+class Extents:
+    """The extents of one part in all records of a layer: expert e's is at ``base + e * step`` of one file, or where a list says.
 
     Attributes:
         every: the file holds every ``every``-th expert; the bytes of expert e lie at ``base + e // every * step``.
@@ -62,8 +62,8 @@ class RecordTable:
     """Layout and place of all records.
 
     Attributes:
-        layouts: record layout by layer index (layers without routed experts are absent).
-        packed: whether each record is one run of bytes that starts at a 16 KiB boundary of its file.
+        layouts: record layout by layer index (layers without routed experts are left out).
+        packed: whether each record is one extent that starts at a 16 KiB boundary of its file.
         states: the state of every file with records when its header was read.
         share: of the experts that the table has; those of other shares are not asked for, and may be in no file.
     """
@@ -72,7 +72,7 @@ class RecordTable:
     layouts: Mapping[int, RecordLayout]
     packed: bool
     states: Mapping[Path, FileState]
-    _runs: Mapping[int, Sequence[Run]]
+    _extents: Mapping[int, Sequence[Extents]]
     share: Share = WHOLE
 
     def of_share(self, share: Share) -> RecordTable:
@@ -99,12 +99,12 @@ class RecordTable:
         """Returns the extents that together fill the record, in the order of the record."""
         if not self.share.owns(layer, expert):
             raise ArgumentError(f"expert {expert} of layer {layer} is not in share {self.share}; ask its owner")
-        return [run.extent(expert) for run in self._runs[layer]]
+        return [part.extent(expert) for part in self._extents[layer]]
 
     @property
     def files(self) -> list[Path]:
         """All files that hold records, sorted."""
-        return sorted({file for runs in self._runs.values() for run in runs for file in run.files})
+        return sorted({file for parts in self._extents.values() for part in parts for file in part.files})
 
     @property
     def count(self) -> int:
@@ -139,11 +139,11 @@ class RecordTable:
                 _check_dimensions(layer, packed.layout, shape)
             return cls.packed_in(checkpoint.folder, layers, shape.num_experts, manifest.share)
         layouts: dict[int, RecordLayout] = {}
-        runs: dict[int, Sequence[Run]] = {}
+        extents: dict[int, Sequence[Extents]] = {}
         for layer in shape.layers:
-            layouts[layer], runs[layer] = _assembled_layer(checkpoint, layer)
+            layouts[layer], extents[layer] = _assembled_layer(checkpoint, layer)
         states = {tensor.file: tensor.state for tensor in checkpoint.experts.values()}
-        return cls(shape.num_experts, layouts, False, states, runs)
+        return cls(shape.num_experts, layouts, False, states, extents)
 
     @classmethod
     def packed_in(
@@ -162,12 +162,14 @@ class RecordTable:
             for layer, packed in layers.items()
         }
         layouts = {layer: packed.layout for layer, packed in layers.items()}
-        runs = {
-            layer: [Run(layouts[layer].stride, 0, tensor.file, tensor.offset, layouts[layer].stride, every=share.count)]
+        extents = {
+            layer: [
+                Extents(layouts[layer].stride, 0, tensor.file, tensor.offset, layouts[layer].stride, every=share.count)
+            ]
             for layer, tensor in tensors.items()
         }
         states = {tensor.file: tensor.state for tensor in tensors.values()}
-        return cls(num_experts, layouts, True, states, runs, share)
+        return cls(num_experts, layouts, True, states, extents, share)
 
 
 def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> None:
@@ -183,13 +185,13 @@ def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> N
         )
 
 
-def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[Run]]:
-    """Returns layout and runs of a layer whose projections are separate tensors."""
+def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[Extents]]:
+    """Returns layout and extents of a layer whose projections are separate tensors."""
     sources = {name: _Projection(checkpoint, layer, name) for name in PROJECTIONS}
     parts = [(name, part, *stored) for name, source in sources.items() for part, stored in source.parts.items()]
     quantization = {name: q for name, source in sources.items() if (q := source.format.quantization) is not None}
     layout = RecordLayout.of(parts, quantization)
-    return layout, [sources[part.linear].run(part.name, part.offset, part.nbytes) for part in layout.parts]
+    return layout, [sources[part.linear].extents(part.name, part.offset, part.nbytes) for part in layout.parts]
 
 
 class _Projection:
@@ -257,15 +259,15 @@ class _Projection:
             )
         return info
 
-    def run(self, part: str, at: int, nbytes: int) -> Run:
-        """Returns the run of one part, after its tensors' dtypes and shapes have been checked."""
+    def extents(self, part: str, at: int, nbytes: int) -> Extents:
+        """Returns the extents of one part, after its tensors' dtypes and shapes have been checked."""
         dtype, shape = self.parts[part]
         first = self._tensor(part, 0)
         if first is not self._find(part, None):
             tensors = [self._tensor(part, expert) for expert in range(self.shape.num_experts)]
             for info in tensors:
                 _check(info, dtype, shape)
-            return Run(first.nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
+            return Extents(first.nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
         if part == "global_scale":  # a number for each expert
             shape = shape[1:]
         elif self.fused and len(shape) == 2:
@@ -273,7 +275,7 @@ class _Projection:
         _check(first, dtype, (self.shape.num_experts, *shape))
         step = first.nbytes // self.shape.num_experts
         skip = nbytes if self.fused and self.name == "up_proj" else 0
-        return Run(nbytes, at, first.file, first.offset + skip, step)
+        return Extents(nbytes, at, first.file, first.offset + skip, step)
 
 
 def _check(info: TensorInfo, dtype: str, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import HubError
-from .files import INDEX
+from .folder import INDEX
 from .hub import HubFile, commit_of, hub_errors, list_files, resolve
 from .hub_cache import cache_folder, free_space
 from .packed import MANIFEST
@@ -23,7 +23,7 @@ _TEXTS = ("config.json", INDEX, MANIFEST)
 _FIRST = 256 << 10  # bytes of a file that are asked for first; most headers are shorter
 _CONNECTIONS = 8
 _TIMEOUT = 30  # seconds
-_PIECE = 16 << 20  # bytes of a file that are asked for together when all of it is wanted
+_BLOCK = 16 << 20  # bytes of a file that are asked for together when all of it is wanted
 _PARTIAL = ".download"
 
 
@@ -140,11 +140,11 @@ class Shards:
         temporary, size = self.store / f"{name}{_PARTIAL}", self.sizes[name]
         file = next(file for file in self._files if file.name == name)
         with temporary.open("ab") as stream, ThreadPoolExecutor(_CONNECTIONS) as pool:
-            starts = range(stream.tell(), size, _PIECE)
+            starts = range(stream.tell(), size, _BLOCK)
             for batch in (starts[i : i + _CONNECTIONS] for i in range(0, len(starts), _CONNECTIONS)):
-                pieces = pool.map(lambda start: self._source.read(file, start, min(start + _PIECE, size)), batch)
-                for piece in pieces:
-                    stream.write(piece)
+                blocks = pool.map(lambda start: self._source.read(file, start, min(start + _BLOCK, size)), batch)
+                for block in blocks:
+                    stream.write(block)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(self.store / name)

@@ -82,9 +82,8 @@ def model(
         "dtype": None if dtype is None else dtype.value,
         "threads": threads,
     }
-    from ..bench.model import bench
+    from ..bench.phases import bench, sample_prompt
     from ..bench.plot import plot, require_matplotlib
-    from ..bench.prompt import sample_prompt
     from ..progress import Display, Progress
     from .bench_report import model_table
     from .loading import load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..amounts import format_bytes
 from ..bench.io import IOReport
-from ..bench.model import ModelReport, Phase, hit_rate
+from ..bench.phases import ModelReport, Phase, hit_rate
 from ..bench.system import machine_name
 
 _LABEL, _CELL, _NARROW = 28, 12, 8  # columns
@@ -64,7 +64,7 @@ def io_table(report: IOReport) -> str:
 def _coldness(report: IOReport) -> str:
     if report.really_cold:
         return "Cold: the page cache held none of it; what the disk itself caches is its own."
-    least = min(speed.absent for speed in report.raw)
+    least = min(speed.missing for speed in report.raw)
     return f"Cold is not cold here: when it began, up to {1 - least:.0%} was still in the page cache."
 
 

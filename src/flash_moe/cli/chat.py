@@ -27,7 +27,7 @@ from .console import DIM, fail, say, shown, write
 from .loading import Loader, loads
 
 if TYPE_CHECKING:
-    from ..conversation.chat import Conversation
+    from ..conversation.conversation import Conversation
     from ..model import Model
 
 EXAMPLES = """\b

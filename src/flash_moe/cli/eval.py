@@ -139,7 +139,7 @@ def command(
             param_hint="'--text'",
         )
     from ..evaluation import DecodedModel, open_scored, read_sequences, read_tool_call_cases, token_scores
-    from ..nn.streaming import StreamingOptions
+    from ..nn.streaming_options import StreamingOptions
     from ..progress import Display, Progress
     from .eval_report import Report
 

@@ -73,9 +73,9 @@ def command(
     """
     wanted = experts_per_token(k)
 
-    from ..planning.group import Group
+    from ..planning.chips import parse_machine
+    from ..planning.costs import Group
     from ..planning.hit_rate import SKEW
-    from ..planning.machines import parse_machine
     from ..planning.plan import plan
     from ..progress import Display, Progress
     from .plan_report import table

@@ -14,7 +14,7 @@ from ..amounts import format_bytes
 
 if TYPE_CHECKING:
     from ..bench.io import IOReport
-    from ..bench.model import ModelReport
+    from ..bench.phases import ModelReport
     from ..models import ModelFiles
     from ..planning.plan import Plan
 
@@ -44,9 +44,9 @@ def machine() -> str:
 def kernels(folder: Path | None, experts_per_token: int | None) -> str:
     """Returns the trials of all kernels at the sizes of a model, or at those of Qwen3.5-397B-A17B."""
     from ..ops.dispatch import on_gpu
+    from ..proofs.process import judged
     from ..proofs.prover import name_of
     from ..proofs.standard import standard_cases
-    from ..proofs.worker import judged
     from .selftest import cases_of
 
     if not on_gpu():
@@ -68,8 +68,7 @@ def model(folder: Path, experts_per_token: int | None, prompt_tokens: int, token
         prompt_tokens, tokens, seconds: of the prompt, to decode in each phase, and of measuring reads.
     """
     from ..bench.io import bench_io
-    from ..bench.model import bench
-    from ..bench.prompt import sample_prompt
+    from ..bench.phases import bench, sample_prompt
     from ..model import Model
     from ..models import open_model
     from ..planning.plan import plan

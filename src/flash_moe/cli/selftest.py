@@ -35,9 +35,9 @@ def command(
     """
     from ..errors import FlashMoEError
     from ..ops.dispatch import on_gpu
+    from ..proofs.process import NoAnswer, judged
     from ..proofs.prover import name_of
     from ..proofs.standard import standard_cases
-    from ..proofs.worker import NoAnswer, judged
 
     if not on_gpu():
         raise FlashMoEError(

@@ -59,7 +59,7 @@ def command(
     Prometheus are at /metrics. Nothing of prompts or replies is logged. Ctrl-C ends it.
     """
     try:
-        from ..server.run import listener, serve
+        from ..server.listening import listener, serve
     except ModuleNotFoundError as error:
         raise ArgumentError(f"the server needs {error.name}; install it: pip install 'flash-moe[server]'") from error
     from ..server.app import Limits

@@ -1,5 +1,5 @@
 """Conversations: turns with tools, and files in which they are kept."""
 
-from .chat import Conversation
+from .conversation import Conversation
 
 __all__ = ["Conversation"]

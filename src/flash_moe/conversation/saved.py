@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import ConversationError
 from ..nn.cache import KVCache, SequenceCache
 from ..nn.decoder import Decoder
-from .model import ChatModel
+from .chat_model import ChatModel
 
 _KIND, _VERSION = "flash_moe conversation", 1
 _SMALL = 64 << 20  # files up to this size count by their content, larger ones by size and time

@@ -13,8 +13,8 @@ from ..text.function_tools import Tool, failure
 from ..text.prompt import continued
 from ..text_generation import Run
 from .calls import Tools
+from .chat_model import ChatModel
 from .messages import ShownMessages
-from .model import ChatModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Prompt:
 
 
 class Turns(ShownMessages):
-    """The turns of a :class:`~.chat.Conversation`, which describes arguments and attributes."""
+    """The turns of a :class:`~.conversation.Conversation`, which describes arguments and attributes."""
 
     def __init__(
         self,

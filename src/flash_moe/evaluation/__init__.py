@@ -10,13 +10,13 @@ print(perplexity(scores), divergence(scores), sep="\\n")
 
 from .decoded import DecodedModel
 from .estimates import Estimate
-from .layerwise import LayerwiseModel
-from .passes import NetworkModel, open_scored
+from .layerwise_model import LayerwiseModel
+from .network_model import NetworkModel, open_scored
 from .quality import Divergence, Perplexity, divergence, perplexity
 from .replies import greedy
 from .sequences import TokenSequence, calibration_tokens, conversation, read_sequences, windows
 from .token_scores import Comparison, TokenScores, token_scores
-from .tool_calls import ToolCallCase, ToolCallScore, read_tool_call_cases, tool_call_score
+from .tool_call_score import ToolCallCase, ToolCallScore, read_tool_call_cases, tool_call_score
 
 __all__ = [
     "Comparison",

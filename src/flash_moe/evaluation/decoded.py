@@ -16,8 +16,8 @@ from ..experts.opening import open_store
 from ..generation.engine import CLEAR_INTERVAL
 from ..generation.streaming_stats import ChoiceStats
 from ..mlx_cache import clear_cache
-from ..nn.streaming import PLAIN, StreamingOptions
-from .layerwise import LayerwiseModel, Progress
+from ..nn.streaming_options import PLAIN, StreamingOptions
+from .layerwise_model import LayerwiseModel, Progress
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import mlx.core as mx
 from ..errors import TokenizerError
 from ..model import Model
 from ..text import Tokenizer
-from .tool_calls import Reply, ToolCallCase
+from .tool_call_score import Reply, ToolCallCase
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ArgumentError
 from ..nn.linear import Linear
 from .distributions import Distributions
-from .layerwise import LayerwiseModel
+from .layerwise_model import LayerwiseModel
 from .sequences import TokenSequence
 
 Progress = Callable[[str, int, int], None]

@@ -9,8 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..record import Part, RecordLayout
-from .host_memory import on_cuda
-from .read_memory import new_bank
+from .host_memory import new_bank, on_cuda
 
 _DTYPES = {"U32": mx.uint32, "U8": mx.uint8, "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
@@ -104,9 +103,9 @@ def _in_place(part: Part, dtype: str) -> bool:
 
 def put_together(bank: dict[str, mx.array], rows: Sequence[int], layout: RecordLayout) -> mx.array:
     """Returns copies of a bank's records as whole ones, [K, words] uint32."""
-    index, pieces, end = mx.array(list(rows)), [], 0
+    index, columns, end = mx.array(list(rows)), [], 0
     for part in layout.parts:
         words = bank[part.key][index].reshape(len(rows), -1).view(mx.uint32)
-        pieces += [mx.zeros((len(rows), (part.offset - end) // 4), dtype=mx.uint32), words]
+        columns += [mx.zeros((len(rows), (part.offset - end) // 4), dtype=mx.uint32), words]
         end = part.offset + part.nbytes
-    return mx.concatenate([*pieces, mx.zeros((len(rows), (layout.stride - end) // 4), dtype=mx.uint32)], axis=1)
+    return mx.concatenate([*columns, mx.zeros((len(rows), (layout.stride - end) // 4), dtype=mx.uint32)], axis=1)

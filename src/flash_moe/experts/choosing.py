@@ -18,8 +18,8 @@ import numpy as np
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError, ExpertReadError
 from ..user_cache import cache_file
-from .files import UnmappableError
 from .mapped import MappedStore
+from .mapped_file import UnmappableError
 from .reader import RecordReader
 from .slots import SlotStore
 from .store import ExpertStore

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..closing import UntilClosed, take
 from ..errors import Cancelled, ExpertReadError
-from .files import PAGE, MappedFile
-from .read_memory import read_buffer
+from .host_memory import read_buffer
+from .mapped_file import PAGE, MappedFile
 from .read_queue import Reads, Request
 from .reader import REQUEST, Location, RecordReader
 from .store import ExpertStore
@@ -99,12 +99,12 @@ class MappedStore(ExpertStore):
         requests: list[Request] = []
         missing = 0
         for file, extent in location.parts:
-            absent = file.absent(extent.offset, extent.nbytes)
+            uncached = file.missing_pages(extent.offset, extent.nbytes)
             first, end = extent.offset // PAGE * PAGE, extent.offset + extent.nbytes
-            for start, stop in _requests(absent):
+            for start, stop in _requests(uncached):
                 pages = range(first + start * PAGE, min(first + stop * PAGE, end))
                 of_record = pages.stop - max(pages.start, extent.offset)
-                nbytes = min(PAGE * int(np.count_nonzero(absent[start:stop])), of_record)
+                nbytes = min(PAGE * int(np.count_nonzero(uncached[start:stop])), of_record)
                 missing += nbytes
                 requests.append(_Touch(self._scratch, location, file, pages, nbytes))
         reads = self._reader.run(requests, missing)
@@ -127,9 +127,9 @@ class _Touch:
         self._location.read_into(self._scratch.buffer[: len(self._where)], self._file, self._where.start)
 
 
-def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
+def _requests(uncached: np.ndarray) -> list[tuple[int, int]]:
     """Returns page ranges, of at most REQUEST bytes each, that cover all missing pages."""
-    pages = np.flatnonzero(absent)
+    pages = np.flatnonzero(uncached)
     ranges = []
     while pages.size:
         first = int(pages[0])
@@ -140,7 +140,7 @@ def _requests(absent: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _bytes(location: Location, stride: int) -> np.ndarray:
-    """Returns a record's mapped pages; where it lies in pieces, they are put together first."""
+    """Returns a record's mapped pages; where it has several extents, they are put together first."""
     if len(location.parts) == 1:
         ((file, extent),) = location.parts
         return file.pages[extent.offset : extent.offset + extent.nbytes]

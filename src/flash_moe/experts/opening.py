@@ -49,7 +49,7 @@ def open_store(
     """Opens the store for a checkpoint's records.
 
     ``"auto"`` takes for packed checkpoints what :func:`~flash_moe.experts.choosing.choose` finds faster. Others have
-    their records in pieces, which slots put together while reading; and an ``expert_cache`` needs slots.
+    their records in several extents, which slots put together while reading; and an ``expert_cache`` needs slots.
 
     Args:
         by_part: keep each part of the records in a bank of its own, where there are banks.

@@ -14,7 +14,7 @@ from ..checkpoint.records import Extent, RecordTable
 from ..closing import UntilClosed
 from ..errors import CheckpointError, ExpertReadError
 from .banks import Targets
-from .files import MappedFile, UnmappableError
+from .mapped_file import MappedFile, UnmappableError
 from .read_queue import ReadQueue, Reads, Request
 
 IN_FLIGHT = 8  # requests that wait for the disk at a time; 4 to 9 saturate an SSD
@@ -47,7 +47,7 @@ class Location:
         """Returns bytes of the record that are not in the page cache."""
         return sum(file.missing_bytes(extent.offset, extent.nbytes) for file, extent in self.parts)
 
-    def absent_share(self) -> float:
+    def missing_share(self) -> float:
         """Returns the share of the record that is not in the page cache, by a sample: its pages come and go together."""
         start = SAMPLE * int(_random.random() * -(-self.nbytes // SAMPLE))
         parts = iter(self.parts)
@@ -166,13 +166,13 @@ class RecordReader:
             target: a buffer [>= stride] uint8, or one for each part of the record, in order.
         """
         requests: list[Request] = []
-        absent = location.absent_share()
-        request = REQUEST if absent else max(COPY, -(-location.nbytes // self._cores))
+        missing = location.missing_share()
+        request = REQUEST if missing else max(COPY, -(-location.nbytes // self._cores))
         for file, extent in location.parts:
             for start in range(0, extent.nbytes, request):
                 stop = min(start + request, extent.nbytes)
                 buffers = _buffers(target, extent.at + start, extent.at + stop)
-                requests.append(_Fill(location, file, extent.offset + start, buffers, absent))
+                requests.append(_Fill(location, file, extent.offset + start, buffers, missing))
         return self.run(requests, location.nbytes)
 
     def read_all(self, layer: int, experts: Sequence[int], targets: Sequence[Targets]) -> None:
@@ -228,10 +228,10 @@ class _Fill:
     __slots__ = ("_buffers", "_file", "_location", "_offset", "missing")
 
     def __init__(
-        self, location: Location, file: MappedFile, offset: int, buffers: Sequence[np.ndarray], absent: float
+        self, location: Location, file: MappedFile, offset: int, buffers: Sequence[np.ndarray], missing: float
     ) -> None:
         self._location, self._file, self._offset, self._buffers = location, file, offset, buffers
-        self.missing = round(absent * sum(buffer.nbytes for buffer in buffers))
+        self.missing = round(missing * sum(buffer.nbytes for buffer in buffers))
 
     def read(self) -> None:
         self._location.read_into(self._buffers, self._file, self._offset)

@@ -259,7 +259,7 @@ class ExpertStore(Watched, ABC):
         """Forgets all records and asks the system to drop them from the page cache, as measurements need it.
 
         No output of theirs may be unevaluated. A resident store keeps what it holds. ``flush`` is that of
-        :meth:`~flash_moe.experts.files.MappedFile.evict`.
+        :meth:`~flash_moe.experts.mapped_file.MappedFile.evict`.
         """
         self._evict(flush)
         if self.evict_others is not None:

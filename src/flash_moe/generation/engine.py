@@ -13,8 +13,7 @@ from ..closing import UntilClosed
 from ..errors import Cancelled
 from ..limits import memory_limit
 from ..mlx_cache import clear_cache
-from ..nn.network import Cache, Network
-from ..nn.task import Task
+from ..nn.network import Cache, Network, Task
 from ..progress import Callback, Progress
 from .sampling import Sampler
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..nn.network import Network
-from ..nn.task import Task
+from ..nn.network import Network, Task
 from ..notebook import html
 from ..notebook.figures import Picture, times_of
 from .streaming_stats import AheadStats, ChoiceStats, PrefetchStats, StreamingRecorder

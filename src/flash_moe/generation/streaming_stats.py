@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..nn.expert_choice import ChoiceCounters
-from ..nn.network import Network
+from ..nn.network import Network, Task
 from ..nn.prefetch_switch import Comparison, Decision
-from ..nn.task import Task
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class FollowingNetwork:
         self,
         name: str,
         number: int,
-        pieces: list[int],
+        chunks: list[int],
         lengths: list[int],
         which: list[int],
         tokens: list[Any],
@@ -92,14 +92,14 @@ class FollowingNetwork:
     ) -> None:
         try:
             self._peers.begin(number)
-            self._sums.begin(pieces)
+            self._sums.begin(chunks)
             caches = [self._cache(n) for n in which]
             if [len(cache.tokens) for cache in caches] != lengths:
                 raise ArgumentError("a sequence has another length here than on rank 0; begin it anew")
             if name == "together":
                 self.network.run_together(tokens, caches)
             else:
-                self._run(tokens, caches[0], last, pieces)
+                self._run(tokens, caches[0], last, chunks)
         except Exception as error:
             if not isinstance(error, PeerError):
                 self._peers.say_cause(error)
@@ -112,9 +112,9 @@ class FollowingNetwork:
         if len(tokens) > 1 or self._passes % _CLEAR_INTERVAL == 0:
             clear_cache()
 
-    def _run(self, tokens: Sequence[int], cache: Any, last: int, pieces: list[int]) -> None:
+    def _run(self, tokens: Sequence[int], cache: Any, last: int, chunks: list[int]) -> None:
         """Runs tokens; logits are made only where the network splits the tokens by them."""
-        as_well_without = self.network.pieces(tokens, cache, 0) == pieces
+        as_well_without = self.network.chunks(tokens, cache, 0) == chunks
         self.network.run(tokens, cache, 0 if as_well_without else last)
 
     def _cache(self, number: int) -> Any:

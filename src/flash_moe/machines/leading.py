@@ -69,8 +69,8 @@ class LeadingNetwork:
             PeerError: another rank is gone, failed or disagrees.
         """
         tokens = [int(token) for token in tokens]
-        pieces = self.network.pieces(tokens, cache.cache, last)
-        with self._pass([cache], pieces, "run", [cache.number], tokens, last):
+        chunks = self.network.chunks(tokens, cache.cache, last)
+        with self._pass([cache], chunks, "run", [cache.number], tokens, last):
             logits: mx.array = self.network.run(tokens, cache.cache, last)
             return logits
 
@@ -81,14 +81,14 @@ class LeadingNetwork:
             return logits
 
     @contextmanager
-    def _pass(self, caches: Sequence[LedCache], pieces: list[int], command: str, *arguments: Any) -> Iterator[None]:
+    def _pass(self, caches: Sequence[LedCache], chunks: list[int], command: str, *arguments: Any) -> Iterator[None]:
         number = next(self._passes)
         self.peers.begin(number)
         with held_interrupts() as self.sums.stopped:
             self._store.stop_if(self._stopped)
-            self.sums.begin(pieces)
+            self.sums.begin(chunks)
             lengths = [len(cache.tokens) for cache in caches]
-            self.peers.send(command, number, pieces, lengths, *arguments)
+            self.peers.send(command, number, chunks, lengths, *arguments)
             try:
                 yield
             except BaseException as error:

@@ -54,9 +54,9 @@ class Sums:
         """Sums that the pass has still to enter."""
         return len(self._pending)
 
-    def begin(self, pieces: Sequence[int]) -> None:
+    def begin(self, chunks: Sequence[int]) -> None:
         """Notes that a pass begins: through all layers with each of these numbers of tokens in turn."""
-        self._pending = deque((layer, tokens * width) for tokens in pieces for layer, width in self.widths.items())
+        self._pending = deque((layer, tokens * width) for tokens in chunks for layer, width in self.widths.items())
         self.layer = self._pending[0][0] if self._pending else -1
 
     def add(self, part: mx.array, layer: int, chosen: np.ndarray) -> mx.array:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ConfigError
+from .adapted.adapted_files import AdaptedFiles
 from .adapted.library import knows
-from .adapted.loading import AdaptedFiles
 from .config_json import read_config
 from .family import Family, ModelFiles
 from .qwen3_5 import Qwen35

@@ -12,12 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.files import Checkpoint
+from ..checkpoint.arrays import read_arrays
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.foreign import mlx_global_scale
 from ..checkpoint.integers import IntegerPart
 from ..checkpoint.names import canonical_name, module_path
 from ..checkpoint.records import RecordTable
-from ..checkpoint.resident import read_arrays
 from ..checkpoint.safetensors import check_unchanged
 from ..checks import resolve_experts_per_token
 from ..config import ModelConfig
@@ -31,13 +31,12 @@ from ..nn.layer_work import LayerWork, layer_work
 from ..nn.layerwise import Layerwise
 from ..nn.needed_kernels import needed_kernels
 from ..nn.network import Dimensions
-from ..nn.streaming import PLAIN, StreamingOptions
+from ..nn.streaming_options import PLAIN, StreamingOptions
 from ..nn.timed import TimedLayer
 from ..nn.weights import Weights
 from ..ops.dispatch import Case
 from ..ops.experts import DTYPES
-from ..ops.fp8 import from_fp8
-from ..ops.integers import affine_of
+from ..ops.foreign_weights import affine_of, from_fp8
 from ..record import RecordLayout
 
 _SAMPLE = 4096  # bytes of a weight that its identity takes

@@ -115,8 +115,8 @@ class DeltaCache:
         self.wanted: Collection[int] = ()
         self.marks: dict[int, tuple[mx.array, mx.array]] = {}
 
-    def pieces(self, tokens: int) -> list[int]:
-        """Returns the lengths of the pieces into which marks cut the next ``tokens`` tokens."""
+    def spans(self, tokens: int) -> list[int]:
+        """Returns the lengths of the spans into which marks cut the next ``tokens`` tokens."""
         cuts = [cut for length in sorted(self.wanted) if 0 < (cut := length - self.length) < tokens]
         return [end - start for start, end in zip([0, *cuts], [*cuts, tokens], strict=True)]
 

@@ -98,9 +98,9 @@ class DeltaMixer:
     def __call__(self, h: np.ndarray, y: np.ndarray, caches: Sequence[DeltaCache], run: Pass) -> None:
         proj = self._in(h, run.room("projections", self._in.rows))
         out = run.room("mixed", self._out.columns)
-        pieces = [cache.pieces(count) for cache, count in zip(caches, run.counts, strict=True)]
+        spans = [cache.spans(count) for cache, count in zip(caches, run.counts, strict=True)]
         firsts = [end - count for end, count in zip(accumulate(run.counts), run.counts, strict=True)]
-        for several in zip_longest(*pieces):  # a sequence's next piece needs the states behind the one before
+        for several in zip_longest(*spans):  # a sequence's next span needs the states behind the one before
             parts = []
             for i, tokens in enumerate(several):
                 if tokens:

@@ -9,107 +9,23 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import FULL_ATTENTION, ModelConfig
+from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..machines.share import WHOLE
 from ..machines.sums import Sums
 from ..mlx_cache import clear_cache
 from ..ops.dispatch import kernels, on_gpu
-from ..ops.norm import add_rms_norm, rms_norm
-from .attention import GatedAttention
-from .cache import DeltaCache, KVCache, SequenceCache
-from .decode_step import DecodeStep
+from ..ops.norm import rms_norm
+from .cache import SequenceCache
+from .decoder_layer import DecoderLayer
 from .expert_choice import ExpertChoice
-from .gated_delta_net import GatedDeltaNet
-from .mlp import SwiGLU
 from .module import Module
+from .network import Task
 from .prefetch import Prefetcher, connect
 from .run_ahead import RunAhead
 from .sparse_moe import SparseMoE
-from .streaming import PLAIN, StreamingOptions
-from .task import Task
+from .streaming_options import PLAIN, StreamingOptions
 from .weights import Weights
-
-
-class DecoderLayer(Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)).
-
-    Shape:
-        x: [T, H] to [T, H].
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        weights: Weights,
-        store: ExpertStore,
-        experts_per_token: int,
-        choice: ExpertChoice | None = None,
-        sums: Sums | None = None,
-    ) -> None:
-        super().__init__()
-        self.input_layernorm = weights.array("input_layernorm.weight", config.hidden_size)
-        self.post_attention_layernorm = weights.array("post_attention_layernorm.weight", config.hidden_size)
-        self.mixer: Any
-        if config.layer_types[layer] == FULL_ATTENTION:
-            self.mixer = GatedAttention(config, weights.at("self_attn"))
-        else:
-            self.mixer = GatedDeltaNet(config, weights.at("linear_attn"))
-        if config.sparse_layers[layer]:
-            self.mlp = SparseMoE(config, layer, weights.at("mlp"), store, experts_per_token, choice, sums)
-        else:
-            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, weights.at("mlp"))
-        self._eps = config.rms_norm_eps
-        self._step = None
-        if isinstance(self.mlp, SparseMoE):
-            norms = self.input_layernorm, self.post_attention_layernorm
-            self._step = DecodeStep(self.mixer, self.mlp, *norms, config.rms_norm_eps)
-
-    def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
-        if x.shape[0] == 1 and on_gpu() and self._step is not None:
-            return self._step(x, cache)
-        return self._rest(x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache))
-
-    def together(self, x: mx.array, caches: Sequence[KVCache | DeltaCache], counts: Sequence[int]) -> mx.array:
-        """As :meth:`__call__` for tokens of several sequences, counts[i] of the i-th, one after the other in x."""
-        return self._rest(x + self.mixer.together(rms_norm(x, self.input_layernorm, self._eps), caches, counts))
-
-    def _rest(self, x: mx.array) -> mx.array:
-        mx.async_eval(x)  # the device starts while the host still describes the rest
-        h = rms_norm(x, self.post_attention_layernorm, self._eps)
-        x = self.mlp(h, x) if isinstance(self.mlp, SparseMoE) else x + self.mlp(h)
-        mx.async_eval(x)
-        return x
-
-    def ahead(self, x: mx.array, cache: KVCache | DeltaCache) -> list[mx.array]:
-        """One token through a sparse layer, with the experts that the store's bank has; see :meth:`DecodeStep.ahead`."""
-        assert self._step is not None
-        return self._step.ahead(x, cache, *self.mlp.ahead())
-
-    def describe(self, x: mx.array, cache: KVCache | DeltaCache) -> None:
-        """Describes the layer's work on x [T, H], but that of the routed experts, as :func:`needed_kernels` wants it."""
-        mixed = self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
-        h, x = add_rms_norm(mixed, x, self.post_attention_layernorm, self._eps)
-        if isinstance(self.mlp, SparseMoE):
-            self.mlp.describe(h, x)
-        else:
-            self.mlp(h)
-
-    def front(self, x: mx.array, cache: KVCache | DeltaCache) -> tuple[mx.array, ...]:
-        """Returns all of a sparse layer that does not need the routed experts.
-
-        Returns:
-            What the experts take, [T, H], and :meth:`SparseMoE.route` of it.
-        """
-        x = x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
-        h = rms_norm(x, self.post_attention_layernorm, self._eps)
-        return h, *self.mlp.route(h, x)
-
-    def router_logits(self, residual: mx.array) -> mx.array:
-        """Returns a sparse layer's router logits, [T, E] float32, for a residual stream, [T, H], behind the mixer."""
-        logits: mx.array = self.mlp.gates(rms_norm(residual, self.post_attention_layernorm, self._eps))[0]
-        return logits.astype(mx.float32)
 
 
 class Decoder(Module):
@@ -250,8 +166,8 @@ class Decoder(Module):
                     self._passed(number + 1)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
-    def pieces(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> list[int]:
-        return [len(tokens)]  # see Network.pieces
+    def chunks(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> list[int]:
+        return [len(tokens)]  # see Network.chunks
 
     def run(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> mx.array:
         """Runs further tokens of a sequence; see :class:`~.network.Network`. Of several, all but logits is evaluated."""

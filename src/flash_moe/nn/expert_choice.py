@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 
-from .streaming import StreamingOptions
+from .streaming_options import StreamingOptions
 
 InMemory = Callable[[Sequence[int]], Sequence[bool]]
 
@@ -64,15 +64,15 @@ class ExpertChoice:
         counters = self.counters
         counters.routed += len(chosen)
         counters.routed_mass += float(probabilities[chosen].sum(dtype=np.float64))
-        absent = ~np.array(in_memory(chosen.tolist()), bool)
-        if self._options.prefer_cached and absent.any():
-            out, into = swaps(probabilities, order, absent, self._options.prefer_cached, in_memory)
+        missing = ~np.array(in_memory(chosen.tolist()), bool)
+        if self._options.prefer_cached and missing.any():
+            out, into = swaps(probabilities, order, missing, self._options.prefer_cached, in_memory)
             counters.swapped += len(out)
             counters.swapped_mass += float((probabilities[chosen[out]] - probabilities[into]).sum(dtype=np.float64))
-            chosen[out], absent[out] = into, False
+            chosen[out], missing[out] = into, False
         used = chosen
-        if self._options.drop_cold_below and absent.any():
-            kept = ~cold(probabilities[chosen], absent, self._options.drop_cold_below)
+        if self._options.drop_cold_below and missing.any():
+            kept = ~cold(probabilities[chosen], missing, self._options.drop_cold_below)
             counters.dropped += int(np.count_nonzero(~kept))
             counters.dropped_mass += float(probabilities[chosen[~kept]].sum(dtype=np.float64))
             used = chosen[kept]
@@ -81,25 +81,25 @@ class ExpertChoice:
 
 
 def swaps(
-    probabilities: np.ndarray, order: np.ndarray, absent: np.ndarray, regret: float, in_memory: InMemory
+    probabilities: np.ndarray, order: np.ndarray, missing: np.ndarray, regret: float, in_memory: InMemory
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns as many replacements of missing experts by others in memory as there can be, at the least loss of probability.
 
     A replacement is at least 1 - ``regret`` times as likely as what it replaces.
 
     Args:
-        probabilities: [E]. order: [E], all experts by falling probability. absent: [K] bool, of the first K of them.
+        probabilities: [E]. order: [E], all experts by falling probability. missing: [K] bool, of the first K of them.
 
     Returns:
         Places [n] among the chosen, and the experts [n] that take them.
     """
-    k = len(absent)
-    out = np.flatnonzero(absent)[::-1]  # the least likely first
+    k = len(missing)
+    out = np.flatnonzero(missing)[::-1]  # the least likely first
     least = (1 - regret) * probabilities[order[out]]
     others = order[k : k + int(np.count_nonzero(probabilities[order[k:]] >= least[0]))]
     present = (e for e in others.tolist() if in_memory([e])[0])  # the likeliest first, asked for one by one
     into = np.array(list(islice(present, len(out))), int)
-    # n swaps cost least between the n least likely absent and the n likeliest others, and if those can be paired at
+    # n swaps cost least between the n least likely missing and the n likeliest others, and if those can be paired at
     # all, then the likeliest with the likeliest.
     for n in range(len(into), 0, -1):
         if (probabilities[into[:n]] >= least[:n][::-1]).all():
@@ -107,16 +107,16 @@ def swaps(
     return out[:0], into[:0]
 
 
-def cold(probabilities: np.ndarray, absent: np.ndarray, threshold: float) -> np.ndarray:
+def cold(probabilities: np.ndarray, missing: np.ndarray, threshold: float) -> np.ndarray:
     """Returns which of the chosen experts are left out: missing ones whose share is below the threshold, but never all.
 
     Args:
-        probabilities: [K], of the chosen experts. absent: [K] bool.
+        probabilities: [K], of the chosen experts. missing: [K] bool.
 
     Returns:
         [K] bool.
     """
-    dropped = absent & (probabilities < threshold * probabilities.sum())
+    dropped = missing & (probabilities < threshold * probabilities.sum())
     if dropped.all():
         dropped[probabilities.argmax()] = False
     return dropped

@@ -67,12 +67,12 @@ class GatedDeltaNet(Module):
             return self.out_proj(y)
         outputs, start = [], 0
         for cache, count in zip(caches, counts, strict=True):
-            for piece in cache.pieces(count):
-                qkv, z, b, a = (array[start : start + piece] for array in projected)
+            for span in cache.spans(count):
+                qkv, z, b, a = (array[start : start + span] for array in projected)
                 y, conv, state = delta_net(qkv, z, b, a, cache.conv, cache.state, **self._options)
-                cache.advance(piece, conv, state)
+                cache.advance(span, conv, state)
                 outputs.append(y)
-                start += piece
+                start += span
         return self.out_proj(outputs[0] if len(outputs) == 1 else mx.concatenate(outputs))
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:

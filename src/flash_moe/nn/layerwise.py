@@ -19,7 +19,7 @@ from ..mlx_cache import clear_cache
 from ..ops.dispatch import kernels
 from ..ops.norm import rms_norm
 from .cache import layer_cache
-from .decoder import DecoderLayer
+from .decoder_layer import DecoderLayer
 from .linear import Embedding, Linear
 from .sparse_moe import SparseMoE, chosen_experts
 from .weights import Weights

@@ -13,9 +13,9 @@ from ..machines.sums import Sums
 from ..ops.dispatch import Case, kernels_needed
 from ..record import RecordLayout
 from .cache import layer_cache
-from .decoder import DecoderLayer
+from .decoder_layer import DecoderLayer
 from .expert_choice import ExpertChoice
-from .streaming import StreamingOptions
+from .streaming_options import StreamingOptions
 from .weights import Weights
 
 _TOKENS = 64  # of a prompt

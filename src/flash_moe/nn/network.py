@@ -1,15 +1,21 @@
-"""The interface of a network that a generation uses; our networks and mlx-lm's implement it."""
+"""The interface of a network that a generation uses, which our networks and mlx-lm's implement; and a generation's task,
+for several take turns with one network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import mlx.core as mx
 
-from .streaming import StreamingOptions
-from .task import Task
+from ..experts.store import StoreStats
+from .expert_choice import ChoiceCounters
+from .prefetch import PrefetchCounters
+from .run_ahead import AheadCounters
+from .streaming_options import StreamingOptions
 
 
 class Dimensions(Protocol):
@@ -78,7 +84,7 @@ class Network(Protocol):
     def serving(self, task: Task) -> AbstractContextManager[None]:
         """Within, what is counted and what can be cancelled is the task's."""
 
-    def pieces(self, tokens: Sequence[int], cache: Any, last: int) -> list[int]:
+    def chunks(self, tokens: Sequence[int], cache: Any, last: int) -> list[int]:
         """Returns how many tokens go through the layers together in :meth:`run`, one number for each time."""
 
     def run(self, tokens: Sequence[int], cache: Any, last: int) -> mx.array:
@@ -90,3 +96,23 @@ class Network(Protocol):
         Returns:
             [last, V] float32; they may not have been evaluated yet.
         """
+
+
+@dataclass
+class Task:
+    """The counters of one generation's forward passes, and its cancellation.
+
+    Attributes:
+        store, prefetch, choice, ahead: counters of this task alone.
+        cancelled: asked by every layer, and while it waits for reads; where it says yes, the pass ends with
+            :class:`~flash_moe.errors.Cancelled`.
+        passed: called with the number of layers that a pass has gone through, after each; a pass that it ends by an
+            exception fails.
+    """
+
+    store: StoreStats = field(default_factory=StoreStats)
+    prefetch: PrefetchCounters = field(default_factory=PrefetchCounters)
+    choice: ChoiceCounters = field(default_factory=ChoiceCounters)
+    ahead: AheadCounters = field(default_factory=AheadCounters)
+    cancelled: Callable[[], bool] | None = None
+    passed: Callable[[int], None] | None = None

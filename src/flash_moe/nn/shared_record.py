@@ -23,7 +23,7 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
     """
     if intermediate_size != layout.intermediate_size:
         return None
-    pieces: list[mx.array] = []
+    words: list[mx.array] = []
     views, quantization = {}, {}
     for name, projection in layout.projections:
         shape = intermediate_size, layout.hidden_size
@@ -39,9 +39,9 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
             cast = array.astype(DTYPES[part.dtype])
             if cast.dtype != array.dtype and not mx.array_equal(cast.astype(array.dtype), array):
                 return None  # scales of more digits than the records have
-            pieces += [_words(cast), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
+            words += [_words(cast), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
             views[part.key] = (part, array.dtype)
-    record = mx.concatenate(pieces)
+    record = mx.concatenate(words)
     parts = {
         name: record[part.offset // 4 : (part.offset + part.nbytes) // 4]
         .view(DTYPES[part.dtype])

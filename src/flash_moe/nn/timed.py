@@ -8,7 +8,7 @@ from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..ops.dispatch import kernels
 from .cache import DeltaCache, KVCache, layer_cache
-from .decoder import DecoderLayer
+from .decoder_layer import DecoderLayer
 from .sparse_moe import SparseMoE
 from .weights import Weights
 
@@ -18,7 +18,7 @@ class TimedLayer:
 
     Args:
         weights: of the layer, which are read now.
-        store, experts_per_token: as for :class:`~.decoder.DecoderLayer`.
+        store, experts_per_token: as for :class:`~.decoder_layer.DecoderLayer`.
         dtype: of activations.
     """
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from zlib import crc32
 
-from . import sources
+from . import kernel_sources
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 
@@ -82,8 +82,8 @@ def cuda_source(name: str, headers: Sequence[str], defines: str) -> tuple[str, s
     Raises:
         ValueError: the Metal text uses something that has no counterpart here.
     """
-    body = sources.read(f"{name}.metal")
-    check(body, defines + "".join(sources.read(f"{stem}.h.metal") for stem in headers))
+    body = kernel_sources.read(f"{name}.metal")
+    check(body, defines + "".join(kernel_sources.read(f"{stem}.h.metal") for stem in headers))
     used = [name for name in ATTRIBUTES if re.search(rf"\b{name}\b", _without_comments(body))]
     attributes = "".join(f"const auto {name} = {ATTRIBUTES[name]};\n" for name in used)
     includes = "".join(_include(f"{stem}.h.metal") for stem in headers)
@@ -101,8 +101,8 @@ def check(body: str, header: str) -> None:
 
 
 def _include(file: str) -> str:
-    checksum = crc32(sources.read(file).encode())
-    return f'#include "{sources.folder() / file}"  // {checksum:08x}\n'
+    checksum = crc32(kernel_sources.read(file).encode())
+    return f'#include "{kernel_sources.folder() / file}"  // {checksum:08x}\n'
 
 
 def _without_comments(text: str) -> str:

@@ -11,9 +11,8 @@ import numpy as np
 from ..formats import GLOBAL_SCALE
 from ..record import Part, ProjectionLayout, RecordLayout
 from . import kernel
-from .blas import on_cpu, to_numpy, use_blas
-from .fp8 import from_fp8
-from .streams import cpu_streams
+from .blas import cpu_streams, on_cpu, to_numpy, use_blas
+from .foreign_weights import from_fp8
 
 _FUSED = 6  # experts whose outputs are added up in one launch: each is two more inputs, of which a launch has few
 _LARGE = 256 << 10  # bytes of a record that is worth a stream

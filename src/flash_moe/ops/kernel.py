@@ -15,7 +15,7 @@ from zlib import crc32
 
 import mlx.core as mx
 
-from . import sources
+from . import kernel_sources
 from .cuda import cuda_source
 
 Template = Sequence[tuple[str, int | bool | mx.Dtype]]
@@ -66,12 +66,12 @@ class Kernel:
     @cached_property
     def body(self) -> str:
         """The Metal text of the kernel's body."""
-        return sources.read(f"{self.name}.metal")
+        return kernel_sources.read(f"{self.name}.metal")
 
     @cached_property
     def header(self) -> str:
         """The Metal text of its helper functions."""
-        return self._defines + "".join(sources.read(f"{stem}.h.metal") for stem in self._headers)
+        return self._defines + "".join(kernel_sources.read(f"{stem}.h.metal") for stem in self._headers)
 
     def _compile(self) -> Any:
         on_cuda = back_end() == "cuda"

@@ -13,9 +13,9 @@ from mlx.utils import tree_map
 
 from ..formats import Quantization
 from ..models import AdaptedFiles
-from ..models.adapted.streaming import parameters, quantization
+from ..models.adapted.expert_modules import parameters, quantization
 from ..record import RecordLayout
-from .resident import resident_file
+from .resident_files import resident_file
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -48,7 +48,7 @@ class AdaptedRecords:
 
 
 class AdaptedResident:
-    """The always-needed weights of a conversion, under mlx-lm's names; counterpart of :class:`.resident.ResidentFiles`.
+    """The always-needed weights of a conversion, under mlx-lm's names; counterpart of :class:`.resident_files.ResidentFiles`.
 
     Args:
         floats: how matrices that the source holds as floats are quantised, as mlx-lm does it; None to keep them.

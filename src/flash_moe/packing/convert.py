@@ -16,15 +16,14 @@ from ..checkpoint.hub import resolve
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
-from ..experts.read_memory import new_bank
+from ..experts.host_memory import new_bank
 from ..experts.reader import RecordReader
 from ..machines.share import WHOLE, Share
 from ..models import AdaptedFiles
 from ..progress import Callback, Progress, ProgressOption, following
 from .calibration import Calibration
+from .conversion import Mode, Source, Widths, fingerprint, identity, open_source, warnings
 from .descriptions import file_checksum, save_arrays, write_descriptions
-from .opened import Source, open_source
-from .plan import Mode, Widths, fingerprint, identity, warnings
 from .requantize import Rounding, changed_projections, requantize
 from .shardwise import convert_shardwise
 from .staging import Staging

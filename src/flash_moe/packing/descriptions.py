@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.files import INDEX
+from ..checkpoint.folder import INDEX
 from ..checkpoint.packed import MANIFEST, Manifest, checksum
 from ..checkpoint.safetensors import build_header
 from ..models import AdaptedFiles, ModelFiles

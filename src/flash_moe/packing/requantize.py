@@ -15,7 +15,7 @@ from ..checkpoint.safetensors import TensorInfo
 from ..formats import ProjectionFormat, Quantization
 from ..models import ModelFiles
 from ..ops.experts import DTYPES, dequantized
-from ..ops.integers import affine_of
+from ..ops.foreign_weights import affine_of
 from ..record import PROJECTIONS, RecordLayout
 from .affine import Affine, packed, stored
 from .rounding import search

@@ -28,10 +28,10 @@ from ..machines.share import Share
 from ..models import ModelFiles, is_adapted, open_model
 from ..progress import Callback, Progress
 from ..record import Part, RecordLayout
+from .conversion import Widths, warnings
 from .descriptions import file_checksum, save_arrays, write_descriptions
-from .plan import Widths, warnings
 from .requantize import Rounding, adopt, changed_projections, rewritten, stored_part
-from .resident import ResidentFiles
+from .resident_files import ResidentFiles
 from .staging import Staging
 
 Files = frozenset[str]

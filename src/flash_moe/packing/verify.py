@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint.files import INDEX
+from ..checkpoint.folder import INDEX
 from ..checkpoint.packed import Manifest, checksum
 from ..errors import CheckpointError, ExpertReadError
-from ..experts.read_memory import read_buffer
+from ..experts.host_memory import read_buffer
 from ..experts.reader import RecordReader
 from ..models import open_checkpoint
 from ..progress import Callback, Progress, ProgressOption, following

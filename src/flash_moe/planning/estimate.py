@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..generation.chunks import prefill_chunk
-from .costs import Costs, ReadCost, expert_flops, token_bytes
-from .group import ALONE, Group
+from .costs import ALONE, Costs, Group, ReadCost, expert_flops, token_bytes
 from .hit_rate import distinct, hit_rate
 from .needs import Needs
 

@@ -16,12 +16,10 @@ from ..ops.blas import matmul
 from ..ops.dispatch import kernels
 from ..ops.linear import linear
 from ..record import Part, RecordLayout
+from .chips import predicted
 from .costs import Costs, ReadCost
-from .machines import predicted
-from .made_up import made_up_array
 from .needs import Needs
-from .probe import Probe
-from .timing import run_seconds
+from .probe import Probe, made_up_array, run_seconds
 
 _READ_SECONDS = 0.3  # for each kind of fetch
 _HEAD_BYTES = 64 << 20  # of a matrix; more than processors cache

@@ -18,15 +18,13 @@ from ..experts.opening import ExpertIO
 from ..limits import memory_limit
 from ..loading import prove_kernels, resolve_dtype, token_work
 from ..models import ModelFiles, open_checkpoint
-from ..models.adapted.loading import AdaptedFiles
-from .costs import Costs
+from ..models.adapted.adapted_files import AdaptedFiles
+from .chips import Machine
+from .costs import ALONE, Costs, Group
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
-from .group import ALONE, Group
 from .hit_rate import SKEW, distinct, popularity
-from .machines import Machine
 from .measure import measure
-from .memory import Memory, decode_hits, prompt_hits, share_memory
-from .needs import Needs, needs
+from .needs import Memory, Needs, decode_hits, needs, prompt_hits, share_memory
 
 STATES = ("cold", "expected", "warm")  # no expert is in memory; as many as are expected to be; all are
 

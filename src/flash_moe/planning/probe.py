@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -20,9 +22,7 @@ from ..nn.timed import TimedLayer
 from ..ops.dispatch import kernels
 from ..record import RecordLayout
 from .costs import LayerCost
-from .made_up import made_up_array, made_up_records
 from .needs import Kind
-from .timing import run_seconds
 
 _COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
 _MOST_BYTES = 128 << 20  # of their weights, or one layer
@@ -32,6 +32,10 @@ _TOKENS = 64  # of a chunk in which experts are timed
 _LONG = 0.2  # seconds; what takes longer is not tried with more
 
 Bank = mx.array | list[np.ndarray]  # rows of one array, or the bytes of each record
+_VIEWS = {"BF16": mx.bfloat16, "F16": mx.float16}
+_BLOCK = 1 << 16  # numbers, which repeat
+_MOST_RUNS, _ENOUGH = 12, 0.3  # of anything that is timed, and seconds after which none is begun
+_FIRST_RUNS = 3  # that are not counted where they are quick: traces and graphs are made in them
 
 
 class _BankStore(ExpertStore):
@@ -185,3 +189,46 @@ class Probe:
             if name.startswith(prefix)
         }
         return self._checkpoint.timed_layer(i, stored, self._store, self._k, self._dtype)
+
+
+def made_up_array(dtype: str, shape: tuple[int, ...]) -> mx.array:
+    """Returns an array of a safetensors dtype: random bits for U32, numbers around 0.01 for floats."""
+    numbers = np.resize(_block(dtype), math.prod(shape)).reshape(shape)
+    array = mx.array(numbers)
+    return array.view(_VIEWS[dtype]) if dtype in _VIEWS else array
+
+
+def made_up_records(layout: RecordLayout, count: int) -> mx.array:
+    """Returns a bank of records, [count, words] uint32, all alike."""
+    record = np.zeros(layout.stride, np.uint8)
+    for part in layout.parts:
+        numbers = np.resize(_block(part.dtype), math.prod(part.shape))
+        record[part.offset : part.offset + part.nbytes] = numbers.view(np.uint8)
+    bank = mx.array(np.tile(record.view(np.uint32), (count, 1)))
+    mx.eval(bank)
+    return bank
+
+
+def _block(dtype: str) -> np.ndarray:
+    """Returns numbers of a dtype; 16-bit floats as their bits in uint16."""
+    rng = np.random.default_rng(0)
+    if dtype == "U8":  # scales of one byte: about 0.01 as e4m3, and as e8m0 as far from infinity as others
+        return np.full(_BLOCK, 0x06, np.uint8)
+    if dtype == "U32":
+        return rng.integers(0, 1 << 32, _BLOCK, dtype=np.uint32)
+    floats = (0.01 * rng.standard_normal(_BLOCK)).astype(np.float32)
+    if dtype == "BF16":
+        return (floats.view(np.uint32) >> 16).astype(np.uint16)
+    return floats.astype(np.float16).view(np.uint16) if dtype == "F16" else floats
+
+
+def run_seconds(run: Callable[[], object]) -> float:
+    """Returns median seconds of a run and its evaluation, after some that are not counted; fewer runs where they take
+    long.
+    """
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < _FIRST_RUNS + _MOST_RUNS and sum(seconds[1:]) < _ENOUGH):
+        start = time.perf_counter()
+        mx.eval(run())
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[min(_FIRST_RUNS, len(seconds) - 1) :])

@@ -1,6 +1,6 @@
 """The progress of long work: reports for callers, bars and lines for people."""
 
 from .display import Display, ask, following
-from .report import Callback, Progress, ProgressOption
+from .progress import Callback, Progress, ProgressOption
 
 __all__ = ["Callback", "Display", "Progress", "ProgressOption", "ask", "following"]

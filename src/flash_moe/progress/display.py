@@ -12,7 +12,7 @@ from threading import Lock, Timer
 from ..amounts import format_bytes, format_seconds
 from ..checks import shown
 from ..errors import ArgumentError
-from .report import Callback, Progress, ProgressOption
+from .progress import Callback, Progress, ProgressOption
 from .views import Log, Notebook, Terminal, View, in_notebook, in_terminal
 
 DELAY = 1.0  # seconds before anything shows: most work is done by then

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from ..amounts import format_seconds
-from .report import Progress
+from .progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -17,12 +17,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..ops import sources
+from ..ops import kernel_sources
 from ..ops.dispatch import Case, accept
 from ..ops.kernel import back_end
 from ..user_cache import recall, remember
+from .process import NoAnswer, judged
 from .trial import Verdict
-from .worker import NoAnswer, judged
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def environment_key() -> str:
     """Returns what verdicts depend on: device, build of the system, MLX's version and the kernels' own files."""
     device = mx.device_info(mx.default_device())
     digest = hashlib.sha256()
-    for file in sorted([*sources.folder().iterdir(), *Path(sources.__file__).parent.glob("*.py")]):
+    for file in sorted([*kernel_sources.folder().iterdir(), *Path(kernel_sources.__file__).parent.glob("*.py")]):
         digest.update(file.name.encode() + file.read_bytes())
     system = f"{platform.system()} {os.uname().release} {os.uname().version}"
     names = [str(device.get(name, "")) for name in ("device_name", "architecture")]

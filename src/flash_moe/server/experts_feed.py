@@ -85,8 +85,8 @@ class _Watcher:
         self._requested = self._missing = 0
 
     def add(self, layer: int, experts: Sequence[int], missing: Sequence[int], record_bytes: int) -> None:
-        for expert, absent in zip(experts, missing, strict=True):
-            self._uses[layer, expert] = self._uses.get((layer, expert), False) or absent > 0
+        for expert, nbytes in zip(experts, missing, strict=True):
+            self._uses[layer, expert] = self._uses.get((layer, expert), False) or nbytes > 0
         self._requested += record_bytes * len(experts)
         self._missing += sum(missing)
 
@@ -95,7 +95,7 @@ class _Watcher:
         if not self._uses:
             return None
         event: dict[str, object] = {
-            "uses": [[layer, expert, int(absent)] for (layer, expert), absent in self._uses.items()],
+            "uses": [[layer, expert, int(missing)] for (layer, expert), missing in self._uses.items()],
             "bytes_requested": self._requested,
             "bytes_missing": self._missing,
         }

@@ -7,7 +7,7 @@ from collections import Counter
 
 from ..generation.stats import Stats
 from ..model import Model
-from .turns import Turns
+from .admission import Turns
 
 _HELP = {
     "requests_total": ("counter", "Requests by path and status."),

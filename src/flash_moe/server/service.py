@@ -19,9 +19,9 @@ from ..generation.sampling import TokenLogprobs
 from ..generation.stats import Stats
 from ..model import Model
 from ..text.tool_calls import ToolCall
+from .admission import Turns
 from .failures import Refusal
 from .metrics import Metrics
-from .turns import Turns
 
 log = logging.getLogger("flash_moe.server")
 KEEP_ALIVE = 10.0  # seconds; a long prompt must not look like a dead connection

@@ -1,6 +1,6 @@
 """Text in, token ids out, and back: tokenizer, chat template and streaming detokenizer."""
 
-from .chat import ChatTemplate
+from .chat_template import ChatTemplate
 from .detokenizer import Detokenizer
 from .tokenizer import Tokenizer
 

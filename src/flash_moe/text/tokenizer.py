@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TokenizerError
-from .chat import ChatTemplate, read_json_object
+from .chat_template import ChatTemplate, read_json_object
 from .detokenizer import Detokenizer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "metal"))
 import emulator
 import mlx.core as mx
 
-from flash_moe.ops import kernel, sources
+from flash_moe.ops import kernel, kernel_sources
 from flash_moe.proofs import child, trial, trials
 
 
@@ -28,7 +28,7 @@ def misbehave(op: str, how: str) -> None:
 
 
 if folder := os.environ.get("TEST_KERNELS"):
-    sources.folder = lambda: Path(folder)
+    kernel_sources.folder = lambda: Path(folder)
 if fault := os.environ.get("TEST_FAULT"):
     misbehave(*fault.split(":"))
 mx.fast.metal_kernel = emulator.metal_kernel

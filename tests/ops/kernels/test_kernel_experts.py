@@ -10,7 +10,7 @@ import pytest
 from sequence_oracles import DTYPES, error, float64, random
 from test_experts import FORMATS, make_records
 
-from flash_moe.ops import expert_kernels, sources
+from flash_moe.ops import expert_kernels, kernel_sources
 from flash_moe.ops.expert_kernels import down, experts_for_token, find_records, gate_up, supports
 from flash_moe.ops.kernel import Kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE
@@ -120,7 +120,7 @@ def test_faults_are_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> No
     good, bad, report = MUTATIONS[mutation]
     made = expert_kernels.down_kernel(0, False, False)
     broken = Kernel(made.name, made.inputs, made.outputs)
-    broken.header, broken.body = made.header, sources.read("expert_down.metal").replace(good, bad)
+    broken.header, broken.body = made.header, kernel_sources.read("expert_down.metal").replace(good, bad)
     assert broken.body != made.body
     monkeypatch.setattr(expert_kernels, "down_kernel", lambda *_: broken)
     rng = np.random.RandomState(0)

@@ -10,8 +10,8 @@ import pytest
 from sequence_oracles import DTYPES, error, float64, random
 
 from flash_moe.formats import Quantization
+from flash_moe.ops import kernel_sources
 from flash_moe.ops import quantized_matvec as module
-from flash_moe.ops import sources
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, lanes_per_row, quantized_matvec, supports
 
 ROUNDINGS = 2  # of the float32 sums, relative to the sum of the absolute terms
@@ -95,7 +95,7 @@ MUTATIONS = {
 def test_faults_are_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad, report = MUTATIONS[mutation]
     broken = module.Kernel("quantized_matvec", module._kernel.inputs, ["y"], ["quantized"])
-    broken.body = sources.read("quantized_matvec.metal").replace(good, bad)
+    broken.body = kernel_sources.read("quantized_matvec.metal").replace(good, bad)
     monkeypatch.setattr(module, "_kernel", broken)
     arguments, _, _ = make_case(7, 64, 1, 4, 64, "bf16", "bf16")
     with pytest.raises(emulator.MetalError, match=report), emulator.options(mode="check"):

@@ -19,14 +19,14 @@ from random_checkpoint import text_config, write_checkpoint
 
 from flash_moe import Model, loading
 from flash_moe.cli import selftest
-from flash_moe.ops import dispatch, sources
+from flash_moe.ops import dispatch, kernel_sources
 from flash_moe.ops.dispatch import Case
 from flash_moe.ops.kernel import Kernel
 from flash_moe.packing.convert import convert
 from flash_moe.proofs import prover
+from flash_moe.proofs.process import CASE_SECONDS, NoAnswer, Worker, judged
 from flash_moe.proofs.prover import prove
 from flash_moe.proofs.trial import Verdict
-from flash_moe.proofs.worker import CASE_SECONDS, NoAnswer, Worker, judged
 
 MAIN = (
     f"import json, sys; sys.path[:] = [{str(Path(__file__).parent)!r}, *json.loads(sys.argv[1])]; import emulated_child"
@@ -88,7 +88,7 @@ def test_a_changed_machine_tries_anew(what: str, tmp_path: Path, monkeypatch: py
     if what == "kernel source":
         folder = copied_kernels(tmp_path, "rms_norm.metal", "metal", "metal")
         (folder / "rms_norm.metal").write_text("// changed")
-        monkeypatch.setattr(sources, "folder", lambda: folder)
+        monkeypatch.setattr(kernel_sources, "folder", lambda: folder)
     elif what == "system":
         monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Darwin", "", "26.1", "xnu-2", "arm64")))
     else:
@@ -140,7 +140,7 @@ def copied_kernels(tmp_path: Path, name: str, old: str, new: str) -> Path:
     """The kernels' sources with one change."""
     folder = tmp_path / "kernels"
     if not folder.exists():
-        shutil.copytree(sources.folder(), folder)
+        shutil.copytree(kernel_sources.folder(), folder)
     text = (folder / name).read_text(encoding="utf-8")
     assert old in text
     (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
@@ -246,7 +246,7 @@ def test_the_variable_decides(checkpoint: Path, launched: set[str], monkeypatch:
 def test_the_selftest_prints_every_trial(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flash_moe.proofs.worker.judged", partial(judged, main=MAIN))
+    monkeypatch.setattr("flash_moe.proofs.process.judged", partial(judged, main=MAIN))
     monkeypatch.setattr("flash_moe.proofs.standard.standard_cases", lambda: [RIGHT, OTHER])
     selftest.command()
     out = capsys.readouterr().out

@@ -4,6 +4,6 @@ Nothing here is special to one of them. Where mlx-lm computes with experts, in S
 from an expert store; everything else, activations and biases included, stays mlx-lm's.
 """
 
-from .streaming import stream_experts
+from .expert_modules import stream_experts
 
 __all__ = ["stream_experts"]

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ...checkpoint.records import Run
+from ...checkpoint.records import Extents
 from ...checkpoint.safetensors import DTYPE_BITS, TensorInfo
 from ...errors import CheckpointError
 from ...formats import Quantization
@@ -25,7 +25,7 @@ _ORIGIN = np.zeros(8, np.uint8)
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorSlice:
     """Some elements of a tensor of a file.
 
     Attributes:
@@ -37,7 +37,7 @@ class Piece:
     view: np.ndarray
 
     @classmethod
-    def whole(cls, info: TensorInfo) -> Piece:
+    def whole(cls, info: TensorInfo) -> TensorSlice:
         """Returns all of a tensor."""
         item = DTYPE_BITS[info.dtype] // 8
         return cls(info, contiguous(_ORIGIN[:item].view(f"u{item}"), info.shape))
@@ -56,61 +56,61 @@ def contiguous(first: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Source:
-    """An array as files hold it: pieces one after the other, along the first axis, which is that of experts.
+    """An array as files hold it: slices one after the other, along the first axis, which is that of experts.
 
     Attributes:
         dtype: of the array; the file may call the same bytes otherwise.
     """
 
-    pieces: tuple[Piece, ...]
+    slices: tuple[TensorSlice, ...]
     dtype: mx.Dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        first, *others = (piece.view.shape for piece in self.pieces)
+        first, *others = (s.view.shape for s in self.slices)
         return (first[0] + sum(shape[0] for shape in others), *first[1:]) if first else ()
 
     @cached_property
-    def experts(self) -> tuple[Piece, ...]:
+    def experts(self) -> tuple[TensorSlice, ...]:
         """The share of each expert; that of the first alone where all are in one tensor."""
-        if len(self.pieces) == 1:
-            return (Piece(self.pieces[0].info, self.pieces[0].view[0, ...]),)
-        return tuple(Piece(piece.info, piece.view[i, ...]) for piece in self.pieces for i in range(len(piece.view)))
+        if len(self.slices) == 1:
+            return (TensorSlice(self.slices[0].info, self.slices[0].view[0, ...]),)
+        return tuple(TensorSlice(s.info, s.view[i, ...]) for s in self.slices for i in range(len(s.view)))
 
     @property
-    def is_run(self) -> bool:
+    def is_extent(self) -> bool:
         """Whether an expert's bytes lie one behind the other, in their order."""
         return bool(self.experts[0].view.flags.c_contiguous)
 
     @property
     def tensor_share(self) -> int:
         """Bytes of an expert in the tensor, or of the tensor where each expert has its own."""
-        info = self.pieces[0].info
-        return info.nbytes // self.shape[0] if len(self.pieces) == 1 else info.nbytes
+        info = self.slices[0].info
+        return info.nbytes // self.shape[0] if len(self.slices) == 1 else info.nbytes
 
     @property
     def is_regular(self) -> bool:
         """Whether records can be made of it: all experts alike, each in its own share of a tensor or in its own tensor."""
         first = self.experts[0]
-        if len(self.pieces) == 1:
-            return self.is_run or (self.pieces[0].view.strides[0], first.info.shape[0]) == (
+        if len(self.slices) == 1:
+            return self.is_extent or (self.slices[0].view.strides[0], first.info.shape[0]) == (
                 self.tensor_share, self.shape[0],
             )  # fmt: skip
-        alike = {(piece.view.strides, piece.info.nbytes, self.is_run or piece.start) for piece in self.experts}
-        return len(alike) == 1 and len(self.experts) == len(self.pieces)
+        alike = {(s.view.strides, s.info.nbytes, self.is_extent or s.start) for s in self.experts}
+        return len(alike) == 1 and len(self.experts) == len(self.slices)
 
-    def run(self, at: int) -> Run:
-        """Where the records' bytes are: those of each expert, or its whole share where they are no run."""
-        step = self.pieces[0].view.strides[0]
-        places = [(p.info.file, p.info.offset + self.is_run * p.start) for p in self.experts]
-        nbytes = self.experts[0].view.nbytes if self.is_run else self.tensor_share
-        return Run(nbytes, at, *places[0], step) if len(self.pieces) == 1 else Run(nbytes, at, scattered=places)
+    def extents(self, at: int) -> Extents:
+        """Where the records' bytes are: those of each expert, or its whole share where they are no extent."""
+        step = self.slices[0].view.strides[0]
+        places = [(p.info.file, p.info.offset + self.is_extent * p.start) for p in self.experts]
+        nbytes = self.experts[0].view.nbytes if self.is_extent else self.tensor_share
+        return Extents(nbytes, at, *places[0], step) if len(self.slices) == 1 else Extents(nbytes, at, scattered=places)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the part of a record that :meth:`run` fills."""
-        view, info = self.experts[0].view, self.pieces[0].info
-        if self.is_run:
+        """The shape of the part of a record that :meth:`extents` fills."""
+        view, info = self.experts[0].view, self.slices[0].info
+        if self.is_extent:
             return view.shape or (1,)
         size = self.tensor_share // view.itemsize
         columns = view.shape[-1] if view.strides[-1] == view.itemsize else info.shape[-1]
@@ -146,10 +146,10 @@ class Place:
 
 def layer_records(
     sources: Mapping[Key, Source], quantization: Mapping[str, Quantization]
-) -> tuple[RecordLayout, list[Run], dict[Key, Place]]:
+) -> tuple[RecordLayout, list[Extents], dict[Key, Place]]:
     """Returns the layout of a layer's records, where their parts are in files, and where parameters are in records.
 
-    A parameter whose elements are no run of bytes, as rows that alternate with another's or a transposed matrix, is a view
+    A parameter whose elements are no extent, as rows that alternate with another's or a transposed matrix, is a view
     of all that its tensor holds of an expert; such a part belongs to all linear layers that look at it.
 
     Args:
@@ -157,16 +157,16 @@ def layer_records(
         quantization: of its quantised linear layers.
 
     Raises:
-        CheckpointError: an expert's share is no run of bytes and no share of a tensor.
+        CheckpointError: an expert's share is no extent and no share of a tensor.
     """
     shared: dict[Hashable, list[Key]] = {}
     for key, source in sources.items():
         if not source.is_regular:
             raise CheckpointError(
-                f"{'.'.join(key)}, from tensor {source.pieces[0].info.name!r} of {source.pieces[0].info.file}, cannot be cut "
+                f"{'.'.join(key)}, from tensor {source.slices[0].info.name!r} of {source.slices[0].info.file}, cannot be cut "
                 "into records; convert the checkpoint with mlx_lm.convert"
             )
-        shared.setdefault(key if source.is_run else source.pieces[0].info.name, []).append(key)
+        shared.setdefault(key if source.is_extent else source.slices[0].info.name, []).append(key)
     parts, found = [], dict(quantization)
     for keys in shared.values():
         linear, source = "+".join(linear for linear, _ in keys), sources[keys[0]]
@@ -174,12 +174,12 @@ def layer_records(
         if keys[0][0] in quantization:
             found[linear] = quantization[keys[0][0]]
     layout = RecordLayout.of(parts, {linear: q for linear, q in found.items() if linear in {part[0] for part in parts}})
-    runs, places = [], {}
+    extents, places = [], {}
     for keys, part in zip(shared.values(), layout.parts, strict=True):
-        runs.append(sources[keys[0]].run(part.offset))
+        extents.append(sources[keys[0]].extents(part.offset))
         for key in keys:
             first = sources[key].experts[0]
-            start = 0 if sources[key].is_run else first.start // first.view.itemsize
+            start = 0 if sources[key].is_extent else first.start // first.view.itemsize
             strides = tuple(stride // first.view.itemsize for stride in first.view.strides)
             places[key] = Place(part, start, first.view.shape, strides)
-    return layout, runs, places
+    return layout, extents, places

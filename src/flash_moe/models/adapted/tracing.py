@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...checkpoint.safetensors import TensorInfo
-from .sources import Piece, Source, contiguous
+from .sources import Source, TensorSlice, contiguous
 
 Found: TypeAlias = Source | str  # a source, or the operation that computes it
 _LOCK = Lock()  # MLX traces one function at a time
@@ -48,7 +48,7 @@ def traced(
     def watch(event: Mapping[str, Any]) -> None:
         if event["type"] == "inputs":
             for (label, _, dtype), name in zip(event["inputs"], arrays, strict=True):
-                found[label] = Source((Piece.whole(held[name]),), dtype)
+                found[label] = Source((TensorSlice.whole(held[name]),), dtype)
         elif event["type"] == "outputs":
             results.extend(label for label, _, _ in event["outputs"])
         elif event["type"] == "constants":
@@ -87,7 +87,7 @@ def _followed(
     if computed:
         return [operation if sources else computed[0]] * len(outputs)
     if operation == "Concatenate" and arguments[0] == 0:
-        return [Source(tuple(piece for source in sources for piece in source.pieces), outputs[0][1])]
+        return [Source(tuple(s for source in sources for s in source.slices), outputs[0][1])]
     if len(sources) != 1:
         return [operation] * len(outputs)
     found, start = list[Found](), 0
@@ -101,36 +101,36 @@ def _changed(
     source: Source, operation: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: mx.Dtype, start: int
 ) -> Source | None:
     """One output; of a split that which begins at ``start``. None where it is no view of the same elements."""
-    many = len(source.pieces) > 1
+    many = len(source.slices) > 1
     if many and (shape[:1] != source.shape[:1] or (operation == "Transpose" and arguments[0][0] != 0)):
         return None
-    pieces = []
-    for piece in source.pieces:
-        mine = (len(piece.view), *shape[1:]) if many else shape
-        index = [slice(None)] * piece.view.ndim
+    found = []
+    for old in source.slices:
+        mine = (len(old.view), *shape[1:]) if many else shape
+        index = [slice(None)] * old.view.ndim
         view: np.ndarray | None
         match operation:
             case "Slice":
                 for axis in range(many, len(index)):
                     index[axis] = slice(*(bounds[axis] for bounds in arguments))
-                view = piece.view[tuple(index)]
+                view = old.view[tuple(index)]
             case "Split":
                 index[arguments[1]] = slice(start, start + shape[arguments[1]])
-                view = piece.view[tuple(index)]
+                view = old.view[tuple(index)]
             case "Transpose":
-                view = piece.view.transpose(arguments[0])
-            case "View" if piece.view.itemsize == dtype.size or piece.view.strides[-1:] == (piece.view.itemsize,):
-                view = piece.view.view(f"u{dtype.size}")
+                view = old.view.transpose(arguments[0])
+            case "View" if old.view.itemsize == dtype.size or old.view.strides[-1:] == (old.view.itemsize,):
+                view = old.view.view(f"u{dtype.size}")
             case "Copy" | "StopGradient":
-                view = piece.view
+                view = old.view
             case "Reshape" | "Flatten" | "Unflatten" | "Squeeze" | "ExpandDims":
-                view = _reshaped(piece.view, mine)
+                view = _reshaped(old.view, mine)
             case _:
                 return None
         if view is None:
             return None
-        pieces.append(Piece(piece.info, view))
-    return Source(tuple(pieces), dtype)
+        found.append(TensorSlice(old.info, view))
+    return Source(tuple(found), dtype)
 
 
 def _reshaped(view: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...nn.layer_work import LayerWork
-from .cache import arrays_of
+from .adapted_cache import arrays_of
 from .library import expert_modules, module
 
 _LAYER = re.compile(r"\.(\d+)\.")

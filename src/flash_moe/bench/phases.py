@@ -7,25 +7,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ..errors import ArgumentError
+from ..experts.host_memory import read_buffer
 from ..experts.mapped import MappedStore
+from ..experts.mapped_file import MappedFile
 from ..experts.resident import ResidentStore
 from ..experts.slots import SlotStore
 from ..experts.store import ExpertStore, StoreStats
 from ..generation.result import Chunk
 from ..model import Model
+from ..models import open_checkpoint
 from .system import available_memory, disk_bytes_read
-from .warm import warm
 
 _IO: dict[type[ExpertStore], str] = {MappedStore: "mapped", SlotStore: "slots", ResidentStore: "resident"}
 _WARM_UP = 32  # tokens of a prompt, and after it, that nobody counts: threads are started, kernels compiled
 _SPARE = 0.8  # of the available memory may be filled by reading experts ahead
 
 Progress = Callable[[str, int, int], None]
+_REQUEST = 8 << 20  # bytes
+_CHARACTERS = 8  # per token, at the most; tokenizers make about one token of four
 
 
 @dataclass(frozen=True)
@@ -222,3 +227,32 @@ class _Recorder:
             self._name, self._cold, self._leftover, tokens, tuple(self._seconds),
             self._store.stats.since(self._before), layers, self._disk,
         )  # fmt: skip
+
+
+def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Reads every file that holds experts from its beginning to its end.
+
+    Args:
+        progress: called as ``progress(done, total)`` in files.
+    """
+    paths, buffer = open_checkpoint(folder).records().files, read_buffer(_REQUEST)
+    for number, path in enumerate(paths, start=1):
+        file = MappedFile(path)
+        try:
+            for start in range(0, file.size, _REQUEST):
+                file.read_into(buffer[: min(_REQUEST, file.size - start)], start)
+        finally:
+            file.close()
+        if progress is not None:
+            progress(number, len(paths))
+
+
+def sample_prompt(model: Model, tokens: int) -> list[int]:
+    """Returns the first tokens of that text, from its beginning again where it ends."""
+    text = ""
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        text += file.read_text(encoding="utf-8")
+        if len(text) >= _CHARACTERS * tokens:
+            break
+    found = model.encode(text, raw=True)
+    return (found * (-(-tokens // len(found))))[:tokens]

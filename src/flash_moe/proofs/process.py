@@ -1,7 +1,12 @@
-"""The other side of :mod:`.child`: starts it, asks, and ends it when it does not answer."""
+"""The process in which kernels are tried: one that crashes or hangs takes nothing of the user's with it.
+
+:class:`Worker` starts it, asks, and ends it when it does not answer. The process runs :func:`main`, which reads one case
+a line from its standard input, as JSON, and answers each with one line: a verdict.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import select
@@ -11,15 +16,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
+import mlx.core as mx
+
+from ..mlx_cache import clear_cache
 from ..ops.dispatch import Case
 from ..ops.kernel import back_end
 from .trial import Verdict
 
 START_SECONDS = 30.0  # for a process to load MLX and to start the GPU, with a cold disk
 CASE_SECONDS = {"metal": 8.0, "cuda": 90.0}  # for a case's kernels, MLX's too, to be compiled, run and timed
-_MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe.proofs.child import main; main()"
+_MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe.proofs.process import main; main()"
 
 
 class NoAnswer(Exception):
@@ -124,3 +132,32 @@ def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("in
     finally:
         if worker is not None:
             worker.close()
+
+
+def main() -> None:
+    """Answers until its input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what compilers print must not stand among the answers
+    from .trial import Verdict, judge
+    from .trials import trial_of
+
+    mx.random.seed(int.from_bytes(os.urandom(4), "little"))
+    mx.eval(mx.ones(1) + 1)  # starts the GPU
+    _say(answers, "ready")
+    for line in sys.stdin:
+        case = json.loads(line)
+        try:
+            verdict = judge(trial_of(case))
+        except Exception as error:  # whatever the compiler or the GPU has against it
+            verdict = Verdict(False, False, f"{type(error).__name__}: {_first_lines(str(error))}")
+        _say(answers, json.dumps(dataclasses.asdict(verdict)))
+        clear_cache()
+
+
+def _say(answers: TextIO, line: str) -> None:
+    answers.write(line + "\n")
+    answers.flush()
+
+
+def _first_lines(message: str, most: int = 300) -> str:
+    return " ".join(message.split())[:most]

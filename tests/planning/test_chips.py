@@ -9,7 +9,7 @@ import pytest
 from sparse_checkpoint import FULL_SIZE, write_sparse
 
 from flash_moe import ArgumentError
-from flash_moe.planning.machines import _CHIPS, parse_machine
+from flash_moe.planning.chips import _CHIPS, parse_machine
 from flash_moe.planning.plan import plan
 
 

@@ -17,7 +17,7 @@ from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
 from ...formats import Quantization
 from ...ops.experts import DTYPES
-from .files import experts_per_token, tensors
+from .headers import experts_per_token, tensors
 from .library import expert_modules, module, modules_of
 from .sources import Key, Place, Source, layer_records
 from .switches import LayerStream, Shared, Streamed, stream
@@ -96,7 +96,7 @@ class ExpertModules:
         for layer, ((_, switch), mine) in enumerate(zip(found, sources, strict=True)):
             layouts[layer], runs[layer], where = layer_records(mine, quantization(switch))
             places.append(where)
-            states.update({piece.info.file: piece.info.state for source in mine.values() for piece in source.pieces})
+            states.update({s.info.file: s.info.state for source in mine.values() for s in source.slices})
         return cls(found, RecordTable(counts.pop(), layouts, False, states, runs), places)
 
     @property
@@ -194,7 +194,7 @@ def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> 
             f"mlx-lm computes {name} while loading {folder} ({source}), so it cannot be streamed; {_CONVERT}"
         )
     if source.shape != array.shape or not _fits(source.dtype, array.dtype):
-        info = source.pieces[0].info
+        info = source.slices[0].info
         raise CheckpointError(
             f"{info.file}: tensor {info.name!r} gives {name} as {source.dtype} {list(source.shape)}, but the model has "
             f"{array.dtype} {list(array.shape)}; give the folder that the model was loaded from"

@@ -135,7 +135,7 @@ class MappedFile:
                 return bytearray(len(pages))
         return vector.translate(_LOWEST_BIT)  # the system may use the other bits
 
-    def absent(self, offset: int, nbytes: int) -> np.ndarray:
+    def missing_pages(self, offset: int, nbytes: int) -> np.ndarray:
         """Returns which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
         return np.frombuffer(self.residency(offset, nbytes), np.uint8) == 0
 
@@ -144,7 +144,7 @@ class MappedFile:
         return min(self.residency(offset, nbytes).count(0) * PAGE, nbytes)
 
     def evict(self, offset: int = 0, nbytes: int | None = None, *, flush: bool = False) -> None:
-        """Asks the system to drop a range of the file from the page cache; :meth:`absent` says whether it did.
+        """Asks the system to drop a range of the file from the page cache; :meth:`missing_pages` says whether it did.
 
         Linux drops it with ``posix_fadvise``, unless another process maps it. macOS has no such call; there it is
         invalidated through ``msync``, which is not promised to work.

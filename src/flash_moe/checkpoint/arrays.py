@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..formats import FLOATS
-from .files import Checkpoint
+from .folder import Checkpoint
 from .integers import IntegerPart
 from .names import module_path
 from .safetensors import TensorInfo, check_unchanged

@@ -1,9 +1,11 @@
-"""Integers in the order of other libraries, as MLX's affine parts; see :mod:`flash_moe.checkpoint.integers`."""
+"""Weights as other libraries store them: integers in their order, and e4m3 with scales."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+
+from ..formats import FP8_BLOCK
 
 _AWQ = (0, 2, 4, 6, 1, 3, 5, 7)  # which column the i-th integer of a word is of
 
@@ -44,3 +46,25 @@ def affine_of(
         codes = unpacked(weight.reshape(n, -1, rows // per_word)).swapaxes(1, 2).reshape(n, rows, -1, per_word)
         words = (codes << mx.array((bits * np.arange(per_word)).astype(np.uint32))).sum(axis=-1).astype(mx.uint32)
     return words, scales.swapaxes(1, 2), biases.swapaxes(1, 2)
+
+
+def from_fp8(codes: mx.array, scales: mx.array) -> mx.array:
+    """Returns the weights that codes and scales stand for, rounded to bfloat16 as the libraries do when they
+    dequantise.
+
+    Args:
+        codes: [..., out, in] uint8, e4m3.
+        scales: [..., a, b] float: a is 1, ``out`` or the number of blocks of 128 rows, b the same for columns; or a number.
+
+    Returns:
+        [..., out, in] bfloat16.
+    """
+    scales = scales.astype(mx.float32)
+    if scales.ndim < codes.ndim:
+        scales = scales.reshape(*scales.shape[: codes.ndim - 2], 1, 1)
+    for axis in (-2, -1):
+        size = codes.shape[axis]
+        if scales.shape[axis] not in (1, size):
+            scales = mx.repeat(scales, FP8_BLOCK, axis=axis)
+            scales = scales[..., :size, :] if axis == -2 else scales[..., :size]
+    return (mx.from_fp8(codes, dtype=mx.float32) * scales).astype(mx.bfloat16)

@@ -10,9 +10,9 @@ import mlx.core as mx
 
 from ...experts.store import ExpertStore
 from ...machines.sums import Sums
-from ...nn.streaming import PLAIN, StreamingOptions
-from ...nn.task import Task
-from .cache import AdaptedCache
+from ...nn.network import Task
+from ...nn.streaming_options import PLAIN, StreamingOptions
+from .adapted_cache import AdaptedCache
 from .library import module
 from .switches import Shared
 
@@ -52,7 +52,7 @@ class AdaptedNetwork:
         """Computes the experts of one share from now on, and takes the others from other machines."""
         self._shared.sums = sums
 
-    def pieces(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> list[int]:
+    def chunks(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> list[int]:
         """Returns how many tokens go through the layers together in :meth:`run`, one number for each time."""
         first, count = len(cache.tokens), len(tokens)
         ends = {count - last, count, *(mark - first for mark in cache.marks)}
@@ -70,7 +70,7 @@ class AdaptedNetwork:
         wanted, start, found = len(tokens) - last, 0, []
         undo = cache.undone_on_error() if len(tokens) > 1 else nullcontext()  # of one token, copies would cost too much
         with undo, cache.passing():
-            for count in self.pieces(tokens, cache, last):
+            for count in self.chunks(tokens, cache, last):
                 end = start + count
                 self._tell(start, end, len(tokens))
                 logits = self.model(mx.array([list(tokens[start:end])]), cache=cache.layers)[0]

@@ -16,8 +16,8 @@ from ..progress import ProgressOption
 from ..structured import Specification
 from ..text.call_reader import ToolCall
 from ..text.function_tools import Tool
+from .chat_model import ChatModel
 from .messages import Content, to_send
-from .model import ChatModel
 from .saved import load, save
 from .turns import Turns
 

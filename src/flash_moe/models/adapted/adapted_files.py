@@ -21,10 +21,10 @@ from ...machines.share import WHOLE, Share
 from ...nn.layer_work import LayerWork
 from ...record import ExpertShape, RecordLayout
 from ..config_json import read_config
-from .files import k_key, tensors, text_config
+from .adapted_network import AdaptedNetwork
+from .expert_modules import ExpertModules, parameters
+from .headers import k_key, tensors, text_config
 from .library import load_checked
-from .network import AdaptedNetwork
-from .streaming import ExpertModules, parameters
 from .work import held_bytes, layer_works
 
 _OUTPUTS = {("down_proj", "weight"), ("fc2", "weight")}  # of SwitchGLU and SwitchMLP

@@ -1,4 +1,4 @@
-"""What `flash_moe.bench.model` reports is what the store and the operating system counted."""
+"""What `flash_moe.bench.phases` reports is what the store and the operating system counted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from flash_moe import ArgumentError, Model
-from flash_moe.bench.model import ModelReport, bench, hit_rate
-from flash_moe.bench.prompt import sample_prompt
+from flash_moe.bench.phases import ModelReport, bench, hit_rate, sample_prompt
 
 LAYERS, K, TOKENS, PROMPT = 4, 4, 3, 20
 

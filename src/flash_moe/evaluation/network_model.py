@@ -15,7 +15,7 @@ from ..experts.opening import ExpertIO
 from ..loading import given_dtype, resolve_dtype
 from ..models import AdaptedFiles, is_adapted
 from ..text import Tokenizer
-from .layerwise import LayerwiseModel, Progress
+from .layerwise_model import LayerwiseModel, Progress
 
 
 @dataclass(frozen=True)

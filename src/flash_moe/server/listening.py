@@ -13,9 +13,9 @@ import uvicorn
 
 from ..errors import ArgumentError
 from ..model import Model
+from .admission import Turns
 from .app import LOCAL_HOSTS, Limits, build
 from .service import Service
-from .turns import Turns
 
 GRACE_SECONDS = 5  # after SIGTERM or Ctrl-C, in which replies may end by themselves; then they end with an error
 _LAST_SECONDS = 5  # for writing those errors

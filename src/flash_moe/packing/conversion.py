@@ -1,20 +1,26 @@
-"""The plan of a conversion: its source, and what it makes."""
+"""A conversion: the source, opened for every family, and what is made of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from ..checkpoint.packed import MANIFEST
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError
 from ..formats import ProjectionFormat, Quantization
-from ..models import AdaptedFiles, ModelFiles
+from ..machines.share import Share
+from ..models import AdaptedFiles, ModelFiles, is_adapted, open_model
 from ..record import RecordLayout
-from .requantize import changed_projections
+from .adapted import AdaptedRecords, AdaptedResident
+from .requantize import Rounding, adopt, changed_projections
+from .resident_files import ResidentFiles
 
 Mode = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
 _DOWN = ("down_proj", "fc2")  # what the linear layer is called that leads back to the hidden size
@@ -105,3 +111,53 @@ def fingerprint(sequences: Sequence[Sequence[int]]) -> str:
     """Returns what identifies calibration texts."""
     tokens = json.dumps([[int(token) for token in sequence] for sequence in sequences])
     return hashlib.blake2b(tokens.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source of a conversion, and its target.
+
+    Attributes:
+        layouts: of records that ``prepare`` has dealt with: it changes records [N, stride] uint8 of a layer as they were read,
+            in place, or returns others.
+        target: the layouts to write.
+    """
+
+    checkpoint: ModelFiles | AdaptedFiles
+    table: RecordTable
+    layouts: Mapping[int, RecordLayout]
+    target: dict[int, RecordLayout]
+    resident: ResidentFiles | AdaptedResident
+    prepare: Callable[[int, np.ndarray], np.ndarray]
+
+
+def open_source(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> Source:
+    """Opens a checkpoint to be converted; reads headers only.
+
+    Args:
+        share: of the experts that is written.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be read, or cannot be stored so.
+    """
+    return _of_mlx_lm(folder, widths, share) if is_adapted(folder) else _of_ours(folder, widths, rounding, share)
+
+
+def _of_ours(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> Source:
+    checkpoint = open_model(folder, adopt=True)
+    table, quantized = checkpoint.records(share), checkpoint.quantization.default is not None
+
+    def prepare(layer: int, records: np.ndarray) -> np.ndarray:
+        adopt(checkpoint, layer, table.layouts[layer], records)
+        return records
+
+    resident = ResidentFiles(checkpoint, widths.floats(quantized), rounding)
+    return Source(checkpoint, table, table.layouts, widths.layouts(table.layouts, quantized), resident, prepare)
+
+
+def _of_mlx_lm(folder: Path, widths: Widths, share: Share) -> Source:
+    checkpoint = AdaptedFiles.open(folder)
+    records, quantized = AdaptedRecords(checkpoint), checkpoint.quantization is not None
+    target = widths.layouts(records.layouts, quantized)
+    resident = AdaptedResident(checkpoint, widths.floats(quantized), target)
+    return Source(checkpoint, checkpoint.records(share), records.layouts, target, resident, records.prepare)
