@@ -117,8 +117,8 @@ MAY_IMPORT = {
     "loading": {"machines", "models", "experts", "progress", "nn", "ops", "proofs", "record"},
     "conversation": {
         "notebook",
+        "language_model",
         "text_generation",
-        "reply_options",
         "structured",
         "generation",
         "progress",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -40,6 +41,7 @@ class LanguageModel(TextGeneration):
         prompt_cache: as :meth:`flash_moe.Model.load` takes it.
     """
 
+    path: Path  # of the checkpoint
     _decoder, _store = UntilClosed[Network](), UntilClosed[ExpertStore]()
     _engine, _prefixes = UntilClosed[Engine](), UntilClosed[Prefixes]()
 

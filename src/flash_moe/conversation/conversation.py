@@ -12,11 +12,11 @@ from ..errors import PromptError
 from ..generation.cancelling import Event, Leaving, in_thread
 from ..generation.prefixes import Prefixes
 from ..generation.result import Chunk, Generation
+from ..language_model import LanguageModel
 from ..progress import ProgressOption
 from ..structured import Specification
 from ..text.call_reader import ToolCall
 from ..text.function_tools import Tool
-from .chat_model import ChatModel
 from .messages import Content, to_send
 from .saved import load, save
 from .turns import Turns
@@ -43,7 +43,7 @@ class Conversation(Turns):
     @classmethod
     def opened(
         cls,
-        model: ChatModel,
+        model: LanguageModel,
         path: str | os.PathLike[str],
         tools: Sequence[Tool] | None,
         confirm: Callable[[ToolCall], bool] | None,

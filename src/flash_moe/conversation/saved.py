@@ -16,15 +16,15 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ConversationError
+from ..language_model import LanguageModel
 from ..nn.cache import KVCache, SequenceCache
 from ..nn.decoder import Decoder
-from .chat_model import ChatModel
 
 _KIND, _VERSION = "flash_moe conversation", 1
 _SMALL = 64 << 20  # files up to this size count by their content, larger ones by size and time
 
 
-def save(path: str | os.PathLike[str], model: ChatModel, state: Any, caches: Sequence[Any]) -> None:
+def save(path: str | os.PathLike[str], model: LanguageModel, state: Any, caches: Sequence[Any]) -> None:
     """Writes a conversation to a temporary file, which then takes the name.
 
     Args:
@@ -47,7 +47,7 @@ def save(path: str | os.PathLike[str], model: ChatModel, state: Any, caches: Seq
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str], model: ChatModel) -> tuple[Any, SequenceCache | None]:
+def load(path: str | os.PathLike[str], model: LanguageModel) -> tuple[Any, SequenceCache | None]:
     """Returns the state and the caches of a saved conversation.
 
     Raises:
@@ -90,7 +90,7 @@ def load(path: str | os.PathLike[str], model: ChatModel) -> tuple[Any, SequenceC
     return content["state"], _restored(content, arrays, decoder.new_cache()) if arrays and alone else None
 
 
-def _own(model: ChatModel) -> Decoder:
+def _own(model: LanguageModel) -> Decoder:
     decoder = getattr(model._decoder, "network", model._decoder)  # of a group of machines, that of this one
     if not isinstance(decoder, Decoder):
         raise ConversationError(
@@ -99,7 +99,7 @@ def _own(model: ChatModel) -> Decoder:
     return decoder
 
 
-def fingerprint(model: ChatModel) -> dict[str, Any]:
+def fingerprint(model: LanguageModel) -> dict[str, Any]:
     """Returns what a conversation's numbers depend on, beside its tokens: the checkpoint, and settings by name."""
     decoder = _own(model)
     return {

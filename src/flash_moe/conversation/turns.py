@@ -8,12 +8,12 @@ from typing import Any
 
 from ..generation.prefixes import Prefixes
 from ..generation.result import Chunk, Generation, ToolResult
+from ..language_model import LanguageModel
 from ..text.call_reader import ToolCall
 from ..text.function_tools import Tool, failure
 from ..text.prompt import continued
 from ..text_generation import Run
 from .calls import Tools
-from .chat_model import ChatModel
 from .messages import ShownMessages
 
 
@@ -31,7 +31,7 @@ class Turns(ShownMessages):
 
     def __init__(
         self,
-        model: ChatModel,
+        model: LanguageModel,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Tool],
         max_rounds: int,
