@@ -13,7 +13,7 @@ from command_line import flash_moe_command
 
 from flash_moe.cli import report_sections
 from flash_moe.ops import dispatch
-from flash_moe.proofs import worker
+from flash_moe.proofs import process
 from flash_moe.proofs.trial import Verdict
 
 QUICK = ("--prompt-tokens", 8, "--tokens", 2, "--seconds", 0.2)
@@ -68,7 +68,7 @@ def test_kernels_on_a_gpu(packed_checkpoint: Path, monkeypatch: pytest.MonkeyPat
         yield from ((case, verdicts[str(case[0])]) for case in cases if case[0] in verdicts)
 
     monkeypatch.setattr(dispatch, "on_gpu", lambda: True)
-    monkeypatch.setattr(worker, "judged", judged)
+    monkeypatch.setattr(process, "judged", judged)
     lines = report_sections.kernels(None, None).splitlines()
     assert lines[0] == "| kernel | error | µs | MLX µs | verdict |"
     assert "| router (512, 4, 1, 1, bfloat16) | 1.0e-03 of 2e-02 | 4.0 | 8.0 | used |" in lines

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flash_moe import Model
-from flash_moe.nn import decoder as decoder_module
+from flash_moe.nn import decoder, decoder_layer
 from flash_moe.ops import kernel
 
 PROMPT = [80, 72, 101, 108, 108, 111, 32, 119] * 3  # enough for the delta rule in chunks
@@ -45,7 +45,8 @@ def test_the_traced_decode_path_equals_the_plain_one(
         pytest.skip("taken anyway on a GPU")
     plain = run(quantized_checkpoint, None, "slots")
     monkeypatch.setattr(mx, "compile", lambda function: function)
-    monkeypatch.setattr(decoder_module, "on_gpu", lambda: True)
+    for module in (decoder, decoder_layer):
+        monkeypatch.setattr(module, "on_gpu", lambda: True)
     traced = run(quantized_checkpoint, None, "slots")
     np.testing.assert_allclose(traced[1], plain[1], atol=1e-5)
     assert traced[0] == plain[0]

@@ -14,7 +14,7 @@ from flash_moe.experts import opening
 from flash_moe.experts.mapped_file import MappedFile, pages_of
 from flash_moe.experts.read_queue import Reads
 from flash_moe.experts.store import ExpertStore
-from flash_moe.nn import decoder as decoder_module
+from flash_moe.nn import decoder, decoder_layer
 from flash_moe.nn.expert_choice import ExpertChoice
 from flash_moe.nn.prefetch_switch import PrefetchSwitch
 from flash_moe.ops import kernel
@@ -137,7 +137,8 @@ class TestPrefetch:
         if kernel.back_end() is not None:
             pytest.skip("taken anyway on a GPU")
         monkeypatch.setattr(mx, "compile", lambda function: function)
-        monkeypatch.setattr(decoder_module, "on_gpu", lambda: True)
+        for module in (decoder, decoder_layer):
+            monkeypatch.setattr(module, "on_gpu", lambda: True)
         with load(packed_checkpoint, expert_io=io) as model:
             expected = hidden_states(model, PROMPT)
         monkeypatch.setattr(PrefetchSwitch, "on", True)
@@ -228,7 +229,8 @@ class TestChoice:
 
         expected, counters = run()
         monkeypatch.setattr(mx, "compile", lambda function: function)
-        monkeypatch.setattr(decoder_module, "on_gpu", lambda: True)
+        for module in (decoder, decoder_layer):
+            monkeypatch.setattr(module, "on_gpu", lambda: True)
         found, same_counters = run()
         np.testing.assert_allclose(found, expected, atol=1e-5)
         assert counters == same_counters and counters.dropped > 0 and counters.swapped > 0

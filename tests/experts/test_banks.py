@@ -17,8 +17,7 @@ from flash_moe.experts.reader import RecordReader
 from flash_moe.experts.resident import ResidentStore
 from flash_moe.experts.slots import SlotStore
 from flash_moe.models import open_model
-from flash_moe.nn import decoder as decoder_module
-from flash_moe.nn import sparse_moe
+from flash_moe.nn import decoder, decoder_layer, sparse_moe
 from flash_moe.ops import experts as experts_ops
 from flash_moe.ops import kernel
 from flash_moe.ops.experts import experts_in_place, parts_of, weighted_sum
@@ -38,7 +37,7 @@ def packed(quantized_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Models are on the path of a GPU that uses no kernel, without tracing."""
-    for module in (decoder_module, sparse_moe):
+    for module in (decoder, decoder_layer, sparse_moe):
         monkeypatch.setattr(module, "on_gpu", lambda: True)
     monkeypatch.setattr(sparse_moe, "kernels_wanted", lambda: False)
     monkeypatch.setattr(experts_ops, "use_blas", lambda *_: False)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flash_moe import Model
 from flash_moe.experts import opening
-from flash_moe.nn import decoder as decoder_module
+from flash_moe.nn import decoder, decoder_layer
 from flash_moe.nn.run_ahead import GAIN, PHASE, RECHECK, AheadSwitch, best_length
 
 TOKENS = [80, 72, 101, 108, 111, 32, 119, 80]
@@ -36,7 +36,8 @@ def model(quantized_checkpoint: Path) -> Iterator[Model]:
     """A model on the path of GPUs without tracing, with a bank for a part of the experts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mx, "compile", lambda function: function)
-        patch.setattr(decoder_module, "on_gpu", lambda: True)
+        for module in (decoder, decoder_layer):
+            patch.setattr(module, "on_gpu", lambda: True)
         patch.setattr(opening, "_GROUP_BYTES", 0)  # a fetch of a prompt asks for no more than a token's experts
         with Model.load(quantized_checkpoint, expert_io="slots", expert_cache=24 << 14, dtype="float32") as model:
             assert model._store._count == 32  # type: ignore[attr-defined]

@@ -138,7 +138,7 @@ def main() -> None:
     """Answers until its input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what compilers print must not stand among the answers
-    from .trial import Verdict, judge
+    from .trial import judge
     from .trials import trial_of
 
     mx.random.seed(int.from_bytes(os.urandom(4), "little"))

@@ -14,7 +14,7 @@ import emulator
 import mlx.core as mx
 
 from flash_moe.ops import kernel, kernel_sources
-from flash_moe.proofs import child, trial, trials
+from flash_moe.proofs import process, trial, trials
 
 
 def misbehave(op: str, how: str) -> None:
@@ -35,4 +35,4 @@ mx.fast.metal_kernel = emulator.metal_kernel
 kernel.back_end = lambda: "metal"
 mx.compile = lambda function: function  # the emulator evaluates, which a trace cannot
 trial._times = lambda *_: (1e-6, 2e-6)  # how fast the emulator is says nothing
-child.main()
+process.main()
