@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -26,8 +26,8 @@ from .nn.expert_work import ExpertWork
 from .nn.network import Dimensions, Network
 from .nn.streaming_options import PLAIN, StreamingOptions
 from .nn.wired import keep_wired
-from .ops.dispatch import Case, kernels_wanted, on_gpu, use_kernel
 from .ops.dispatch import kernels as allowed_kernels
+from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from .progress import Progress, ProgressOption, following
 from .proofs.prover import prove
 from .record import RecordLayout
@@ -144,11 +144,10 @@ def open_own(
             return None if told is None else lambda done: told(Progress(stage, done, total, unit))
 
         proofs = None if told is None else lambda done, total: told(Progress("kernels", done, total, "kernels"))
-        by_part = prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels, sums)
+        by_part, work = prove_kernels(checkpoint, table.layouts, k, compute, streaming, proofs, kernels, sums)
         held = held_bytes(table, expert_io, k, expert_cache)
         check_memory(sum(info.nbytes for info in checkpoint.resident.values()), held)
         read = report("experts", "bytes", table.nbytes)
-        work = token_work(checkpoint, table.layouts, k, compute, streaming, kernels, sums)
         store = open_store(table, expert_io, k, expert_cache, read, by_part=by_part, work=work)
         try:
             layers = report("layers", "layers", known.num_hidden_layers)
@@ -192,7 +191,7 @@ def prove_kernels(
     progress: Callable[[int, int], None] | None = None,
     kernels: bool | None = None,
     sums: Sums | None = None,
-) -> bool:
+) -> tuple[bool, Work]:
     """Has all kernels that a network could use prove themselves on a GPU, unless the user has decided about them.
 
     Args:
@@ -202,42 +201,23 @@ def prove_kernels(
         sums: as the network will get it.
 
     Returns:
-        Whether banks are to lie by part: on a GPU where the experts of a token do not run as kernels.
+        Whether banks are to lie by part, as on a GPU where the experts of a token do not run as kernels; and what a
+        token does with its experts.
 
     Raises:
         CheckpointError: a weight is missing, malformed or does not belong to the others.
     """
     with allowed_kernels(kernels):
         if not on_gpu():
-            return False
+            on_cpu = checkpoint.uses_cpu_kernels(layouts, experts_per_token, dtype, kernels)
+            return False, Reading() if on_cpu else Copying()
         cases = checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming, sums)
         if kernels_wanted() is None:
             prove(cases, progress)
-        if _experts_are_kernels(cases):
-            return False
+        proven = any(op == "experts" and use_kernel(op, *sizes) for op, *sizes in cases)
     stored = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}[dtype]
-    return can_lie_by_part(list(layouts.values()), stored)
-
-
-def token_work(
-    checkpoint: ModelFiles,
-    layouts: Mapping[int, RecordLayout],
-    experts_per_token: int,
-    dtype: mx.Dtype,
-    streaming: StreamingOptions = PLAIN,
-    kernels: bool | None = None,
-    sums: Sums | None = None,
-) -> Work:
-    """Returns what a token does with its experts; arguments as of :func:`prove_kernels`, which comes first."""
-    if not on_gpu():
-        return Reading() if checkpoint.uses_cpu_kernels(layouts, experts_per_token, dtype, kernels) else Copying()
-    with allowed_kernels(kernels):
-        cases = checkpoint.kernel_cases(layouts, experts_per_token, dtype, streaming, sums)
-        return ExpertWork(layouts, dtype, kernels=_experts_are_kernels(cases))
-
-
-def _experts_are_kernels(cases: Iterable[Case]) -> bool:
-    return any(case[0] == "experts" and use_kernel(case[0], *case[1:]) for case in cases)
+    by_part = not proven and can_lie_by_part(list(layouts.values()), stored)
+    return by_part, ExpertWork(layouts, dtype, kernels=proven)
 
 
 def check_memory(weights: int, experts: int) -> None:

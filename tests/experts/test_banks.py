@@ -12,6 +12,7 @@ import pytest
 from flash_moe import Model, loading
 from flash_moe.experts import banks, opening, slots
 from flash_moe.experts.banks import PartBank, can_lie_by_part, counts_by_part, put_together
+from flash_moe.experts.choosing import Copying
 from flash_moe.experts.host_memory import new_bank
 from flash_moe.experts.reader import RecordReader
 from flash_moe.experts.resident import ResidentStore
@@ -42,7 +43,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sparse_moe, "kernels_wanted", lambda: False)
     monkeypatch.setattr(experts_ops, "use_blas", lambda *_: False)
     monkeypatch.setattr(mx, "compile", lambda function: function)
-    monkeypatch.setattr(loading, "prove_kernels", lambda *_: True)
+    monkeypatch.setattr(loading, "prove_kernels", lambda *_: (True, Copying()))
     return
 
 

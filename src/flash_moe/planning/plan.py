@@ -16,9 +16,8 @@ from ..errors import ArgumentError
 from ..experts.choosing import choose
 from ..experts.opening import ExpertIO
 from ..limits import memory_limit
-from ..loading import prove_kernels, resolve_dtype, token_work
-from ..models import ModelFiles, open_checkpoint
-from ..models.adapted.adapted_files import AdaptedFiles
+from ..loading import prove_kernels, resolve_dtype
+from ..models import AdaptedFiles, ModelFiles, open_checkpoint
 from .chips import Machine
 from .costs import ALONE, Costs, Group
 from .estimate import Seconds, decode_seconds, held_share, prefill_seconds
@@ -204,8 +203,8 @@ def _expert_io(
     if machine is None and here and table.packed:
         if isinstance(checkpoint, AdaptedFiles):
             return choose(table, k)
-        by_part = prove_kernels(checkpoint, table.layouts, k, dtype)
-        return choose(table, k, work=token_work(checkpoint, table.layouts, k, dtype), by_part=by_part)
+        by_part, work = prove_kernels(checkpoint, table.layouts, k, dtype)
+        return choose(table, k, work=work, by_part=by_part)
     metal = machine is not None or mx.metal.is_available()
     return "mapped" if table.packed and metal else "slots"
 
