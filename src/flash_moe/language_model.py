@@ -18,7 +18,7 @@ from .generation.engine import Engine
 from .generation.options import forbid, resolve_options
 from .generation.prefixes import Prefixes, kept
 from .generation.result import Generation
-from .generation.run import Request, generate
+from .generation.run import Request, Run, generate
 from .generation.sampling import LogitsProcessor, Sampler
 from .generation.stats import Recorder
 from .generation.stopping import StopStrings
@@ -30,7 +30,7 @@ from .text import Tokenizer
 from .text.function_tools import Tool, tool_schemas
 from .text.prompt import Prompt, check_tokens, encode_prompt
 from .text.reply import REASONING_CLOSED, THINK_END, ReplyParser
-from .text_generation import Run, TextGeneration
+from .text_generation import TextGeneration
 
 
 class LanguageModel(TextGeneration):

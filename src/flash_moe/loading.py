@@ -18,7 +18,6 @@ from .experts.opening import ExpertIO, held_bytes, open_store
 from .experts.store import ExpertStore
 from .limits import group_limit, resident_bytes
 from .machines.joining import Member
-from .machines.share import WHOLE
 from .machines.sums import Sums
 from .models import ModelFiles, open_model
 from .models.adapted.adapted_files import AdaptedFiles
@@ -31,6 +30,7 @@ from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
 from .progress import Progress, ProgressOption, following
 from .proofs.prover import prove
 from .record import RecordLayout
+from .share import WHOLE
 
 _WORK = 64 << 20  # bytes: activations and caches of a short prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}

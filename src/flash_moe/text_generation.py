@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from .generation.cancelling import Event, Leaving, in_thread
 from .generation.result import Chunk, Generation
-from .generation.run import Request
+from .generation.run import Run
 from .generation.sampling import LogitsProcessor
 from .progress import ProgressOption
-from .reply_options import ReplyOptions
 from .structured import Specification
 from .text.function_tools import Tool
 from .text.prompt import Prompt, Prompts, several
@@ -22,28 +20,33 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-@dataclass(frozen=True)
-class Run:
-    """A reply that is about to be generated.
+class ReplyOptions(TypedDict, total=False):
+    """The options of :meth:`flash_moe.Model.generate` beside the prompt; :meth:`flash_moe.Model.stream` describes them."""
 
-    Attributes:
-        chunks: its parts; the work is done while they are asked for.
-        enforced, parse, logprobs, prefill: arguments of :meth:`Generation.of`.
-        request: what is to be generated, for generations that run together.
-    """
-
-    chunks: Iterator[Chunk]
-    enforced: str
-    parse: Callable[[str], Any] | None
-    logprobs: bool
+    max_tokens: int
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    tools: Sequence[Tool] | None
+    tool_choice: str
+    strict_tools: bool | None
+    response_format: Specification | None
+    logits_processors: Sequence[LogitsProcessor]
+    logprobs: int | None
+    enable_thinking: bool | None
+    reasoning_budget: int | None
+    template_variables: Mapping[str, Any] | None
     prefill: str
-    request: Request
-
-    def reply(self, chunks: Sequence[Chunk]) -> Generation:
-        """Returns the reply that all chunks make."""
-        return Generation.of(
-            chunks, enforced=self.enforced, parse=self.parse, logprobs=self.logprobs, prefill=self.prefill
-        )
+    raw: bool
+    cancel: Event | None
+    progress: ProgressOption
 
 
 class TextGeneration(ABC):

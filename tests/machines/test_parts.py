@@ -21,9 +21,9 @@ from flash_moe.machines.interrupts import held_interrupts, ignored_interrupts
 from flash_moe.machines.joining import Member, _accepted, find_group
 from flash_moe.machines.link import Link
 from flash_moe.machines.peers import Peers, _State
-from flash_moe.machines.share import Share
 from flash_moe.machines.sums import Sums
 from flash_moe.mlx_cache import clear_cache, communicating
+from flash_moe.share import Share
 
 
 def connections() -> tuple[Connection, Connection]:

@@ -14,11 +14,11 @@ from flash_moe import ArgumentError, CheckpointError, ExpertReadError, Model
 from flash_moe.cli import app
 from flash_moe.experts.reader import RecordReader
 from flash_moe.experts.resident import ResidentStore
-from flash_moe.machines.share import Share
 from flash_moe.models import open_model
 from flash_moe.packing.convert import convert
 from flash_moe.packing.info import describe
 from flash_moe.packing.verify import verify
+from flash_moe.share import Share
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16])

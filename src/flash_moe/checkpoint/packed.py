@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, CheckpointError
-from ..machines.share import WHOLE, Share
 from ..record import RECORD_ALIGNMENT, RecordLayout
+from ..share import WHOLE, Share
 from .names import is_file_name
 from .safetensors import TensorInfo, build_header, read_header
 

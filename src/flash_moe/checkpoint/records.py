@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..errors import ArgumentError, CheckpointError
 from ..formats import FLOATS, FP8_BLOCK, ProjectionFormat, Quantization, part_shapes
-from ..machines.share import WHOLE, Share
 from ..record import PROJECTIONS, ExpertShape, RecordLayout
+from ..share import WHOLE, Share
 from .folder import Checkpoint
 from .names import ExpertTensor, expert_modules
 from .packed import Manifest, PackedLayer, open_layer

@@ -8,11 +8,11 @@ from typing import Any
 
 from ..generation.prefixes import Prefixes
 from ..generation.result import Chunk, Generation, ToolResult
+from ..generation.run import Run
 from ..language_model import LanguageModel
 from ..text.call_reader import ToolCall
 from ..text.function_tools import Tool, failure
 from ..text.prompt import continued
-from ..text_generation import Run
 from .calls import Tools
 from .messages import ShownMessages
 

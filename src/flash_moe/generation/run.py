@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import Cancelled
 from ..progress import ProgressOption, following
 from ..text.reply import ReplyParser
 from .engine import Engine
 from .prefixes import Prefixes
-from .result import Chunk, FinishReason
+from .result import Chunk, FinishReason, Generation
 from .sampling import Sampler
 from .stats import Recorder
 from .stopping import StopStrings
@@ -57,6 +57,30 @@ class Request:
     closing: Sequence[int] = ()
     cancelled: Callable[[], bool] | None = None
     progress: ProgressOption = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A reply that is about to be generated.
+
+    Attributes:
+        chunks: its parts; the work is done while they are asked for.
+        enforced, parse, logprobs, prefill: arguments of :meth:`Generation.of`.
+        request: what is to be generated, for generations that run together.
+    """
+
+    chunks: Iterator[Chunk]
+    enforced: str
+    parse: Callable[[str], Any] | None
+    logprobs: bool
+    prefill: str
+    request: Request
+
+    def reply(self, chunks: Sequence[Chunk]) -> Generation:
+        """Returns the reply that all chunks make."""
+        return Generation.of(
+            chunks, enforced=self.enforced, parse=self.parse, logprobs=self.logprobs, prefill=self.prefill
+        )
 
 
 def generate(

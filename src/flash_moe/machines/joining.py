@@ -19,11 +19,11 @@ import numpy as np
 from ..checks import real, shown
 from ..errors import ArgumentError, PeerError
 from ..mlx_cache import communicating
+from ..share import Share
 from .following import FollowingNetwork
 from .leading import LeadingNetwork
 from .peers import Peers
 from .ring import host_addresses
-from .share import Share
 from .sums import Sums
 
 GroupOption = mx.distributed.Group | Literal["auto"] | None

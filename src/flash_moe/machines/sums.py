@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import PeerError
 from ..mlx_cache import communicating
-from .share import Share
+from ..share import Share
 
 _BITS = 16  # of the fingerprint of the chosen experts: a float32 sum of 256 of them is exact
 

@@ -23,7 +23,6 @@ from ..checks import resolve_experts_per_token
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..formats import Quantization
-from ..machines.share import WHOLE, Share
 from ..machines.sums import Sums
 from ..nn.cpu_choice import uses_cpu_kernels
 from ..nn.decoder import Decoder
@@ -38,6 +37,7 @@ from ..ops.dispatch import Case
 from ..ops.experts import DTYPES
 from ..ops.foreign_weights import affine_of, from_fp8
 from ..record import RecordLayout
+from ..share import WHOLE, Share
 
 _SAMPLE = 4096  # bytes of a weight that its identity takes
 

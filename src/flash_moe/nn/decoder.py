@@ -11,11 +11,11 @@ import mlx.core as mx
 
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
-from ..machines.share import WHOLE
 from ..machines.sums import Sums
 from ..mlx_cache import clear_cache
 from ..ops.dispatch import kernels, on_gpu
 from ..ops.norm import rms_norm
+from ..share import WHOLE
 from .cache import SequenceCache
 from .decoder_layer import DecoderLayer
 from .expert_choice import ExpertChoice

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..experts.store import ExpertStore, StoreStats
-from ..machines.share import WHOLE, Share
+from ..share import WHOLE, Share
 from .prefetch_switch import PrefetchSwitch
 
 Router = Callable[[Any], Any]  # [1, H], the residual stream, to [1, E] float32 logits; arrays of MLX or NumPy

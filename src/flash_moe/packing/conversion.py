@@ -15,9 +15,9 @@ from ..checkpoint.packed import MANIFEST
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError
 from ..formats import ProjectionFormat, Quantization
-from ..machines.share import Share
 from ..models import AdaptedFiles, ModelFiles, is_adapted, open_model
 from ..record import RecordLayout
+from ..share import Share
 from .adapted import AdaptedRecords, AdaptedResident
 from .requantize import Rounding, adopt, changed_projections
 from .resident_files import ResidentFiles

@@ -18,9 +18,9 @@ from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
 from ..experts.host_memory import new_bank
 from ..experts.reader import RecordReader
-from ..machines.share import WHOLE, Share
 from ..models import AdaptedFiles
 from ..progress import Callback, Progress, ProgressOption, following
+from ..share import WHOLE, Share
 from .calibration import Calibration
 from .conversion import Mode, Source, Widths, fingerprint, identity, open_source, warnings
 from .descriptions import file_checksum, save_arrays, write_descriptions

@@ -24,10 +24,10 @@ from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, lay
 from ..checkpoint.records import Extent
 from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, CheckpointError, DiskSpaceError
-from ..machines.share import Share
 from ..models import ModelFiles, is_adapted, open_model
 from ..progress import Callback, Progress
 from ..record import Part, RecordLayout
+from ..share import Share
 from .conversion import Widths, warnings
 from .descriptions import file_checksum, save_arrays, write_descriptions
 from .requantize import Rounding, adopt, changed_projections, rewritten, stored_part

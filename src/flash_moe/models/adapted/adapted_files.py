@@ -17,9 +17,9 @@ from ...checkpoint.safetensors import TensorInfo, check_unchanged, read_header
 from ...checks import integer, is_default
 from ...errors import ArgumentError, ConfigError
 from ...experts.opening import ExpertIO, open_store
-from ...machines.share import WHOLE, Share
 from ...nn.layer_work import LayerWork
 from ...record import ExpertShape, RecordLayout
+from ...share import WHOLE, Share
 from ..config_json import read_config
 from .adapted_network import AdaptedNetwork
 from .expert_modules import ExpertModules, parameters

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ArgumentError
+from .errors import ArgumentError
 
 
 @dataclass(frozen=True)
