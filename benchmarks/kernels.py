@@ -24,7 +24,7 @@ from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
 from flash_moe.ops.delta_chunks import gated_delta_chunks
 from flash_moe.ops.delta_net_step import delta_net_step_kernel, pack_constants
 from flash_moe.ops.norm import l2_norm
-from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
+from flash_moe.ops.norm_kernel import add_rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.record import PROJECTIONS, ProjectionFormat, Quantization, RecordLayout
@@ -193,8 +193,6 @@ def attentions(copy: float) -> None:
 def small(copy: float) -> None:
     heads, kv_heads, dim = 32, 2, 256
     rows, w = [(random(1, H),) for _ in range(8)], random(H)
-    ours = Op(lambda x: rms_norm_kernel(x, w, 1e-6), rows)
-    row("RMSNorm 4096", ours, Op(lambda x: mx.fast.rms_norm(x, w, 1e-6), rows), 6 * H, copy)
     residual = random(1, H)
 
     def add_norm(x: mx.array) -> Any:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 QUICK = ["tests/smoke", "tests/typing", "tests/checkpoint", "tests/text", "tests/test_architecture.py"]
 QUICK += ["tests/test_demo.py", "tests/test_examples.py", "tests/test_model.py"]
 IN_THE_WHEEL = ["flash_moe/py.typed", "flash_moe_command.py", "flash_moe/_shipped/models/demo/tokenizer.json"]
-IN_THE_WHEEL += ["flash_moe/_shipped/kernels/rms_norm.metal"]
+IN_THE_WHEEL += ["flash_moe/_shipped/kernels/add_rms_norm.metal"]
 INSTALL = 'pip install "flash-moe[cpu]"'
 
 

@@ -19,7 +19,7 @@ from flash_moe.ops.cuda import check, cuda_source
 from flash_moe.ops.decode_attention import cache_sizes, decode_attention_kernel
 from flash_moe.ops.delta_net_step import delta_net_step_kernel, pack_constants
 from flash_moe.ops.expert_kernels import experts_for_token
-from flash_moe.ops.norm_kernel import add_rms_norm_kernel, rms_norm_kernel
+from flash_moe.ops.norm_kernel import add_rms_norm_kernel
 from flash_moe.ops.qk_norm_rope import place, qk_norm_rope_kernel
 from flash_moe.ops.quantized_matvec import FUSED, HOISTED, NAIVE, quantized_matvec
 from flash_moe.ops.router_kernel import route
@@ -120,7 +120,6 @@ def launch_sequence_kernels(dtype: mx.Dtype) -> None:
     def zeros(*shape: int) -> mx.array:
         return mx.zeros(shape, dtype=dtype)
 
-    rms_norm_kernel(zeros(1, 256), zeros(256), 1e-6)
     add_rms_norm_kernel(zeros(1, 256), zeros(1, 256), zeros(256), 1e-6)
     qk_norm_rope_kernel(
         zeros(1, 8 * 2 * 64), zeros(1, 2 * 64), zeros(64), zeros(64),

@@ -1,7 +1,4 @@
-"""RMSNorm of rows, alone or of a sum with the residual stream, in one launch.
-
-Kernels: ``rms_norm.metal`` and ``add_rms_norm.metal``; notes in docs/kernels.md.
-"""
+"""RMSNorm of a sum with the residual stream, in one launch (``kernels/add_rms_norm.metal``)."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from .scalars import floats
 MAX_THREADS = 1024  # of a threadgroup
 _ELEMENTS = 4  # of a thread, where the row is long enough
 
-_NORM = Kernel("rms_norm", ["x", "weight", "eps"], ["y"])
-_ADD_NORM = Kernel("add_rms_norm", ["x", "residual", "weight", "eps"], ["y", "total"])
+_KERNEL = Kernel("add_rms_norm", ["x", "residual", "weight", "eps"], ["y", "total"])
 
 
 def rms_norm_reference(x: mx.array, weight: mx.array, eps: float | mx.array) -> mx.array:
@@ -48,27 +44,16 @@ def add_rms_norm_reference(x: mx.array, residual: mx.array, weight: mx.array, ep
     return rms_norm_reference(total, weight, eps), total
 
 
-def rms_norm_kernel(x: mx.array, weight: mx.array, eps: float) -> mx.array:
-    """As :func:`rms_norm_reference`, by the kernel."""
-    (y,) = _launch(_NORM, [x, weight, floats(eps)], outputs=1)
-    return y
-
-
 def add_rms_norm_kernel(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
     """As :func:`add_rms_norm_reference`, by the kernel."""
-    y, total = _launch(_ADD_NORM, [x, residual, weight, floats(eps)], outputs=2)
-    return y, total
-
-
-def _launch(kernel: Kernel, inputs: list[mx.array], outputs: int) -> list[mx.array]:
-    x = inputs[0]
     width = x.shape[-1]
     threads = min(MAX_THREADS, SIMD * -(-width // (SIMD * _ELEMENTS)))
-    return kernel(
-        inputs,
+    y, total = _KERNEL(
+        [x, residual, weight, floats(eps)],
         template=[("T", x.dtype), ("WIDTH", width), ("THREADS", threads)],
         grid=(threads, math.prod(x.shape[:-1]), 1),
         threadgroup=(threads, 1, 1),
-        output_shapes=[x.shape] * outputs,
-        output_dtypes=[x.dtype] * outputs,
+        output_shapes=[x.shape] * 2,
+        output_dtypes=[x.dtype] * 2,
     )
+    return y, total

@@ -11,8 +11,7 @@ from flash_moe.ops.kernel import Kernel
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 KERNELS = {
-    "rms_norm": norm_kernel._NORM,
-    "add_rms_norm": norm_kernel._ADD_NORM,
+    "add_rms_norm": norm_kernel._KERNEL,
     "decode_attention": decode_attention._PARTIAL,
     "delta_net_step": delta_net_step._KERNEL,
 }
@@ -21,9 +20,7 @@ BARRIERS = [(name, i) for name, kernel in KERNELS.items() for i in range(kernel.
 
 def launch(name: str) -> None:
     row, weight = mx.ones((2, 300)), mx.ones((300,))
-    if name == "rms_norm":
-        norm_kernel.rms_norm_kernel(row, weight, 1e-6)
-    elif name == "add_rms_norm":
+    if name == "add_rms_norm":
         norm_kernel.add_rms_norm_kernel(row, row, weight, 1e-6)
     elif name == "decode_attention":
         q, cache, gate = mx.ones((6, 1, 64)), mx.ones((2, 80, 64)), mx.ones((1, 6 * 64))

@@ -86,8 +86,8 @@ def test_what_time_was_too_short_for_is_tried_with_the_next_model() -> None:
 def test_a_changed_machine_tries_anew(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prove([RIGHT], judge=asked([], [RIGHT]))
     if what == "kernel source":
-        folder = copied_kernels(tmp_path, "rms_norm.metal", "metal", "metal")
-        (folder / "rms_norm.metal").write_text("// changed")
+        folder = copied_kernels(tmp_path, "add_rms_norm.metal", "metal", "metal")
+        (folder / "add_rms_norm.metal").write_text("// changed")
         monkeypatch.setattr(kernel_sources, "folder", lambda: folder)
     elif what == "system":
         monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Darwin", "", "26.1", "xnu-2", "arm64")))
