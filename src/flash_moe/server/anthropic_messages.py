@@ -14,8 +14,7 @@ from ..generation.stats import Stats
 from . import sse
 from .anthropic_bodies import MessagesBody, PromptBody
 from .failures import Refusal
-from .openai_chat import first_call_only
-from .service import Collected, Service, collect
+from .service import Service
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _KINDS = {
@@ -57,8 +56,8 @@ async def messages(service: Service, body: MessagesBody) -> Response:
     service.check_name(body.model)
     if body.stream:
         return await sse.started(_events(service, body), lambda refusal: sse.event(error_body(refusal), "error"))
-    async with service.generation(body.prompt(), body.options()) as chunks:
-        reply = await collect(first_call_only(chunks) if body.one_call else chunks)
+    async with service.generation(body.prompt(), body.options(), one_call=body.one_call) as reply:
+        await reply.complete()
     content: list[Any] = []
     if reply.reasoning:
         content.append({"type": "thinking", "thinking": reply.reasoning, "signature": ""})
@@ -93,15 +92,14 @@ class _Blocks:
 
 
 async def _events(service: Service, body: MessagesBody) -> AsyncGenerator[str, None]:
-    reply, blocks = Collected(), _Blocks()
-    async with service.generation(body.prompt(), body.options()) as chunks:
+    blocks = _Blocks()
+    async with service.generation(body.prompt(), body.options(), one_call=body.one_call) as reply:
         start = _message(body, [], None, {"input_tokens": 0, "output_tokens": 0})
         yield sse.event({"type": "message_start", "message": start}, "message_start")
-        async for chunk in first_call_only(chunks) if body.one_call else chunks:
+        async for chunk in reply:
             if chunk is None:
                 yield sse.event({"type": "ping"}, "ping")
                 continue
-            reply.add(chunk)
             if chunk.reasoning:
                 delta = {"type": "thinking_delta", "thinking": chunk.reasoning}
                 yield blocks.piece("thinking", {"thinking": "", "signature": ""}, delta)

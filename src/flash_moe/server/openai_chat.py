@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from ..generation.result import Chunk
 from ..generation.sampling import TokenLogprobs
 from ..generation.stats import Stats
 from ..text import Tokenizer
 from . import sse
 from .failures import Refusal
 from .openai_bodies import ChatBody, CompletionBody
-from .service import Collected, Service, collect
+from .service import Service
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:
@@ -61,11 +59,11 @@ async def chat(service: Service, body: ChatBody) -> Response:
     service.check_name(body.model)
     messages = [message.for_library() for message in body.messages]
     envelope = _Envelope("chat.completion", body.model, "chatcmpl")
-    options, one_call = body.options(), body.parallel_tool_calls is False
+    options = body.options()
     if body.stream:
         return await sse.started(_chat_events(service, body, messages, options, envelope), _error_event)
-    async with service.generation(messages, options) as chunks:
-        reply = await collect(first_call_only(chunks) if one_call else chunks)
+    async with service.generation(messages, options, one_call=body.parallel_tool_calls is False) as reply:
+        await reply.complete()
     message: dict[str, Any] = {"role": "assistant", "content": reply.text or None if reply.calls else reply.text}
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
@@ -89,10 +87,9 @@ async def _chat_events(
         entry = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": found}
         return sse.event(envelope([entry], ".chunk", **({"usage": None} if body.include_usage else {})))
 
-    reply = Collected()
-    async with service.generation(messages, options) as chunks:
+    async with service.generation(messages, options, one_call=body.parallel_tool_calls is False) as reply:
         yield choice({"role": "assistant", "content": ""})
-        async for chunk in first_call_only(chunks) if body.parallel_tool_calls is False else chunks:
+        async for chunk in reply:
             if chunk is None:
                 yield sse.KEEP_ALIVE
                 continue
@@ -102,8 +99,8 @@ async def _chat_events(
             if chunk.text:
                 delta["content"] = chunk.text
             if chunk.tool_calls:
-                delta["tool_calls"] = [call_of(call, len(reply.calls) + i) for i, call in enumerate(chunk.tool_calls)]
-            reply.add(chunk)
+                before = len(reply.calls) - len(chunk.tool_calls)
+                delta["tool_calls"] = [call_of(call, before + i) for i, call in enumerate(chunk.tool_calls)]
             found = None
             if body.logprobs and chunk.logprobs is not None:
                 found = {"content": [_Logprobs(service.model.tokenizer).chat(chunk.logprobs)]}
@@ -113,15 +110,6 @@ async def _chat_events(
     if body.include_usage:
         yield sse.event(envelope([], ".chunk", usage=usage(reply.usage)))
     yield sse.DONE
-
-
-async def first_call_only(chunks: AsyncIterator[Chunk | None]) -> AsyncIterator[Chunk | None]:
-    """Ends a generation behind its first tool call."""
-    async for chunk in chunks:
-        if chunk is not None and chunk.tool_calls:
-            yield dataclasses.replace(chunk, tool_calls=chunk.tool_calls[:1], finish_reason="tool_calls")
-            return
-        yield chunk
 
 
 def _error_event(refusal: Refusal) -> str:
@@ -134,8 +122,8 @@ async def completion(service: Service, body: CompletionBody) -> Response:
     envelope = _Envelope("text_completion", body.model, "cmpl")
     if body.stream:
         return await sse.started(_completion_events(service, body, envelope), _error_event)
-    async with service.generation(body.text, body.options()) as chunks:
-        reply = await collect(chunks)
+    async with service.generation(body.text, body.options()) as reply:
+        await reply.complete()
     choice = {
         "index": 0,
         "text": reply.text,
@@ -148,14 +136,12 @@ async def completion(service: Service, body: CompletionBody) -> Response:
 
 
 async def _completion_events(service: Service, body: CompletionBody, envelope: _Envelope) -> AsyncGenerator[str, None]:
-    reply = Collected()
-    async with service.generation(body.text, body.options()) as chunks:
+    async with service.generation(body.text, body.options()) as reply:
         yield sse.KEEP_ALIVE
-        async for chunk in chunks:
+        async for chunk in reply:
             if chunk is None:
                 yield sse.KEEP_ALIVE
                 continue
-            reply.add(chunk)
             found = None
             if body.logprobs is not None and chunk.logprobs is not None:
                 found = _Logprobs(service.model.tokenizer).completion([chunk.logprobs])

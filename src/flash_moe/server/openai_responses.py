@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 from ..generation.stats import Stats
 from . import sse
 from .failures import Refusal
-from .openai_chat import error_body, first_call_only
+from .openai_chat import error_body
 from .responses_bodies import ResponsesBody
-from .service import Collected, Service
+from .service import Reply, Service
 
 
 def _usage(stats: Stats) -> dict[str, Any]:
@@ -29,16 +29,21 @@ def _usage(stats: Stats) -> dict[str, Any]:
 
 
 class _Response:
-    """A response as it grows: its items, and the events that tell of them."""
+    """A response as it grows: its items, and the events that tell of them.
+
+    Attributes:
+        final: the whole response, once it is complete.
+    """
 
     def __init__(self, body: ResponsesBody) -> None:
         self._body = body
         self._id, self._created = f"resp_{uuid.uuid4().hex}", int(time.time())
         self.items: list[dict[str, Any]] = []
+        self.final: dict[str, Any] = {}
         self._sequence = -1
         self._open: dict[str, Any] | None = None
 
-    def json(self, status: str, reply: Collected | None = None) -> dict[str, Any]:
+    def json(self, status: str, reply: Reply | None = None) -> dict[str, Any]:
         """Returns the whole response."""
         body = self._body
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -118,32 +123,24 @@ async def responses(service: Service, body: ResponsesBody) -> Response:
     if body.stream:
         events = _events(service, body, response)
         return await sse.started(events, lambda refusal: response.event("error", **_error(refusal)))
-    reply = Collected()
-    async for _ in _events(service, body, response, reply):
+    async for _ in _events(service, body, response):
         pass
-    return JSONResponse(response.json(_status(reply), reply))
+    return JSONResponse(response.final)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:
     return {name: value for name, value in error_body(refusal)["error"].items() if name != "type"}
 
 
-def _status(reply: Collected) -> str:
-    return "incomplete" if reply.reason == "length" else "completed"
-
-
-async def _events(
-    service: Service, body: ResponsesBody, response: _Response, reply: Collected | None = None
-) -> AsyncGenerator[str, None]:
-    reply = Collected() if reply is None else reply
-    async with service.generation(body.prompt(), body.options()) as chunks:
+async def _events(service: Service, body: ResponsesBody, response: _Response) -> AsyncGenerator[str, None]:
+    one_call = body.parallel_tool_calls is False
+    async with service.generation(body.prompt(), body.options(), one_call=one_call) as reply:
         yield response.event("response.created", response=response.json("in_progress"))
         yield response.event("response.in_progress", response=response.json("in_progress"))
-        async for chunk in first_call_only(chunks) if body.parallel_tool_calls is False else chunks:
+        async for chunk in reply:
             if chunk is None:
                 yield sse.KEEP_ALIVE
                 continue
-            reply.add(chunk)
             if chunk.reasoning:
                 yield response.reasoning(chunk.reasoning)
             if chunk.text:
@@ -151,5 +148,6 @@ async def _events(
             for call in chunk.tool_calls:
                 yield response.call(call)
     yield response.close()
-    status = _status(reply)
-    yield response.event(f"response.{status}", response=response.json(status, reply))
+    status = "incomplete" if reply.reason == "length" else "completed"
+    response.final = response.json(status, reply)
+    yield response.event(f"response.{status}", response=response.final)

@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,32 +26,51 @@ log = logging.getLogger("flash_moe.server")
 KEEP_ALIVE = 10.0  # seconds; a long prompt must not look like a dead connection
 
 
-@dataclass
-class Collected:
-    """A reply whose chunks have been added up."""
+class Reply:
+    """A reply on its way: iterating yields its chunks, and None where none came for some seconds, and adds them up.
 
-    text: str = ""
-    reasoning: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    reason: str | None = None
-    stats: Stats | None = None
+    Args:
+        chunks: of the generation.
+        one_call: the generation ends behind its first tool call.
+    """
 
-    def add(self, chunk: Chunk) -> None:
-        """Adds what a chunk holds."""
+    def __init__(self, chunks: AsyncIterator[Chunk | None], one_call: bool) -> None:
+        self._chunks, self._one_call = chunks, one_call
+        self.text = self.reasoning = ""
+        self.calls: list[ToolCall] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.reason: str | None = None
+        self._stats: Stats | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Chunk | None]:
+        async for chunk in self._chunks:
+            if ends := self._one_call and chunk is not None and bool(chunk.tool_calls):
+                chunk = dataclasses.replace(chunk, tool_calls=chunk.tool_calls[:1], finish_reason="tool_calls")
+            if chunk is not None:
+                self._add(chunk)
+            yield chunk
+            if ends:
+                return
+
+    def _add(self, chunk: Chunk) -> None:
         self.text += chunk.text
         self.reasoning += chunk.reasoning
         self.calls += chunk.tool_calls
         if chunk.logprobs is not None:
             self.logprobs.append(chunk.logprobs)
         self.reason = chunk.finish_reason or self.reason
-        self.stats = chunk.stats
+        self._stats = chunk.stats
+
+    async def complete(self) -> None:
+        """Waits for the last chunk."""
+        async for _ in self:
+            pass
 
     @property
     def usage(self) -> Stats:
         """The statistics of the last chunk; every generation has one."""
-        assert self.stats is not None
-        return self.stats
+        assert self._stats is not None
+        return self._stats
 
 
 class Service:
@@ -93,11 +111,11 @@ class Service:
             raise Refusal(503, "the server is shutting down; ask again later", code="service_unavailable")
 
     @asynccontextmanager
-    async def generation(self, prompt: Any, options: dict[str, Any]) -> AsyncIterator[AsyncIterator[Chunk | None]]:
+    async def generation(self, prompt: Any, options: dict[str, Any], *, one_call: bool = False) -> AsyncIterator[Reply]:
         """Starts a generation when it is its turn, and ends it when the block is left.
 
-        Yields:
-            Its chunks as they come, and None where none came for some seconds.
+        Args:
+            one_call: end it behind its first tool call.
 
         Raises:
             Refusal: the queue is full, or the server ends.
@@ -123,7 +141,7 @@ class Service:
             thread.start()
             try:
                 self._check_going()  # which may have changed since
-                yield self._going(_chunks(queue, ended))
+                yield Reply(self._going(_chunks(queue, ended)), one_call)
             finally:
                 cancel.set()
                 self._cancels.discard(cancel)
@@ -184,12 +202,3 @@ async def _chunks(queue: asyncio.Queue[Chunk | Exception | None], ended: asyncio
             raise item
         else:
             yield item
-
-
-async def collect(chunks: AsyncIterator[Chunk | None]) -> Collected:
-    """Adds up all chunks of a generation."""
-    reply = Collected()
-    async for chunk in chunks:
-        if chunk is not None:
-            reply.add(chunk)
-    return reply
