@@ -21,7 +21,7 @@ import pytest
 from browser import serving
 
 from flash_moe import Model
-from flash_moe.server.admission import Turns
+from flash_moe.server.admission import Admission
 from flash_moe.server.app import build
 from flash_moe.server.service import Service
 
@@ -38,7 +38,7 @@ WITH_COMMANDS = [page for page in PAGES if any(runs(line) for block in blocks(pa
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with Model.load("demo") as model, serving(build(Service(model, ["demo"], Turns(2, 8)))) as found:
+    with Model.load("demo") as model, serving(build(Service(model, ["demo"], Admission(2, 8)))) as found:
         yield found
 
 

@@ -19,7 +19,7 @@ import pytest
 from browser import serving
 
 from flash_moe import Model
-from flash_moe.server.admission import Turns
+from flash_moe.server.admission import Admission
 from flash_moe.server.app import Limits, build
 from flash_moe.server.service import Service
 
@@ -33,7 +33,7 @@ def test_64_clients_for_a_minute() -> None:
     with Model.load("demo") as model:
         right = {ask: model.generate(ask, max_tokens=6, temperature=0).text for ask in questions}
         threads, memory = threading.active_count(), mx.get_active_memory()
-        with serving(build(Service(model, ["demo"], Turns(4, 16)))) as address:
+        with serving(build(Service(model, ["demo"], Admission(4, 16)))) as address:
             command = [sys.executable, str(script), address, str(SECONDS)]
             done = subprocess.run(command, input=json.dumps(right), capture_output=True, text=True, check=True)
             seen = json.loads(done.stdout)
@@ -61,7 +61,7 @@ def until_idle(address: str) -> None:
 def port() -> Any:
     with Model.load("demo") as model:
         limits = Limits(body_bytes=1 << 20, body_seconds=1.0)
-        with serving(build(Service(model, ["demo"], Turns(2, 2)), limits=limits)) as address:
+        with serving(build(Service(model, ["demo"], Admission(2, 2)), limits=limits)) as address:
             yield int(address.rpartition(":")[2])
 
 

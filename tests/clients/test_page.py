@@ -11,7 +11,7 @@ import pytest
 from browser import CHROMIUM, page, serving, until
 from scripted import ScriptedModel, chunk
 
-from flash_moe.server.admission import Turns
+from flash_moe.server.admission import Admission
 from flash_moe.server.app import build
 from flash_moe.server.service import Service
 
@@ -31,7 +31,7 @@ class Watched(ScriptedModel):
 
 
 def app_of(model: ScriptedModel, **options: Any) -> Any:
-    return build(Service(model, ["scripted"], Turns(2, 2)), **options)  # type: ignore[arg-type]
+    return build(Service(model, ["scripted"], Admission(2, 2)), **options)  # type: ignore[arg-type]
 
 
 def ask(tab: Any, text: str) -> None:

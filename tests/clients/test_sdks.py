@@ -13,7 +13,7 @@ import pytest
 from browser import serving
 
 from flash_moe import Model
-from flash_moe.server.admission import Turns
+from flash_moe.server.admission import Admission
 from flash_moe.server.app import build
 from flash_moe.server.service import Service
 
@@ -39,7 +39,7 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def address(model: Model) -> Iterator[str]:
-    with serving(build(Service(model, ["demo"], Turns(4, 8)), api_key="secret")) as found:
+    with serving(build(Service(model, ["demo"], Admission(4, 8)), api_key="secret")) as found:
         yield found
 
 

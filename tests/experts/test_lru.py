@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from flash_moe.experts.lru import SlotTable
+from flash_moe.experts.lru import LruSlots
 
 keys = st.integers(0, 7)
 
@@ -16,7 +16,7 @@ class AgainstAList(RuleBasedStateMachine):
     @initialize(slots=st.integers(1, 5))
     def make(self, slots: int) -> None:
         self.slots = slots
-        self.table: SlotTable[int] = SlotTable(slots)
+        self.table: LruSlots[int] = LruSlots(slots)
         self.held: list[tuple[int, int]] = []
 
     @rule(key=keys)
@@ -62,7 +62,7 @@ TestAgainstAList.settings = settings(max_examples=100, deadline=None, stateful_s
 
 
 def test_a_slot_that_ctrl_c_took_from_everyone_is_found_again() -> None:
-    table = SlotTable[int](3)
+    table = LruSlots[int](3)
     for key in range(3):
         table.assign(key, [])
     lost = table._slot_of.pop(1)  # as if interrupted right after
@@ -72,4 +72,4 @@ def test_a_slot_that_ctrl_c_took_from_everyone_is_found_again() -> None:
 
 def test_release_of_a_key_without_a_slot() -> None:
     with pytest.raises(KeyError):
-        SlotTable[int](2).release(1)
+        LruSlots[int](2).release(1)

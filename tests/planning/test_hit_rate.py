@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_moe.experts.lru import SlotTable
+from flash_moe.experts.lru import LruSlots
 from flash_moe.planning.hit_rate import distinct, hit_rate, popularity
 
 
 def simulated(probabilities: np.ndarray, layers: int, slots: int, tokens: int) -> float:
     """Share of hits of an LRU memory shared by all layers; the first half of the tokens fills it."""
     rng = np.random.default_rng(0)
-    memory: SlotTable[tuple[int, int]] = SlotTable(slots)
+    memory: LruSlots[tuple[int, int]] = LruSlots(slots)
     requests = hits = 0
     for token in range(tokens):
         for layer in range(layers):

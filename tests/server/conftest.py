@@ -12,7 +12,7 @@ pytest.importorskip("starlette")
 from scripted import ScriptedModel
 from starlette.testclient import TestClient
 
-from flash_moe.server.admission import Turns
+from flash_moe.server.admission import Admission
 from flash_moe.server.app import Limits, build
 from flash_moe.server.service import Service
 
@@ -25,7 +25,7 @@ def client_of() -> Callable[..., TestClient]:
         model: ScriptedModel, active: int = 2, waiting: int = 2, prompt_limit: int | None = None, **options: Any
     ) -> TestClient:
         options = {"limits": Limits(body_bytes=100_000, body_seconds=0.5)} | options
-        service = Service(model, ["scripted", "other"], Turns(active, waiting), prompt_limit)  # type: ignore[arg-type]
+        service = Service(model, ["scripted", "other"], Admission(active, waiting), prompt_limit)  # type: ignore[arg-type]
         return TestClient(build(service, **options), base_url="http://localhost")
 
     return make

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 
-class SlotTable(Generic[Key]):
+class LruSlots(Generic[Key]):
     """Assigns keys to a fixed number of slots; the least recently used key gives way.
 
     Args:

@@ -13,7 +13,7 @@ from ..closing import UntilClosed, take
 from ..errors import Cancelled, ExpertReadError
 from .banks import Bank, PartBank, RecordBank, counts_by_part, make_bank
 from .host_memory import keep_on_host
-from .lru import SlotTable
+from .lru import LruSlots
 from .read_queue import Reads
 from .reader import RecordReader
 from .slot_tables import SlotTables
@@ -58,7 +58,7 @@ class SlotStore(ExpertStore):
                 keep_on_host(memory)
         self.keeps_experts = cache_bytes > 0
         self._tables = SlotTables(list(self.layouts), reader.table.num_experts) if self.keeps_experts else None
-        self._slots: SlotTable[_Key] = SlotTable(count, self._unload)
+        self._slots: LruSlots[_Key] = LruSlots(count, self._unload)
         self._experts = reader.table.num_experts
         self._first_slots = (
             {layer: i * self._experts for i, layer in enumerate(self.layouts)}
@@ -137,7 +137,7 @@ class SlotStore(ExpertStore):
         mx.eval(*self._readers.values())
         self._reading.clear()
         self._readers.clear()
-        self._slots = SlotTable(self._count, self._unload)
+        self._slots = LruSlots(self._count, self._unload)
         if self._tables is not None:
             self._tables.clear()
         self._held = {layer: set() for layer in self._first_slots}

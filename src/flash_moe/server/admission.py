@@ -10,7 +10,7 @@ import anyio
 from .failures import Refusal
 
 
-class Turns:
+class Admission:
     """Admits some generations, lets some more wait in a queue, and refuses the rest.
 
     Generations that are admitted take turns token by token: the library runs one step of one sequence at a time.
@@ -26,7 +26,7 @@ class Turns:
         self.active = self.waiting = 0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def place(self) -> AsyncIterator[None]:
         """Holds a place while a generation runs.
 
         Raises:

@@ -120,7 +120,7 @@ def build(
         return JSONResponse(entries[service.names.index(name)])
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "active": service.turns.active, "waiting": service.turns.waiting})
+        return JSONResponse({"status": "ok", "active": service.admission.active, "waiting": service.admission.waiting})
 
     async def metrics(request: Request) -> Response:
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")

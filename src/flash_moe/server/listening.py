@@ -13,7 +13,7 @@ import uvicorn
 
 from ..errors import ArgumentError
 from ..model import Model
-from .admission import Turns
+from .admission import Admission
 from .app import LOCAL_HOSTS, Limits, build
 from .service import Service
 
@@ -90,7 +90,7 @@ def serve(
         prompt_limit: the most tokens of a prompt.
         allowed_origins: sites whose pages may use the server.
     """
-    service = Service(model, names or [model.path.name], Turns(parallel, queue), prompt_limit)
+    service = Service(model, names or [model.path.name], Admission(parallel, queue), prompt_limit)
     app = build(
         service,
         api_key=api_key,

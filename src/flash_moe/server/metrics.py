@@ -7,7 +7,7 @@ from collections import Counter
 
 from ..generation.stats import Stats
 from ..model import Model
-from .admission import Turns
+from .admission import Admission
 
 _HELP = {
     "requests_total": ("counter", "Requests by path and status."),
@@ -26,8 +26,8 @@ _HELP = {
 class Metrics:
     """Adds up what generations cost. Safe to use from several threads."""
 
-    def __init__(self, model: Model, turns: Turns) -> None:
-        self._model, self._turns = model, turns
+    def __init__(self, model: Model, admission: Admission) -> None:
+        self._model, self._admission = model, admission
         self._lock = threading.Lock()
         self._counters: Counter[tuple[str, str]] = Counter()
 
@@ -56,8 +56,8 @@ class Metrics:
         with self._lock:
             values: dict[tuple[str, str], float] = dict(self._counters)
         requested = values.get(("expert_bytes_requested_total", ""), 0)
-        values["requests_active", ""] = self._turns.active
-        values["requests_waiting", ""] = self._turns.waiting
+        values["requests_active", ""] = self._admission.active
+        values["requests_waiting", ""] = self._admission.waiting
         missing = values.get(("expert_bytes_missing_total", ""), 0)
         values["expert_hit_rate", ""] = 1 - missing / requested if requested else 1
         lines = []

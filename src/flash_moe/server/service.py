@@ -18,7 +18,7 @@ from ..generation.sampling import TokenLogprobs
 from ..generation.stats import Stats
 from ..model import Model
 from ..text.tool_calls import ToolCall
-from .admission import Turns
+from .admission import Admission
 from .failures import Refusal
 from .metrics import Metrics
 
@@ -74,7 +74,7 @@ class Reply:
 
 
 class Service:
-    """The state that the endpoints share: one model, its names, the turns and the metrics.
+    """The state that the endpoints share: one model, its names, the admission and the metrics.
 
     Args:
         names: names that requests may give the model; the first is its own.
@@ -84,9 +84,9 @@ class Service:
         shutting_down: set once no new connection is taken.
     """
 
-    def __init__(self, model: Model, names: list[str], turns: Turns, prompt_limit: int | None = None) -> None:
-        self.model, self.names, self.turns = model, names, turns
-        self.metrics = Metrics(model, turns)
+    def __init__(self, model: Model, names: list[str], admission: Admission, prompt_limit: int | None = None) -> None:
+        self.model, self.names, self.admission = model, names, admission
+        self.metrics = Metrics(model, admission)
         self._prompt_limit = prompt_limit
         self.generated = 0  # tokens so far
         self.shutting_down = threading.Event()
@@ -122,7 +122,7 @@ class Service:
             FlashMoEError: the arguments do not fit; this is found before the first chunk.
         """
         cancel = threading.Event()
-        async with self.turns.turn():
+        async with self.admission.place():
             self._check_going()
             if self._prompt_limit is not None:
                 await asyncio.to_thread(self._check_length, prompt, options, self._prompt_limit)
