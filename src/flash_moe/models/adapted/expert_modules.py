@@ -19,7 +19,7 @@ from ...formats import Quantization
 from ...ops.experts import DTYPES
 from .headers import experts_per_token, tensors
 from .library import expert_modules, module, modules_of
-from .sources import Key, Place, Source, layer_records
+from .stored_arrays import Key, Place, StoredArray, layer_records
 from .switches import LayerStream, Shared, Streamed, stream
 from .tracing import Found, traced
 
@@ -166,7 +166,7 @@ def _packed(
     return table, places
 
 
-def _sources(model: Any, found: Sequence[tuple[str, Any]], folder: Path) -> list[dict[Key, Source]]:
+def _sources(model: Any, found: Sequence[tuple[str, Any]], folder: Path) -> list[dict[Key, StoredArray]]:
     held = tensors(folder)
     stored: dict[str, mx.array] = {}
     for file in sorted({info.file for info in held.values()}):
@@ -186,7 +186,7 @@ def _sources(model: Any, found: Sequence[tuple[str, Any]], folder: Path) -> list
     ]
 
 
-def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> Source:
+def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> StoredArray:
     if source is None:
         raise CheckpointError(f"{name} is in no file of {folder}; {_CONVERT}")
     if isinstance(source, str):

@@ -16,7 +16,7 @@ from ...experts.store import ExpertStore, Records
 from ...formats import GLOBAL_SCALE
 from ...machines.sums import Sums
 from ...ops.experts import DTYPES
-from .sources import Key, Place
+from .stored_arrays import Key, Place
 
 _SORTED = 64  # indices from which on mlx-lm sorts them; kernels for sorted ones take no strided matrices
 

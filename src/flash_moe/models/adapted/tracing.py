@@ -16,9 +16,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...checkpoint.safetensors import TensorInfo
-from .sources import Source, TensorSlice, contiguous
+from .stored_arrays import StoredArray, TensorSlice, contiguous
 
-Found: TypeAlias = Source | str  # a source, or the operation that computes it
+Found: TypeAlias = StoredArray | str  # a source, or the operation that computes it
 _LOCK = Lock()  # MLX traces one function at a time
 
 
@@ -48,7 +48,7 @@ def traced(
     def watch(event: Mapping[str, Any]) -> None:
         if event["type"] == "inputs":
             for (label, _, dtype), name in zip(event["inputs"], arrays, strict=True):
-                found[label] = Source((TensorSlice.whole(held[name]),), dtype)
+                found[label] = StoredArray((TensorSlice.whole(held[name]),), dtype)
         elif event["type"] == "outputs":
             results.extend(label for label, _, _ in event["outputs"])
         elif event["type"] == "constants":
@@ -82,12 +82,12 @@ def _followed(
     outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
 ) -> list[Found]:
     """Returns what an operation's outputs, of these shapes and dtypes, are."""
-    sources = [source for source in inputs if isinstance(source, Source)]
+    sources = [source for source in inputs if isinstance(source, StoredArray)]
     computed = [source for source in inputs if isinstance(source, str)]
     if computed:
         return [operation if sources else computed[0]] * len(outputs)
     if operation == "Concatenate" and arguments[0] == 0:
-        return [Source(tuple(s for source in sources for s in source.slices), outputs[0][1])]
+        return [StoredArray(tuple(s for source in sources for s in source.slices), outputs[0][1])]
     if len(sources) != 1:
         return [operation] * len(outputs)
     found, start = list[Found](), 0
@@ -98,8 +98,8 @@ def _followed(
 
 
 def _changed(
-    source: Source, operation: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: mx.Dtype, start: int
-) -> Source | None:
+    source: StoredArray, operation: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: mx.Dtype, start: int
+) -> StoredArray | None:
     """One output; of a split that which begins at ``start``. None where it is no view of the same elements."""
     many = len(source.slices) > 1
     if many and (shape[:1] != source.shape[:1] or (operation == "Transpose" and arguments[0][0] != 0)):
@@ -130,7 +130,7 @@ def _changed(
         if view is None:
             return None
         found.append(TensorSlice(old.info, view))
-    return Source(tuple(found), dtype)
+    return StoredArray(tuple(found), dtype)
 
 
 def _reshaped(view: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:

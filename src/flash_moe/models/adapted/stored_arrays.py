@@ -55,7 +55,7 @@ def contiguous(first: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredArray:
     """An array as files hold it: slices one after the other, along the first axis, which is that of experts.
 
     Attributes:
@@ -145,7 +145,7 @@ class Place:
 
 
 def layer_records(
-    sources: Mapping[Key, Source], quantization: Mapping[str, Quantization]
+    sources: Mapping[Key, StoredArray], quantization: Mapping[str, Quantization]
 ) -> tuple[RecordLayout, list[Extents], dict[Key, Place]]:
     """Returns the layout of a layer's records, where their parts are in files, and where parameters are in records.
 
