@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tests/clients"))
 from browser import page, serving, until  # noqa: E402
 
 from flash_moe import Model  # noqa: E402
-from flash_moe.server.admission import Turns  # noqa: E402
+from flash_moe.server.admission import Admission  # noqa: E402
 from flash_moe.server.app import build  # noqa: E402
 from flash_moe.server.service import Service  # noqa: E402
 
@@ -26,7 +26,7 @@ QUESTIONS = ("What is an expert?", "How much memory do I need for Qwen3.5-397B?"
 def main() -> None:
     with (
         Model.load("demo", experts_per_token=None) as model,
-        serving(build(Service(model, ["demo"], Turns(1, 1)))) as address,
+        serving(build(Service(model, ["demo"], Admission(1, 1)))) as address,
     ):
         for scheme in ("light", "dark"):
             model.expert_store.evict()  # so that the picture shows reads from the disk, too
