@@ -31,19 +31,19 @@ class CpuLayer:
         self.mlp: Any = CpuMoE(layer.mlp, weights) if isinstance(layer.mlp, SparseMoE) else DenseMlp(layer.mlp, weights)
 
     def __call__(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> None:
-        h = run.room("normed", y.shape[1])
-        rms_norm(y, self._input_norm, self._eps, h)
-        self._mixer(h, y, caches, run)
-        rms_norm(y, self._post_norm, self._eps, h)
-        self.mlp(h, y, run)
+        self.mlp(self._mixed(y, caches, run), y, run)
 
     def front(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> None:
         """All of a sparse layer but its routed experts, as they are timed apart."""
+        self.mlp.front(self._mixed(y, caches, run), y, run)
+
+    def _mixed(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> np.ndarray:
+        """Adds the mixer's output to y and returns y after the norm behind it."""
         h = run.room("normed", y.shape[1])
         rms_norm(y, self._input_norm, self._eps, h)
         self._mixer(h, y, caches, run)
         rms_norm(y, self._post_norm, self._eps, h)
-        self.mlp.front(h, y, run)
+        return h
 
     def router_logits(self, residual: np.ndarray) -> np.ndarray:
         """As :meth:`~.decoder.DecoderLayer.router_logits`."""
