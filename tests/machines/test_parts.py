@@ -203,7 +203,7 @@ class Recorder:
 
 def test_a_sequence_of_another_length_is_not_run() -> None:
     cache = Recorder(tokens=[1, 2, 3])
-    network = Recorder(new_cache=lambda: cache, pieces=lambda tokens, cache, last: [len(tokens)])
+    network = Recorder(new_cache=lambda: cache, chunks=lambda tokens, cache, last: [len(tokens)])
     sums, peers = Recorder(rank=1), Recorder(failure="")
     following = FollowingNetwork(network, sums, peers, Recorder())
     following._change("new", 7)
