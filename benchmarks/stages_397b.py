@@ -39,11 +39,18 @@ from flash_moe.config import FULL_ATTENTION, LINEAR_ATTENTION
 from flash_moe.experts.host_memory import keep_on_host
 from flash_moe.experts.mapped_file import MappedFile
 from flash_moe.models import open_model
+from flash_moe.nn.prefetch_switch import PrefetchSwitch
 from flash_moe.planning.plan import plan
 
 TINY: dict[str, Any] = text_config(
     hidden_size=512, moe_intermediate_size=512, shared_expert_intermediate_size=512, vocab_size=512
 )
+
+
+class Prefetching(PrefetchSwitch):
+    """Always on."""
+
+    on = True
 
 
 class Benchmark:
@@ -92,14 +99,8 @@ class Benchmark:
         model = Model.load(folder, **({"experts_per_token": self.k, "expert_io": "slots"} | options))
         seconds, held = time.perf_counter() - start, mx.get_active_memory() / 1e9
         self.report.say(f"loaded {name} {options} in {seconds:.1f} s, MLX holds {held:.1f} GB")
-        store = model.expert_store
-        try:
+        with model:
             yield model
-        finally:
-            model.close()
-            for attribute in ("_bank", "_bytes", "_whole_layers"):  # whoever still holds the store, its memory is free
-                if hasattr(store, attribute):
-                    delattr(store, attribute)
 
     def make(self) -> None:
         for name in ("whole", "short", "plan"):
@@ -157,6 +158,14 @@ class Benchmark:
             except Exception:  # a piece that fails must not hide the other stores
                 traceback.print_exc()
         del model
+        with self._loaded("whole", prefetch=True) as model:
+            prefetcher = model._decoder.prefetcher
+            prefetcher.switch = Prefetching()
+            for _ in range(2):
+                self._row("page cache", "slots, prefetch", model)
+            counters = prefetcher.counters
+            self.report.row("prefetch", needed=counters.needed, predicted=counters.found / counters.needed)
+        del model, prefetcher
         with self._loaded("whole", expert_io="mapped") as model:
             for _ in range(2):
                 self._row("page cache", "mapped", model, self.tokens[: len(self.tokens) // 3])

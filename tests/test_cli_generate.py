@@ -57,7 +57,7 @@ def test_json_holds_everything(packed_checkpoint: Path) -> None:
 def test_streaming_options_reach_the_model_and_show(packed_checkpoint: Path) -> None:
     options = ("--prefetch", "--drop-cold-below", 0.3, "--prefer-cached", 0.3, "--max-tokens", 12)
     stats = json.loads(flash_moe_command("generate", packed_checkpoint, "hi", *options, "--json").stdout)["stats"]
-    assert stats["prefetch"]["decision"] in ("nothing missing", "measuring")
+    assert stats["prefetch"]["decision"] in ("nothing to load", "measuring")
     assert stats["choice"]["routed"] == (stats["generated_tokens"] - 1) * 4 * 4  # layers, K
     summary = flash_moe_command("generate", packed_checkpoint, "hi", *options).stderr
     assert re.search(r"% in memory · prefetch \w+.* · .*(dropped|swapped)", summary)

@@ -94,7 +94,7 @@ class TestPrefetch:
         assert found.tokens == expected.tokens
         stats = found.stats.prefetch
         if store["expert_io"] == "resident":
-            assert (stats.decision, stats.tokens, stats.recall, stats.trial) == ("nothing missing", 0, None, None)
+            assert (stats.decision, stats.tokens, stats.recall, stats.trial) == ("nothing to load", 0, None, None)
         else:
             assert stats.decision in ("on", "off")
             assert stats.tokens >= 16

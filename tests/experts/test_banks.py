@@ -8,9 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from random_checkpoint import text_config, write_checkpoint
 
 from flash_moe import Model, loading
-from flash_moe.experts import banks, opening, slots
+from flash_moe.experts import banks, opening, resident, slots
 from flash_moe.experts.banks import PartBank, can_lie_by_part, counts_by_part, put_together
 from flash_moe.experts.choosing import Copying
 from flash_moe.experts.host_memory import new_bank
@@ -19,6 +20,7 @@ from flash_moe.experts.resident import ResidentStore
 from flash_moe.experts.slots import SlotStore
 from flash_moe.models import open_model
 from flash_moe.nn import decoder, decoder_layer, sparse_moe
+from flash_moe.nn.run_ahead import AheadSwitch
 from flash_moe.ops import experts as experts_ops
 from flash_moe.ops import kernel
 from flash_moe.ops.experts import experts_in_place, parts_of, weighted_sum
@@ -85,7 +87,12 @@ def test_on_cuda_every_product_is_one_of_at_least_eight(packed: Path, monkeypatc
 
     monkeypatch.setattr(mx, "gather_qmm", counted)
     results = []
-    for options in ({"expert_io": "resident"}, {"expert_io": "slots"}, {"expert_io": "mapped"}):
+    for options in (
+        {"expert_io": "resident"}, {"expert_io": "slots"}, {"expert_io": "mapped"},
+        {"expert_io": "slots", "expert_cache": 20 << 14}, {"expert_io": "slots", "expert_cache": 20 << 14},
+    ):  # fmt: skip
+        if len(results) == 4:  # a bank of too many weights
+            monkeypatch.setattr(slots, "counts_by_part", lambda *_: False)
         with Model.load(packed, experts_per_token=2, dtype="float32", **options) as model:
             cache = model._decoder.new_cache()
             rows = [model._decoder.logits(model._decoder(mx.array(PROMPT[:3]), cache))]
@@ -154,6 +161,50 @@ def test_the_experts_of_a_token_copy_no_weights() -> None:
     assert peak(parts_of(record, layout)) < smallest
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in which a record is larger than all activations of a token together."""
+    folder = tmp_path_factory.mktemp("wide")
+    text = text_config(hidden_size=512, moe_intermediate_size=256, num_hidden_layers=2, full_attention_interval=2)
+    convert(write_checkpoint(folder / "float", text), folder / "packed", bits=4, group_size=64)
+    return folder / "packed"
+
+
+class Fixed(AheadSwitch):
+    """A way that does not change."""
+
+    def __init__(self, ahead: bool) -> None:
+        super().__init__(2)
+        self.ahead = ahead
+
+    def record(self, seconds: float, misses: int) -> None:
+        """Changes nothing."""
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("way", ["slots", "cache, waiting", "cache, ahead", "cache of everything"])
+def test_a_token_copies_no_weights(way: str, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_GROUP_BYTES", 0)
+    cache_bytes = {"slots": 0, "cache of everything": 1 << 30}.get(way, 3 << 20)
+
+    def peak(copied: bool) -> float:
+        monkeypatch.setattr(slots, "counts_by_part", lambda *_: not copied)
+        with Model.load(wide, expert_io="slots", expert_cache=cache_bytes, dtype="float32", kernels=False) as model:
+            decoder, cache = model._decoder, model._decoder.new_cache()
+            if decoder.run_ahead is not None:
+                decoder.run_ahead.switch = Fixed(way == "cache, ahead")
+            for _ in range(3):
+                mx.clear_cache()
+                mx.reset_peak_memory()
+                before = mx.get_active_memory()
+                mx.eval(decoder(mx.array([1]), cache), *cache.arrays)
+                found = mx.get_peak_memory() - before
+            return found / model.expert_store.layouts[0].stride
+
+    assert peak(copied=False) < 1
+    assert peak(copied=True) > 4  # whole records: the measure sees a copy
+
+
 def test_on_cuda_reads_behind_the_last_slot_stay_in_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     monkeypatch.setattr(banks, "on_cuda", lambda: True)
@@ -179,10 +230,12 @@ def test_on_cuda_banks_of_more_weights_than_32_bits_count_stay_whole(
     assert counts_by_part(511, [full_size])
     assert not counts_by_part(512, [full_size])
     monkeypatch.setattr(slots, "counts_by_part", lambda *_: False)
-    store = SlotStore(RecordReader(open_model(packed).records()), 4, by_part=True)
-    assert not store.by_part
-    assert isinstance(store.fetch(0, [1]).arrays[0], mx.array)
-    store.close()
+    monkeypatch.setattr(resident, "counts_by_part", lambda *_: False)
+    table = open_model(packed).records()
+    for store in SlotStore(RecordReader(table), 4, by_part=True), ResidentStore(RecordReader(table), by_part=True):
+        assert not store.by_part
+        assert isinstance(store.fetch(0, [1]).arrays[0], mx.array)
+        store.close()
 
 
 def test_layouts_that_cannot_be_used_in_place_stay_whole() -> None:

@@ -74,8 +74,8 @@ def test_summary_says_what_prefetching_did() -> None:
     assert str(on).endswith("in memory · prefetch on (85% of experts predicted, 20% less time per token)")
     worse = dataclasses.replace(stats, decision="off", time_saved=-0.07)
     assert str(dataclasses.replace(STATS, prefetch=worse)).endswith("85% of experts predicted, 7% more time per token)")
-    idle = PrefetchStats("nothing missing", 0, None, 0, None, None)
-    assert str(dataclasses.replace(STATS, prefetch=idle)).endswith(" · prefetch nothing missing")
+    idle = PrefetchStats("nothing to load", 0, None, 0, None, None)
+    assert str(dataclasses.replace(STATS, prefetch=idle)).endswith(" · prefetch nothing to load")
     found = on.to_dict()
     assert found["choice"] is None
     assert (found["prefetch"]["recall"], found["prefetch"]["trial"]["seconds_without"]) == (0.854, 1.0)

@@ -77,15 +77,28 @@ def test_recall_counts_the_experts_that_were_needed(monkeypatch: pytest.MonkeyPa
     assert (found.tokens, found.needed, found.found) == (3, 3 * 5, 3 * 3)
 
 
-def test_nothing_is_predicted_while_nothing_is_missing() -> None:
+def test_nothing_is_predicted_while_nothing_is_loaded() -> None:
     store, clock = Log(), Clock()
     prefetcher = Prefetcher(store, 2, clock)
     layer = LayerPrefetch(prefetcher, 0, (1, lambda x: pytest.fail("a prediction")))
     for _ in range(2 * TRIAL):
         with prefetcher.token():
             assert layer.logits(mx.zeros((1, 4))) is None
-    assert prefetcher.switch.decision == "nothing missing"
+    assert prefetcher.switch.decision == "nothing to load"
     assert prefetcher.switch.compared is None
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_copies_out_of_the_page_cache_are_worth_a_trial(copies: bool) -> None:
+    store, clock = Log(), Clock()
+    store.copies = copies
+    prefetcher = Prefetcher(store, 2, clock)
+    for _ in range(1 + TRIAL):
+        with prefetcher.token():
+            clock.now += 0.5 if prefetcher.active else 1.0
+            for stats in store._counting:
+                stats.bytes_loaded += 100
+    assert prefetcher.switch.decision == ("on" if copies else "nothing to load")
 
 
 @pytest.mark.parametrize(("gain", "decision"), [(0.1, "on"), (0.0, "off"), (0.01, "off"), (-0.3, "off")])
@@ -106,9 +119,9 @@ def test_the_trial_decides(gain: float, decision: str) -> None:
 
 def test_caches_that_fill_up_favour_no_side() -> None:
     switch = PrefetchSwitch()
-    switch.record(9.0, 1)
+    switch.record(9.0, 1, 1)
     for number in range(TRIAL):
-        switch.record(5 - number / TRIAL, 1)
+        switch.record(5 - number / TRIAL, 1, 1)
     assert switch.compared is not None
     assert switch.compared.saved == pytest.approx(0, abs=1e-12)
     assert switch.decision == "off"
@@ -127,17 +140,17 @@ def test_a_decision_is_measured_again() -> None:
     assert prefetcher.switch.decision == "off"
 
 
-def test_on_pauses_while_nothing_is_missing() -> None:
+def test_on_pauses_while_nothing_is_loaded() -> None:
     switch = PrefetchSwitch()
-    switch.record(1.0, 1)
+    switch.record(1.0, 1, 1)
     for _ in range(TRIAL):
-        switch.record(0.5 if switch.on else 1.0, 1)
+        switch.record(0.5 if switch.on else 1.0, 1, 1)
     assert switch.decision == "on"
     for number in range(2 * QUIET):
         assert switch.on is (number < QUIET)
-        switch.record(1.0, 0)
-    assert switch.decision == "nothing missing"
-    switch.record(1.0, 1)
+        switch.record(1.0, 0, 0)
+    assert switch.decision == "nothing to load"
+    switch.record(1.0, 1, 1)
     assert switch.on and switch.decision == "on"  # no new trial
 
 

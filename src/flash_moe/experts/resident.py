@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..closing import UntilClosed
-from .banks import Bank, make_bank
+from .banks import Bank, counts_by_part, make_bank
 from .reader import RecordReader
 from .store import ExpertStore
 
@@ -24,8 +24,9 @@ class ResidentStore(ExpertStore):
     def __init__(
         self, reader: RecordReader, progress: Callable[[int], None] | None = None, *, by_part: bool = False
     ) -> None:
-        table, self.by_part = reader.table, by_part
+        table = reader.table
         super().__init__(table.layouts, table.num_experts)
+        self.by_part = by_part and counts_by_part(table.num_experts, list(table.layouts.values()))
         self._banks, self._share = {}, table.share
         try:
             self._read_all(reader, progress)

@@ -41,6 +41,7 @@ class SlotStore(ExpertStore):
         by_part: keep each part of the records in a bank of its own, see :func:`~flash_moe.experts.banks.can_lie_by_part`.
     """
 
+    copies = True
     _reader = UntilClosed[RecordReader]()
     _bank = UntilClosed[RecordBank | PartBank]()
     _whole_layers = UntilClosed[dict[int, Bank]]()

@@ -34,6 +34,7 @@ class ExpertStore(Watched, ABC):
         holds_everything: whether every record is in the store's own memory for good.
         by_part: whether its banks have an array for each part of the records.
         keeps_experts: whether records stay in a bank beyond their fetch, and :meth:`ahead` says where.
+        copies: whether a fetch copies what the page cache has, so that reading ahead can save time there, too.
         stats, by_layer: counters of all layers together, and of each.
         arrived: records that fetches have handed out.
         evict_others: does what :meth:`evict` does in the stores of other machines; None for one machine.
@@ -44,6 +45,7 @@ class ExpertStore(Watched, ABC):
     can_evict = True
     holds_everything = False
     keeps_experts = False
+    copies = False
     by_part = False
     stats: StoreStats
     by_layer: Mapping[int, StoreStats]

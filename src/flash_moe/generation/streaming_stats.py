@@ -15,8 +15,8 @@ class PrefetchStats:
     """Prefetching for the next layer.
 
     Attributes:
-        decision: what holds now: ``"on"`` or ``"off"`` after a trial, ``"measuring"`` in one, ``"nothing missing"``
-            where all experts were in memory lately.
+        decision: what holds now: ``"on"`` or ``"off"`` after a trial, ``"measuring"`` in one, ``"nothing to load"``
+            where no expert had to be read, nor copied out of the page cache, lately.
         tokens: decoded tokens for which experts were predicted.
         recall: share of the experts needed there (after the first layer) that had been predicted; None without tokens.
         bytes_unused: wasted bytes: read from outside memory for experts that were not used.

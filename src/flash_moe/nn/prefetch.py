@@ -66,7 +66,8 @@ class Prefetcher:
             predicted, self.active = self.active, False
             self._predicted.clear()
         self.counters.tokens += predicted
-        self.switch.record(self._clock() - start, spent.bytes_missing)
+        loaded = spent.bytes_loaded if self._store.copies else spent.bytes_missing
+        self.switch.record(self._clock() - start, spent.bytes_missing, loaded)
 
     def predict(self, layer: int, logits: Any) -> None:
         """Starts to read the likeliest experts of a layer. logits: [1, E] float32."""

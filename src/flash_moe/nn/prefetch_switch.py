@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Decision = Literal["nothing missing", "measuring", "on", "off"]
+Decision = Literal["nothing to load", "measuring", "on", "off"]
 
 PHASE = 8  # tokens
 ORDER = (False, True, True, False)  # so that neither side gains from caches that fill up meanwhile
 TRIAL = PHASE * len(ORDER)  # tokens
-QUIET = 8  # tokens in a row without a missing byte after which there is nothing to predict for
+QUIET = 8  # tokens in a row for which nothing was loaded, after which there is nothing to predict for
 RECHECK = 1000  # tokens after which a decision is measured again
 GAIN = 0.02  # share of the time that prefetching has to save
 
@@ -37,7 +37,7 @@ class Comparison:
 
 
 class PrefetchSwitch:
-    """On where a trial showed a gain, off where it did not or where all experts are in memory anyway.
+    """On where a trial showed a gain, off where it did not or where no expert has to be loaded.
 
     Attributes:
         compared: the last trial that was finished; None before.
@@ -61,16 +61,16 @@ class PrefetchSwitch:
     def decision(self) -> Decision:
         """Returns the present decision."""
         if self._quiet >= QUIET:
-            return "nothing missing"
+            return "nothing to load"
         if self._trial is not None:
             return "measuring"
         return "on" if self._pays else "off"
 
-    def record(self, seconds: float, missing: int) -> None:
-        """Counts a token: its seconds, and the missing bytes of its experts."""
+    def record(self, seconds: float, missing: int, loaded: int) -> None:
+        """Counts a token: its seconds, the missing bytes of its experts, and all bytes that were read or copied for it."""
         if self._quiet < QUIET:
             self._count(seconds, missing)
-        self._quiet = 0 if missing else self._quiet + 1
+        self._quiet = 0 if loaded else self._quiet + 1
 
     def _count(self, seconds: float, missing: int) -> None:
         if self._trial is None:

@@ -165,11 +165,12 @@ class SparseMoE(Module):
 
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: Bank) -> mx.array:
         """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
-        if isinstance(bank, dict):
-            y = experts_in_place(x, bank, enough(rows.reshape(-1)), self._layout)
+        if isinstance(bank, dict) or not self.uses_kernel(x):
+            rows = rows.reshape(-1)
+            if isinstance(bank, mx.array):  # whole records are copied; the arithmetic is that of other banks
+                bank, rows = bank[rows], mx.arange(rows.size, dtype=mx.uint32)
+            y = experts_in_place(x, bank, enough(rows), self._layout)
             return add_weighted(rest, weights.reshape(-1), y)
-        if not self.uses_kernel(x):
-            return rest + experts_for_token(x, bank[rows.reshape(-1)], weights[0], self._layout)
         return expert_kernels.experts_for_token(
             x, bank, weights, self._layout, rows=rows, shared=self._shared(weights, rows.size), residual=rest
         )

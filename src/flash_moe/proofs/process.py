@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -27,6 +28,9 @@ from .trial import Verdict
 
 START_SECONDS = 30.0  # for a process to load MLX and to start the GPU, with a cold disk
 CASE_SECONDS = {"metal": 8.0, "cuda": 90.0}  # for a case's kernels, MLX's too, to be compiled, run and timed
+# Processes that compile side by side before kernels are timed. NVRTC takes seconds for a kernel, and MLX keeps what it made
+# on disk, for other processes, too; on Metal a kernel takes a fraction of a second, and nothing is kept.
+COMPILERS = {"metal": 1, "cuda": 8}
 _MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe.proofs.process import main; main()"
 
 
@@ -111,13 +115,15 @@ class Worker:
 def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("inf")) -> Iterator[tuple[Case, Verdict]]:
     """Yields each case and its verdict, from a process that is started anew after a kernel that ended it.
 
+    Where compiling takes long, several processes do it first. What they find out is dropped: they shared the GPU.
+
     Args:
         deadline: of :func:`time.monotonic`; cases whose turn would come later are left out.
 
     Raises:
         NoAnswer: no process can be started.
     """
-    worker: Worker | None = None
+    worker = _compile_together(cases, main, deadline)
     try:
         for case in cases:
             if time.monotonic() > deadline:
@@ -132,6 +138,42 @@ def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("in
     finally:
         if worker is not None:
             worker.close()
+
+
+def _compile_together(cases: Sequence[Case], main: str, deadline: float) -> Worker | None:
+    """Has several processes compile the cases, for half of the time at most.
+
+    Returns:
+        A new process, started meanwhile: one of the others may have read what another was still writing to MLX's cache.
+
+    Raises:
+        NoAnswer: it cannot be started.
+    """
+    gpu = back_end() or "metal"
+    count = min(COMPILERS[gpu], os.cpu_count() or 1, len(cases))
+    if count < 2:
+        return None
+    waiting, now = iter(cases), time.monotonic()  # one for all threads
+    end = now + (deadline - now) / 2
+
+    def compile_some(_: int) -> None:
+        worker = None
+        try:
+            for case in waiting:
+                if (seconds := end - time.monotonic()) <= 0:
+                    break
+                worker = worker or Worker(main)
+                worker.judge(case, min(seconds, CASE_SECONDS[gpu]))
+        except NoAnswer:  # whose reason the trial will find
+            pass
+        finally:
+            if worker is not None:
+                worker.close()
+
+    with ThreadPoolExecutor(count + 1) as pool:
+        new = pool.submit(Worker, main)
+        list(pool.map(compile_some, range(count)))
+    return new.result()
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from flash_moe.ops.dispatch import Case
 from flash_moe.ops.kernel import Kernel
 from flash_moe.packing.convert import convert
 from flash_moe.proofs import prover
-from flash_moe.proofs.process import CASE_SECONDS, NoAnswer, Worker, judged
+from flash_moe.proofs.process import CASE_SECONDS, COMPILERS, NoAnswer, Worker, judged
 from flash_moe.proofs.prover import prove
 from flash_moe.proofs.trial import Verdict
 
@@ -112,6 +112,37 @@ def test_a_kernel_that_ends_or_stops_the_process_is_off_and_the_others_are_tried
     assert not verdicts[OTHER].right
     assert reason in verdicts[OTHER].reason
     assert verdicts[RIGHT].used
+
+
+# Notes each case that it is asked for, beside others says that all is wrong, and ends when it is asked for a crash first.
+SEVERAL = """
+import json, os, sys
+folder = os.environ["TEST_NOTES"]
+print("ready", flush=True)
+for line in sys.stdin:
+    case = json.loads(line)
+    busy = len(os.listdir(folder)) < 3
+    open(os.path.join(folder, f"{case[0]}-{os.getpid()}"), "w").close()
+    if busy and case[0] == "crash":
+        sys.exit(3)
+    print(json.dumps({"right": not busy, "used": not busy}), flush=True)
+"""
+
+
+def test_processes_compile_side_by_side_and_one_decides_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMPILERS, "metal", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("TEST_NOTES", str(tmp_path))
+    cases: list[Case] = [("crash", 1), ("a", 1), ("b", 1)]
+    verdicts = dict(judged(cases, main=SEVERAL))
+    assert all(verdict.used for verdict in verdicts.values())
+    processes = {case[0]: {file.name for file in tmp_path.glob(f"{case[0]}-*")} for case in cases}
+    assert [len(found) for found in processes.values()] == [2, 2, 2]
+    asked_of = [name.rpartition("-")[2] for found in processes.values() for name in found]
+    assert max(map(asked_of.count, asked_of)) == 3  # one was asked for all, and none of those that compiled were
+    assert len(set(asked_of)) == 3
 
 
 def test_a_kernel_that_ended_its_process_is_tried_once_more() -> None:
