@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from .checks import integer, resolve_experts_per_token
+from .dtypes import NAMES
 from .errors import ArgumentError, MemoryLimitError
 from .experts.banks import can_lie_by_part
 from .experts.choosing import Copying, Reading, Work
@@ -215,8 +216,7 @@ def prove_kernels(
         if kernels_wanted() is None:
             prove(cases, progress)
         proven = any(op == "experts" and use_kernel(op, *sizes) for op, *sizes in cases)
-    stored = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}[dtype]
-    by_part = not proven and can_lie_by_part(list(layouts.values()), stored)
+    by_part = not proven and can_lie_by_part(list(layouts.values()), NAMES[dtype])
     return by_part, ExpertWork(layouts, dtype, kernels=proven)
 
 

@@ -10,21 +10,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..dtypes import DTYPES
 from ..errors import CheckpointError
 from ..formats import FLOATS
 from .folder import Checkpoint
 from .integers import IntegerPart
 from .names import module_path
 from .safetensors import TensorInfo, check_unchanged
-
-_DTYPES = {
-    "BF16": mx.bfloat16,
-    "F16": mx.float16,
-    "F32": mx.float32,
-    "U32": mx.uint32,
-    "U8": mx.uint8,
-    "F8_E4M3": mx.uint8,
-}
 
 
 def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
@@ -54,8 +46,8 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
         for name, info in checkpoint.resident.items():
             if info.file == file:
                 array = stored[info.name] if info.name in stored else _read(info)
-                if array.dtype != _DTYPES[info.dtype]:
-                    array = array.view(_DTYPES[info.dtype])
+                if array.dtype != DTYPES[info.dtype]:
+                    array = array.view(DTYPES[info.dtype])
                 arrays[name] = array.reshape(-1 if isinstance(info, IntegerPart) else info.shape)
     return arrays
 
@@ -68,4 +60,4 @@ def _read(info: TensorInfo) -> mx.array:
         raise CheckpointError(f"{info.file} cannot be read: {error}") from error
     if words.nbytes != info.nbytes:
         raise CheckpointError(f"{info.file} ends within {info.name!r}; the file is truncated: download it again")
-    return mx.array(words).view(_DTYPES[info.dtype]).reshape(info.shape)
+    return mx.array(words).view(DTYPES[info.dtype]).reshape(info.shape)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..dtypes import DTYPES
 from ..record import Part, RecordLayout
 from .host_memory import new_bank, on_cuda
-
-_DTYPES = {"U32": mx.uint32, "U8": mx.uint8, "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
 Bank = mx.array | dict[str, mx.array]  # [N, words] uint32; or by part, [N, rows, columns] in the part's dtype
 
@@ -58,7 +57,7 @@ class PartBank:
         self._parts = layout.parts
         self.memory = [np.array(words[part.key], copy=False).view(np.uint8) for part in layout.parts]
         self.bank: Bank = {
-            part.key: words[part.key].view(_DTYPES[part.dtype]).reshape(slots, *part.shape) for part in layout.parts
+            part.key: words[part.key].view(DTYPES[part.dtype]).reshape(slots, *part.shape) for part in layout.parts
         }
         mx.eval(self.bank)
 

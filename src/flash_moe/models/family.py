@@ -21,6 +21,7 @@ from ..checkpoint.records import RecordTable
 from ..checkpoint.safetensors import check_unchanged
 from ..checks import resolve_experts_per_token
 from ..config import ModelConfig
+from ..dtypes import DTYPES
 from ..experts.store import ExpertStore
 from ..formats import Quantization
 from ..machines.sums import Sums
@@ -34,7 +35,6 @@ from ..nn.streaming_options import PLAIN, StreamingOptions
 from ..nn.timed import TimedLayer
 from ..nn.weights import Weights
 from ..ops.dispatch import Case
-from ..ops.experts import DTYPES
 from ..ops.foreign_weights import affine_of, from_fp8
 from ..record import RecordLayout
 from ..share import WHOLE, Share

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import ModelConfig
+from ..dtypes import NAMES
 from ..ops.cpu.attention import Attention
 from ..ops.cpu.experts import Swiglu
 from ..ops.cpu.formats import Format
@@ -25,8 +26,6 @@ from .cache import DeltaCache, KVCache
 from .gated_delta_net import L2_EPS, GatedDeltaNet
 from .linear import Linear
 from .mlp import SwiGLU
-
-_DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint8: "U8"}
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Weights:
         arrays = [view(part) for part in parts]
         self._keep += arrays
         places = [array.ctypes.data for array in arrays] + [0, 0]
-        dtype = _DTYPES[(layer.weight if layer.scales is None else layer.scales).dtype]
+        dtype = NAMES[(layer.weight if layer.scales is None else layer.scales).dtype]
         fmt = Format.of(dtype, q, layer.global_scale is not None)
         rows, words = layer.weight.shape
         columns = words * 32 // q.bits if q else words

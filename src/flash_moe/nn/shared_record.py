@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..ops.experts import DTYPES
+from ..dtypes import DTYPES
 from ..record import RecordLayout
 from .weights import Weights
 

@@ -12,8 +12,8 @@ from functools import cache
 
 import mlx.core as mx
 
+from ..dtypes import DTYPES
 from ..record import PROJECTIONS, ProjectionLayout, RecordLayout
-from .experts import DTYPES
 from .kernel import SIMD, Kernel, Template
 from .quantized_matvec import HOISTED, lanes_per_row
 

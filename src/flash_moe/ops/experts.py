@@ -8,6 +8,7 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from ..dtypes import DTYPES
 from ..formats import GLOBAL_SCALE
 from ..record import Part, ProjectionLayout, RecordLayout
 from . import kernel
@@ -17,14 +18,6 @@ from .foreign_weights import from_fp8
 _FUSED = 6  # experts whose outputs are added up in one launch: each is two more inputs, of which a launch has few
 _LARGE = 256 << 10  # bytes of a record that is worth a stream
 _BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
-DTYPES = {
-    "U32": mx.uint32,
-    "F32": mx.float32,
-    "BF16": mx.bfloat16,
-    "F16": mx.float16,
-    "U8": mx.uint8,
-    "F8_E4M3": mx.uint8,
-}  # of a record's parts
 
 
 def experts_for_token(

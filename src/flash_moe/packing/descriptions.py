@@ -13,12 +13,11 @@ import mlx.core as mx
 from ..checkpoint.folder import INDEX
 from ..checkpoint.packed import MANIFEST, Manifest, checksum
 from ..checkpoint.safetensors import build_header
+from ..dtypes import NAMES
 from ..models import AdaptedFiles, ModelFiles
 from .requantize import as_bytes
 from .staging import Staging
 
-DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8",
-          mx.int32: "I32", mx.int64: "I64", mx.bool_: "BOOL"}  # fmt: skip
 _COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
            "added_tokens.json", "chat_template*", "LICENSE*")  # fmt: skip
 
@@ -28,7 +27,7 @@ def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
 
     ``mx.save_safetensors`` does not say why a write failed; this raises OSError.
     """
-    tensors = {name: (DTYPES[array.dtype], array.shape) for name, array in sorted(arrays.items())}
+    tensors = {name: (NAMES[array.dtype], array.shape) for name, array in sorted(arrays.items())}
     with path.open("wb") as stream:
         stream.write(build_header(tensors, metadata={"format": "mlx"}))
         for name in tensors:

@@ -12,9 +12,10 @@ from ..checkpoint.foreign import mlx_global_scale
 from ..checkpoint.integers import IntegerPart
 from ..checkpoint.names import ExpertTensor
 from ..checkpoint.safetensors import TensorInfo
+from ..dtypes import DTYPES
 from ..formats import ProjectionFormat, Quantization
 from ..models import ModelFiles
-from ..ops.experts import DTYPES, dequantized
+from ..ops.experts import dequantized
 from ..ops.foreign_weights import affine_of
 from ..record import PROJECTIONS, RecordLayout
 from .affine import Affine, packed, stored

@@ -10,10 +10,10 @@ import numpy as np
 
 from ..checkpoint.names import module_path
 from ..checkpoint.quantization import quantization_section
+from ..dtypes import NAMES
 from ..formats import Quantization
 from ..models import ModelFiles
 from .affine import packed
-from .descriptions import DTYPES
 from .requantize import Rounding, searched
 
 _GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
@@ -115,7 +115,7 @@ def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.
     blocks, step = [], max(1, _BLOCK // array.shape[1])
     for start in range(0, array.shape[0], step):
         weights = np.array(array[start : start + step].astype(mx.float32))
-        found = searched(weights, q, DTYPES[array.dtype])
+        found = searched(weights, q, NAMES[array.dtype])
         words = packed(found.codes.reshape(weights.shape), q.bits)
         floats = (mx.array(values).astype(array.dtype) for values in (found.scales, found.biases))
         blocks.append([mx.array(words), *floats])

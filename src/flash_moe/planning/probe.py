@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.records import RecordTable
+from ..dtypes import DTYPES
 from ..experts.host_memory import keep_on_host
 from ..experts.opening import fetch_capacity
 from ..experts.slots import slot_count
@@ -32,7 +33,6 @@ _TOKENS = 64  # of a chunk in which experts are timed
 _LONG = 0.2  # seconds; what takes longer is not tried with more
 
 Bank = mx.array | list[np.ndarray]  # rows of one array, or the bytes of each record
-_VIEWS = {"BF16": mx.bfloat16, "F16": mx.float16}
 _BLOCK = 1 << 16  # numbers, which repeat
 _MOST_RUNS, _ENOUGH = 12, 0.3  # of anything that is timed, and seconds after which none is begun
 _FIRST_RUNS = 3  # that are not counted where they are quick: traces and graphs are made in them
@@ -195,7 +195,7 @@ def made_up_array(dtype: str, shape: tuple[int, ...]) -> mx.array:
     """Returns an array of a safetensors dtype: random bits for U32, numbers around 0.01 for floats."""
     numbers = np.resize(_block(dtype), math.prod(shape)).reshape(shape)
     array = mx.array(numbers)
-    return array.view(_VIEWS[dtype]) if dtype in _VIEWS else array
+    return array.view(DTYPES[dtype]) if dtype in ("BF16", "F16") else array
 
 
 def made_up_records(layout: RecordLayout, count: int) -> mx.array:

@@ -12,13 +12,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..dtypes import DTYPES
 from ..formats import Quantization
 from ..ops import decode_attention, delta_net_step, expert_kernels, norm_kernel, qk_norm_rope, router, router_kernel
 from ..ops.attention import attention as mlx_attention
 from ..ops.delta_chunks import gated_delta_chunks
 from ..ops.delta_net import delta_net
 from ..ops.dispatch import Case
-from ..ops.experts import DTYPES, dequantized, experts_for_token
+from ..ops.experts import dequantized, experts_for_token
 from ..ops.gated_delta import gated_delta, gated_delta_reference
 from ..ops.linear import linear
 from ..ops.norm import rms_norm

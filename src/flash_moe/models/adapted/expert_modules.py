@@ -12,11 +12,11 @@ import mlx.core as mx
 
 from ...checkpoint.packed import Manifest
 from ...checkpoint.records import RecordTable
+from ...dtypes import DTYPES
 from ...errors import ArgumentError, CheckpointError, ConfigError
 from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
 from ...formats import Quantization
-from ...ops.experts import DTYPES
 from .headers import experts_per_token, tensors
 from .library import expert_modules, module, modules_of
 from .stored_arrays import Key, Place, StoredArray, layer_records

@@ -13,8 +13,8 @@ import mlx.core as mx
 
 from ...checkpoint.foreign import foreign_section
 from ...checkpoint.packed import MANIFEST, Manifest
+from ...dtypes import DTYPES
 from ...errors import CheckpointError, ConfigError
-from ...ops.experts import DTYPES
 from ..config_json import read_config
 
 OLDEST = (0, 32, 2)  # the first with what is used here: infer_quant_config, global scales, caches with a state

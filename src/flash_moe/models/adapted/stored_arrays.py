@@ -14,13 +14,12 @@ from numpy.lib.stride_tricks import as_strided
 
 from ...checkpoint.records import Extents
 from ...checkpoint.safetensors import DTYPE_BITS, TensorInfo
+from ...dtypes import NAMES
 from ...errors import CheckpointError
 from ...formats import Quantization
-from ...ops.experts import DTYPES
 from ...record import Part, RecordLayout
 
 Key: TypeAlias = tuple[str, str]  # linear layer, name of the parameter
-NAMES = {dtype: name for name, dtype in reversed(DTYPES.items())}
 _ORIGIN = np.zeros(8, np.uint8)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...dtypes import DTYPES
 from ...experts.store import ExpertStore, Records
 from ...formats import GLOBAL_SCALE
 from ...machines.sums import Sums
-from ...ops.experts import DTYPES
 from .stored_arrays import Key, Place
 
 _SORTED = 64  # indices from which on mlx-lm sorts them; kernels for sorted ones take no strided matrices
