@@ -1,4 +1,4 @@
-"""Run Mixture-of-Experts models far larger than memory: routed experts are streamed from files.
+"""Runs Mixture-of-Experts models far larger than memory: routed experts are streamed from files.
 
 from flash_moe import Model
 
@@ -89,7 +89,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what most programs do not need when it is asked for."""
+    """Imports a public name on first use, so that ``import flash_moe`` stays fast."""
     if name == "convert":
         from .packing.convert import convert
 

@@ -1,4 +1,4 @@
-"""`python -m flash_moe` is the command `flash-moe`."""
+"""Runs the command `flash-moe` for `python -m flash_moe`."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""Numbers that users pass: taken as they are, or refused with an error that names them."""
+"""Checks numbers that users pass; an invalid number raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from .errors import ArgumentError
 
 
 class _Default(int):
-    """A number that nobody asked for: it may be capped, where the same number would be refused."""
+    """A default number, as opposed to a number from the user. A default that is too large is capped, not rejected."""
 
 
 DEFAULT_EXPERTS_PER_TOKEN = _Default(4)
 
 
 def is_default(value: int | None) -> bool:
-    """Returns whether nobody asked for this number."""
+    """Returns whether the number is a default that the user did not set."""
     return isinstance(value, _Default)
 
 
 def resolve_experts_per_token(wanted: int | None, own: int) -> int:
-    """Returns K: the model's own for None. The default is capped at the model's own.
+    """Returns K. None means the model's own K, and the default is capped at that K.
 
     Args:
-        own: what the router was trained for.
+        own: the K that the router was trained for.
 
     Raises:
         ArgumentError: ``wanted`` is not from 1 to the model's own K.
     """
     if wanted is None or isinstance(wanted, _Default):
-        return int(min(wanted or own, own))  # a plain int: kernels take no other
+        return int(min(wanted or own, own))  # a plain int: kernels accept no other type
     try:
         return integer("experts_per_token", wanted, 1, own)
     except ArgumentError as error:
@@ -40,15 +40,15 @@ def resolve_experts_per_token(wanted: int | None, own: int) -> int:
 
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Returns a Python integer, a NumPy integer or anything else that Python can index with as an int.
+    """Returns a value as an int, if it is a Python or NumPy integer or has ``__index__``.
 
     Raises:
-        ArgumentError: it is no integer, or not from ``least`` to ``most``.
+        ArgumentError: the value is not an integer, or not from ``least`` to ``most``.
     """
     expected = f"an integer of {least} or more" if most is None else f"an integer from {least} to {most}"
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except Exception:  # arrays of several elements, and whatever else an __index__ may raise
+    except Exception:  # arrays of several elements, and any other error of __index__
         number = least - 1
     if number < least or (most is not None and number > most):
         raise _error(name, value, expected)
@@ -59,10 +59,11 @@ def real(name: str, value: Any, expected: str, least: float, most: float = math.
     """Returns a real number as a float.
 
     Args:
-        expected: says in the error what is right.
+        expected: describes valid values in the error message.
 
     Raises:
-        ArgumentError: it is no finite real number from ``least`` to ``most``, or not greater than ``above``.
+        ArgumentError: the value is not a finite real number, not from ``least`` to ``most``, or not greater than
+            ``above``.
     """
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -74,10 +75,10 @@ def real(name: str, value: Any, expected: str, least: float, most: float = math.
 
 
 def shown(value: Any) -> str:
-    """Returns the beginning of a value's ``repr`` for an error; its type where it has none or too deep a one."""
+    """Returns the beginning of a value's ``repr`` for an error message, or its type if ``repr`` fails."""
     try:
         return f"{value!r:.200}"
-    except Exception:  # whatever a __repr__ may raise; numbers of too many digits
+    except Exception:  # any error of __repr__; integers with too many digits
         return f"of type {type(value).__name__}"
 
 

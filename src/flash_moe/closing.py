@@ -1,4 +1,4 @@
-"""Attributes that an object holds until it is closed, in the process that made it."""
+"""Attributes that exist until their object is closed, and only in the process that created it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Generic, TypeVar, overload
 from .errors import ForkError, ModelClosedError
 
 T = TypeVar("T")
-_used_in: list[int] = []  # the process that computes
+_used_in: list[int] = []  # the id of the process that computes
 
 
 class UntilClosed(Generic[T]):
-    """An attribute that closing takes away. Whatever needs it afterwards raises one clear error.
+    """An attribute that is removed when its object is closed. Later reads raise a clear error.
 
-    The threads that read and compute do not exist in a forked process, where waiting for them would never end: there
-    the attribute cannot be read either.
+    A forked process does not have the threads that read and compute, so it would wait for them forever. There, reading
+    the attribute raises an error too.
 
     Raises:
         ModelClosedError: the attribute is read after :func:`take` or ``del``.
@@ -48,20 +48,20 @@ class UntilClosed(Generic[T]):
 
 
 def take(owner: object, name: str) -> Any:
-    """Takes an :class:`UntilClosed` attribute away.
+    """Removes an :class:`UntilClosed` attribute and returns its value.
 
     Returns:
-        Its value, for closing it; None where it was taken before, or belongs to another process.
+        The value, so that the caller can close it; None if it was removed before or belongs to another process.
     """
     process, value = vars(owner).pop(name, (None, None))
     return value if process == os.getpid() else None
 
 
 def enter_process() -> None:
-    """Notes that this process computes from now on.
+    """Marks this process as the one that computes.
 
     Raises:
-        ForkError: the process that it was forked from did so before: then MLX waits for ever here.
+        ForkError: the parent of this fork already computes; MLX would then wait forever in this process.
     """
     if _used_in and _used_in[0] != os.getpid():
         raise ForkError(_used_in[0])
@@ -69,7 +69,7 @@ def enter_process() -> None:
 
 
 def check_open(owner: object, name: str) -> None:
-    """Raises what reading an :class:`UntilClosed` attribute raises."""
+    """Raises the error that reading an :class:`UntilClosed` attribute would raise, if any."""
     getattr(owner, name)
 
 

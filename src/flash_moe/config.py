@@ -1,4 +1,4 @@
-"""The dimensions of our own network; nothing but the network and the families that run on it knows them."""
+"""The dimensions of our own network. Only the network and the model families that run on it use them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ModelConfig:
     Attributes:
         layer_types: per layer, ``"linear_attention"`` (Gated DeltaNet) or ``"full_attention"``.
         sparse_layers: per layer, whether its MLP is a Mixture of Experts (else dense SwiGLU).
-        rotary_dims: leading dimensions of each head that RoPE turns.
-        yarn: how RoPE is stretched for long contexts; None if it is not.
-        num_experts_per_tok: the model's own top-k.
+        rotary_dims: number of leading dimensions of each head that RoPE rotates.
+        yarn: parameters of YaRN, which extends RoPE to long contexts; None for plain RoPE.
+        num_experts_per_tok: the model's own K.
         norm_topk_prob: whether the K routing weights are renormalised to sum to one.
-        max_position_embeddings: the longest context in tokens, that of YaRN included.
+        max_position_embeddings: the longest context in tokens, including the extension by YaRN.
     """
 
     model_type: str
@@ -54,7 +54,7 @@ class ModelConfig:
 
     @property
     def experts(self) -> ExpertShape:
-        """What the routed experts are like."""
+        """The number and sizes of the routed experts, and the layers that have them."""
         layers = tuple(i for i, sparse in enumerate(self.sparse_layers) if sparse)
         return ExpertShape(
             self.num_experts, self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size, layers
@@ -62,15 +62,15 @@ class ModelConfig:
 
     @property
     def key_dim(self) -> int:
-        """Width of all DeltaNet keys of one token."""
+        """The total width of the DeltaNet keys of one token."""
         return self.linear_num_key_heads * self.linear_key_head_dim
 
     @property
     def value_dim(self) -> int:
-        """Width of all DeltaNet values of one token."""
+        """The total width of the DeltaNet values of one token."""
         return self.linear_num_value_heads * self.linear_value_head_dim
 
     @property
     def rope_frequencies(self) -> tuple[float, ...]:
-        """[rotary_dims / 2] radians per position of RoPE."""
+        """The [rotary_dims / 2] angles of RoPE, in radians per position."""
         return frequencies(self.rotary_dims, self.rope_theta, self.yarn)

@@ -1,25 +1,25 @@
-"""Every error flash_moe raises on purpose.
+"""The tree of errors that flash_moe raises.
 
     FlashMoEError
     ├── ConfigError          config.json is missing, unreadable, or describes a model we cannot run
-    ├── CheckpointError      the files are not what they should be: missing, truncated, malformed, wrong shape
+    ├── CheckpointError      a file is missing, truncated or malformed, or a tensor has the wrong shape
     │   └── ExpertReadError  the bytes of one expert could not be read (names file, layer and expert)
-    ├── DiskSpaceError       not enough free space for what was about to be written
+    ├── DiskSpaceError       not enough free disk space for a download or a conversion
     ├── MemoryLimitError     the control group of the process allows less memory than the model needs
     ├── HubError             a download failed, or offline mode forbids it
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
     ├── ToolCallError        a reply holds a tool call that is cut, malformed or not offered
-    ├── FormatError          a reply is not in the format that was asked for, or cannot be kept to it
+    ├── FormatError          a reply does not fit the requested format
     ├── ConversationError    a saved conversation is damaged, or belongs to another model or to other settings
     ├── ArgumentError        an argument is out of range; also a ValueError
     │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
     ├── NumericalError       the network produced NaN where a decision depends on it
-    ├── PeerError            another machine of a group is gone, stuck, failed or disagrees
-    ├── ModelClosedError     the model was closed, perhaps while it generated
+    ├── PeerError            another machine of a group stopped, hangs, failed or has different settings
+    ├── ModelClosedError     the model was closed, before or during the call
     ├── ForkError            the model was loaded before a fork, and is used in the child
-    └── Cancelled            a caller that no longer wants a result stopped the work on it
+    └── Cancelled            the caller cancelled the work
 
-Messages say what was found, what was expected and what to do.
+Each message says what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ConfigError(FlashMoEError):
 
 
 class CheckpointError(FlashMoEError):
-    """A checkpoint's files are missing, truncated, malformed or of the wrong shape."""
+    """A file of a checkpoint is missing, truncated or malformed, or a tensor has the wrong shape."""
 
 
 class ExpertReadError(CheckpointError):
@@ -60,7 +60,7 @@ class DiskSpaceError(FlashMoEError):
 
 
 class MemoryLimitError(FlashMoEError):
-    """The process may use less memory than the model needs; the system would end it."""
+    """The process may use less memory than the model needs, so the system would end it."""
 
 
 class HubError(FlashMoEError):
@@ -72,7 +72,7 @@ class TokenizerError(FlashMoEError):
 
 
 class ToolCallError(FlashMoEError):
-    """A tool call in a model's reply is cut, malformed, or not as the functions' schemas say.
+    """A tool call in a reply is cut or malformed, or does not fit the schema of its function.
 
     Attributes:
         calls: the well-formed calls of the reply.
@@ -84,11 +84,11 @@ class ToolCallError(FlashMoEError):
 
 
 class FormatError(FlashMoEError):
-    """A reply does not fit the format that was asked for: it was cut, or what reads it refuses it."""
+    """A reply does not fit the requested format: it was cut, or its parser rejected it."""
 
 
 class ConversationError(FlashMoEError):
-    """A saved conversation is damaged, or belongs to another checkpoint or to other settings."""
+    """A saved conversation is damaged, or was saved with another checkpoint or other settings."""
 
 
 class ArgumentError(FlashMoEError, ValueError):
@@ -104,18 +104,18 @@ class NumericalError(FlashMoEError):
 
 
 class PeerError(FlashMoEError):
-    """Another rank of a group of machines is gone, silent or stuck, failed, or disagrees."""
+    """Another rank of a group of machines stopped, hangs, failed, or has different settings."""
 
 
 class ModelClosedError(FlashMoEError):
-    """The model was closed; a generation that was running ends with this error."""
+    """The model was closed. A running generation ends with this error."""
 
     def __init__(self) -> None:
         super().__init__("the model was closed and cannot be used any more; load it again")
 
 
 class ForkError(FlashMoEError):
-    """A model is used or loaded in a fork of a process that loaded one, where the threads it needs do not exist."""
+    """A model is loaded or used in a fork of a process that loaded one; its threads do not exist there."""
 
     def __init__(self, process: int) -> None:
         super().__init__(
@@ -125,4 +125,4 @@ class ForkError(FlashMoEError):
 
 
 class Cancelled(FlashMoEError):
-    """The work was stopped because its caller no longer wants the result."""
+    """The caller cancelled the work."""

@@ -1,6 +1,6 @@
-"""The storage of a matrix of weights: plain floats, or quantised.
+"""Storage formats of weight matrices: plain floats, or quantised.
 
-This file is arithmetic only: it knows no file and no array.
+This module only computes sizes: it uses no files and no arrays.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from .errors import CheckpointError
 
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits and group size of each mode that is not affine
-SOURCE_MODES = {"fp8": (8, 1)}  # that other libraries write, and that convert turns into something else
-FP8_BLOCK = 128  # rows and columns that share a scale
-GLOBAL_SCALE = 448.0 * 6.0  # the largest e4m3 times the largest e2m1: a global scale of this one changes nothing
+MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits and group size of each mode except affine
+SOURCE_MODES = {"fp8": (8, 1)}  # formats of other libraries, which `flash-moe convert` converts
+FP8_BLOCK = 128  # rows and columns of a block that shares a scale
+GLOBAL_SCALE = 448.0 * 6.0  # the largest e4m3 times the largest e2m1; a global scale of this value has no effect
 ITEM_SIZE = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2, "U8": 1, "F8_E4M3": 1}
 FLOATS = ("BF16", "F16", "F32")
 
@@ -25,9 +25,9 @@ FLOATS = ("BF16", "F16", "F32")
 class Quantization:
     """A quantisation of weights, in one of MLX's modes.
 
-    Affine: w = scale · q + bias, one scale and bias per ``group_size`` weights of a row. In the other modes q is a small
-    floating point number and there is no bias: e2m1 (mxfp4, nvfp4) or e4m3 (mxfp8) with a scale of one byte, e8m0 or, for
-    nvfp4, e4m3.
+    In affine mode, w = scale · q + bias, with one scale and bias per ``group_size`` weights of a row. In the other
+    modes, q is a small float, e2m1 (mxfp4, nvfp4) or e4m3 (mxfp8), and there is no bias. The scale is one byte: e4m3
+    for nvfp4, otherwise e8m0.
     """
 
     bits: int
@@ -52,7 +52,7 @@ class Quantization:
 
     @classmethod
     def of_mode(cls, mode: str) -> Quantization:
-        """Returns the only one of a mode that is not affine."""
+        """Returns the quantisation of a mode other than affine; each has only one."""
         return cls(*MODES.get(mode, (0, 0)), mode)
 
     @property
@@ -61,16 +61,14 @@ class Quantization:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether MLX has no such mode; weights are then as good as floats."""
+        """Whether the mode belongs to another library; MLX does not support it."""
         return self.mode in SOURCE_MODES
 
     def __str__(self) -> str:
         return f"{self.bits}-bit, groups of {self.group_size}" if self.is_affine else self.mode
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the arguments of MLX's quantised operations; without a mode it is affine, as in config.json's
-        overrides.
-        """
+        """Returns the arguments of MLX's quantised operations. For affine it contains no mode, as in config.json."""
         return {"bits": self.bits, "group_size": self.group_size} | ({} if self.is_affine else {"mode": self.mode})
 
 
@@ -79,9 +77,10 @@ class ProjectionFormat:
     """The storage of one projection.
 
     Attributes:
-        dtype: of the weights, or where they are quantised of the scales: U8 in all modes but affine.
+        dtype: dtype of the weights, or of the scales if the weights are quantised. Scales are U8 in all modes except
+            affine.
         quantization: None for plain floats.
-        global_scale: whether there is one more scale of all weights, a float32 (nvfp4 only).
+        global_scale: whether all weights share one more scale, a float32 (nvfp4 only).
     """
 
     dtype: str
@@ -90,7 +89,7 @@ class ProjectionFormat:
 
     @classmethod
     def quantized(cls, quantization: Quantization, dtype: str) -> ProjectionFormat:
-        """Returns a format with scales of ``dtype``, if it is affine and ``dtype`` is a float; they are BF16 otherwise."""
+        """Returns a quantised format. Affine scales have ``dtype`` if that is a float, and BF16 otherwise."""
         if not quantization.is_affine:
             return cls("U8", quantization)
         return cls(dtype if dtype in FLOATS else "BF16", quantization)
@@ -101,16 +100,16 @@ class ProjectionFormat:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ProjectionFormat:
-        """Rebuilds a format written by :meth:`to_json`; KeyError or TypeError where it is none."""
+        """Rebuilds a format written by :meth:`to_json`. Malformed data raises KeyError or TypeError."""
         rest = {key: value for key, value in data.items() if key not in ("dtype", "global_scale")}
         return cls(data["dtype"], Quantization(**rest) if rest else None, data.get("global_scale", False) is True)
 
 
 def part_shapes(rows: int, columns: int, fmt: ProjectionFormat) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Returns type and shape of each stored part of a [rows, columns] projection, by name.
+    """Returns the dtype and shape of each stored part of a [rows, columns] projection, by name.
 
     Raises:
-        CheckpointError: the row cannot be split into whole groups, or its packed bits into whole words.
+        CheckpointError: a row does not divide into whole groups, or its packed bits into whole words.
     """
     q = fmt.quantization
     expected = FLOATS if q is None or q.is_affine else ("U8",)

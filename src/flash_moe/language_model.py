@@ -1,4 +1,4 @@
-"""Tokens in, text out: what a model does once its parts are open."""
+"""The methods of a loaded model: generation, logits, and encoding of prompts."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from .text_generation import TextGeneration
 
 
 class LanguageModel(TextGeneration):
-    """Generates text; base of :class:`flash_moe.Model`, which opens the parts.
+    """Generates text with parts that are already open; the base class of :class:`flash_moe.Model`.
 
     Args:
-        defaults: sampling options of generations that name none.
-        prompt_cache: as :meth:`flash_moe.Model.load` takes it.
+        defaults: sampling options for generations that do not set them.
+        prompt_cache: as in :meth:`flash_moe.Model.load`.
     """
 
     path: Path  # of the checkpoint
@@ -65,7 +65,7 @@ class LanguageModel(TextGeneration):
 
     @property
     def experts_per_token(self) -> int:
-        """Experts used per token and layer (K), chosen when the model was loaded."""
+        """The number of experts used per token and layer (K), set when the model was loaded."""
         return self._experts_per_token
 
     def _start(  # type: ignore[override]  # the abstract one leaves the names to the methods that call it
@@ -133,18 +133,19 @@ class LanguageModel(TextGeneration):
         return [run.reply(chunks) for run, chunks in zip(runs, found, strict=True)]
 
     def logits(self, token_ids: Sequence[int], last: int | None = None) -> mx.array:
-        """Returns logits of every position of a teacher-forced pass.
+        """Runs a sequence of tokens and returns the logits of every position.
 
         Args:
             token_ids: T token ids.
-            last: only those of the last positions are wanted. What lies before them is then treated as a prompt: it
-                may continue the conversation before, and a prompt that begins alike will continue from it.
+            last: number of positions at the end for which to return logits; None for all. With a number, the tokens
+                before them are treated as a prompt: they can reuse the cache of an earlier sequence, and later prompts
+                with the same prefix can reuse theirs.
 
         Returns:
             [T, V] float32, or [last, V]; row t predicts token t + 1.
 
         Raises:
-            PromptError: there are no ids, too many, or one outside the vocabulary.
+            PromptError: there are no ids or too many, or an id is outside the vocabulary.
             ArgumentError: ``last`` is not from 1 to T.
         """
         tokens = check_tokens(token_ids, self.config.vocab_size)
@@ -170,10 +171,11 @@ class LanguageModel(TextGeneration):
         prefill: str = "",
         raw: bool = False,
     ) -> list[int]:
-        """Returns the token ids that :meth:`generate` would run for a prompt; arguments are those of :meth:`stream`.
+        """Returns the token ids that :meth:`generate` would run for a prompt. The arguments are those of
+        :meth:`stream`.
 
         Raises:
-            PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.
+            PromptError: the prompt is empty, has an unknown type, or contains a token id outside the vocabulary.
             TokenizerError: the messages do not fit the chat template.
         """
         check_open(self, "_store")
@@ -183,5 +185,5 @@ class LanguageModel(TextGeneration):
         )  # fmt: skip
 
     def forget(self) -> None:
-        """Frees the memory of earlier sequences, which prompts with the same beginning would have continued."""
+        """Frees the caches of earlier sequences. Later prompts then run from their first token."""
         self._prefixes.clear()

@@ -1,4 +1,4 @@
-"""The memory that this process may use."""
+"""Limits of the memory that this process may use."""
 
 from __future__ import annotations
 
@@ -11,33 +11,31 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
-    """Returns bytes of memory this process may use: the machine's, or its control group's where that is less (Linux)."""
+    """Returns the bytes of memory that this process may use, within its control group (Linux)."""
     group = group_limit()
     return machine_memory() if group is None else min(group, machine_memory())
 
 
 def machine_memory() -> int:
-    """Returns bytes of memory of the machine."""
+    """Returns the bytes of memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def group_limit() -> int | None:
-    """Returns the least limit of this process's control group and the groups around it; None where there is none
-    (Linux).
-    """
+    """Returns the smallest limit of this process's control group and its parents (Linux); None without one."""
     found = []
     for file in _limit_files():
         try:
             text = file.read_text().strip()
         except OSError:
-            continue  # no such group here
+            continue  # the group does not exist here
         if text.isdigit():  # and not "max"
             found.append(int(text))
     return min(found, default=None)
 
 
 def resident_bytes() -> int:
-    """Returns bytes of memory that this process uses now; 0 where nobody knows."""
+    """Returns the bytes of memory that this process uses now; 0 if they cannot be determined."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -45,12 +43,12 @@ def resident_bytes() -> int:
 
 
 def _limit_files() -> Iterator[Path]:
-    """Where limits stand: control groups of version 1 in a folder ``memory``, of version 2 in the root or ``unified``."""
+    """Yields the files with limits: version 1 in a folder ``memory``, version 2 in the root or ``unified``."""
     try:
         lines = _GROUPS.read_text().splitlines()
     except OSError:
         lines = []
-    paths = {"": "/", "memory": "/"}  # by controller; inside a container its own group is the root
+    paths = {"": "/", "memory": "/"}  # by controller; inside a container, the root is its own group
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

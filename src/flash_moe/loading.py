@@ -1,4 +1,4 @@
-"""From the arguments of `Model.load` to values."""
+"""The steps of `Model.load`: checks arguments, opens checkpoints and tests kernels."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that is open.
+    """The open parts of a model.
 
     Attributes:
-        experts_per_token: the K it runs with.
+        experts_per_token: the K that the model runs with.
     """
 
     folder: Path
@@ -53,12 +53,12 @@ class Opened:
 
 
 def resolve_dtype(name: str | None, checkpoint: ModelFiles | AdaptedFiles) -> mx.Dtype:
-    """Returns the dtype of activations, see :meth:`Model.load`. ArgumentError where there is no such dtype."""
+    """Returns the dtype of activations, see :meth:`Model.load`. Raises ArgumentError for an unknown name."""
     return given_dtype(name) or _named(checkpoint.stored_dtype)
 
 
 def given_dtype(name: str | None) -> mx.Dtype | None:
-    """Returns the dtype of activations as far as no checkpoint decides it; None where that does, on a GPU."""
+    """Returns the dtype of activations; None on a GPU without a name, where the checkpoint decides."""
     if name is None:
         return mx.float32 if mx.default_device() == mx.cpu else None
     return _named(name)
@@ -74,14 +74,14 @@ def open_adapted(
     member: Member | None,
     **refused: Any,
 ) -> Opened:
-    """Opens a model that runs on mlx-lm's network; arguments are those of :meth:`Model.load`.
+    """Opens a model that runs on mlx-lm's network. The arguments are those of :meth:`Model.load`.
 
     Args:
-        member: what this process is in a group of machines.
-        refused: options that there are none of.
+        member: the place of this process in a group of machines.
+        refused: options that mlx-lm's network does not have.
 
     Raises:
-        ArgumentError: one of these was given, or an argument is out of range.
+        ArgumentError: one of the refused options was given, or an argument is out of range.
     """
     for name, value in refused.items():
         if value:
@@ -126,7 +126,7 @@ def open_own(
     kernels: bool | None,
     threads: int | None,
 ) -> Opened:
-    """Opens a model that runs on a network of this library's; arguments are those of :func:`open_adapted`."""
+    """Opens a model that runs on this library's own network. The arguments are those of :func:`open_adapted`."""
     checkpoint = open_model(folder)
     known = checkpoint.dimensions
     k = resolve_experts_per_token(experts_per_token, known.num_experts_per_tok)
@@ -166,7 +166,7 @@ def open_own(
 
 
 def _facts(identity: str, experts_per_token: int, dtype: str, arithmetic: str) -> dict[str, Any]:
-    """Returns what all machines of a group must have in common."""
+    """Returns the settings that must be equal on all machines of a group."""
     return {
         "model": identity,
         "experts_per_token": experts_per_token,
@@ -193,20 +193,20 @@ def prove_kernels(
     kernels: bool | None = None,
     sums: Sums | None = None,
 ) -> tuple[bool, Work]:
-    """Has all kernels that a network could use prove themselves on a GPU, unless the user has decided about them.
+    """Tests all GPU kernels that a network could use, unless the user has switched kernels on or off.
 
     Args:
-        layouts: of the records, by layer.
-        progress: called with the number of kernels that are decided, and of all.
-        kernels: what the user decided; see :func:`~flash_moe.ops.dispatch.kernels`.
+        layouts: the record layouts, by layer.
+        progress: function that is called with the number of kernels tested so far and the total number.
+        kernels: the user's choice; see :func:`~flash_moe.ops.dispatch.kernels`.
         sums: as the network will get it.
 
     Returns:
-        Whether banks are to lie by part, as on a GPU where the experts of a token do not run as kernels; and what a
-        token does with its experts.
+        Whether banks store their parts separately (true on a GPU if the experts of a token do not run as kernels), and
+            the operations of a token on its experts.
 
     Raises:
-        CheckpointError: a weight is missing, malformed or does not belong to the others.
+        CheckpointError: a weight is missing or malformed, or does not match the other weights.
     """
     with allowed_kernels(kernels):
         if not on_gpu():
@@ -221,13 +221,13 @@ def prove_kernels(
 
 
 def check_memory(weights: int, experts: int) -> None:
-    """Compares what a model takes at the least with what the control group of this process allows.
+    """Checks that the control group of this process allows the memory that a model needs at least.
 
     Args:
-        weights: bytes of the always-read weights; experts: bytes of the experts that are held in memory.
+        weights: bytes of the resident weights; experts: bytes of the experts that are held in memory.
 
     Raises:
-        MemoryLimitError: it allows less; the system would end the process.
+        MemoryLimitError: the control group allows less memory, so the system would end the process.
     """
     limit = group_limit()
     need = resident_bytes() + weights + experts + _WORK

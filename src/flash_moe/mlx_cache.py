@@ -1,4 +1,4 @@
-"""Freeing the memory that MLX keeps, while other machines are waited for or not."""
+"""Frees the memory that MLX keeps, without waiting for other machines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ communicating = Lock()  # held while MLX waits for another machine
 
 
 def clear_cache() -> None:
-    """Frees the memory that MLX keeps for later arrays, as soon as no sum over machines is under way.
+    """Frees the memory that MLX keeps for later arrays, after a running sum over machines has ended.
 
-    ``mx.clear_cache`` waits for such a sum, and holds the interpreter meanwhile (MLX 0.32.4). So the threads stand still that
-    tell the other machines what to run, and the sum would never end.
+    ``mx.clear_cache`` waits for such a sum and holds the GIL meanwhile (MLX 0.32.4). The threads that send commands to
+    the other machines could then not run, and the sum would never end.
     """
     with communicating:
         mx.clear_cache()

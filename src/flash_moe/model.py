@@ -1,4 +1,4 @@
-"""The facade: opens a checkpoint and wires tokenizer, network and expert store together."""
+"""The public model class: opens a checkpoint and connects tokenizer, network and expert store."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _OF_CONVERSATIONS = ("self", "system", "tools", "messages", "max_rounds", "confi
 
 
 class Model(LanguageModel, Ranked):
-    """A language model whose routed experts stay in files until a token needs them.
+    """A language model that reads its routed experts from files when a token needs them.
 
-    Use :meth:`load`; the constructor takes parts that are already open.
+    Create one with :meth:`load`. The constructor takes parts that are already open.
     """
 
     def __init__(
@@ -75,58 +75,62 @@ class Model(LanguageModel, Ranked):
         token: str | bool | None = None,
         progress: ProgressOption = True,
     ) -> Model:
-        """Opens a checkpoint: reads the always-needed weights, and finds where every expert lies.
+        """Loads a model: reads the resident weights into memory, and locates every expert in its file.
 
         Args:
-            path: a folder; the name of a repository on the Hugging Face hub ("org/name"), which is downloaded; or
-                ``"demo"``, a small model that comes with the library.
-            experts_per_token: experts used per token and layer (K), at most the model's own. None means the model's
-                own; the default is 4, or the model's own where that is less.
+            path: a folder, a repository on the Hugging Face hub ("org/name"), or ``"demo"``, a small model that comes
+                with the library. A repository is downloaded first.
+            experts_per_token: experts used per token and layer (K), at most the model's own K. None means the model's
+                own K. The default is 4, or the model's own K if that is smaller.
             expert_io: how experts are read: ``"mapped"`` (pages used in place), ``"slots"`` (read into a bank),
                 ``"resident"`` (everything in memory) or ``"auto"``.
-            expert_cache: bytes of experts kept in memory beyond those of the current token; 0 leaves caching to the
+            expert_cache: bytes of memory for experts beyond those of the current token. 0 leaves caching to the
                 operating system, which is usually best.
-            prefetch: behind a layer's experts, read those that the next one will probably choose. Changes no
-                token. It measures itself while decoding and stays on only where that is faster; the statistics say so.
-            drop_cold_below: while decoding, leave out a chosen expert that is not in memory if its share of the routing
-                weights is below this (0 to 1; at least one expert stays). Faster and less exact; 0 is off.
-            prefer_cached: while decoding, use an expert that is in memory instead of a chosen one that is not, if its
-                router probability is at least 1 - prefer_cached times the other's (0 to 1). As above; 0 is off.
-            prompt_cache: bytes for the keys, values and states of earlier sequences: a prompt that begins like one of
-                them runs only what is new. Those used last are kept. None keeps a sixteenth of the memory's size, and
-                the last one however large it is; 0 keeps none.
-            dtype: of activations: ``"float32"``, ``"bfloat16"`` or ``"float16"``. By default the checkpoint's own on a
-                GPU, and float32 on the CPU, where it is fastest.
-            kernels: whether this library's own GPU kernels are used. None uses those that proved right, and faster than
-                MLX's ops, on this machine at this model's sizes: the first load tries them for some seconds, in a
-                process of its own, and remembers the verdicts. ``FLASH_MOE_KERNELS`` in the environment says on, off or
-                auto where this is None; off goes before whatever this says. On the CPU they take Numba, and None uses them
-                for all but the smallest models.
-            threads: threads that compute on the CPU, where its kernels are used; None takes one per physical core.
-            group: machines that run the model together, each with its share of the experts, see docs/machines.md: what
-                ``mx.distributed.init()`` returns, or ``"auto"`` for that if ``mlx.launch`` started this process. All ranks
-                load alike; rank 0 generates, the others call :meth:`follow`. It has none of the options drop_cold_below and
-                prefer_cached, which depend on what is in the memory of one machine.
-            group_timeout: seconds after which a rank that is silent, or makes no progress, ends the group.
+            prefetch: whether to read the experts that the next layer will probably choose, after those of the current
+                layer. Prefetching changes no token. The library times decoding with and without it, and keeps it on
+                only if it is faster; the statistics report this.
+            drop_cold_below: in decoding, a chosen expert that is not in memory is left out if its share of the routing
+                weights is below this value (0 to 1). At least one expert stays. This is faster and less exact; 0 turns
+                it off.
+            prefer_cached: in decoding, a chosen expert that is not in memory is replaced by one that is, if the router
+                probability of the replacement is at least 1 - prefer_cached times that of the chosen expert (0 to 1).
+                This is faster and less exact; 0 turns it off.
+            prompt_cache: bytes for the KV caches and recurrent states of earlier sequences. If a prompt shares a prefix
+                with one of them, only the rest runs. The most recently used sequences are kept. None allows a sixteenth
+                of the machine's memory, and always keeps the last sequence; 0 keeps none.
+            dtype: dtype of activations: ``"float32"``, ``"bfloat16"`` or ``"float16"``. None takes the checkpoint's
+                dtype on a GPU, and float32 on the CPU, where it is fastest.
+            kernels: whether to use the kernels of this library. On a GPU, None uses those kernels that are correct and
+                faster than MLX's ops on this machine at the sizes of this model. The first load tests them for some
+                seconds in a separate process and stores the results. If ``kernels`` is None, the environment variable
+                ``FLASH_MOE_KERNELS`` can be on, off or auto; off overrides any value of ``kernels``. On the CPU,
+                kernels need Numba, and None uses them for all but the smallest models.
+            threads: number of threads for the CPU kernels; None takes one per physical core.
+            group: a group of machines that run the model together, each with its share of the experts (see
+                docs/machines.md). Pass the result of ``mx.distributed.init()``, or ``"auto"`` to join a group only if
+                ``mlx.launch`` started this process. All ranks must load with the same arguments. Rank 0 generates; the
+                others call :meth:`follow`. A group does not support drop_cold_below and prefer_cached, because they
+                depend on the experts in the memory of one machine.
+            group_timeout: seconds without a message or progress from a rank, after which the group ends.
             revision: branch, tag or commit on the hub.
-            token: access token for the hub; by default the one of ``hf auth login``.
-            progress: how far downloading, proving kernels, loading and filling the resident store are: True shows bars in
-                a terminal or a notebook where that takes longer than a second, and elsewhere logs a line now and then; a
-                callable gets a :class:`~flash_moe.Progress`. At a terminal True also asks before a download of more than
-                50 GB.
+            token: access token for the hub; None takes the token that ``hf auth login`` stored.
+            progress: whether to report the progress of downloading, testing kernels, loading, and filling the resident
+                store. True shows bars in a terminal or a notebook for steps longer than a second, and elsewhere logs a
+                line from time to time. A callable receives a :class:`~flash_moe.Progress`. In a terminal, True also
+                asks before a download of more than 50 GB.
 
-        A family of mlx-lm's runs on its network, by default with the model's own K. It has none of the options prefetch,
-        drop_cold_below, prefer_cached, kernels and threads.
+        A model of another family runs on mlx-lm's network, by default with its own K. It does not support the options
+        prefetch, drop_cold_below, prefer_cached, kernels and threads.
 
         Raises:
             ConfigError: config.json is missing or describes a model that cannot be run.
-            CheckpointError: a file is missing, truncated, malformed or does not belong to the others.
+            CheckpointError: a file is missing, truncated or malformed, or does not match the other files.
             TokenizerError: there is no usable tokenizer.
-            HubError, DiskSpaceError: the download failed, or there is no room for it.
+            HubError, DiskSpaceError: the download failed, or the disk has too little space for it.
             MemoryLimitError: the control group of the process (Linux) allows less memory than the model needs.
             ArgumentError: an argument is out of range.
             ForkError: this process is a fork of one that loaded a model.
-            PeerError: another rank of the group differs, could not load or cannot be reached.
+            PeerError: another rank of the group has different settings, could not load the model, or cannot be reached.
         """
         enter_process()
         with joined(group, group_timeout) as member:
@@ -175,19 +179,21 @@ class Model(LanguageModel, Ranked):
         reasoning_budget: int | None = None,
         template_variables: Mapping[str, Any] | None = None,
     ) -> Conversation:
-        """Begins a conversation.
+        """Starts a conversation.
 
         Args:
             system: the system message.
-            tools: functions that the model may call, which the conversation runs, or JSON schemas, whose calls the caller
-                answers.
-            messages: what was said before.
-            max_rounds: the most rounds of calls in a turn.
-            confirm: asked before each call; where it returns false the model is told that the call was declined.
-            max_tokens: of every reply, as all the other options of :meth:`stream`.
+            tools: functions or JSON schemas that the model may call. The conversation runs functions itself. The caller
+                must answer calls of schemas.
+            messages: earlier messages of the conversation.
+            max_rounds: the maximum number of rounds of calls in a turn.
+            confirm: function that is called before each call of a tool. If it returns False, the tool does not run, and
+                the model is told that the user declined.
+            max_tokens: the maximum number of tokens of each reply. This and all other options are those of
+                :meth:`stream`.
 
         Raises:
-            ArgumentError: an argument is out of range, or a function cannot be made a tool.
+            ArgumentError: an argument is out of range, or a function cannot be used as a tool.
         """
         options = {name: value for name, value in locals().items() if name not in _OF_CONVERSATIONS}
         check_open(self, "_store")
@@ -203,14 +209,15 @@ class Model(LanguageModel, Ranked):
         *,
         confirm: Callable[[ToolCall], bool] | None = None,
     ) -> Conversation:
-        """Opens a conversation that :meth:`~flash_moe.Conversation.save` wrote; it goes on without running its tokens.
+        """Opens a conversation saved by :meth:`~flash_moe.Conversation.save`, without running its tokens again.
 
         Args:
-            tools: as in :meth:`chat`. A file holds no functions: without this, calls of its tools are left to the caller.
+            tools: as in :meth:`chat`. A file holds only schemas, not functions: with None, the caller must answer calls
+                of its tools.
             confirm: as in :meth:`chat`.
 
         Raises:
-            ConversationError: the file is damaged, or belongs to another checkpoint or to other settings.
+            ConversationError: the file is damaged, or was saved with another checkpoint or other settings.
             OSError: the file cannot be read.
         """
         check_open(self, "_store")
@@ -218,27 +225,27 @@ class Model(LanguageModel, Ranked):
 
     @property
     def streaming(self) -> StreamingOptions:
-        """What decoding does about experts that are not in memory."""
+        """The options for experts that are not in memory: prefetching, dropping, preferring cached experts."""
         return self._decoder.streaming
 
     @property
     def expert_store(self) -> ExpertStore:
-        """Where the experts come from: its counters, and what measurements need of it."""
+        """The store that the experts come from; it has counters of reads."""
         return self._store
 
     def close(self) -> None:
-        """Frees the weights, and closes the files of the experts as soon as no read is under way.
+        """Frees the weights, and closes the expert files after running reads have ended.
 
-        Generations that run in other threads end with :class:`~flash_moe.ModelClosedError`, as does every later call.
+        Running generations and all later calls raise :class:`~flash_moe.ModelClosedError`.
         """
         store, engine, network = (take(self, name) for name in ("_store", "_engine", "_decoder"))
         del self._prefixes
-        if store is not None and engine is not None:  # not closed before, nor in a fork
+        if store is not None and engine is not None:  # neither closed before nor in a fork
             store.close()
             engine.close()
             if isinstance(network, (LeadingNetwork, FollowingNetwork)):
                 network.stop()
-            del network  # whose memory is freed now
+            del network  # frees their memory now
             clear_cache()
 
     def __enter__(self) -> Model:
@@ -251,7 +258,7 @@ class Model(LanguageModel, Ranked):
 
     @contextmanager
     def expert_uses(self) -> Iterator[ExpertUses]:
-        """Counts how often each expert is used, by all generations, until the block ends."""
+        """Counts how often all generations use each expert, until the ``with`` block ends."""
         uses = ExpertUses(dict.fromkeys(self._store.layouts, self.config.num_experts))
         with self._store.watch(uses):
             yield uses

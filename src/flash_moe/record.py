@@ -1,9 +1,9 @@
-"""The record: everything one expert of one layer needs, as one flat run of bytes.
+"""The layout of a record: all weights of one expert of one layer, as one sequence of bytes.
 
-A record is a list of parts: of each linear layer of the expert its weight, then, where there are any, scales, biases,
-the bias that is added to its output, and a global scale. Each part starts at a multiple of 64 bytes, and the stride from
-one record to the next is a multiple of 16 KiB, the page size of Apple silicon, so that a record can be mapped on its own.
-This file is arithmetic only: it knows no file and no array.
+A record is a list of parts. For each linear layer of the expert, these are the weight and, if present, scales, biases,
+the bias that is added to the output, and a global scale. Each part starts at a multiple of 64 bytes. The stride from
+one record to the next is a multiple of 16 KiB, the page size of Apple silicon, so that each record can be mapped
+separately. This module only computes sizes: it uses no files and no arrays.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """The facts of routed experts that code outside a model's own network uses.
+    """The number and sizes of a model's routed experts.
 
     Attributes:
-        num_experts: experts of a layer.
+        num_experts: number of experts per layer.
         experts_per_token: the model's own K.
-        hidden_size, intermediate_size: what an expert takes and gives, and what lies between its linear layers.
+        hidden_size, intermediate_size: width of an expert's input and output, and width between its linear layers.
         layers: indices of the layers that have routed experts.
     """
 
@@ -45,18 +45,19 @@ class ExpertShape:
     layers: tuple[int, ...]
 
     def matrix(self, projection: str) -> tuple[int, int]:
-        """Returns rows and columns of one expert's projection: [I, H] for gate and up, [H, I] for down."""
+        """Returns the rows and columns of a projection of an expert: [I, H] for gate and up, [H, I] for down."""
         shape = (self.intermediate_size, self.hidden_size)
         return shape[::-1] if projection == "down_proj" else shape
 
 
 @dataclass(frozen=True)
 class Part:
-    """One array inside a record: ``shape`` elements of safetensors type ``dtype``, ``offset`` bytes from its start.
+    """One array in a record: ``shape`` elements of safetensors type ``dtype``, ``offset`` bytes from the start.
 
     Attributes:
-        linear: the linear layer of the expert that it belongs to, e.g. ``"gate_proj"``.
-        name: what it is of that layer: ``"weight"``, ``"scales"``, ``"biases"``, ``"bias"`` or ``"global_scale"``.
+        linear: the linear layer that the part belongs to, e.g. ``"gate_proj"``.
+        name: the role of the part in that layer: ``"weight"``, ``"scales"``, ``"biases"``, ``"bias"`` or
+            ``"global_scale"``.
     """
 
     linear: str
@@ -67,7 +68,7 @@ class Part:
 
     @property
     def key(self) -> str:
-        """Linear layer and name, e.g. ``"gate_proj.weight"``."""
+        """The linear layer and the name, e.g. ``"gate_proj.weight"``."""
         return f"{self.linear}.{self.name}"
 
     @property
@@ -77,7 +78,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ProjectionLayout:
-    """The parts of one linear layer; those that it does not have are None."""
+    """The parts of one linear layer; missing parts are None."""
 
     weight: Part
     scales: Part | None = None
@@ -93,12 +94,12 @@ class ProjectionLayout:
 
     @property
     def rows(self) -> int:
-        """Outputs of the layer."""
+        """The number of outputs of the layer."""
         return self.weight.shape[0]
 
     @property
     def columns(self) -> int:
-        """Inputs of the layer."""
+        """The number of inputs of the layer."""
         words, bits = self.weight.shape[1], 8 * ITEM_SIZE[self.weight.dtype]
         return words if self.quantization is None else words * bits // self.quantization.bits
 
@@ -112,8 +113,8 @@ class RecordLayout:
     """The place of each part in a record.
 
     Attributes:
-        parts: in the order they lie.
-        quantization: of the linear layers that are quantised.
+        parts: the parts in the order of their offsets.
+        quantization: the quantisation of each quantised linear layer, by name.
         stride: bytes from one record to the next.
     """
 
@@ -127,7 +128,7 @@ class RecordLayout:
         parts: Iterable[tuple[str, str, str, tuple[int, ...]]],
         quantization: Mapping[str, Quantization],
     ) -> RecordLayout:
-        """Lays parts (linear layer, name, dtype and shape of each) out one after the other."""
+        """Places parts, given as (linear layer, name, dtype, shape), one after the other."""
         offset, placed = 0, []
         for linear, name, dtype, shape in parts:
             placed.append(Part(linear, name, dtype, tuple(shape), offset))
@@ -136,7 +137,7 @@ class RecordLayout:
 
     @classmethod
     def build(cls, hidden_size: int, intermediate_size: int, formats: Mapping[str, ProjectionFormat]) -> RecordLayout:
-        """Lays out a SwiGLU expert (``formats`` has the keys gate_proj, up_proj and down_proj).
+        """Returns the layout of a SwiGLU expert; ``formats`` has the keys gate_proj, up_proj and down_proj.
 
         Raises:
             CheckpointError: a group size does not divide the row length.
@@ -151,7 +152,7 @@ class RecordLayout:
 
     @cached_property
     def linears(self) -> Mapping[str, ProjectionLayout]:
-        """The linear layers by name, in the order they lie."""
+        """The linear layers by name, in the order of their offsets."""
         found: dict[str, dict[str, Part]] = {}
         for part in self.parts:
             found.setdefault(part.linear, {})[part.name] = part
@@ -187,11 +188,11 @@ class RecordLayout:
 
     @property
     def formats(self) -> dict[str, ProjectionFormat]:
-        """How each linear layer is stored."""
+        """The storage format of each linear layer."""
         return {name: layout.format for name, layout in self.linears.items()}
 
     def stored_as(self, formats: Mapping[str, ProjectionFormat]) -> RecordLayout:
-        """Returns the same expert with linear layers in other formats; biases that are added to outputs stay.
+        """Returns the layout with its linear layers in other formats; biases that are added to outputs stay the same.
 
         Raises:
             CheckpointError: a group size does not divide the row length.
@@ -205,17 +206,17 @@ class RecordLayout:
 
     @property
     def weights(self) -> int:
-        """Weights of an expert."""
+        """The number of weights of an expert."""
         return sum(linear.rows * linear.columns for linear in self.linears.values())
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of a record's parts, scales and biases included, over its number of weights; padding does not count."""
+        """The bits per weight of a record, including scales and biases, without padding."""
         return 8 * sum(part.nbytes for part in self.parts) / self.weights
 
     @property
     def _is_swiglu(self) -> bool:
-        """Whether nothing is in a record but what :meth:`build` would put there."""
+        """Whether a record has exactly the parts of a layout from :meth:`build`."""
         if set(self.linears) != set(PROJECTIONS):
             return False
         return self == RecordLayout.build(self.hidden_size, self.intermediate_size, self.formats)
@@ -237,7 +238,7 @@ class RecordLayout:
         """Rebuilds a layout written by :meth:`to_json`.
 
         Raises:
-            CheckpointError: a key is missing or the stated stride is not the one this layout has.
+            CheckpointError: a key is missing, or the stated stride does not match the layout.
         """
         try:
             _check_sizes([data["stride"]])
@@ -268,7 +269,7 @@ def _check_sizes(sizes: Iterable[object]) -> None:
 
 
 def _check_parts(layout: RecordLayout) -> None:
-    """Parts that every linear layer has, of the shape that its quantisation gives them."""
+    """Checks that each linear layer has the parts and shapes that its quantisation requires."""
     if not layout.parts or not set(layout.quantization) <= set(layout.linears):
         raise ValueError("quantised linear layers without parts")
     for name, linear in layout.linears.items():

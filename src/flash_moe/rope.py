@@ -1,6 +1,6 @@
-"""Frequencies of rotary position embeddings, plain and stretched for long contexts by YaRN.
+"""Frequencies of rotary position embeddings, plain or extended to long contexts by YaRN.
 
-Source of YaRN: arXiv:2309.00071, as transformers computes it (``modeling_rope_utils._compute_yarn_parameters``).
+YaRN follows arXiv:2309.00071 and transformers (``modeling_rope_utils._compute_yarn_parameters``).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ class Yarn:
     """Parameters of YaRN, named as in config.json.
 
     Attributes:
-        factor: slow pairs turn this many times slower than in plain RoPE, at least 1.
-        original_max_position_embeddings: tokens of the context that the model was trained with.
-        beta_fast, beta_slow: a pair that makes ``beta_fast`` turns or more in that context keeps its frequency; one that
-            makes ``beta_slow`` or fewer is slowed down by ``factor``; a linear ramp lies between them.
-        truncate: whether the ends of the ramp are rounded outwards to whole pairs.
-        attention_factor: multiplies the rotated elements of queries and keys.
+        factor: slow pairs rotate this many times slower than in plain RoPE; at least 1.
+        original_max_position_embeddings: context length in tokens in training.
+        beta_fast, beta_slow: a pair that makes at least ``beta_fast`` turns in that context keeps its frequency. A pair
+            that makes at most ``beta_slow`` turns is slowed down by ``factor``. Between them, the change is linear.
+        truncate: whether the ends of the linear range are rounded outwards to whole pairs.
+        attention_factor: factor for the rotated elements of queries and keys.
     """
 
     factor: float
@@ -33,16 +33,16 @@ class Yarn:
 
     @property
     def max_position_embeddings(self) -> int:
-        """Tokens of the context that the model reaches."""
+        """The extended context length in tokens."""
         return int(self.factor * self.original_max_position_embeddings)
 
 
 def frequencies(dims: int, theta: float, yarn: Yarn | None = None) -> tuple[float, ...]:
-    """Returns the [dims / 2] angles, in radians per position, by which the pairs of a head turn.
+    """Returns the [dims / 2] angles by which the pairs of a head rotate, in radians per position.
 
     Args:
-        dims: number of elements of a head that turn, even.
-        theta: base of the frequencies, above 1 with YaRN.
+        dims: number of rotated elements of a head, even.
+        theta: base of the frequencies; above 1 with YaRN.
         yarn: None for plain RoPE.
     """
     plain = theta ** (-np.arange(0, dims, 2) / dims)
@@ -50,7 +50,7 @@ def frequencies(dims: int, theta: float, yarn: Yarn | None = None) -> tuple[floa
         return tuple(plain.tolist())
 
     def pair(turns: float) -> float:
-        """Returns the index, a fraction, of the pair that makes this many turns in the original context."""
+        """Returns the fractional index of the pair that makes this many turns in the original context."""
         return dims * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = pair(yarn.beta_fast), pair(yarn.beta_slow)
@@ -62,7 +62,7 @@ def frequencies(dims: int, theta: float, yarn: Yarn | None = None) -> tuple[floa
 
 
 def attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
-    """Returns the attention factor of YaRN where config.json states none: 0.1 · ln(factor) + 1 or a ratio of such."""
+    """Returns YaRN's default attention factor: 0.1 · ln(factor) + 1, or a ratio of two such terms."""
 
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -1,4 +1,4 @@
-"""The experts that a machine holds."""
+"""The share of the experts that a machine holds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .errors import ArgumentError
 class Share:
     """One of ``count`` shares of the experts: expert e of layer l belongs to share (e + l) % count.
 
-    So neighbours in a file lie in different shares, and no share has the first expert of every layer.
+    So neighbouring experts of a file are in different shares, and no share has the first expert of every layer.
 
     Raises:
-        ArgumentError: there is no such share.
+        ArgumentError: the index is not from 0 to ``count`` - 1.
     """
 
     index: int = 0
@@ -28,10 +28,10 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """Reads "I/N".
+        """Parses "I/N".
 
         Raises:
-            ArgumentError: the text is something else.
+            ArgumentError: the text has another form.
         """
         if (match := re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)) is None:
             raise ArgumentError(f"share is {text!r}, expected I/N, such as 0/2 for the first of two machines")
@@ -39,19 +39,19 @@ class Share:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the share is all there is."""
+        """Whether the share contains all experts."""
         return self.count == 1
 
     def experts(self, layer: int, num_experts: int) -> range:
-        """Returns the share's experts of a layer, ascending."""
+        """Returns the experts of a layer that are in the share, in ascending order."""
         return range((self.index - layer) % self.count, num_experts, self.count)
 
     def owns(self, layer: int, experts: Any) -> Any:
-        """Returns whether an expert is in the share; for an array of experts, a mask of its shape."""
+        """Returns whether an expert of a layer is in the share; for an array of experts, a mask of its shape."""
         return (experts + layer) % self.count == self.index
 
     def place(self, expert: int) -> int:
-        """Returns which of the share's experts of its layer one of them is."""
+        """Returns the position of an expert among the share's experts of its layer."""
         return expert // self.count
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Replies whole and in pieces, for programs with and without an event loop."""
+"""The methods that generate replies, complete or as a stream, with and without asyncio."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ReplyOptions(TypedDict, total=False):
-    """The options of :meth:`flash_moe.Model.generate` beside the prompt; :meth:`flash_moe.Model.stream` describes them."""
+    """The options of :meth:`flash_moe.Model.generate`; :meth:`flash_moe.Model.stream` describes them."""
 
     max_tokens: int
     temperature: float | None
@@ -52,21 +52,21 @@ class ReplyOptions(TypedDict, total=False):
 class TextGeneration(ABC):
     """The methods of a model that generate text.
 
-    Threads and tasks may share a model. Every stream is a sequence of its own; forward passes of several streams take
-    turns, a token or a chunk of a prompt at a time. One stream belongs to one thread at a time.
+    Several threads and tasks can share a model. Each stream has its own sequence. The forward passes of several streams
+    take turns after each token or chunk of a prompt. Only one thread at a time may use a stream.
     """
 
     @abstractmethod
     def _start(self, prompt: Prompt, **options: Any) -> Run:
-        """Checks all arguments of :meth:`stream`; nothing runs yet.
+        """Checks all arguments of :meth:`stream` and prepares a generation, without running it.
 
         Args:
-            prefixes: keeps the caches instead of the model.
+            prefixes: keeps the caches of this generation; None for those of the model.
         """
 
     @abstractmethod
     def _together(self, runs: Sequence[Run], progress: ProgressOption) -> list[Generation]:
-        """Runs several replies together."""
+        """Generates several replies together."""
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[ReplyOptions]) -> Generation: ...
@@ -103,16 +103,17 @@ class TextGeneration(ABC):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> Generation | list[Generation]:
-        """Generates a reply and returns it whole; arguments are those of :meth:`stream`.
+        """Generates a reply and returns it when it is complete. The arguments are those of :meth:`stream`.
 
-        A list of strings or of lists of messages is several prompts, whose replies decode together; the result is a list.
+        A list of strings, or a list of lists of messages, is several prompts. Their replies are decoded together, and
+        the result is a list.
 
         Raises:
-            PromptError: the prompt is empty, too long, or holds a token id outside the vocabulary.
+            PromptError: the prompt is empty or too long, or contains a token id outside the vocabulary.
             ArgumentError: an option is out of range.
             TokenizerError: the messages do not fit the chat template.
-            ExpertReadError: the bytes of an expert could not be read; no token was made without them.
-            ModelClosedError: the model was closed, perhaps by another thread meanwhile.
+            ExpertReadError: the bytes of an expert could not be read. No token is computed without them.
+            ModelClosedError: the model was closed, before or during the generation.
             ForkError: this process is a fork of the one that loaded the model.
         """
         arguments = _arguments(locals())
@@ -150,42 +151,47 @@ class TextGeneration(ABC):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> Iterator[Chunk]:
-        """Generates a reply token by token; leaving the loop early is fine.
+        """Generates a reply token by token. The caller may leave the loop early.
 
         Args:
-            prompt: a string (a user's message if the model has a chat template, else text to continue), a list of chat
-                messages ``{"role": ..., "content": ...}``, or a list of token ids.
-            max_tokens: the most tokens to generate; the model's context length also ends a generation.
+            prompt: a string, a list of chat messages ``{"role": ..., "content": ...}``, or a list of token ids. A
+                string is a user's message if the model has a chat template, and otherwise text to continue.
+            max_tokens: the maximum number of tokens to generate. The context length of the model limits it too.
             temperature, top_p, top_k, min_p, repetition_penalty: see :class:`~flash_moe.generation.sampling.Sampling`.
-                None takes the checkpoint's generation_config.json, and greedy decoding where it says nothing.
+                None takes the value in the checkpoint's generation_config.json; if that recommends no sampling,
+                decoding is greedy.
             presence_penalty, frequency_penalty, logit_bias: see there as well.
             seed: makes sampling reproducible.
-            stop: strings that end the generation; they are not part of the text.
-            tools: functions that the model may call, or their JSON schemas; :attr:`Generation.tool_calls` are its calls.
-                :meth:`flash_moe.Model.chat` makes the calls.
-            tool_choice: ``"auto"``, ``"none"`` (no call), ``"required"`` (a call has to come) or the name of the function
-                to call. The last two need llguidance (the extra ``structured``).
-            strict_tools: whether calls are held to the schemas of ``tools``. None: where llguidance is installed and can
-                enforce them; :attr:`Generation.enforced` says whether it did.
-            response_format: what the text has to be: a pydantic class, a JSON schema (also in OpenAI's wrapping),
-                ``"json"``, a compiled regular expression or a list of strings. Needs llguidance; reasoning stays free.
-                :attr:`Generation.parsed` is what the format makes of the text.
-            logits_processors: functions ``f(tokens [T], logits [1, V]) -> logits [1, V]`` of MLX arrays, applied in order
-                before all else, as in mlx-lm; T tokens of prompt and reply so far.
-            logprobs: report the log probability of every token, and of this many of the most probable ones.
-            enable_thinking: passed to the chat template unless None.
-            reasoning_budget: tokens after which the model's reasoning is closed; None leaves that to the model.
+            stop: strings that end the generation. They are not part of the text.
+            tools: functions that the model may call, or their JSON schemas. :attr:`Generation.tool_calls` holds the
+                calls; they are not run. :meth:`flash_moe.Model.chat` runs them.
+            tool_choice: ``"auto"``, ``"none"`` (no call), ``"required"`` (at least one call) or the name of the
+                function to call. The last two need llguidance (the extra ``structured``).
+            strict_tools: whether to enforce the schemas of ``tools``. None enforces them if llguidance is installed and
+                supports them; :attr:`Generation.enforced` tells whether it did.
+            response_format: format of the text: a pydantic class, a JSON schema (bare or wrapped as in OpenAI's API),
+                ``"json"``, a compiled regular expression or a list of strings. It needs llguidance. Reasoning is not
+                constrained. :attr:`Generation.parsed` is the parsed text.
+            logits_processors: functions ``f(tokens [T], logits [1, V]) -> logits [1, V]`` of MLX arrays, applied in
+                order before everything else, as in mlx-lm; T is the number of tokens of the prompt and the reply so
+                far.
+            logprobs: number of most probable tokens whose log probabilities to report, in addition to that of the
+                chosen token; None reports none.
+            enable_thinking: whether the model thinks first; the value is passed to the chat template unless it is None.
+            reasoning_budget: the maximum number of reasoning tokens; then the library ends the reasoning. None sets no
+                limit.
             template_variables: more variables for the chat template, such as ``{"preserve_thinking": True}``.
-            prefill: text that the reply begins with. Where the prompt ends inside reasoning, it begins the answer, unless
-                it starts with ``<think>``.
-            raw: take a string as text to continue even if the model has a chat template.
-            cancel: ends the generation, within a layer of a prompt or a token, once its ``is_set()`` is true, such as a
-                ``threading.Event`` that another thread sets. The reply so far stays.
-            progress: how far the prompt is, by layer: True shows a bar in a terminal or a notebook where it takes longer
-                than a second, and elsewhere logs a line now and then; a callable gets a :class:`~flash_moe.Progress`.
+            prefill: text that the reply begins with. If the prompt ends inside reasoning, the library closes the
+                reasoning first, unless the text starts with ``<think>``.
+            raw: treat a string as text to continue, even if the model has a chat template.
+            cancel: a ``threading.Event``, or another object with ``is_set()``. When it is set, the generation ends
+                before the next layer of the prompt or the next token. The reply so far is kept.
+            progress: whether to report the progress of the prompt, by layer. True shows a bar in a terminal or a
+                notebook if the prompt takes longer than a second, and elsewhere logs a line from time to time. A
+                callable receives a :class:`~flash_moe.Progress`.
 
         Raises:
-            As :meth:`generate`; arguments are checked when the stream is made, before the first token.
+            The errors of :meth:`generate`. Arguments are checked when the stream is created, before the first token.
         """
         return self._start(**_arguments(locals())).chunks
 
@@ -218,7 +224,7 @@ class TextGeneration(ABC):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> Generation:
-        """As :meth:`generate`, in a thread of its own. Cancelling the task stops the work before this raises."""
+        """Generates a reply as :meth:`generate` does, in a separate thread."""
         arguments = _arguments(locals())
         run = self._start(**{**arguments, "cancel": (leaving := Leaving(cancel))})
         async with aclosing(in_thread(run.chunks, leaving)) as chunks:
@@ -253,11 +259,11 @@ class TextGeneration(ABC):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> AsyncGenerator[Chunk, None]:
-        """As :meth:`stream`, in a thread of its own.
+        """Generates a reply token by token as :meth:`stream` does, in a separate thread.
 
-        Cancelling the task that waits for a chunk stops the work before this raises. A loop that is left
-        early should close the iterator: ``async with contextlib.aclosing(model.astream(...)) as chunks``. Otherwise the
-        event loop closes it later.
+        If the task that waits for a chunk is cancelled, the generation stops before ``CancelledError`` is raised. If
+        you leave the loop early, close the iterator: ``async with contextlib.aclosing(model.astream(...)) as chunks``.
+        Otherwise the event loop closes it later.
         """
         arguments = _arguments(locals())
         leaving = Leaving(cancel)
@@ -265,5 +271,5 @@ class TextGeneration(ABC):
 
 
 def _arguments(names: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a method, of all its local names."""
+    """Returns the arguments of a method from its ``locals()``."""
     return {name: value for name, value in names.items() if name != "self"}

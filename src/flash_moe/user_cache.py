@@ -1,4 +1,4 @@
-"""Small JSON files in the user's cache folder, for what was measured on this machine."""
+"""Small JSON files in the user's cache folder, with measurements of this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cache_file(name: str) -> Path:
 
 
 def recall(name: str, version: int) -> dict[str, Any]:
-    """Returns the entries of a file; none if it is missing, damaged or of another version."""
+    """Returns the entries of a file; empty if the file is missing, damaged or of another version."""
     file = cache_file(name)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -34,10 +34,10 @@ def recall(name: str, version: int) -> dict[str, Any]:
 
 
 def remember(name: str, version: int, key: str, change: Callable[[Any], Any], most: int) -> None:
-    """Replaces the entry ``key`` of a file by ``change`` of it (of None if there is none), and keeps the ``most`` latest.
+    """Replaces the entry ``key`` of a file by ``change(entry)``, and keeps the ``most`` latest entries.
 
-    The file appears whole or not at all, and no other process's entries are lost. A failure is logged and costs nothing
-    but the entry.
+    ``change`` gets None if there is no such entry. The file is replaced atomically, and entries of other processes are
+    kept. A failure is logged, and only this entry is lost.
     """
     file = cache_file(name)
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
