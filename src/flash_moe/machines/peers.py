@@ -209,7 +209,7 @@ class Peers:
     def _watch_progress(self, now: float) -> None:
         self._look(self._own)
         states, sums = {0: self._own, **self._states}, self._sums
-        quiet = {rank: state.progress(now, self.timeout / 50) for rank, state in states.items()}
+        quiet = {rank: state.progress(now, self.timeout / 20) for rank, state in states.items()}
         if sums is None or not (sums.pending or sums.waiting):  # all ranks have entered all sums of the pass
             for state in states.values():
                 state.changed = now
