@@ -96,7 +96,7 @@ def test_measured_once(table: RecordTable, new_process: Callable[[], None], cach
     new_process()
     assert choose(table, 4, watch) == "mapped"
     assert watch.calls == 1
-    assert [file.name for file in cache_folder.iterdir()] == ["expert_io.json"]
+    assert {file.name for file in cache_folder.iterdir()} == {"expert_io.json", "expert_io.lock"}
 
 
 def test_failures_are_not_remembered(table: RecordTable) -> None:
@@ -118,8 +118,8 @@ def test_another_file_system_is_measured_anew(table: RecordTable, monkeypatch: p
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"format": 2, "choices": {}}', '{"format": 1, "choices": []}', "[" * 100_000, "\x00"],
-    ids=["empty", "list", "cut", "newer", "choices-list", "deep", "nul"],
+    ["", "[]", "{", '{"format": 2, "entries": {}}', '{"format": 1, "entries": []}', "[" * 100_000, "\x00"],
+    ids=["empty", "list", "cut", "newer", "entries-list", "deep", "nul"],
 )
 def test_a_damaged_file_is_replaced(
     table: RecordTable, new_process: Callable[[], None], cache_folder: Path, content: str
@@ -151,9 +151,9 @@ def test_a_cache_folder_that_cannot_be_written(table: RecordTable, tmp_path: Pat
 def test_old_choices_make_room(table: RecordTable, new_process: Callable[[], None], cache_folder: Path) -> None:
     cache_folder.mkdir(parents=True)
     file = cache_folder / "expert_io.json"
-    file.write_text(json.dumps({"format": 1, "choices": {str(i): "slots" for i in range(100)}}))
+    file.write_text(json.dumps({"format": 1, "entries": {str(i): "slots" for i in range(100)}}))
     choose(table, 4, Stopwatch(MAPPED))
-    choices = json.loads(file.read_text())["choices"]
+    choices = json.loads(file.read_text())["entries"]
     assert (len(choices), list(choices)[:1], list(choices.values())[-1]) == (64, ["37"], "mapped")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -10,14 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError, ExpertReadError
-from ..user_cache import cache_file
+from ..user_cache import cache_file, recall, remember
 from .mapped import MappedStore
 from .mapped_file import UnmappableError
 from .reader import RecordReader
@@ -32,8 +31,7 @@ SECONDS = 0.25  # after the first round, which compiles, when measuring stops; o
 _ROUNDS = 4  # fetches by each store, with the page cache empty and again with it full; fewer would find full slots
 _RECORDS = 4  # of a fetch at the most, so that a slow disk has time for several
 _CLEARLY = 0.9  # the usual choice is left where the other takes less than this share of its time
-_REMEMBERED = 64  # entries in the file
-_FORMAT = 1
+_FILE, _VERSION, _REMEMBERED = "expert_io.json", 1, 64  # entries in the file of the user's cache folder
 
 
 class Timing(NamedTuple):
@@ -103,11 +101,11 @@ def choose(
             raise ArgumentError(f"{VARIABLE} is {forced!r}, expected one of {', '.join(get_args(Streaming))}, or unset")
         return forced  # type: ignore[return-value]
     usual: Streaming = "mapped" if mx.metal.is_available() else "slots"
-    file = _cache_file()
     try:
         work = work or Copying()
         key = _key(table, work.name)
-        if (known := _known.get((file, key)) or _recall(file).get(key)) is not None:
+        known: Any = _known.get((cache_file(_FILE), key)) or recall(_FILE, _VERSION).get(key)
+        if known in get_args(Streaming):
             return known
         timing = (measure or partial(measure_stores, work=work, by_part=by_part))(table, experts_per_token)
     except UnmappableError as error:
@@ -122,8 +120,8 @@ def choose(
     other: Streaming = "slots" if usual == "mapped" else "mapped"
     choice = other if getattr(timing, other) < _CLEARLY * getattr(timing, usual) else usual
     logger.info("expert_io='auto' is %s: mapped took %.4f s, slots %.4f s", choice, *timing)
-    _known[file, key] = choice
-    _remember(file, key, choice)
+    _known[cache_file(_FILE), key] = choice
+    remember(_FILE, _VERSION, key, lambda _: choice, _REMEMBERED)
     return choice
 
 
@@ -192,33 +190,3 @@ def _key(table: RecordTable, work: str) -> str:
     """Returns file system, form of the checkpoint, device and kind of work."""
     device = table.files[0].stat().st_dev
     return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}, {work}"
-
-
-def _cache_file() -> Path:
-    """Where choices are remembered: the user's cache directory."""
-    return cache_file("expert_io.json")
-
-
-def _recall(file: Path) -> dict[str, Streaming]:
-    """Returns the remembered choices; none where the file is missing or damaged."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["format"] != _FORMAT:
-            return {}
-        return {key: choice for key, choice in data["choices"].items() if choice in get_args(Streaming)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        logger.debug("%s is not used: %s", file, error)
-        return {}
-
-
-def _remember(file: Path, key: str, choice: Streaming) -> None:
-    choices = _recall(file)
-    choices.pop(key, None)
-    latest = dict(list(choices.items())[1 - _REMEMBERED :]) | {key: choice}
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"format": _FORMAT, "choices": latest}, indent=1), encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        logger.debug("%s could not be written: %s", file, error)
