@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from ..checkpoint.hub import resolve
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.remote import Shards
-from ..errors import ArgumentError, CheckpointError, DiskSpaceError, HubError
+from ..errors import ArgumentError, HubError
 from ..experts.host_memory import new_bank
 from ..experts.reader import RecordReader
 from ..models import AdaptedFiles
@@ -158,19 +157,13 @@ class _Conversion:
     def run(self) -> None:
         saved = 0 if self.calibration is None else 2 * self.calibration.nbytes  # of two layers for a moment
         self.staging.require_space(self.total + saved)
-        try:
+        with self.staging.writing():
             self.staging.begin()
             checksums, weight_map = self._write_resident()
             layers = self._write_layers()
             section, manifest = self.resident.config_section(), Manifest(layers, checksums, self.table.share)
             write_descriptions(self.staging, self.source.checkpoint, section, manifest, weight_map)
             self.staging.finish()
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # somebody else filled the disk meanwhile
-                raise DiskSpaceError(
-                    f"the disk of {self.staging.folder} is full; make room and start again: it continues where it stopped"
-                ) from error
-            raise CheckpointError(f"writing {self.staging.folder} failed: {error}; start again to continue") from error
 
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes

@@ -7,7 +7,6 @@ place. Two are on the disk at a time; more only where the parts of one matrix li
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from ..checkpoint.names import module_path
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import Extent
 from ..checkpoint.remote import Shards
-from ..errors import ArgumentError, CheckpointError, DiskSpaceError
+from ..errors import ArgumentError, CheckpointError
 from ..models import ModelFiles, is_adapted, open_model
 from ..progress import Callback, Progress
 from ..record import Part, RecordLayout
@@ -71,14 +70,8 @@ def convert_shardwise(
     try:
         with shards.headers() as folder:
             conversion = _Conversion(shards, folder, staging, widths, rounding, share, progress)
-            try:
+            with staging.writing():
                 conversion.run()
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise DiskSpaceError(
-                        f"the disk of {destination} is full; make room and start again: it continues where it stopped"
-                    ) from error
-                raise CheckpointError(f"writing {destination} failed: {error}; start again to continue") from error
             return warnings(conversion.table.layouts, conversion.target)
     finally:
         staging.release()

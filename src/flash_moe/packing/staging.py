@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,23 @@ class Staging:
                 f"{self.destination} needs {needed / 1e9:.2f} GB more, but {parent} has {free / 1e9:.2f} GB free; "
                 "make room or choose another disk (nothing was written)"
             )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within, an error of the operating system says how to go on.
+
+        Raises:
+            DiskSpaceError: the disk is full.
+            CheckpointError: writing failed otherwise.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # somebody else filled the disk meanwhile
+                raise DiskSpaceError(
+                    f"the disk of {self.folder} is full; make room and start again: it continues where it stopped"
+                ) from error
+            raise CheckpointError(f"writing {self.folder} failed: {error}; start again to continue") from error
 
     def begin(self) -> None:
         """Makes the folder; what an interrupted step left is removed.
