@@ -1,4 +1,4 @@
-"""Conversations: turns with tools, and files in which they are kept."""
+"""Conversations: turns with tools, and saved conversations."""
 
 from .conversation import Conversation
 

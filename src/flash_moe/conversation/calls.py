@@ -1,4 +1,4 @@
-"""Runs a function that a model calls."""
+"""Runs the functions that a model calls."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Tools:
     """The tools of a conversation.
 
     Args:
-        tools: functions, which are run, and JSON schemas.
-        max_rounds: the most rounds of calls in a turn.
-        confirm: asked before each call.
+        tools: functions, which are run, and JSON schemas, whose calls the caller answers.
+        max_rounds: the maximum number of rounds of calls in a turn.
+        confirm: function that decides before each call whether it may run.
 
     Attributes:
-        schemas: of all tools; None without any.
+        schemas: the schemas of all tools; None if there are no tools.
     """
 
     def __init__(self, tools: Sequence[Tool], max_rounds: int, confirm: Callable[[ToolCall], bool] | None) -> None:
@@ -33,14 +33,14 @@ class Tools:
         self._max_rounds, self._confirm = max_rounds, confirm
 
     def runs(self, call: ToolCall) -> bool:
-        """Returns whether the call is of a function, not of a schema."""
+        """Returns whether the call names a function, not only a schema."""
         return call.name in self._functions
 
     def result(self, call: ToolCall, last: bool, cancel: Any) -> ToolResult:
-        """Returns what comes of the call of a function.
+        """Runs the call of a function, if it is allowed, and returns the result.
 
         Args:
-            last: the model may not call any more; nothing is run.
+            last: whether the limit of rounds is reached; then the function does not run.
         """
         if last:
             return ToolResult(call, failure(f"not run: {self._max_rounds} rounds of calls are the limit"), failed=True)
@@ -52,11 +52,12 @@ class Tools:
 
 
 def run_call(function: FunctionTool, call: ToolCall, cancel: Any) -> ToolResult:
-    """Returns the result of a call. What the function raises, or returns and JSON cannot hold, is a result as well.
+    """Calls a function and returns the result. An error of the function, or a return value that JSON cannot represent,
+    is a failed result.
 
     Args:
-        cancel: None runs the function in this thread. With an event it runs in a thread of its own, so that waiting for
-            it can end.
+        cancel: None runs the function in this thread. With an event, the function runs in a separate thread, so that
+            the wait for it can be cancelled.
     """
     if cancel is None:
         return _called(function, call)
@@ -66,7 +67,7 @@ def run_call(function: FunctionTool, call: ToolCall, cancel: Any) -> ToolResult:
     def work() -> None:
         try:
             results.append(context.run(_called, function, call))
-        except BaseException as error:  # such as SystemExit: raised where the turn runs
+        except BaseException as error:  # such as SystemExit: raised in the thread of the turn
             results.append(error)
         done.set()
 

@@ -1,4 +1,4 @@
-"""A conversation: messages, the tools that the model may call, and the caches of what was said."""
+"""A conversation: its messages, its tools, and the caches of its tokens."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ from .turns import Turns
 
 
 class Conversation(Turns):
-    """A conversation with a model; made by :meth:`flash_moe.Model.chat`.
+    """A conversation with a model. Create one with :meth:`flash_moe.Model.chat`.
 
-    It keeps its own caches, so that a turn runs only its own new tokens. One conversation belongs to one thread at a
-    time; several conversations with one model take turns.
+    It keeps its own caches, so that each turn runs only new tokens. Only one thread at a time may use a conversation.
+    Several conversations with one model take turns.
 
     Args:
-        model: what answers.
-        messages: what was said before.
-        tools: functions that the model may call, which are run, or JSON schemas, whose calls the caller answers.
-        max_rounds: the most rounds of calls in a turn.
-        confirm: asked before each call; where it returns false the model is told that the call was declined.
-        options: of every reply, by the names that :meth:`flash_moe.Model.stream` has.
+        model: the model that answers.
+        messages: earlier messages of the conversation.
+        tools: functions or JSON schemas that the model may call. Functions are run. The caller must answer calls of
+            schemas.
+        max_rounds: the maximum number of rounds of calls in a turn.
+        confirm: function that is called before each call of a tool. If it returns False, the tool does not run, and the
+            model is told that the user declined.
+        options: options of every reply, with the names of :meth:`flash_moe.Model.stream`.
 
     Attributes:
-        messages: all messages, in OpenAI's form. The list may be changed; what still fits the caches is used.
+        messages: all messages, in OpenAI's form. The list may be changed; the next turn reuses the caches as far as
+            they still match.
     """
 
     @classmethod
@@ -48,7 +51,7 @@ class Conversation(Turns):
         tools: Sequence[Tool] | None,
         confirm: Callable[[ToolCall], bool] | None,
     ) -> Conversation:
-        """Returns a saved conversation; see :meth:`flash_moe.Model.open_chat`."""
+        """Opens a saved conversation; see :meth:`flash_moe.Model.open_chat`."""
         state, cache = load(path, model)
         options = dict(state["options"])
         if options["logit_bias"] is not None:
@@ -76,13 +79,12 @@ class Conversation(Turns):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> Generation:
-        """Says something and returns the model's last reply; arguments are those of :meth:`stream`.
+        """Sends a message and returns the model's last reply. The arguments are those of :meth:`stream`.
 
-        Functions that the model calls are run, and their results answered, before this returns.
+        If the model calls functions, this method runs them and lets the model answer their results before it returns.
 
         Raises:
-            As :meth:`stream`.
-        """
+            The errors of :meth:`stream`."""
         stream = self.stream(
             content, prefill=prefill, response_format=response_format, cancel=cancel, progress=progress
         )
@@ -100,18 +102,22 @@ class Conversation(Turns):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> Iterator[Chunk]:
-        """Says something and yields the replies as they come, with the results of calls between them.
+        """Sends a message and yields the chunks of the replies, with the results of calls between them.
 
-        Leaving the loop early keeps the reply so far, as cancelling does. An error leaves the conversation as it was.
+        If the caller leaves the loop early or cancels, the reply so far is kept. After an error, the conversation is
+        unchanged.
 
         Args:
-            content: a user's text, a message, or several messages, such as results of calls (role ``"tool"``).
-            prefill, response_format, cancel, progress: as :meth:`flash_moe.Model.stream` takes them; a prefill is of the
-                first reply. ``cancel`` also ends waiting for a function, which then runs to its end in its thread.
+            content: the text of a user's message, a message, or several messages, such as results of calls (role
+                ``"tool"``).
+            prefill, response_format, cancel, progress: as in :meth:`flash_moe.Model.stream`. A prefill applies to the
+                first reply. ``cancel`` also ends the wait for a running function; the function itself then runs to its
+                end in its thread.
 
         Raises:
             PromptError: there is nothing to answer, or calls of the last reply have no results yet.
-            As :meth:`flash_moe.Model.stream`. What a function raises is no error: the model is told.
+            The errors of :meth:`flash_moe.Model.stream`. An error in a function of the user is not raised, but sent to
+                the model as the result.
         """
         said = to_send(content, self.messages)
         prompt = self._start([*self.messages, *said], prefill, response_format, cancel, progress)
@@ -126,7 +132,7 @@ class Conversation(Turns):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> Generation:
-        """As :meth:`send`, in a thread of its own. Cancelling the task stops the turn before this raises."""
+        """Sends a message as :meth:`send` does, in a separate thread."""
         stream = self.astream(
             content, prefill=prefill, response_format=response_format, cancel=cancel, progress=progress
         )
@@ -145,10 +151,9 @@ class Conversation(Turns):
         cancel: Event | None = None,
         progress: ProgressOption = True,
     ) -> AsyncGenerator[Chunk, None]:
-        """As :meth:`stream`, in a thread of its own, in which functions run as well.
+        """Sends a message as :meth:`stream` does, in a separate thread that also runs the functions.
 
-        Cancelling the task that waits for a chunk, or leaving the loop, is as :meth:`flash_moe.Model.astream` says; the
-        reply so far is kept.
+        Cancelling the task and leaving the loop work as in :meth:`flash_moe.Model.astream`. The reply so far is kept.
         """
         leaving = Leaving(cancel)
         stream = self.stream(
@@ -157,13 +162,13 @@ class Conversation(Turns):
         return in_thread(stream, leaving)
 
     def undo(self) -> list[dict[str, Any]]:
-        """Takes back the last user's message and all that followed it.
+        """Removes the last user message and all messages after it.
 
         Returns:
-            The messages that were taken back.
+            The removed messages.
 
         Raises:
-            PromptError: there is no user's message.
+            PromptError: there is no user message.
         """
         users = [i for i, message in enumerate(self.messages) if message.get("role") == "user"]
         if not users:
@@ -173,7 +178,7 @@ class Conversation(Turns):
         return taken
 
     def fork(self) -> Conversation:
-        """Returns an independent conversation that goes on from here."""
+        """Returns an independent copy of the conversation, which continues from this point."""
         other = copy.copy(self)
         other.messages = copy.deepcopy(self.messages)
         other._prefixes = Prefixes(self._model._engine.new_cache, self._model.tokenizer.eos_token_ids)
@@ -184,8 +189,8 @@ class Conversation(Turns):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation to a file that :meth:`flash_moe.Model.open_chat` reads.
 
-        The file holds messages, schemas of tools, options, token ids, keys, values and recurrent states. It appears
-        complete or not at all.
+        The file holds the messages, the schemas of tools, the options, the token ids, the KV cache and the recurrent
+        states. It is written atomically.
 
         Raises:
             OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The messages of a turn, checked against the messages before it."""
+"""Checks the messages of a turn against the earlier messages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..errors import PromptError
 from ..notebook import html
 
 Content: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""A user's text, a message, or several messages."""
+"""The text of a user's message, a message, or several messages."""
 
 
 def to_send(content: Content, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns what is said as messages.
+    """Returns the content of a turn as a list of messages.
 
     Args:
-        messages: what was said before.
+        messages: the earlier messages.
 
     Raises:
         PromptError: there is nothing to answer, or calls of the last reply have no results yet.
@@ -40,7 +40,7 @@ def to_send(content: Content, messages: Sequence[Mapping[str, Any]]) -> list[dic
 
 
 def unanswered(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the calls of the last reply that have no results."""
+    """Returns the calls of the last reply that have no results yet."""
     answered: set[Any] = set()
     for message in reversed(messages):
         if message.get("role") != "tool":
@@ -50,7 +50,7 @@ def unanswered(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 class ShownMessages:
-    """Displays of a list of messages: one line in text, and all of it in a notebook."""
+    """A display of messages: one line in a terminal, and all of them in a notebook."""
 
     messages: list[dict[str, Any]]
 

@@ -1,6 +1,6 @@
-"""Conversations in files: messages, tokens, keys, values and states, and what they belong to.
+"""Saves and loads conversations: messages, tokens, caches, and a fingerprint of the model.
 
-A file is in the safetensors format. Its metadata holds all that is no array, and a digest of everything.
+A file has the safetensors format. Its metadata holds everything except arrays, and a digest of the whole content.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..nn.cache import KVCache, SequenceCache
 from ..nn.decoder import Decoder
 
 _KIND, _VERSION = "flash_moe conversation", 1
-_SMALL = 64 << 20  # files up to this size count by their content, larger ones by size and time
+_SMALL = 64 << 20  # the digest covers the content of files up to this size, and size and time of larger ones
 
 
 def save(path: str | os.PathLike[str], model: LanguageModel, state: Any, caches: Sequence[Any]) -> None:
-    """Writes a conversation to a temporary file, which then takes the name.
+    """Saves a conversation. Writes a temporary file first, which then replaces the target.
 
     Args:
-        state: what is JSON of it.
-        caches: the last one is saved, if there is any.
+        state: the parts of the conversation that are JSON data.
+        caches: the caches of the conversation; only the last one is saved.
     """
     path = Path(path)
     _own(model)
@@ -51,8 +51,8 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> tuple[Any, Seque
     """Returns the state and the caches of a saved conversation.
 
     Raises:
-        ConversationError: the file is damaged or holds no conversation, or the conversation belongs to another model or
-            was held with other settings.
+        ConversationError: the file is damaged or is not a saved conversation, or the conversation was saved with
+            another model or other settings.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> tuple[Any, Seque
             content = json.loads(text)
     except OSError:
         raise
-    except Exception as error:  # whatever damaged bytes may lead to
+    except Exception as error:  # damaged bytes can cause any error
         raise ConversationError(
             f"{path} is damaged, or no conversation saved by flash_moe ({type(error).__name__}: {error}); "
             "restore it from a copy"
@@ -86,12 +86,12 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> tuple[Any, Seque
         raise ConversationError(f"{path} was saved in format {version}, expected {_VERSION}; update flash_moe")
     _require_same(path, content["made by"], fingerprint(model))
     decoder = _own(model)
-    alone = decoder is model._decoder  # other machines have not saved their caches: there the tokens run again
+    alone = decoder is model._decoder  # other machines did not save their caches, so the tokens run again
     return content["state"], _restored(content, arrays, decoder.new_cache()) if arrays and alone else None
 
 
 def _own(model: LanguageModel) -> Decoder:
-    decoder = getattr(model._decoder, "network", model._decoder)  # of a group of machines, that of this one
+    decoder = getattr(model._decoder, "network", model._decoder)  # in a group of machines, the cache of this one
     if not isinstance(decoder, Decoder):
         raise ConversationError(
             "conversations of a model that runs on mlx-lm's network cannot be saved, nor opened; keep their messages instead"
@@ -100,7 +100,7 @@ def _own(model: LanguageModel) -> Decoder:
 
 
 def fingerprint(model: LanguageModel) -> dict[str, Any]:
-    """Returns what a conversation's numbers depend on, beside its tokens: the checkpoint, and settings by name."""
+    """Returns everything except the tokens that determines the caches: the checkpoint, and settings by name."""
     decoder = _own(model)
     return {
         "checkpoint": _checkpoint(model.path),
@@ -127,9 +127,7 @@ def _require_same(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) 
 
 
 def _checkpoint(folder: Path) -> str:
-    """Returns a digest of a checkpoint's files: small ones by content, large ones by size and time of their last
-    change.
-    """
+    """Returns a digest of a checkpoint's files: the content of small ones, size and modification time of large ones."""
     found = hashlib.blake2b(digest_size=16)
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".flashmoe"):
         status = file.stat()

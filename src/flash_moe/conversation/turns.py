@@ -1,4 +1,4 @@
-"""The turns of a conversation: replies, the calls in them, and what is kept where a turn ends early."""
+"""The turns of a conversation: replies, their tool calls, and turns that end early."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .messages import ShownMessages
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A reply that is about to be generated, and the text and the tokens of its prompt."""
+    """A prepared generation, with the text and the tokens of its prompt."""
 
     run: Run
     text: str
@@ -27,7 +27,7 @@ class _Prompt:
 
 
 class Turns(ShownMessages):
-    """The turns of a :class:`~.conversation.Conversation`, which describes arguments and attributes."""
+    """The base class of :class:`~.conversation.Conversation`, which describes the arguments and attributes."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Turns(ShownMessages):
         self._options = dict(options)
         self._prefixes = Prefixes(model._engine.new_cache, model.tokenizer.eos_token_ids)
         self._last: Generation | None = None
-        # the text of the last prompt with its reply, and the tokens it was made of
+        # the text of the last prompt with its reply, and their tokens
         self._written: tuple[str, list[int]] = ("", [])
 
     def _start(
@@ -57,7 +57,7 @@ class Turns(ShownMessages):
         )  # fmt: skip
         text = continued(text, prefill)
         known, tokens = self._written
-        # Behind what the model wrote itself, as it wrote it: its tokens need not be those of the text.
+        # Text that the model wrote keeps the tokens that it sampled; the tokenizer might split it differently.
         tokens = [*tokens, *tokenizer.encode(text[len(known) :])] if text.startswith(known) else tokenizer.encode(text)
         run = self._model._start(
             tokens, tools=self._tools.schemas, response_format=format, prefill=prefill, prefilled=True, cancel=cancel,
@@ -89,7 +89,7 @@ class Turns(ShownMessages):
         self._drop_unanswered(before)
 
     def _drop_unanswered(self, before: int) -> None:
-        """Takes a turn back in which nothing was said."""
+        """Removes the messages of a turn that has no reply."""
         if all(message.get("role") != "assistant" for message in self.messages[before:]):
             del self.messages[before:]
 
@@ -112,11 +112,11 @@ class Turns(ShownMessages):
         return reply
 
     def _keep(self, prompt: _Prompt, reply: Generation) -> None:
-        """Notes a reply, and what its tokens read as."""
+        """Stores a reply, its tokens and their text."""
         self._last = reply
         message = reply.message
         if reply.finish_reason == "cancelled":
-            message.pop("tool_calls", None)  # nobody will run them
+            message.pop("tool_calls", None)  # these calls will not run
             if reply.tool_call_error is not None:
                 message["content"] = reply.prefill + reply.text
             if not (message["content"] or message.get("reasoning_content")):
@@ -129,7 +129,7 @@ class Turns(ShownMessages):
             self._written = prompt.text + text, [*prompt.tokens, *reply.tokens]
 
     def _results(self, reply: Generation, last: bool, cancel: Any) -> Generator[Chunk, None, bool]:
-        """Runs the calls of a reply, in order; returns whether the model can go on."""
+        """Runs the calls of a reply in order. Returns whether the model can continue."""
         if reply.tool_call_error is not None:
             content = failure(str(reply.tool_call_error))
             self.messages.append({"role": "tool", "content": content})
@@ -155,6 +155,6 @@ class Turns(ShownMessages):
         return not pending and not last
 
     def _without_results(self) -> None:
-        """Leaves the calls of the last message out, since nobody will answer them."""
+        """Removes the calls of the last message, because they will get no results."""
         if self.messages and self.messages[-1].pop("tool_calls", None) and not self.messages[-1]["content"]:
             del self.messages[-1]

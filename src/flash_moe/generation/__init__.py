@@ -1,1 +1,1 @@
-"""From a prompt to tokens: prefill, decode, sampling, stopping, statistics."""
+"""Generates tokens from a prompt: prefill, decode, sampling, stopping, statistics."""

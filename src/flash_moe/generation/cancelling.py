@@ -1,4 +1,4 @@
-"""The ways to end a generation: an event, or leaving the loop that waits for the generating thread."""
+"""Cancels generations: by an event, or when the caller leaves the loop over chunks."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from .result import Chunk
 
 
 class Event(Protocol):
-    """The type of ``cancel=``: a ``threading.Event``, or an object with its ``is_set()``."""
+    """The type of ``cancel=``: a ``threading.Event``, or another object with ``is_set()``."""
 
     def is_set(self) -> bool: ...
 
 
 class Leaving:
-    """An event that is set when somebody leaves, or once another one is set.
+    """An event that is set when the caller leaves a loop, or when another event is set.
 
     Args:
-        other: None for no other.
+        other: the other event, or None.
     """
 
     def __init__(self, other: Event | None) -> None:
         self._other, self._left = cancelled(other), False
 
     def set(self) -> None:
-        """Sets it."""
+        """Sets the event."""
         self._left = True
 
     def is_set(self) -> bool:
-        """Returns whether it is set."""
+        """Returns whether this event or the other one is set."""
         return self._left or (self._other is not None and self._other())
 
 
 def cancelled(cancel: Event | None) -> Callable[[], bool] | None:
-    """Returns what tells whether a generation is to end; None where nothing can.
+    """Returns a function that tells whether a generation was cancelled; None if it cannot be.
 
     Raises:
         ArgumentError: ``cancel`` has no ``is_set()``.
@@ -50,7 +50,7 @@ def cancelled(cancel: Event | None) -> Callable[[], bool] | None:
 
 
 async def in_thread(chunks: Iterator[Chunk], leaving: Leaving) -> AsyncGenerator[Chunk, None]:
-    """Yields chunks that a thread makes; leaving the loop sets ``leaving``, and waits until the thread has ended."""
+    """Yields chunks that a thread generates. Leaving the loop sets ``leaving`` and waits for the thread to end."""
     loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "flash_moe astream")
     try:
         while (chunk := await loop.run_in_executor(thread, next, chunks, None)) is not None:

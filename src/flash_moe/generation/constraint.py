@@ -1,4 +1,4 @@
-"""The tokens that may come next in a reply: the interface of grammars, and free reasoning before one."""
+"""Constraints on the next token: the interface of grammars, and unconstrained reasoning before them."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import numpy as np
 
 
 class Constraint(Protocol):
-    """The state of one reply in its format. The sampler asks it, and tells it each token."""
+    """The constraint of one reply. The sampler queries it before each token, and passes it each sampled token."""
 
     def prepare(self) -> None:
-        """Waits for what the next question needs, if it is still being made."""
+        """Waits until the constraint is ready for the next query, e.g. until its grammar is compiled."""
         ...
 
     def allows(self, token: int) -> bool:
-        """Returns whether a token may come next; cheap."""
+        """Returns whether a token may come next. This is fast."""
         ...
 
     def allowed(self) -> np.ndarray:
-        """Returns which tokens may come next, [V] bool; may take milliseconds."""
+        """Returns a mask of the tokens that may come next, [V] bool. This can take milliseconds."""
         ...
 
     def accept(self, token: int) -> None:
-        """Goes on behind an allowed token."""
+        """Advances the state by an allowed token."""
         ...
 
     def forced(self) -> list[int]:
-        """Returns the tokens that come next whatever the model says; none where there is a choice."""
+        """Returns the only tokens that can come next; empty if there is a choice."""
         ...
 
 
 class AfterReasoning:
-    """Leaves a reply's reasoning free, and holds what follows to a constraint.
+    """Leaves the reasoning of a reply unconstrained, and applies a constraint to the rest.
 
-    Reasoning cannot end the reply: the format would be missing. One gap of white space may follow it.
+    The reply cannot end inside the reasoning, because the constrained part would be missing. One token of white space
+    may follow the reasoning.
 
     Args:
-        constraint: of what follows.
-        opening: id of ``<think>`` if the reply may begin with it, else None.
+        constraint: the constraint of the text after the reasoning.
+        opening: id of ``<think>`` if the reply may begin with that token, else None.
         closing: id of ``</think>``.
-        gap: ids of tokens of white space that a chat template writes behind reasoning.
-        ends: ids that end a reply.
+        gap: ids of the white space tokens that a chat template writes after the reasoning.
+        ends: ids of tokens that end a reply.
         size: width of the logits.
         inside: whether the prompt ended inside reasoning.
     """
@@ -63,7 +64,7 @@ class AfterReasoning:
         self._inside, self._may_pause = inside, False
 
     def prepare(self) -> None:
-        """Waits for what the next question needs: nothing while reasoning goes on."""
+        """Waits until the constraint is ready; returns at once during the reasoning."""
         if not self._inside:
             self._constraint.prepare()
 
@@ -74,7 +75,7 @@ class AfterReasoning:
         return token in self._extra() or self._constraint.allows(token)
 
     def allowed(self) -> np.ndarray:
-        """Returns which tokens may come next, [V] bool."""
+        """Returns a mask of the tokens that may come next, [V] bool."""
         if self._inside:
             mask = np.ones(self._size, bool)
             mask[list(self._ends)] = False
@@ -84,7 +85,7 @@ class AfterReasoning:
         return mask
 
     def accept(self, token: int) -> None:
-        """Goes on behind an allowed token."""
+        """Advances the state by an allowed token."""
         if self._inside:
             if token == self._closing:
                 self._inside, self._may_pause = False, True
@@ -97,11 +98,11 @@ class AfterReasoning:
             self._constraint.accept(token)
 
     def forced(self) -> list[int]:
-        """Returns the tokens that come next whatever the model says."""
+        """Returns the only tokens that can come next; empty if there is a choice."""
         return [] if self._inside or self._extra() else self._constraint.forced()
 
     def _extra(self) -> frozenset[int]:
-        """Returns tokens that may come next beside those of the constraint."""
+        """Returns tokens that are allowed in addition to those of the constraint."""
         if self._may_pause:
             return self._gap
         return frozenset() if self._opening is None else frozenset({self._opening})

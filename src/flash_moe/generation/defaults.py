@@ -1,4 +1,4 @@
-"""The sampling a checkpoint recommends, from its generation_config.json."""
+"""Reads the sampling options that a checkpoint recommends in generation_config.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:
-    """Returns arguments for Sampling: what the file says if it asks for sampling (``do_sample``), else greedy decoding.
+    """Returns arguments for Sampling: those of the file if it has ``do_sample``, else greedy decoding.
 
     Raises:
         ConfigError: the file is malformed.

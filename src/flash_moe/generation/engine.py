@@ -1,4 +1,4 @@
-"""Prefill and decode: runs the decoder over a prompt, then token by token."""
+"""Runs a network: prefill of a prompt in chunks, then decoding token by token."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from ..nn.network import Cache, Network, Task
 from ..progress import Callback, Progress
 from .sampling import Sampler
 
-CLOSE_SECONDS = 1.0  # that closing waits for the pass that is running
-TURN_SECONDS = 0.1  # after which a generation that waits for its turn looks whether it was cancelled
-MOST_TOGETHER = 64  # sequences; of more, the experts that a layer reads grow as their number does
-CLEAR_INTERVAL = 16  # tokens; MLX keeps freed buffers by size, and a growing context leaves one of every size
+CLOSE_SECONDS = 1.0  # seconds that closing waits for the running pass
+TURN_SECONDS = 0.1  # seconds after which a waiting generation checks whether it was cancelled
+MOST_TOGETHER = 64  # sequences; with more, the experts that a layer reads grow in proportion
+CLEAR_INTERVAL = 16  # tokens; MLX keeps freed buffers by size, and a growing context frees one of each size
 
 
 class Engine:
-    """Runs one decoder; forward passes of several sequences take turns.
+    """Runs one network. The forward passes of several sequences take turns.
 
     Args:
         decoder: the network.
-        prefill_chunk: tokens that go through the layers together; each expert they touch is read once per chunk.
+        prefill_chunk: number of prompt tokens that pass through the layers together. Each expert that they use is read
+            once per chunk.
     """
 
     _decoder = UntilClosed[Network]()
-    _turn = UntilClosed[Any]()  # stays: it only must not be waited for in a fork
+    _turn = UntilClosed[Any]()  # stays open; a fork must not wait for it
 
     def __init__(self, decoder: Network, prefill_chunk: int) -> None:
         self._decoder, self._chunk = decoder, prefill_chunk
         self._turn = RLock()
 
     def close(self) -> None:
-        """Drops the network. Every later pass raises :class:`~flash_moe.errors.ModelClosedError`.
+        """Releases the network. Every later pass raises :class:`~flash_moe.errors.ModelClosedError`.
 
-        Waits a moment for the pass that is running, which ends at its next fetch from a store that is closed.
+        Waits briefly for the running pass, which ends at its next fetch, because the store is closed.
         """
         del self._decoder
         if self._turn.acquire(timeout=CLOSE_SECONDS):
@@ -58,12 +59,12 @@ class Engine:
         progress: Callback | None = None,
         task: Task | None = None,
     ) -> mx.array:
-        """Runs what the cache does not hold yet of a prompt through the network.
+        """Runs the tokens of a prompt that are not in the cache yet.
 
         Args:
-            tokens: the prompt; the cache holds a proper part of its beginning.
-            progress: called after each layer of a chunk, with tokens.
-            task: the generation it is for.
+            tokens: the whole prompt. The cache holds a prefix of it, but not all of it.
+            progress: function that is called after each layer of a chunk, with a number of tokens.
+            task: the generation that the prompt belongs to.
 
         Returns:
             Logits [V] float32 of the last token.
@@ -74,12 +75,12 @@ class Engine:
             with self._telling(progress, task, start, len(chunk), len(tokens)):
                 logits = self._run(chunk, cache, int(start + len(chunk) == len(tokens)), task)
         mx.eval(logits)
-        clear_cache()  # memory that prefill no longer needs is better used by the page cache
+        clear_cache()  # the page cache can use the memory that prefill no longer needs
         return logits[0]
 
     @contextmanager
     def _telling(self, progress: Callback | None, task: Task, start: int, count: int, total: int) -> Iterator[None]:
-        """Within it, each layer of a pass over ``count`` tokens is reported."""
+        """Reports the progress of each layer during a pass over ``count`` tokens."""
         layers = len(self._decoder.layers)
 
         def passed(number: int) -> None:
@@ -95,7 +96,7 @@ class Engine:
     def decode(
         self, logits: mx.array, cache: Cache, sampler: Sampler, count: int, task: Task | None = None
     ) -> Iterator[int]:
-        """Yields up to ``count`` tokens, the first drawn from ``logits``; the caller stops when it has enough."""
+        """Yields up to ``count`` tokens; the first is sampled from ``logits``. The caller may stop early."""
         done = cleared = 0
         while True:
             tokens = self.draw(logits, sampler, task)
@@ -109,17 +110,17 @@ class Engine:
             logits = self._run(tokens, cache, 1, task)[0]
 
     def draw(self, logits: mx.array, sampler: Sampler, task: Task | None = None) -> list[int]:
-        """Draws a token from logits [V], and takes those behind it that a format leaves no choice about."""
-        sampler.prepare()  # outside the turn, so that others need not wait
+        """Samples a token from logits [V], and adds the tokens that the format forces after it."""
+        sampler.prepare()  # before the turn, so that other sequences need not wait
         with self._in_turn(task):
             tokens = [sampler(logits)]
-            if not self._decoder.streaming.changes_experts:  # which acts on single tokens
+            if not self._decoder.streaming.changes_experts:  # these options act on single tokens
                 tokens += sampler.forced()
         return tokens
 
     @property
     def most_together(self) -> int:
-        """How many sequences may run together: as many as an eighth of the memory holds, each with marks and keys."""
+        """The maximum number of sequences that run together; their caches take at most an eighth of the memory."""
         if not hasattr(self._decoder, "run_together"):
             return 1
         return max(2, min(MOST_TOGETHER, memory_limit() // 8 // max(1, 3 * self.new_cache().nbytes)))
@@ -131,7 +132,7 @@ class Engine:
         tasks: Sequence[Task],
         progress: Callback | None = None,
     ) -> list[mx.array]:
-        """As :meth:`prefill` for several prompts, of which a chunk takes as many as it can.
+        """Runs several prompts as :meth:`prefill` does. A chunk holds tokens of as many prompts as possible.
 
         Returns:
             Logits [V] float32 of the last token of each.
@@ -159,17 +160,19 @@ class Engine:
     def run_together(
         self, tokens: Sequence[Sequence[int]], caches: Sequence[Any], tasks: Sequence[Task]
     ) -> list[mx.array]:
-        """Returns further tokens of several sequences, through the layers together where the network can.
+        """Runs the next tokens of several sequences together, if the network supports that.
 
         Args:
-            tasks: the generations that they are for; the pass counts in each.
+            tasks: the generations that the sequences belong to; the pass counts in the statistics of each.
 
         Returns:
             Logits [V] float32 of the last token of each.
         """
         network = self._decoder
         together = getattr(network, "run_together", None)
-        if len(tokens) == 1 or together is None or network.streaming.changes_experts:  # which acts on single tokens
+        if (
+            len(tokens) == 1 or together is None or network.streaming.changes_experts
+        ):  # these options act on single tokens
             return [self._run(t, c, 1, task)[0] for t, c, task in zip(tokens, caches, tasks, strict=True)]
         with self._in_turn(tasks[0]), ExitStack() as serving:
             for task in tasks:
@@ -177,12 +180,12 @@ class Engine:
             return list(together(tokens, caches))
 
     def all_logits(self, tokens: Sequence[int]) -> mx.array:
-        """Returns logits of every position of a teacher-forced pass, [T, V] float32."""
+        """Runs a sequence and returns the logits of every position, [T, V] float32."""
         return self.last_logits(tokens, len(tokens), self.new_cache())
 
     def last_logits(self, tokens: Sequence[int], count: int, cache: Cache) -> mx.array:
-        """Returns logits of the last ``count`` positions, [count, V] float32; the cache holds at most what lies before
-        them.
+        """Returns the logits of the last ``count`` positions, [count, V] float32. The cache holds at most the tokens
+        before them.
         """
         parts, first = [], len(tokens) - count
         for start in range(len(cache.tokens), len(tokens), self._chunk):
@@ -195,7 +198,7 @@ class Engine:
         return mx.concatenate(parts)
 
     def _run(self, tokens: Sequence[int], cache: Cache, last: int, task: Task | None = None) -> mx.array:
-        """One pass; logits [last, V] of the last of the tokens."""
+        """Runs one pass and returns the logits [last, V] of the last tokens."""
         with self._in_turn(task):
             network = self._decoder
             with nullcontext() if task is None else network.serving(task):
@@ -203,7 +206,7 @@ class Engine:
 
     @contextmanager
     def _in_turn(self, task: Task | None) -> Iterator[None]:
-        """Waits for the passes of other sequences, unless the task is cancelled meanwhile."""
+        """Waits for the passes of other sequences. Raises Cancelled if the task is cancelled meanwhile."""
         turn, cancelled = self._turn, None if task is None else task.cancelled
         while not turn.acquire(timeout=-1 if cancelled is None else TURN_SECONDS):
             if cancelled is not None and cancelled():

@@ -1,4 +1,4 @@
-"""Filters of probabilities: top_k, top_p and min_p."""
+"""The sampling filters top_k, top_p and min_p."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-_ASKED = 64  # tokens that a format is asked about one by one, rather than for a mask of all; about 10 µs each
-_CANDIDATES = 1024  # most probable tokens that top_p looks at first; nearly always they are enough
+_ASKED = 64  # tokens to check against a format one by one, before computing a mask; about 10 µs each
+_CANDIDATES = 1024  # number of most probable tokens that top_p considers first; this is almost always enough
 
 
 class Filters(Protocol):
-    """Bounds of the filters; :class:`~flash_moe.generation.sampling.Sampling` has them."""
+    """The parameters of the filters, as in :class:`~flash_moe.generation.sampling.Sampling`."""
 
     @property
     def top_k(self) -> int: ...
@@ -25,9 +25,10 @@ class Filters(Protocol):
 
 
 def kept_tokens(logits: np.ndarray, filters: Filters) -> tuple[np.ndarray, np.ndarray]:
-    """Returns token ids that top_k, top_p and min_p leave, and their renormalised probabilities.
+    """Returns the token ids that top_k, top_p and min_p keep, and their renormalised probabilities.
 
-    Most probable first, or by id where all are kept: sorting a whole vocabulary takes longer than all the rest.
+    The most probable token comes first. If all tokens are kept, they are in the order of their ids, because sorting a
+    whole vocabulary is slow.
     """
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
@@ -47,13 +48,13 @@ def kept_tokens(logits: np.ndarray, filters: Filters) -> tuple[np.ndarray, np.nd
 
 
 def decisive_tokens(logits: np.ndarray, filters: Filters, allows: Callable[[int], bool]) -> np.ndarray | None:
-    """Returns allowed tokens, most probable first, among which are all that the filters keep of the allowed ones.
+    """Returns allowed tokens, most probable first, including all allowed tokens that the filters keep.
 
-    Their probabilities relative to each other are then all that counts. None where more tokens than a few would have to be
-    asked about.
+    The caller needs only their probabilities relative to each other. Returns None if too many tokens would have to be
+    checked.
 
     Args:
-        allows: whether a format allows a token.
+        allows: function that tells whether a format allows a token.
     """
     ids = largest(logits, _ASKED)
     ids = ids[np.argsort(-logits[ids], kind="stable")]
@@ -68,11 +69,11 @@ def decisive_tokens(logits: np.ndarray, filters: Filters, allows: Callable[[int]
 
 
 def _settled(weights: np.ndarray, kept: list[int], filters: Filters, size: int) -> bool:
-    """Returns whether no token behind the last of ``kept`` can pass the filters, whichever of them are allowed.
+    """Returns whether no token after the last of ``kept`` can pass the filters, even if all of them are allowed.
 
     Args:
-        weights: of the most probable tokens, in order, relative to the first.
-        size: number of all tokens; those behind ``weights`` have at most the last one's weight.
+        weights: weights of the most probable tokens, in order, relative to the first.
+        size: number of all tokens. Those after ``weights`` have at most the weight of its last element.
     """
     behind = weights[kept[-1] + 1 :]
     room = filters.top_k - len(kept) if filters.top_k else size
@@ -87,7 +88,7 @@ def _settled(weights: np.ndarray, kept: list[int], filters: Filters, size: int) 
 
 
 def _candidates(probabilities: np.ndarray, filters: Filters) -> np.ndarray:
-    """Returns ids, in order, of all tokens that the filters can keep: few of a vocabulary, as a rule."""
+    """Returns the ids of all tokens that the filters can keep, in order; usually few."""
     if filters.top_k:
         return largest(probabilities, filters.top_k)
     if filters.top_p == 1:
@@ -100,7 +101,7 @@ def _candidates(probabilities: np.ndarray, filters: Filters) -> np.ndarray:
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Returns indices of the ``count`` largest values, or of all, in order."""
+    """Returns the indices of the ``count`` largest values, or of all values, in descending order."""
     if count >= values.size:
         return np.arange(values.size)
     return np.sort(np.argpartition(-values, count - 1)[:count])

@@ -1,4 +1,4 @@
-"""The options of a generation, checked before its first token."""
+"""Checks the options of a generation before its first token."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .stopping import StopStrings
 
 @dataclass(frozen=True)
 class Options:
-    """Options of one generation.
+    """The options of one generation.
 
     Attributes:
-        max_tokens: the most tokens to generate.
-        sampling: how tokens are drawn.
+        max_tokens: the maximum number of tokens to generate.
+        sampling: the options of sampling.
         stop: strings that end the generation.
-        reasoning_budget: the most tokens of reasoning; None for any number.
+        reasoning_budget: the maximum number of reasoning tokens; None for no limit.
     """
 
     max_tokens: int
@@ -47,11 +47,11 @@ def resolve_options(
     stop: str | Sequence[str] | None,
     reasoning_budget: int | None = None,
 ) -> Options:
-    """Returns checked options; arguments are those of :meth:`flash_moe.Model.stream`.
+    """Checks options and returns them. The arguments are those of :meth:`flash_moe.Model.stream`.
 
     Args:
-        defaults: values of sampling options that are None.
-        vocab_size: of the model's logits, for ``logit_bias``.
+        defaults: values for sampling options that are None.
+        vocab_size: width of the model's logits, to check ``logit_bias``.
 
     Raises:
         ArgumentError: an option is out of range.
@@ -70,13 +70,13 @@ def resolve_options(
 
 
 def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of the options of a stream that :func:`resolve_options` takes."""
+    """Returns those options of a stream that :func:`resolve_options` takes."""
     names = inspect.signature(resolve_options).parameters
     return {name: value for name, value in options.items() if name in names}
 
 
 def forbid(sampling: Sampling, tokens: Collection[int]) -> Sampling:
-    """Returns the same with some tokens that must not come."""
+    """Returns the sampling options with some tokens forbidden."""
     if not tokens:
         return sampling
     return replace(sampling, logit_bias={**sampling.logit_bias, **dict.fromkeys(tokens, -math.inf)})

@@ -1,4 +1,4 @@
-"""Prompts that begin as a sequence before: a conversation that goes on, or another question about the same text."""
+"""Reuses the caches of earlier sequences for prompts with the same prefix."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from ..checks import integer
 from ..limits import memory_limit
 from ..nn.network import Cache
 
-MARKS = 3  # kept of a sequence; each costs the recurrent states of all layers
+MARKS = 3  # marks of a sequence; each takes the memory of the recurrent states of all layers
 
 
 class Prefixes:
-    """Keeps sequences, for prompts that share their beginning with one; those used last, up to a number of bytes.
+    """Keeps the caches of the most recently used sequences, up to a number of bytes.
 
-    A sequence that is being extended belongs to the stream that took it: two streams never share one.
+    A stream takes a cache and extends it. Two streams never share a cache.
 
     Args:
-        new_cache: makes an empty cache.
-        ends: token ids that end a message.
-        limit: bytes of caches to keep.
-        least: sequences to keep, however large they are.
+        new_cache: function that creates an empty cache.
+        ends: ids of tokens that end a message.
+        limit: maximum number of bytes of all kept caches.
+        least: number of sequences that are kept even if they exceed the limit.
     """
 
     def __init__(self, new_cache: Callable[[], Cache], ends: Collection[int], limit: int = 0, least: int = 1) -> None:
         self._new_cache, self._ends = new_cache, ends
         self._limit, self._least = limit, least
-        self._kept: list[Cache] = []  # the one used last is last
-        self._lock = RLock()  # a stream may be collected, and give its cache back, while its own thread holds it
+        self._kept: list[Cache] = []  # the most recently used cache is last
+        self._lock = (
+            RLock()
+        )  # reentrant: the garbage collector may return a stream's cache in the thread that holds the lock
 
     def take(self, tokens: Sequence[int]) -> Cache:
-        """Returns a cache that holds as much of ``tokens`` as possible, though not the last, whose logits are wanted."""
+        """Returns a cache with the longest possible prefix of ``tokens``, without the last token, whose logits are
+        needed.
+        """
         with self._lock:
             length, best = max(
                 ((usable(cache, tokens), cache) for cache in self._kept), key=lambda found: found[0], default=(0, None)
@@ -39,8 +43,8 @@ class Prefixes:
             if best is None or not length or best not in self._kept:
                 cache = self._new_cache()
             elif length < len(best.tokens) and 2 * best.nbytes <= self._limit:
-                cache = best.fork(length)  # the other conversation may go on as well
-                if length >= max(best.marks, default=0):  # or is this one, with its last reply rewritten
+                cache = best.fork(length)  # the other conversation may continue as well
+                if length >= max(best.marks, default=0):  # or it is this conversation, with its last reply rewritten
                     self._kept.remove(best)
                     self._kept.insert(0, best)
             else:
@@ -52,13 +56,16 @@ class Prefixes:
         return cache
 
     def mark(self, cache: Cache, tokens: Sequence[int]) -> None:
-        """Asks for marks where other prompts are likely to part from ``tokens``, of which the cache holds a beginning."""
+        """Requests marks at positions where other prompts are likely to differ from ``tokens``.
+
+        The cache holds a prefix of ``tokens``.
+        """
         ahead = [length for length in boundaries(tokens, self._ends) if length > len(cache.tokens)]
         wanted = sorted({*cache.marks, *([len(cache.tokens)] if cache.tokens else []), *ahead})
-        cache.mark([*wanted[:1], *wanted[1:][1 - MARKS :]])  # the first is often a system prompt's end
+        cache.mark([*wanted[:1], *wanted[1:][1 - MARKS :]])  # the first is often the end of a system prompt
 
     def put(self, cache: Cache) -> None:
-        """Gives a cache back. One whose last pass failed half-way goes back to a mark, or is dropped."""
+        """Returns a cache to the pool. If its last pass failed, the cache is truncated to a mark, or dropped."""
         if not cache.recover() or not cache.tokens:
             return
         with self._lock:
@@ -68,35 +75,35 @@ class Prefixes:
 
     @property
     def sequences(self) -> list[Cache]:
-        """Those that are kept; the one used last is last."""
+        """The kept caches; the most recently used one is last."""
         with self._lock:
             return list(self._kept)
 
     def clear(self) -> None:
-        """Forgets all sequences and frees their memory."""
+        """Drops all caches and frees their memory."""
         with self._lock:
             self._kept.clear()
 
 
 def kept(prompt_cache: int | None) -> tuple[int, int]:
-    """Returns the bytes and the number of sequences to keep: one, and a sixteenth of the memory, where nothing is said.
+    """Returns the bytes and the number of sequences to keep; None means a sixteenth of the memory and one.
 
     Raises:
-        ArgumentError: ``prompt_cache`` is no number of bytes.
+        ArgumentError: ``prompt_cache`` is not a number of bytes.
     """
     return (memory_limit() // 16, 1) if prompt_cache is None else (integer("prompt_cache", prompt_cache, 0), 0)
 
 
 def usable(cache: Cache, tokens: Sequence[int]) -> int:
-    """Returns how many of ``tokens``, without the last, a cache can be made to hold."""
+    """Returns the length of the longest prefix of ``tokens``, without the last, to which a cache can be truncated."""
     common = shared(cache.tokens, tokens[:-1])
     return common if common == len(cache.tokens) else cache.reach(common)
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns how many tokens two sequences have in common at their beginning."""
+    """Returns the length of the common prefix of two sequences."""
     low, high = 0, min(len(a), len(b))
-    while low < high:  # the first `low` are alike; slices compare much faster than elements
+    while low < high:  # the first `low` tokens are equal; comparing slices is much faster than comparing elements
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:
             low = middle
@@ -106,7 +113,9 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def boundaries(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
-    """Lengths at which another prompt is likely to part: after the first and last message, or before the last token."""
+    """Returns lengths at which another prompt is likely to differ: after the first and the last message, or before the
+    last token.
+    """
     after = [i for i, token in enumerate(tokens[:-1], start=1) if token in ends]
     if after:
         return sorted({after[0], after[-1]})

@@ -19,12 +19,12 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True)
 class ToolResult:
-    """The result of a call in a conversation.
+    """The result of a tool call in a conversation.
 
     Attributes:
-        call: None where the model's call was malformed.
-        content: the result, as the model gets it.
-        failed: whether it is an error.
+        call: the call; None if it was malformed.
+        content: the result, as it is sent to the model.
+        failed: whether the result is an error.
     """
 
     call: ToolCall | None
@@ -33,7 +33,7 @@ class ToolResult:
 
     @property
     def name(self) -> str:
-        """The function that was called."""
+        """The name of the called function."""
         return "malformed call" if self.call is None else self.call.name
 
     @property
@@ -49,17 +49,17 @@ class Chunk:
     """One step of a stream.
 
     Attributes:
-        text: text of the answer that became certain with this token; may be empty.
+        text: text of the answer that this token completes; may be empty.
         token: the token id; None in the last chunk of a generation that was cancelled, and with a ``tool_result``.
-        stats: statistics up to this token.
-        finish_reason: in the last chunk why the generation ended, see :class:`Generation`; else None.
-        logprobs: of the token and of the most probable ones, if asked for.
-        reasoning: the same as ``text``, of the model's reasoning.
-        tool_calls: calls that ended with this token.
-        tool_call_error: a malformed call ended with this token.
-        raw_text: all of the reply's text that became certain, markup included.
-        where: what the reply is in the middle of.
-        tool_result: in the stream of a conversation, what came of a call; nothing was generated then.
+        stats: the statistics up to this token.
+        finish_reason: the reason why the generation ended, in the last chunk (see :class:`Generation`); else None.
+        logprobs: log probabilities of the token and of the most probable ones, if requested.
+        reasoning: text of the reasoning that this token completes; may be empty.
+        tool_calls: tool calls that this token completes.
+        tool_call_error: the error, if this token ends a malformed call.
+        raw_text: the text that this token completes, including reasoning and markup.
+        where: the part of the reply at this token: text, reasoning or a tool call.
+        tool_result: in a conversation, the result of a tool call. Such a chunk has no generated text.
     """
 
     text: str
@@ -87,24 +87,23 @@ class Chunk:
 
 @dataclass(frozen=True, repr=False)
 class Generation:
-    """A reply; ``str()`` of it is the text.
+    """A complete reply. ``str()`` returns its text.
 
     Attributes:
-        text: what a person reads: the answer without reasoning, markup of tool calls, stop strings and special tokens.
-        tokens: all generated token ids, a final end-of-sequence token included.
+        text: the answer, without reasoning, markup of tool calls, stop strings and special tokens.
+        tokens: all generated token ids, including a final end-of-sequence token.
         finish_reason: ``"stop"`` (end of sequence or a stop string), ``"tool_calls"`` (the same, after well-formed
             calls), ``"length"`` or ``"cancelled"``.
-        stats: what it cost.
-        logprobs: of every token, if asked for.
-        enforced: what the reply was held to: ``"tools"`` (their schemas), ``"json"``, ``"regex"``, ``"choices"``, or
-            ``"tools or json"`` and the like; empty where it was free.
-        reasoning: the model's reasoning; None where there was none.
+        stats: the statistics of the generation.
+        logprobs: log probabilities of every token, if requested.
+        enforced: the enforced format: ``"tools"`` (their schemas), ``"json"``, ``"regex"``, ``"choices"``, or a
+            combination such as ``"tools or json"``; empty if there was none.
+        reasoning: the model's reasoning; None if there is none.
         raw_text: all generated text, without stop strings and special tokens.
-        ended_in: ``"reasoning"`` or ``"tool_call"`` where the reply ended inside one, which is then not complete; else
-            ``"text"``.
+        ended_in: ``"reasoning"`` or ``"tool_call"`` if the reply ended inside an incomplete one; else ``"text"``.
         calls: the well-formed tool calls.
-        tool_call_error: what is wrong with the first malformed one.
-        prefill: what the reply was made to begin with; it is part of :attr:`message` alone.
+        tool_call_error: the error of the first malformed tool call.
+        prefill: the text that the reply was made to begin with. Only :attr:`message` contains it.
     """
 
     text: str
@@ -131,7 +130,7 @@ class Generation:
         logprobs: bool = False,
         prefill: str = "",
     ) -> Generation:
-        """Returns the reply of a stream that has ended.
+        """Returns the reply that the chunks of a complete stream form.
 
         Args:
             enforced, prefill: the attributes.
@@ -162,7 +161,8 @@ class Generation:
         """The functions that the model calls, in order.
 
         Raises:
-            ToolCallError: a call is cut, malformed or not as the schemas say. Its ``calls`` are the well-formed ones.
+            ToolCallError: a call is cut or malformed, or does not fit its schema. ``calls`` of the error holds the
+                well-formed calls.
         """
         if self.tool_call_error is not None:
             raise ToolCallError(str(self.tool_call_error), self.calls)
@@ -170,12 +170,12 @@ class Generation:
 
     @cached_property
     def parsed(self) -> Any:
-        """What ``response_format`` makes of the text: an instance of the class, JSON data, a match, or the choice.
+        """The text, parsed by ``response_format``: an instance of the class, JSON data, a match, or the choice.
 
-        None without a format, and where tools are called instead.
+        None if there is no format, or if the model called tools instead.
 
         Raises:
-            FormatError: the reply was cut, or the class refuses it. The text is in :attr:`text`.
+            FormatError: the reply was cut, or the class rejects it. The text is in :attr:`text`.
         """
         if self._parse is None or self.calls:
             return None
@@ -185,9 +185,9 @@ class Generation:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The reply as a chat message in OpenAI's form, for the end of the list of messages."""
+        """The reply as a chat message in OpenAI's form, to append to the list of messages."""
         reasoning, begun, text = self.reasoning, self.prefill, self.text
-        if self.tool_call_error is not None:  # as it was written, so that the model can see what went wrong
+        if self.tool_call_error is not None:  # the original text, so that the model can see its error
             text = self.raw_text if reasoning is None else self.raw_text.partition(THINK_END)[2].lstrip()
         if begun.startswith(THINK):
             thought, _, begun = begun.removeprefix(THINK).partition(THINK_END)

@@ -1,4 +1,4 @@
-"""One generation, from the tokens of a prompt to chunks of a reply."""
+"""Runs one generation, from the tokens of a prompt to the chunks of a reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stopping import StopStrings
 
 
 class Detokenizer(Protocol):
-    """Makes text of tokens one by one."""
+    """The interface of a detokenizer, which turns tokens into text one by one."""
 
     def add(self, token: int) -> str: ...
 
@@ -26,7 +26,7 @@ class Detokenizer(Protocol):
 
 
 class TokenText(Protocol):
-    """The interface of a tokenizer that a generation uses."""
+    """The methods of a tokenizer that a generation uses."""
 
     @property
     def eos_token_ids(self) -> Collection[int]: ...
@@ -36,16 +36,17 @@ class TokenText(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """A generation that is ready to run, once.
+    """A prepared generation. It can run only once.
 
     Attributes:
-        tokens: the prompt.
-        count: the most tokens to generate.
-        parser: takes the reply apart; it has read what the prompt ends with of the reply.
-        budget: tokens of reasoning after which it is closed; None leaves that to the model.
-        closing: the tokens that close it.
-        cancelled: asked for every token, by every layer and while reads are waited for.
-        progress: follows the prompt; see :func:`~flash_moe.progress.following`.
+        tokens: the token ids of the prompt.
+        count: the maximum number of tokens to generate.
+        parser: splits the reply into its parts. It has already read the part of the reply that the prompt contains.
+        budget: the maximum number of reasoning tokens; None sets no limit.
+        closing: the tokens that end the reasoning.
+        cancelled: function that tells whether the generation was cancelled. It is called for every token, in every
+            layer and during waits for reads.
+        progress: receives the progress of the prompt; see :func:`~flash_moe.progress.following`.
     """
 
     tokens: Sequence[int]
@@ -61,12 +62,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Run:
-    """A reply that is about to be generated.
+    """A prepared generation and its future chunks.
 
     Attributes:
-        chunks: its parts; the work is done while they are asked for.
-        enforced, parse, logprobs, prefill: arguments of :meth:`Generation.of`.
-        request: what is to be generated, for generations that run together.
+        chunks: iterator over the chunks. Each step generates the next one.
+        enforced, parse, logprobs, prefill: the arguments of :meth:`Generation.of`.
+        request: the request, for generations that run together.
     """
 
     chunks: Iterator[Chunk]
@@ -77,7 +78,7 @@ class Run:
     request: Request
 
     def reply(self, chunks: Sequence[Chunk]) -> Generation:
-        """Returns the reply that all chunks make."""
+        """Returns the reply that the chunks form."""
         return Generation.of(
             chunks, enforced=self.enforced, parse=self.parse, logprobs=self.logprobs, prefill=self.prefill
         )
@@ -86,9 +87,9 @@ class Run:
 def generate(
     engine: Engine, prefixes: Prefixes, tokenizer: TokenText, request: Request, record: Callable[[], Recorder]
 ) -> Iterator[Chunk]:
-    """Yields a chunk per token until the model, a stop string, the count or the caller ends it.
+    """Yields a chunk per token until the model, a stop string, the count or the caller ends the generation.
 
-    Time runs from the first chunk that is asked for; ``record`` is called then.
+    The time of the statistics starts when the caller requests the first chunk. Then ``record`` is called.
     """
     recorder, cache = record(), prefixes.take(request.tokens)
     task, writer = recorder.task, Writer(tokenizer, request, recorder)
@@ -113,12 +114,12 @@ def generate(
                 raise
         with recorder.away():
             yield writer.cancelled()
-    finally:  # also where the caller has had enough, its callback failed or a pass did
+    finally:  # also if the caller stops, or a callback or a pass fails
         prefixes.put(cache)
 
 
 class Writer:
-    """Makes chunks of tokens."""
+    """Turns tokens into chunks."""
 
     def __init__(self, tokenizer: TokenText, request: Request, recorder: Recorder) -> None:
         self._request, self._recorder, self._ends = request, recorder, tokenizer.eos_token_ids
@@ -127,7 +128,7 @@ class Writer:
         self._called = self._failed = False
 
     def chunk(self, token: int) -> Chunk:
-        """Returns what a token adds to the reply."""
+        """Returns the chunk that a token adds to the reply."""
         self._recorder.token()
         self._count += 1
         reason: FinishReason | None = None
@@ -145,11 +146,11 @@ class Writer:
         return chunk
 
     def cancelled(self) -> Chunk:
-        """Returns the end of a reply that its caller no longer wants."""
-        return self._parsed("", None, "cancelled")  # without half a character, if one is pending
+        """Returns the last chunk of a cancelled reply."""
+        return self._parsed("", None, "cancelled")  # drops an incomplete character
 
     def watch_budget(self) -> None:
-        """Has reasoning closed once it has taken the tokens that it may take."""
+        """Ends the reasoning when it has used its budget of tokens."""
         request = self._request
         if request.budget is None or request.parser.where != "reasoning":
             return

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits."""
+"""Samples the next token from logits."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from .constraint import Constraint
 from .filters import decisive_tokens, kept_tokens, largest
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
-"""``f(tokens [T] int32, logits [1, V] float32) -> logits [1, V]``, as mlx-lm's: T tokens of prompt and reply so far."""
+"""``f(tokens [T] int32, logits [1, V] float32) -> logits [1, V]``, as in mlx-lm; T is the number of tokens of the
+prompt and the reply so far.
+"""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The options of sampling; the filters apply in the order of the attributes, as in transformers.
+    """The options of sampling. The filters are applied in the order of the attributes, as in transformers.
 
     Attributes:
-        logit_bias: added to the logits of single tokens; -inf forbids one.
-        repetition_penalty: logits of tokens seen before are divided by it (multiplied where negative); 1 is off.
-        presence_penalty: subtracted from the logits of all tokens of the reply so far; 0 is off.
-        frequency_penalty: the same, times how often the token occurs there; 0 is off.
-        temperature: logits are divided by it; 0 takes the most probable token (greedy).
+        logit_bias: values added to the logits of single tokens; -inf forbids a token.
+        repetition_penalty: positive logits of tokens that occurred before are divided by it, and negative ones
+            multiplied; 1 turns it off.
+        presence_penalty: subtracted from the logits of all tokens of the reply so far; 0 turns it off.
+        frequency_penalty: subtracted from the logits of these tokens, multiplied by the number of their occurrences; 0
+            turns it off.
+        temperature: divides the logits; 0 takes the most probable token (greedy).
         top_k: keep the k most probable tokens; 0 keeps all.
-        top_p: keep the fewest most probable tokens whose probabilities sum to at least this; 1 keeps all.
-        min_p: keep tokens at least this fraction as probable as the most probable one; 0 keeps all.
-        seed: makes the draws reproducible; None draws anew each time.
+        top_p: keep the smallest number of most probable tokens whose probabilities sum to at least this value; 1 keeps
+            all.
+        min_p: keep tokens whose probability is at least this fraction of that of the most probable one; 0 keeps all.
+        seed: makes sampling reproducible; None uses a new random seed each time.
     """
 
     repetition_penalty: float = 1.0
@@ -67,7 +72,7 @@ class Sampling:
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits change before anything is drawn from them."""
+        """Whether biases or penalties change the logits before sampling."""
         return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
@@ -89,9 +94,9 @@ class TokenLogprobs:
     """The network's log probabilities at a token, before temperature, penalties, filters and formats.
 
     Attributes:
-        token: id of the token that was taken.
+        token: id of the chosen token.
         logprob: its log probability, in nats.
-        top: the most probable tokens with theirs, in order.
+        top: the most probable tokens with their log probabilities, in order.
     """
 
     token: int
@@ -100,17 +105,17 @@ class TokenLogprobs:
 
 
 class Sampler:
-    """Draws one token after the other.
+    """Samples one token after the other.
 
     Args:
-        sampling: how.
-        prompt: its token ids, for the repetition penalty and the processors.
-        constraint: the format that the reply is kept to.
-        processors: change the logits, in order, before all else.
-        logprobs: how many of the most probable tokens to report with every token; None reports nothing.
+        sampling: the options of sampling.
+        prompt: token ids of the prompt, for the repetition penalty and the processors.
+        constraint: the format of the reply, or None.
+        processors: functions that change the logits, applied in order before everything else.
+        logprobs: number of most probable tokens to report with every token; None reports nothing.
 
     Attributes:
-        logprobs: of the token drawn last, or None.
+        logprobs: log probabilities at the last sampled token, or None.
     """
 
     def __init__(
@@ -132,17 +137,20 @@ class Sampler:
         self.logprobs: TokenLogprobs | None = None
 
     def prepare(self) -> None:
-        """Waits for what the next draw needs beside logits; raises what :meth:`__call__` does."""
+        """Waits until everything except the logits is ready for the next token.
+
+        Raises the errors of :meth:`__call__`.
+        """
         if self._constraint is not None:
             self._constraint.prepare()
 
     def __call__(self, logits: mx.array) -> int:
-        """Draws a token id from [V] float32 logits.
+        """Samples a token id from [V] float32 logits.
 
         Raises:
             NumericalError: the logits hold NaN.
-            ArgumentError: processors or biases leave no token that the format allows.
-            FormatError: the reply cannot be kept to its format.
+            ArgumentError: processors or biases forbid all tokens that the format allows.
+            FormatError: the format cannot be enforced any longer.
         """
         adjusted = logits
         for processor in self._processors:
@@ -156,13 +164,13 @@ class Sampler:
         return token
 
     def push(self, tokens: Sequence[int]) -> None:
-        """Has the next draws give these tokens, whatever the logits."""
+        """Queues tokens that the next calls return regardless of the logits."""
         self._pushed += tokens
 
     def forced(self) -> list[int]:
-        """Takes the tokens that the format leaves no choice about, and returns them.
+        """Accepts the tokens that the format forces next, and returns them.
 
-        There are none where every token's logits are wanted, by a processor or for a report.
+        Returns no tokens if a processor or a report needs the logits of every token.
         """
         if self._constraint is None or self._processors or self._pushed or self._reported is not None:
             return []
@@ -196,13 +204,13 @@ class Sampler:
         values = np.array(logits, dtype=np.float64)
         _check(values.max())
         self._adjust(values)
-        if constraint is not None and s.filters and s.temperature:  # what they keep depends on what is allowed
+        if constraint is not None and s.filters and s.temperature:  # the filters depend on the allowed tokens
             return self._choose(values, constraint)
         token = self._choose(values)
         if constraint is None or constraint.allows(token):
             return token
-        # Drawing anew where the first draw is refused gives every allowed token p(t) + (1 - p(allowed)) p(t) / p(allowed)
-        # = p(t) / p(allowed), as a mask before the draw would; but masks are slow, and refusals are rare.
+        # Sampling again after a rejection gives every allowed token p(t) + (1 - p(allowed)) p(t) / p(allowed)
+        # = p(t) / p(allowed), the same as a mask before sampling. But masks are slow, and rejections are rare.
         return self._choose(np.where(constraint.allowed(), values, -np.inf))
 
     def _adjust(self, values: np.ndarray) -> None:
@@ -218,12 +226,12 @@ class Sampler:
             values[tokens] -= s.presence_penalty + s.frequency_penalty * counts
 
     def _choose(self, values: np.ndarray, filtered_by: Constraint | None = None) -> int:
-        """Draws from logits; with a constraint, from those of the tokens that it allows."""
+        """Samples from logits; with a constraint, only from the tokens that it allows."""
         s, ids = self._sampling, None
         _check(highest := float(values.max()))
         if s.temperature == 0:
             return int(values.argmax())
-        with np.errstate(over="ignore"):  # a tiny temperature takes all but the largest to -inf
+        with np.errstate(over="ignore"):  # with a tiny temperature, all logits but the largest become -inf
             scaled = (values - highest) / s.temperature
         if filtered_by is not None:
             ids = decisive_tokens(scaled, s, filtered_by.allows)
@@ -235,7 +243,7 @@ class Sampler:
 
 
 def token_logprobs(logits: mx.array, token: int, count: int) -> TokenLogprobs:
-    """Returns log probabilities of one token and of the ``count`` most probable ones, from [V] logits."""
+    """Returns the log probabilities of a token and of the ``count`` most probable ones, from [V] logits."""
     values = np.array(logits, dtype=np.float64)
     values -= values.max()
     values -= math.log(np.exp(values).sum())
@@ -245,7 +253,7 @@ def token_logprobs(logits: mx.array, token: int, count: int) -> TokenLogprobs:
 
 
 def _likeliest(logits: mx.array) -> int:
-    if mx.default_device() == mx.cpu:  # three evaluations would take longer than the search
+    if mx.default_device() == mx.cpu:  # in NumPy, because three MLX evaluations would take longer than the search
         values = np.array(logits, copy=False)
         token = int(values.argmax())
         top = float(values[token])

@@ -1,4 +1,4 @@
-"""The statistics of a generation: tokens, times, and bytes of experts."""
+"""The statistics of a generation: tokens, times and bytes of experts."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from .streaming_stats import AheadStats, ChoiceStats, PrefetchStats, StreamingRe
 
 @dataclass(frozen=True, repr=False)
 class Stats:
-    """Statistics of one generation so far; ``str()`` of it is one line for people.
+    """The statistics of one generation so far. ``str()`` returns a summary in one line.
 
     Attributes:
-        prompt_tokens, generated_tokens: counts; a final end-of-sequence token counts as generated.
-        reused_tokens: of the prompt, those whose state was there from the generation before.
-        prompt_seconds: from the moment the first token is asked for to its logits. decode_seconds: from then on; time
-            that a program spends between the chunks of a stream does not count.
-        time_to_first_token: seconds from the same moment to the first token; None before it.
-        experts_per_token: the K used. model_experts_per_token: the model's own.
-        expert_bytes_requested: bytes of all expert records asked for, in prefill and decode.
-        expert_bytes_missing: those that were not in memory (page cache or expert cache) when asked for, or when a
-            prefetch began to read them.
-        decode_bytes_requested: bytes of expert records asked for while decoding.
-        fetch_seconds: time spent waiting for expert bytes. decode_fetch_seconds: that of it which decoding spent.
-        peak_memory_bytes: the most memory MLX has held since the process started.
-        prefetch: what prefetching did; None where it is off.
-        choice: experts that were dropped or swapped; None where that is off.
-        ahead: tokens that did not wait for the host in every layer; None where no bank on a GPU keeps experts.
+        prompt_tokens, generated_tokens: numbers of tokens. A final end-of-sequence token counts as generated.
+        reused_tokens: number of prompt tokens that came from the cache of an earlier generation.
+        prompt_seconds: seconds from the request of the first chunk to the logits of the first token. decode_seconds:
+            seconds after that. Time that the caller spends between the chunks of a stream does not count.
+        time_to_first_token: seconds from the request of the first chunk to the first token; None before it.
+        experts_per_token: the K in use. model_experts_per_token: the model's own K.
+        expert_bytes_requested: bytes of all requested expert records, in prefill and decode.
+        expert_bytes_missing: bytes that were not in memory (page cache or expert cache) when they were requested, or
+            when a prefetch began to read them.
+        decode_bytes_requested: bytes of expert records requested in decoding.
+        fetch_seconds: seconds spent waiting for expert bytes. decode_fetch_seconds: the part of it in decoding.
+        peak_memory_bytes: peak memory of MLX since the process started.
+        prefetch: statistics of prefetching; None if it is off.
+        choice: statistics of dropped and swapped experts; None if both options are off.
+        ahead: statistics of tokens that ran ahead, without waiting for the host in every layer; None if no bank on a
+            GPU keeps experts.
     """
 
     prompt_tokens: int
@@ -60,26 +61,26 @@ class Stats:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of prefill; reused tokens do not count."""
+        """The speed of prefill, without reused tokens."""
         tokens = self.prompt_tokens - self.reused_tokens
         return tokens / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def generated_tokens_per_second(self) -> float:
-        """Speed of decoding; the first token belongs to the prompt."""
+        """The speed of decoding. The first token counts as part of the prompt."""
         tokens = self.generated_tokens - 1
         return tokens / self.decode_seconds if tokens > 0 and self.decode_seconds else 0.0
 
     @property
     def hit_rate(self) -> float:
-        """Share of the requested expert bytes that were in memory already; 1 when none were requested."""
+        """The share of requested expert bytes that were already in memory; 1 if none were requested."""
         if not self.expert_bytes_requested:
             return 1.0
         return 1 - self.expert_bytes_missing / self.expert_bytes_requested
 
     @property
     def expert_bytes_per_token(self) -> float:
-        """Expert bytes requested per decoded token."""
+        """The number of expert bytes requested per decoded token."""
         tokens = self.generated_tokens - 1
         return self.decode_bytes_requested / tokens if tokens > 0 else 0.0
 
@@ -93,7 +94,7 @@ class Stats:
         return html.table(_rows(self))
 
     def plot(self) -> Picture:
-        """Draws where the time of a token went, in the prompt and while decoding, and what share of bytes was in memory.
+        """Plots the parts of the time per token, in prefill and decode, and the share of bytes in memory.
 
         Raises:
             ArgumentError: matplotlib, the extra ``plot``, is not installed.
@@ -101,13 +102,13 @@ class Stats:
         return times_of(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all figures as plain values, for JSON."""
+        """Returns all statistics as plain values, for JSON."""
         derived = ("prompt_tokens_per_second", "generated_tokens_per_second", "hit_rate", "expert_bytes_per_token")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
 
 def _summary(stats: Stats) -> str:
-    """One line for people: speed, K, expert bytes per token, hit rate."""
+    """Returns one line: speed, K, expert bytes per token, hit rate."""
     k, own = stats.experts_per_token, stats.model_experts_per_token
     parts = [
         f"{stats.prompt_tokens} prompt tokens"
@@ -131,7 +132,7 @@ def _summary(stats: Stats) -> str:
 
 
 def _rows(stats: Stats) -> list[tuple[str, str]]:
-    """Returns the same as :func:`_summary`, as names and values of a small table."""
+    """Returns the content of :func:`_summary` as the names and values of a table."""
     k, own = stats.experts_per_token, stats.model_experts_per_token
     reused = f", {stats.reused_tokens:,} reused" if stats.reused_tokens else ""
     found = [
@@ -154,10 +155,10 @@ def _rows(stats: Stats) -> list[tuple[str, str]]:
 
 
 class Recorder:
-    """Follows one generation and makes :class:`Stats` of it.
+    """Measures one generation and computes its :class:`Stats`.
 
     Attributes:
-        task: what the passes of this generation count in.
+        task: collects the counters of the passes of this generation.
     """
 
     def __init__(self, decoder: Network, prompt_tokens: int, k: int, model_k: int) -> None:
@@ -173,18 +174,18 @@ class Recorder:
         self._last = self._start
 
     def reused(self, tokens: int) -> None:
-        """Notes that ``tokens`` tokens of the prompt need not be run."""
+        """Records that ``tokens`` tokens of the prompt came from a cache."""
         self._reused = tokens
 
     def prefilled(self) -> None:
-        """Notes that the first logits are computed."""
+        """Records that the first logits are computed."""
         self._prefilled = self._now()
         self._prefill_bytes = self.task.store.bytes_requested
         self._prefill_waited = self.task.store.fetch_seconds
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Stops the clock while the caller has a chunk."""
+        """Stops the clock while the caller processes a chunk."""
         left = time.perf_counter()
         try:
             yield
@@ -195,14 +196,14 @@ class Recorder:
         return time.perf_counter() - self._away
 
     def token(self) -> None:
-        """A token has been chosen."""
+        """Records that a token was sampled."""
         self._last = self._now()
         self._first = self._first or self._last
         self._tokens += 1
 
     @property
     def stats(self) -> Stats:
-        """The statistics up to the last token."""
+        """Returns the statistics up to the last token."""
         prefilled = self._prefilled or self._now()
         counted = self.task.store
         return Stats(

@@ -1,4 +1,4 @@
-"""Find stop strings in text that arrives in pieces."""
+"""Finds stop strings in text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..errors import ArgumentError
 
 
 class StopStrings:
-    """Streaming search for the first stop string that is completed.
+    """Searches a stream of text for the first complete stop string.
 
-    The outcome does not depend on how the text is cut into pieces. Where two stop strings are completed by the same
-    character, the one that began earlier counts.
+    The result does not depend on how the text is divided into pieces. If the same character completes two stop strings,
+    the one that began earlier counts.
 
     Args:
-        stops: the stop strings, possibly none; a single string is one stop string.
+        stops: one stop string, several, or None.
 
     Attributes:
-        stops: as given, as a tuple.
+        stops: the stop strings as a tuple.
 
     Raises:
         ArgumentError: a stop string is empty or not a string.
@@ -40,11 +40,11 @@ class StopStrings:
         self._stopped = False
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Take the next piece of text.
+        """Adds the next piece of text.
 
         Returns:
-            The text that is now safe to show, and whether a stop string has been completed. If so, the text ends
-            right before it, and whatever is fed later is ignored.
+            The text that is now safe to show, and whether a stop string is complete. If so, the text ends directly
+                before the stop string, and later text is ignored.
         """
         if self._stopped:
             return "", True
@@ -58,12 +58,12 @@ class StopStrings:
         return text[:cut], False
 
     def flush(self) -> str:
-        """Returns the text still held back, once no more is to come."""
+        """Returns the text that was held back. Call it at the end of the stream."""
         held, self._held = self._held, ""
         return held
 
     def _unfinished(self, text: str) -> int:
-        """Returns length of the longest suffix of `text` with which a stop string begins."""
+        """Returns the length of the longest suffix of `text` that is a prefix of a stop string."""
         for length in range(min(len(text), self._longest - 1), 0, -1):
             suffix = text[-length:]
             if any(stop.startswith(suffix) for stop in self.stops):

@@ -1,4 +1,4 @@
-"""Statistics of the streaming options in one generation: prefetching, dropping, preferring cached experts."""
+"""Statistics of the streaming options: prefetching, dropping, preferring cached experts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from ..nn.prefetch_switch import Comparison, Decision
 
 @dataclass(frozen=True)
 class PrefetchStats:
-    """Prefetching for the next layer.
+    """The statistics of prefetching for the next layer.
 
     Attributes:
-        decision: what holds now: ``"on"`` or ``"off"`` after a trial, ``"measuring"`` in one, ``"nothing to load"``
-            where no expert had to be read, nor copied out of the page cache, lately.
-        tokens: decoded tokens for which experts were predicted.
-        recall: share of the experts needed there (after the first layer) that had been predicted; None without tokens.
-        bytes_unused: wasted bytes: read from outside memory for experts that were not used.
-        trial: the last trial that ended, perhaps in an earlier generation; None before the first.
-        time_saved: share of the time per token that prefetching saved in it; negative if it cost some.
+        decision: the current state: ``"on"`` or ``"off"`` after a trial, ``"measuring"`` during a trial, or ``"nothing
+            to load"`` if recent tokens neither read experts nor copied them from the page cache.
+        tokens: number of decoded tokens for which experts were predicted.
+        recall: share of the experts that these tokens needed (after the first layer) and that were predicted; None if
+            there are no such tokens.
+        bytes_unused: wasted bytes, i.e. bytes read from files for experts that were not used.
+        trial: the last completed trial, possibly of an earlier generation; None before the first.
+        time_saved: share of the time per token that prefetching saved in that trial; negative if prefetching was
+            slower.
     """
 
     decision: Decision
@@ -42,13 +44,13 @@ class PrefetchStats:
 
 @dataclass(frozen=True)
 class ChoiceStats:
-    """Experts that were not used though the router chose them; decoding only.
+    """The statistics of experts that the router chose but that were not used, in decoding.
 
     Attributes:
-        routed: experts that the router chose.
-        dropped: those that were left out. swapped: those whose place another expert took.
-        router_mass_dropped: share of the chosen experts' router probability that was left out.
-        router_mass_swapped: share of it that swaps lost.
+        routed: number of experts that the router chose.
+        dropped: number of experts that were left out. swapped: number of experts that were replaced by others.
+        router_mass_dropped: share of the router probability of the chosen experts that dropping left out.
+        router_mass_swapped: share of this probability that swaps lost.
     """
 
     routed: int
@@ -59,7 +61,7 @@ class ChoiceStats:
 
     @classmethod
     def of(cls, counters: ChoiceCounters) -> ChoiceStats:
-        """Returns the counters, with masses as shares."""
+        """Returns the statistics for counters, with probabilities as shares."""
         mass = counters.routed_mass or 1.0
         return cls(
             counters.routed,
@@ -84,14 +86,16 @@ class ChoiceStats:
 
 @dataclass(frozen=True)
 class AheadStats:
-    """Tokens that ran through all layers before the host knew their experts, where a bank on a GPU keeps experts.
+    """The statistics of running ahead, for a bank on a GPU that keeps experts between tokens.
 
     Attributes:
         decision: ``"on"`` if the next token runs ahead, else ``"off"``.
-        tokens, waited: decoded tokens that ran ahead, and those that waited for the host in every layer.
-        clean: those of the first whose experts were all loaded.
-        restarts: layers behind which tokens ran ahead again, since one of their experts had to be read.
-        token_seconds, waiting_seconds: of a token that ran ahead, and of one that waited, when last measured; None before.
+        tokens, waited: numbers of decoded tokens that ran ahead, and that waited for the host in every layer.
+        clean: number of tokens that ran ahead and found all their experts loaded.
+        restarts: number of layers from which tokens that ran ahead had to continue again, because an expert had to be
+            read.
+        token_seconds, waiting_seconds: the last measured seconds of a token that ran ahead, and of a token that waited;
+            None before the first measurement.
     """
 
     decision: Literal["on", "off"]
@@ -108,7 +112,7 @@ class AheadStats:
 
 
 class StreamingRecorder:
-    """Makes statistics of a task's counters, where the decoder has these options on."""
+    """Computes statistics from the counters of a task, for options that are on."""
 
     def __init__(self, decoder: Network, task: Task) -> None:
         self._switch = None if decoder.prefetcher is None else decoder.prefetcher.switch
@@ -117,7 +121,7 @@ class StreamingRecorder:
 
     @property
     def prefetch(self) -> PrefetchStats | None:
-        """None where the option is off."""
+        """Returns the statistics of prefetching; None if it is off."""
         if self._switch is None:
             return None
         counted, trial = self._task.prefetch, self._switch.compared
@@ -132,7 +136,7 @@ class StreamingRecorder:
 
     @property
     def ahead(self) -> AheadStats | None:
-        """None where no bank on a GPU keeps experts."""
+        """Returns the statistics of running ahead; None if no bank on a GPU keeps experts."""
         if self._ahead is None:
             return None
         counted, seconds = self._task.ahead, self._ahead.seconds
@@ -143,5 +147,5 @@ class StreamingRecorder:
 
     @property
     def choice(self) -> ChoiceStats | None:
-        """None where both options are off."""
+        """Returns the statistics of dropped and swapped experts; None if both options are off."""
         return ChoiceStats.of(self._task.choice) if self._chooses else None

@@ -1,7 +1,7 @@
-"""Several generations at once: prompts and replies run through the layers together, so that experts are read once for all.
+"""Runs several generations together, so that the experts of a layer are read once for all of them.
 
-Where prompts begin alike, that beginning runs once. As many sequences run as memory allows; where half of them have ended,
-the next ones begin.
+The common prefix of prompts runs once. As many sequences run as memory allows. When half of them have ended, the next
+ones begin.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .result import Chunk
 from .run import Request, TokenText, Writer
 from .stats import Recorder
 
-_SHARED = 16  # tokens; running a shorter beginning by itself does not pay
+_SHARED = 16  # tokens; a separate pass for a shorter prefix would take more time than it saves
 
 
 @dataclass
 class _Sequence:
-    """One generation among several."""
+    """One of several generations that run together."""
 
     request: Request
     recorder: Recorder
@@ -40,7 +40,7 @@ class _Sequence:
 
     @property
     def ended(self) -> bool:
-        """Whether the reply is complete."""
+        """Returns whether the reply is complete."""
         return bool(self.chunks) and self.chunks[-1].finish_reason is not None
 
 
@@ -52,9 +52,9 @@ def generate_together(
     record: Callable[[Request], Recorder],
     progress: ProgressOption,
 ) -> list[list[Chunk]]:
-    """Returns the chunks of every request, in order; all end early, as cancelled, where one is cancelled.
+    """Returns the chunks of each request, in order. If one request is cancelled, all of them end.
 
-    What is read while several run counts in the statistics of each of them.
+    Bytes that are read for several sequences count in the statistics of each of them.
     """
     with following(progress) as report:
 
@@ -80,13 +80,13 @@ def generate_together(
 
 
 class _Batch:
-    """The sequences of a call.
+    """The sequences of one call of :func:`generate_together`.
 
     Args:
-        begun: makes a sequence, whose time runs from then on.
+        begun: function that creates a sequence and starts its clock.
 
     Attributes:
-        sequences: those that have begun, in order.
+        sequences: the sequences that have begun, in order.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class _Batch:
         self.sequences: list[_Sequence] = []
 
     def run(self) -> None:
-        """Runs all requests to their end."""
+        """Runs all requests until they end."""
         active: list[_Sequence] = []
         most, steps = self._engine.most_together, 0
         while active or self._waiting:
@@ -118,13 +118,13 @@ class _Batch:
                 clear_cache()
 
     def begin(self, most: int) -> list[_Sequence]:
-        """Returns the next sequences."""
+        """Starts at most ``most`` further sequences and returns them."""
         new = [self._begun(self._waiting.popleft()) for _ in range(min(most, len(self._waiting)))]
         self.sequences += new
         return new
 
     def keep(self, sequence: _Sequence) -> None:
-        """Gives a sequence's cache back, once."""
+        """Returns the cache of a sequence to the pool, once."""
         cache, sequence.cache = sequence.cache, None
         if cache is not None:
             self._prefixes.put(cache)
@@ -150,7 +150,7 @@ class _Batch:
             sequence.writer.watch_budget()
 
     def _run(self, wanted: Sequence[tuple[_Sequence, int]]) -> None:
-        """Runs the beginnings of prompts, up to a length each."""
+        """Runs a prefix of each prompt, up to the given length."""
         sequences = [sequence for sequence, _ in wanted]
         found = self._engine.prefill_together(
             [sequence.tokens[:length] for sequence, length in wanted], [sequence.cache for sequence in sequences],
@@ -160,7 +160,7 @@ class _Batch:
             sequence.logits = logits
 
     def _step(self, active: Sequence[_Sequence]) -> list[_Sequence]:
-        """Draws the next tokens of each sequence and runs them; returns those that go on."""
+        """Samples the next tokens of each sequence and runs them. Returns the sequences that continue."""
         going, drawn = [], []
         for sequence in active:
             tokens = self._engine.draw(sequence.logits, sequence.request.sampler, sequence.recorder.task)
@@ -185,9 +185,9 @@ class _Batch:
 
 
 def _alike(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
-    """Returns groups of prompts that share at least half of the shortest, as indices, and what they share: its length.
+    """Returns groups of prompts, as indices, with the length of their common prefix: at least half of the shortest.
 
-    That of a single prompt is one less than its own.
+    For a group of one prompt, that length is one less than the length of the prompt.
     """
     groups: list[tuple[list[int], int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):

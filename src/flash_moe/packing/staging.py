@@ -209,7 +209,10 @@ class Staging:
 
 
 class _Lock:
-    """A file that one process at a time has locked. The lock ends with the process; the file goes when it is released."""
+    """A file that one process at a time has locked.
+
+    The lock ends with the process; the file goes when it is released.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -220,7 +223,10 @@ class _Lock:
         return self._fd is not None
 
     def acquire(self, guarded: Path) -> None:
-        """Locks the file. CheckpointError, which says who works on what it guards, where another process has done so."""
+        """Locks the file.
+
+        CheckpointError, which says who works on what it guards, where another process has done so.
+        """
         while self._fd is None:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
