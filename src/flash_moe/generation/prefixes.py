@@ -28,13 +28,12 @@ class Prefixes:
         self._new_cache, self._ends = new_cache, ends
         self._limit, self._least = limit, least
         self._kept: list[Cache] = []  # the most recently used cache is last
-        self._lock = (
-            RLock()
-        )  # reentrant: the garbage collector may return a stream's cache in the thread that holds the lock
+        self._lock = RLock()  # reentrant: a stream that is collected returns its cache in any thread
 
     def take(self, tokens: Sequence[int]) -> Cache:
-        """Returns a cache with the longest possible prefix of ``tokens``, without the last token, whose logits are
-        needed.
+        """Returns a cache with the longest possible prefix of ``tokens``.
+
+        The prefix excludes the last token, whose logits are needed.
         """
         with self._lock:
             length, best = max(
@@ -113,8 +112,9 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def boundaries(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
-    """Returns lengths at which another prompt is likely to differ: after the first and the last message, or before the
-    last token.
+    """Returns lengths at which another prompt is likely to differ.
+
+    These are the ends of the first and the last message or, without messages, the position before the last token.
     """
     after = [i for i, token in enumerate(tokens[:-1], start=1) if token in ends]
     if after:

@@ -133,9 +133,9 @@ class Generation:
         """Returns the reply that the chunks of a complete stream form.
 
         Args:
-            enforced, prefill: the attributes.
-            parse: makes :attr:`parsed` of the text.
-            logprobs: whether they were asked for.
+            enforced, prefill: as in the attributes.
+            parse: function that computes :attr:`parsed` from the text.
+            logprobs: whether log probabilities were requested.
         """
         last = chunks[-1]
         assert last.finish_reason is not None, "the stream has not ended"

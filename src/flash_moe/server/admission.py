@@ -1,4 +1,4 @@
-"""Limits how many generations run at a time, and how many may wait."""
+"""Limits the number of running generations and of waiting requests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .failures import Refusal
 
 
 class Admission:
-    """Admits some generations, lets some more wait in a queue, and refuses the rest.
+    """Admits a number of generations, queues a number of further requests, and rejects the rest.
 
-    Generations that are admitted take turns token by token: the library runs one step of one sequence at a time.
+    Admitted generations take turns after each token: the library runs one step of one sequence at a time.
 
     Args:
-        active: generations that run at the same time; each holds the caches of its sequence.
-        waiting: requests that may wait for one of them to end.
+        active: maximum number of running generations. Each holds the caches of its sequence.
+        waiting: maximum number of requests that wait for a generation to end.
     """
 
     def __init__(self, active: int, waiting: int) -> None:
@@ -27,10 +27,10 @@ class Admission:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Holds a place while a generation runs.
+        """Waits for a place and holds it while the block runs.
 
         Raises:
-            Refusal: 429, if as many requests wait as may.
+            Refusal: with status 429, if the queue is full.
         """
         try:
             self._free.acquire_nowait()

@@ -1,4 +1,5 @@
-"""Bodies of Anthropic's `/v1/messages` and `/v1/messages/count_tokens`, and what they ask of the library.
+"""Request bodies of Anthropic's `/v1/messages` and `/v1/messages/count_tokens`, and their conversion to arguments of
+the library.
 
 Source: Anthropic's API reference (November 2026).
 """
@@ -56,7 +57,7 @@ class Message(Lenient):
     content: Text | list[Block]
 
     def for_library(self) -> list[Json]:
-        """Returns the message as chat messages of the library: each tool result is a message of its own."""
+        """Returns the message as chat messages of the library. Each tool result becomes a separate message."""
         if isinstance(self.content, str):
             return [{"role": self.role, "content": self.content}]
         messages: list[Json] = []
@@ -84,7 +85,7 @@ class Tool(Lenient):
     input_schema: Json
 
     def for_library(self) -> Json:
-        """Returns the tool as the library takes it, in OpenAI's form."""
+        """Returns the tool in OpenAI's form, which the library accepts."""
         function: Json = {"name": self.name, "parameters": self.input_schema}
         if self.description is not None:
             function["description"] = self.description
@@ -113,7 +114,7 @@ class OutputConfig(Body):
 
 
 class PromptBody(Body):
-    """The fields that decide about the prompt; the whole body of `count_tokens`."""
+    """The fields that determine the prompt. They are the whole body of `count_tokens`."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -122,12 +123,12 @@ class PromptBody(Body):
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
-    # These do not change a reply.
+    # These fields do not change a reply.
     cache_control: Json | None = None
     context_management: Json | None = None
 
     def prompt(self) -> list[Json]:
-        """Returns the chat messages of the library."""
+        """Returns the messages as chat messages of the library."""
         system = text_of(self.system)
         messages: list[Json] = [{"role": "system", "content": system}] if system else []
         for message in self.messages:
@@ -135,10 +136,10 @@ class PromptBody(Body):
         return messages[:-1] if _prefill(messages[-1]) else messages
 
     def options(self) -> Json:
-        """Returns the options of :meth:`Model.stream` that the body asks for.
+        """Returns the options of :meth:`Model.stream` for the fields of the body.
 
         Raises:
-            Refusal: fields that contradict each other.
+            Refusal: some fields contradict each other.
         """
         options: Json = {}
         if self.tools:
@@ -163,7 +164,7 @@ class PromptBody(Body):
 
     @property
     def one_call(self) -> bool:
-        """Whether the reply may hold one tool call at most."""
+        """Whether the reply may contain at most one tool call."""
         return self.tool_choice is not None and bool(self.tool_choice.disable_parallel_tool_use)
 
 
@@ -174,12 +175,12 @@ class MessagesBody(PromptBody):
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     stop_sequences: Stop | None = None
     stream: bool | None = None
-    # These do not change a reply.
+    # These fields do not change a reply.
     metadata: Json | None = None
     service_tier: str | None = None
 
     def options(self) -> Json:
-        """Returns the options of :meth:`Model.stream` that the body asks for."""
+        """Returns the options of :meth:`Model.stream` for the fields of the body."""
         options = super().options() | {"max_tokens": self.max_tokens}
         for name in ("temperature", "top_p", "top_k"):
             if (value := getattr(self, name)) is not None:
@@ -190,7 +191,7 @@ class MessagesBody(PromptBody):
 
 
 def _prefill(message: Json) -> str:
-    """Returns the text that the reply begins with: that of a last message of the assistant's own."""
+    """Returns the text that the reply must begin with, if the last message is an assistant message."""
     return message["content"] if message["role"] == "assistant" and "tool_calls" not in message else ""
 
 

@@ -1,4 +1,4 @@
-"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`."""
+"""The endpoints `/v1/messages` and `/v1/messages/count_tokens` of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KINDS = {
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:
-    """Returns an error as Anthropic's API words it."""
+    """Returns an error in the form of Anthropic's API."""
     kind = _KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": refusal.message}}
 
@@ -52,7 +52,7 @@ def _message(body: MessagesBody, content: list[Any], reason: str | None, usage: 
 
 
 async def messages(service: Service, body: MessagesBody) -> Response:
-    """Answers a request, whole or as a stream."""
+    """Answers a request with a complete message or with a stream."""
     service.check_name(body.model)
     if body.stream:
         return await sse.started(_events(service, body), lambda refusal: sse.event(error_body(refusal), "error"))
@@ -68,13 +68,13 @@ async def messages(service: Service, body: MessagesBody) -> Response:
 
 
 class _Blocks:
-    """The content blocks of a stream; one is open at a time."""
+    """The content blocks of a stream. Only one block is open at a time."""
 
     def __init__(self) -> None:
         self.index, self.kind = -1, ""
 
     def piece(self, kind: str, start: dict[str, Any], delta: dict[str, Any]) -> str:
-        """Returns the events of a piece of a block of this kind, which is opened if need be."""
+        """Returns the events for a piece of content. Opens a block of this kind if necessary."""
         text = ""
         if self.kind != kind or kind == "tool_use":
             text = self.close()
@@ -83,7 +83,7 @@ class _Blocks:
         return text + self._event("content_block_delta", delta=delta)
 
     def close(self) -> str:
-        """Returns the event that ends the open block; none where there is no open block."""
+        """Returns the event that ends the open block, or an empty string without an open block."""
         kind, self.kind = self.kind, ""
         return self._event("content_block_stop") if kind else ""
 
@@ -116,7 +116,7 @@ async def _events(service: Service, body: MessagesBody) -> AsyncGenerator[str, N
 
 
 async def count_tokens(service: Service, body: PromptBody) -> Response:
-    """Counts the tokens of a prompt as a request with it would run them."""
+    """Counts the tokens that a request with this prompt would run."""
     service.check_name(body.model)
     tokens = await asyncio.to_thread(service.count, body.prompt(), body.options())
     return JSONResponse({"input_tokens": len(tokens)})

@@ -1,4 +1,4 @@
-"""The application: routes, access, limits, and errors in the words of each protocol."""
+"""The ASGI application: routes, access control, limits, and errors in the form of each protocol."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a request.
+    """The limits of a request body.
 
     Attributes:
-        body_bytes: the largest body.
-        body_seconds: the time in which a body must arrive.
+        body_bytes: maximum size of a body in bytes.
+        body_seconds: seconds within which a body must arrive.
     """
 
     body_bytes: int = 16 << 20
@@ -76,10 +76,11 @@ def build(
     """Builds the application.
 
     Args:
-        api_key: what requests must carry, as ``Authorization: Bearer KEY`` or ``x-api-key: KEY``; None asks for none.
-        allowed_hosts: names that requests may give in ``Host``; None takes all. Without a key this keeps pages of other
-            sites from reaching a server on this machine under a name of theirs.
-        allowed_origins: sites whose pages may use the server (CORS); none by default.
+        api_key: key that requests must send as ``Authorization: Bearer KEY`` or ``x-api-key: KEY``; None requires no
+            key.
+        allowed_hosts: values that requests may send in ``Host``; None allows all. Without a key, this prevents DNS
+            rebinding: web pages of other sites cannot reach the server under a domain of their own.
+        allowed_origins: origins whose web pages may use the server (CORS); none by default.
     """
     feed = ExpertsFeed(service.model, service.names[0], lambda: service.generated, service.shutting_down.is_set)
 
@@ -185,7 +186,7 @@ def _check_key(request: Request, key: str | None) -> None:
 
 
 async def _body(request: Request, kind: type[B], limits: Limits) -> B:
-    """Reads and checks a JSON body. The content type is part of it: a page of another site can send only other ones."""
+    """Reads and checks a JSON body. It requires the content type JSON, which web pages of other origins cannot send."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise Refusal(415, f"the content type is {content_type[:100]!r}, expected 'application/json'")
@@ -204,10 +205,10 @@ async def _body(request: Request, kind: type[B], limits: Limits) -> B:
 
 
 async def _unless_gone(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Runs a handler, and cancels it when the client goes away."""
+    """Runs a handler, and cancels it if the client disconnects."""
     response: Response = Response(status_code=499)
     failure: Exception | None = None
-    arrived = anyio.Event()  # the whole body has; what comes next can only be that the client goes away
+    arrived = anyio.Event()  # the whole body has arrived, so the next message can only be the end of the connection
 
     async def receive() -> Message:
         message = await request.receive()

@@ -1,4 +1,4 @@
-"""Tells pages which experts are read, and from where, ten times a second."""
+"""Sends web pages the expert reads and their sources, ten times a second."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..model import Model
 from . import sse
 
 INTERVAL = 0.1  # seconds between events
-QUIET = 10.0  # seconds after which an event comes although nothing was read
+QUIET = 10.0  # seconds after which an event is sent even if nothing was read
 
 
 class ExpertsFeed:
-    """Collects the uses of experts while somebody watches; costs next to nothing while nobody does.
+    """Collects the uses of experts while at least one page watches. Without a watching page, it does almost no work.
 
     Args:
-        name: what requests call the model.
-        tokens: returns the number of tokens generated so far.
-        ended: returns whether nobody is to watch any more.
+        name: name of the model in requests.
+        tokens: function that returns the number of tokens generated so far.
+        ended: function that returns whether the feed must end.
     """
 
     def __init__(self, model: Model, name: str, tokens: Callable[[], int], ended: Callable[[], bool]) -> None:
@@ -31,7 +31,7 @@ class ExpertsFeed:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Listens to the model as long as the block lasts."""
+        """Listens to the model while the block runs."""
         with self._model.expert_store.watch(self._used):
             yield
 
@@ -43,7 +43,10 @@ class ExpertsFeed:
                     watcher.add(layer, experts, missing, size)
 
     def response(self) -> sse.EventStream:
-        """Returns a stream of events: first what the model is, then what was read since the event before."""
+        """Returns a stream of events.
+
+        The first describes the model; each later one lists the reads since the previous event.
+        """
         events = self._events()
         return sse.EventStream(events, events)
 
@@ -78,7 +81,7 @@ class ExpertsFeed:
 
 
 class _Watcher:
-    """The events that one page has not received yet."""
+    """The reads that one page has not received yet."""
 
     def __init__(self) -> None:
         self._uses: dict[tuple[int, int], bool] = {}
@@ -91,7 +94,7 @@ class _Watcher:
         self._missing += sum(missing)
 
     def take(self) -> dict[str, object] | None:
-        """Returns what was read since the last call as an event; None where nothing was."""
+        """Returns the reads since the last call as an event; None if there were none."""
         if not self._uses:
             return None
         event: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""The refusals of requests, independent of the protocol that words them."""
+"""Rejections of requests, independent of the protocol."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ..errors import ArgumentError, FlashMoEError, PromptError, TokenizerError
 
 
 class Refusal(Exception):
-    """An answer other than 200.
+    """The rejection of a request, with a status other than 200.
 
     Attributes:
         status: HTTP status.
         message: what was found, what was expected and what to do.
-        param: the field of the request that is at fault, if it is one.
-        code: a machine-readable name, as OpenAI's API gives some errors.
-        headers: headers of the answer.
+        param: the invalid field of the request, if there is one.
+        code: machine-readable name of the error, as in OpenAI's API.
+        headers: HTTP headers of the response.
     """
 
     def __init__(
@@ -31,18 +31,18 @@ class Refusal(Exception):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """Returns the refusal that stands for an error of the library; the others are 500."""
+    """Converts an error of the library to a rejection; other errors get status 500."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, (ArgumentError, PromptError, TokenizerError)):
         return Refusal(400, str(error))
-    # What an error of the files says names paths of this machine: that is for the log.
+    # messages about files contain paths of this machine, so they go only to the log
     what = "the model" if isinstance(error, FlashMoEError) else "the server"
     return Refusal(500, f"{what} failed ({type(error).__name__}); the server's log says more")
 
 
 def invalid(error: ValidationError) -> Refusal:
-    """Returns the refusal of a body that does not fit its schema, and names the first field at fault."""
+    """Returns the rejection of a body that does not fit its schema. It names the first invalid field."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":

@@ -1,4 +1,4 @@
-"""The common fields of the request bodies of all protocols."""
+"""Common parts of the request bodies of all protocols."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Json = dict[str, Any]
 
 
 class Body(BaseModel):
-    """A JSON object. A field that the server does not know is an error, so that nothing is ignored silently."""
+    """A JSON object. An unknown field is an error, so that no field is ignored silently."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Lenient(BaseModel):
-    """A JSON object of which only some fields matter here."""
+    """A JSON object in which unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -39,14 +39,14 @@ Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)
 
 
 def text_of(content: str | list[TextPart] | None) -> str:
-    """Returns the text of a content that is a string or a list of parts."""
+    """Returns the text of a message's content, which is a string or a list of parts."""
     if content is None:
         return ""
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def thinking_options(effort: str | None, budget: int | None, enabled: bool | None) -> Json:
-    """Returns ``enable_thinking`` and ``reasoning_budget`` for an effort, or for what is said directly."""
+    """Returns ``enable_thinking`` and ``reasoning_budget`` for an effort, or for explicit values."""
     options: Json = {}
     if effort is not None:
         limit = _EFFORTS[effort]

@@ -17,19 +17,19 @@ from .admission import Admission
 from .app import LOCAL_HOSTS, Limits, build
 from .service import Service
 
-GRACE_SECONDS = 5  # after SIGTERM or Ctrl-C, in which replies may end by themselves; then they end with an error
-_LAST_SECONDS = 5  # for writing those errors
+GRACE_SECONDS = 5  # seconds after SIGTERM or Ctrl-C for running replies to finish; then they end with an error
+_LAST_SECONDS = 5  # seconds for sending these errors
 
 
 class _Server(uvicorn.Server):
-    """Ends replies in the words of their protocol where they take too long to end by themselves."""
+    """A server that ends unfinished replies with an error of their protocol at shutdown."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuses new connections, and waits for those that are open."""
+        """Rejects new connections, and waits for open ones to end."""
         self._service.shutting_down.set()
         timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._service.end)
         try:
@@ -39,7 +39,7 @@ class _Server(uvicorn.Server):
 
 
 def is_local(host: str) -> bool:
-    """Returns whether only programs on this machine can reach an address to listen on."""
+    """Returns whether only programs on this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -48,17 +48,17 @@ def is_local(host: str) -> bool:
 
 @contextmanager
 def listener(host: str, port: int, api_key: str | None) -> Iterator[socket.socket]:
-    """Opens the socket to listen on, before a model is loaded for it.
+    """Opens the socket to listen on, so that errors appear before the model is loaded.
 
     Raises:
-        ArgumentError: other machines can reach the address and there is no API key, or it cannot be listened on.
+        ArgumentError: other machines can reach the address and there is no API key, or the address cannot be used.
     """
     if not is_local(host) and not api_key:
         raise ArgumentError(f"other machines can reach {host}; give --api-key, or listen on 127.0.0.1")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         found = socket.create_server((host, port), family=family)
-        # asyncio sends small writes at once only where a socket names its protocol; else each reply waits 40 ms
+        # asyncio sends small writes immediately only if the socket names its protocol; otherwise each reply waits 40 ms
         found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=found.detach())
     except OSError as error:
         raise ArgumentError(f"cannot listen on {host}, port {port} ({error.strerror}); try --port 0") from error
@@ -79,16 +79,16 @@ def serve(
     prompt_limit: int | None = None,
     allowed_origins: list[str] | None = None,
 ) -> None:
-    """Serves a model until SIGTERM, at which this returns, or SIGINT, at which it raises KeyboardInterrupt.
+    """Serves a model. Returns after SIGTERM, and raises KeyboardInterrupt after SIGINT.
 
-    New connections are refused from then on. Replies that have not ended after 5 seconds end with an error.
+    After the signal, new connections are rejected. Replies that do not finish within 5 seconds end with an error.
 
     Args:
-        listening: of :func:`listener`. host: the address it has.
-        names: names that requests may give the model; by default that of its folder.
-        parallel: generations that take turns. queue: requests that may wait behind them.
-        prompt_limit: the most tokens of a prompt.
-        allowed_origins: sites whose pages may use the server.
+        listening: socket from :func:`listener`. host: its address.
+        names: names of the model in requests; None takes the name of its folder.
+        parallel: maximum number of generations that take turns. queue: maximum number of waiting requests.
+        prompt_limit: maximum number of tokens of a prompt.
+        allowed_origins: origins whose web pages may use the server.
     """
     service = Service(model, names or [model.path.name], Admission(parallel, queue), prompt_limit)
     app = build(
@@ -102,7 +102,7 @@ def serve(
         app, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS + _LAST_SECONDS,
     )  # fmt: skip
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has ended
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again after it has ended
     try:
         _Server(config, service).run([listening])
     finally:

@@ -1,4 +1,4 @@
-"""Counters of the server in Prometheus' text format."""
+"""Metrics of the server in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HELP = {
 
 
 class Metrics:
-    """Adds up what generations cost. Safe to use from several threads."""
+    """Adds up the statistics of generations. Several threads can use it."""
 
     def __init__(self, model: Model, admission: Admission) -> None:
         self._model, self._admission = model, admission
@@ -32,12 +32,12 @@ class Metrics:
         self._counters: Counter[tuple[str, str]] = Counter()
 
     def request(self, path: str, status: int) -> None:
-        """Counts an answer; ``path`` is a route, never what a client made up."""
+        """Counts a response. ``path`` is a route of the server, never a path that a client made up."""
         with self._lock:
             self._counters["requests_total", f'path="{path}",status="{status}"'] += 1
 
     def count(self, stats: Stats) -> None:
-        """Counts a generation that ended."""
+        """Adds the statistics of a completed generation."""
         values = {
             ("prompt_tokens_total", ""): stats.prompt_tokens,
             ("reused_tokens_total", ""): stats.reused_tokens,

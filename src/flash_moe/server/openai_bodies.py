@@ -1,8 +1,9 @@
-"""Bodies of OpenAI's `/v1/chat/completions` and `/v1/completions`, and what they ask of the library.
+"""Request bodies of OpenAI's `/v1/chat/completions` and `/v1/completions`, and their conversion to arguments of the
+library.
 
-Source: OpenAI's API reference (November 2026). Fields beyond it (``top_k``, ``min_p``, ``repetition_penalty``,
-``enable_thinking``, ``reasoning_budget``, ``chat_template_kwargs``, ``reasoning_content``) are those that vLLM and
-llama.cpp's server take too.
+Source: OpenAI's API reference (November 2026). The additional fields (``top_k``, ``min_p``, ``repetition_penalty``,
+``enable_thinking``, ``reasoning_budget``, ``chat_template_kwargs``, ``reasoning_content``) have the names of vLLM and
+llama.cpp's server.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Message(Body):
     function_call: None = None
 
     def for_library(self) -> Json:
-        """Returns the message as the library takes it: as sent, without fields that are null, for the template."""
+        """Returns the message for the chat template, without fields that are null."""
         message = self.model_dump(exclude_none=True, exclude={"annotations", "refusal"})
         message.setdefault("content", "")
         if message["role"] == "developer":
@@ -87,7 +88,7 @@ class ResponseFormat(Body):
 
 
 class Generation(Body):
-    """Fields that both endpoints share."""
+    """The fields that both endpoints share."""
 
     model: str
     temperature: Temperature | None = None
@@ -104,12 +105,12 @@ class Generation(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = None
-    # These do not change a reply.
+    # These fields do not change a reply.
     user: str | None = None
     metadata: Json | None = None
 
     def sampling(self) -> Json:
-        """Returns the options of :meth:`Model.stream` that the fields ask for."""
+        """Returns the options of :meth:`Model.stream` for the shared fields."""
         options: Json = {
             name: getattr(self, name)
             for name in (
@@ -139,7 +140,7 @@ class ChatBody(Generation):
     reasoning_budget: Annotated[int, Field(ge=0)] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: Json | None = None
-    # These do not change a reply.
+    # These fields do not change a reply.
     store: bool | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
@@ -148,10 +149,10 @@ class ChatBody(Generation):
     modalities: list[Literal["text"]] | None = None
 
     def options(self) -> Json:
-        """Returns the options of :meth:`Model.stream` that the body asks for.
+        """Returns the options of :meth:`Model.stream` for the fields of the body.
 
         Raises:
-            Refusal: fields that contradict each other.
+            Refusal: some fields contradict each other.
         """
         if self.top_logprobs and not self.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
@@ -187,13 +188,13 @@ class CompletionBody(Generation):
 
     @property
     def text(self) -> str | list[int]:
-        """The one prompt."""
+        """Returns the prompt; a list must contain exactly one."""
         if isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], str):
             return self.prompt[0]
         return self.prompt  # type: ignore[return-value]
 
     def options(self) -> Json:
-        """Returns the options of :meth:`Model.stream` that the body asks for."""
+        """Returns the options of :meth:`Model.stream` for the fields of the body."""
         options = self.sampling() | {"raw": True, "max_tokens": self.max_tokens or 16}
         if self.logprobs is not None:
             options["logprobs"] = self.logprobs
@@ -201,10 +202,10 @@ class CompletionBody(Generation):
 
 
 def format_options(wanted: ResponseFormat) -> Json:
-    """Returns ``response_format`` of the library.
+    """Returns the option ``response_format`` of the library.
 
     Raises:
-        Refusal: a JSON schema is announced and missing.
+        Refusal: the type is ``json_schema``, but the schema is missing.
     """
     if wanted.type == "json_object":
         return {"response_format": "json"}

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/chat/completions` and `/v1/completions`."""
+"""The endpoints `/v1/chat/completions` and `/v1/completions` of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .service import Service
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:
-    """Returns an error as OpenAI's API words it."""
+    """Returns an error in the form of OpenAI's API."""
     kind = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}.get(
         refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error"
     )
@@ -28,7 +28,7 @@ def error_body(refusal: Refusal) -> dict[str, Any]:
 
 
 def usage(stats: Stats) -> dict[str, Any]:
-    """Returns the count of tokens."""
+    """Returns the token counts of a reply."""
     return {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.generated_tokens,
@@ -38,13 +38,13 @@ def usage(stats: Stats) -> dict[str, Any]:
 
 
 def call_of(call: Any, index: int | None = None) -> dict[str, Any]:
-    """Returns a tool call of the library as OpenAI's API has it; in a stream with its index."""
+    """Converts a tool call of the library to the form of OpenAI's API; in a stream, with its index."""
     function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
     return ({} if index is None else {"index": index}) | {"id": call.id, "type": "function", "function": function}
 
 
 class _Envelope:
-    """The fields that every answer to one request repeats."""
+    """The fields that all responses to one request have in common."""
 
     def __init__(self, kind: str, model: str, prefix: str) -> None:
         self._fields = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
@@ -55,7 +55,7 @@ class _Envelope:
 
 
 async def chat(service: Service, body: ChatBody) -> Response:
-    """Answers a chat request, whole or as a stream."""
+    """Answers a chat request with a complete reply or with a stream."""
     service.check_name(body.model)
     messages = [message.for_library() for message in body.messages]
     envelope = _Envelope("chat.completion", body.model, "chatcmpl")
@@ -117,7 +117,7 @@ def _error_event(refusal: Refusal) -> str:
 
 
 async def completion(service: Service, body: CompletionBody) -> Response:
-    """Continues a text, whole or as a stream."""
+    """Continues a text, with a complete reply or with a stream."""
     service.check_name(body.model)
     envelope = _Envelope("text_completion", body.model, "cmpl")
     if body.stream:
@@ -154,13 +154,13 @@ async def _completion_events(service: Service, body: CompletionBody, envelope: _
 
 
 class _Logprobs:
-    """Log probabilities of tokens in OpenAI's words."""
+    """Converts log probabilities of tokens to the forms of OpenAI's API."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._text = tokenizer.decode
 
     def chat(self, entry: TokenLogprobs) -> dict[str, Any]:
-        """Returns those of one token as `/v1/chat/completions` has them."""
+        """Returns the log probabilities of one token in the form of `/v1/chat/completions`."""
 
         def one(token: int, logprob: float) -> dict[str, Any]:
             text = self._text([token])
@@ -169,7 +169,7 @@ class _Logprobs:
         return {**one(entry.token, entry.logprob), "top_logprobs": [one(*top) for top in entry.top]}
 
     def completion(self, entries: list[TokenLogprobs]) -> dict[str, Any]:
-        """Returns those of several tokens as `/v1/completions` has them."""
+        """Returns the log probabilities of several tokens in the form of `/v1/completions`."""
         return {
             "tokens": [self._text([entry.token]) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/responses`."""
+"""The endpoint `/v1/responses` of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def _usage(stats: Stats) -> dict[str, Any]:
 
 
 class _Response:
-    """A response as it grows: its items, and the events that tell of them.
+    """A growing response: its items, and the events that report them.
 
     Attributes:
-        final: the whole response, once it is complete.
+        final: the complete response; set at the end.
     """
 
     def __init__(self, body: ResponsesBody) -> None:
@@ -44,7 +44,7 @@ class _Response:
         self._open: dict[str, Any] | None = None
 
     def json(self, status: str, reply: Reply | None = None) -> dict[str, Any]:
-        """Returns the whole response."""
+        """Returns the response as a JSON object."""
         body = self._body
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         return {
@@ -73,7 +73,7 @@ class _Response:
         return self.event("response.output_item.added", output_index=len(self.items) - 1, item=self._open)
 
     def text(self, piece: str) -> str:
-        """Returns the events of a piece of the answer."""
+        """Returns the events for a piece of the answer."""
         events = ""
         if self._open is None or self._open["type"] != "message":
             events = self.close() + self._begin("message", "msg", role="assistant", content=[])
@@ -84,7 +84,7 @@ class _Response:
         return events + self._item_event("response.output_text.delta", content_index=0, delta=piece, logprobs=[])
 
     def reasoning(self, piece: str) -> str:
-        """Returns the events of a piece of the reasoning."""
+        """Returns the events for a piece of the reasoning."""
         events = ""
         if self._open is None or self._open["type"] != "reasoning":
             events = self.close() + self._begin("reasoning", "rs", summary=[], content=[])
@@ -93,7 +93,7 @@ class _Response:
         return events + self._item_event("response.reasoning_text.delta", content_index=0, delta=piece)
 
     def call(self, call: Any) -> str:
-        """Returns the events of a tool call."""
+        """Returns the events for a tool call."""
         arguments = json.dumps(call.arguments, ensure_ascii=False)
         events = self.close() + self._begin("function_call", "fc", call_id=call.id, name=call.name, arguments="")
         events += self._item_event("response.function_call_arguments.delta", delta=arguments)
@@ -101,7 +101,7 @@ class _Response:
         return events + self._item_event("response.function_call_arguments.done", arguments=arguments, name=call.name)
 
     def close(self) -> str:
-        """Returns the events that end the open item; none where there is none."""
+        """Returns the events that end the open item, or an empty string without an open item."""
         if (item := self._open) is None:
             return ""
         self._open, events = None, ""
@@ -117,7 +117,7 @@ class _Response:
 
 
 async def responses(service: Service, body: ResponsesBody) -> Response:
-    """Answers a request, whole or as a stream."""
+    """Answers a request with a complete response or with a stream."""
     service.check_name(body.model)
     response = _Response(body)
     if body.stream:

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the server, made of the models that check requests."""
+"""The OpenAPI document of the server, generated from the models that check requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GETS = {
 
 
 def document(with_key: bool) -> dict[str, Any]:
-    """Returns the document, version 3.1.
+    """Returns the document in version 3.1 of OpenAPI.
 
     Args:
         with_key: whether requests need an API key.

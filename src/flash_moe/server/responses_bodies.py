@@ -1,7 +1,8 @@
-"""Body of OpenAI's `/v1/responses`, and what it asks of the library.
+"""The request body of OpenAI's `/v1/responses`, and its conversion to arguments of the library.
 
-What current agents send: text, function tools, reasoning, enforced formats. The server keeps no responses, so a
-conversation is sent whole each time (``store`` false). Source: OpenAI's API reference (November 2026).
+It supports the fields that current agents send: text, function tools, reasoning, enforced formats. The server stores no
+responses, so a client sends the whole conversation each time (``store`` false). Source: OpenAI's API reference
+(November 2026).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class FunctionTool(Body):
     strict: bool | None = None
 
     def for_library(self) -> Json:
-        """Returns the tool as the library takes it."""
+        """Returns the tool in the form that the library accepts."""
         return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type"})}
 
 
@@ -105,7 +106,7 @@ class ResponsesBody(Body):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     stream: bool | None = None
-    # These do not change a reply.
+    # These fields do not change a reply.
     store: bool | None = None
     include: list[str] | None = None
     metadata: Json | None = None
@@ -118,11 +119,11 @@ class ResponsesBody(Body):
     client_metadata: Json | None = None
 
     def prompt(self) -> list[Json]:
-        """Returns the chat messages of the library."""
+        """Returns the input as chat messages of the library."""
         messages: list[Json] = [{"role": "system", "content": self.instructions}] if self.instructions else []
         if isinstance(self.input, str):
             return [*messages, {"role": "user", "content": self.input}]
-        reply: Json | None = None  # items of one turn of the model belong to one message
+        reply: Json | None = None  # the items of one turn of the model form one message
 
         def turn() -> Json:
             nonlocal reply
@@ -151,10 +152,10 @@ class ResponsesBody(Body):
         return messages
 
     def options(self) -> Json:
-        """Returns the options of :meth:`Model.stream` that the body asks for.
+        """Returns the options of :meth:`Model.stream` for the fields of the body.
 
         Raises:
-            Refusal: fields that contradict each other.
+            Refusal: some fields contradict each other.
         """
         options: Json = {} if self.reasoning is None else thinking_options(self.reasoning.effort, None, None)
         for name, value in (

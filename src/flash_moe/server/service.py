@@ -1,4 +1,4 @@
-"""Runs generations for requests: in threads, in turns, cancelled when the client goes away."""
+"""Runs the generations of requests in threads, and cancels them if the client disconnects."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .failures import Refusal
 from .metrics import Metrics
 
 log = logging.getLogger("flash_moe.server")
-KEEP_ALIVE = 10.0  # seconds; a long prompt must not look like a dead connection
+KEEP_ALIVE = 10.0  # seconds between signs of life; a long prompt must not look like a dead connection
 
 
 class Reply:
-    """A reply on its way: iterating yields its chunks, and None where none came for some seconds, and adds them up.
+    """A reply that is being generated. Iteration yields its chunks, and None if no chunk arrives for some seconds.
 
     Args:
-        chunks: of the generation.
-        one_call: the generation ends behind its first tool call.
+        chunks: the chunks of the generation.
+        one_call: whether the generation ends after its first tool call.
     """
 
     def __init__(self, chunks: AsyncIterator[Chunk | None], one_call: bool) -> None:
@@ -68,40 +68,40 @@ class Reply:
 
     @property
     def usage(self) -> Stats:
-        """The statistics of the last chunk; every generation has one."""
+        """The statistics of the last chunk."""
         assert self._stats is not None
         return self._stats
 
 
 class Service:
-    """The state that the endpoints share: one model, its names, the admission and the metrics.
+    """The state that all endpoints share: the model, its names, the admission and the metrics.
 
     Args:
-        names: names that requests may give the model; the first is its own.
-        prompt_limit: the most tokens of a prompt.
+        names: names of the model in requests; responses use the first.
+        prompt_limit: maximum number of tokens of a prompt.
 
     Attributes:
-        shutting_down: set once no new connection is taken.
+        shutting_down: set when the server accepts no more connections.
     """
 
     def __init__(self, model: Model, names: list[str], admission: Admission, prompt_limit: int | None = None) -> None:
         self.model, self.names, self.admission = model, names, admission
         self.metrics = Metrics(model, admission)
         self._prompt_limit = prompt_limit
-        self.generated = 0  # tokens so far
+        self.generated = 0  # number of tokens so far
         self.shutting_down = threading.Event()
         self._ended = False
-        self._cancels: set[threading.Event] = set()  # of the generations that run
+        self._cancels: set[threading.Event] = set()  # events of the running generations
 
     def check_name(self, name: str) -> None:
-        """Refuses a model that is not served here, with 404."""
+        """Rejects a model name that is not served here with status 404."""
         if name not in self.names:
             raise Refusal(
                 404, f"the model {name[:200]!r} is not served here; it is {self.names[0]!r}", "model", "model_not_found"
             )
 
     def end(self) -> None:
-        """Ends what runs and refuses what waits or comes, with 503. May be called by any thread."""
+        """Ends running generations, and rejects waiting and new requests with status 503. Any thread may call it."""
         self._ended = True
         for cancel in list(self._cancels):
             cancel.set()
@@ -112,14 +112,14 @@ class Service:
 
     @asynccontextmanager
     async def generation(self, prompt: Any, options: dict[str, Any], *, one_call: bool = False) -> AsyncIterator[Reply]:
-        """Starts a generation when it is its turn, and ends it when the block is left.
+        """Waits for a place, starts a generation, and ends it at the end of the block.
 
         Args:
-            one_call: end it behind its first tool call.
+            one_call: whether to end the generation after its first tool call.
 
         Raises:
-            Refusal: the queue is full, or the server ends.
-            FlashMoEError: the arguments do not fit; this is found before the first chunk.
+            Refusal: the queue is full, or the server is shutting down.
+            FlashMoEError: an argument is invalid; this is raised before the first chunk.
         """
         cancel = threading.Event()
         async with self.admission.place():
@@ -140,17 +140,17 @@ class Service:
             self._cancels.add(cancel)
             thread.start()
             try:
-                self._check_going()  # which may have changed since
+                self._check_going()  # the state may have changed meanwhile
                 yield Reply(self._going(_chunks(queue, ended)), one_call)
             finally:
                 cancel.set()
                 self._cancels.discard(cancel)
-                with anyio.CancelScope(shield=True):  # a place is free only when its thread has ended
+                with anyio.CancelScope(shield=True):  # the place becomes free only after its thread has ended
                     while not ended.is_set():
                         await anext(_chunks(queue, ended), None)
 
     async def _going(self, chunks: AsyncIterator[Chunk | None]) -> AsyncIterator[Chunk | None]:
-        """Chunks as long as the server goes on."""
+        """Yields chunks until the server shuts down."""
         async for chunk in chunks:
             if chunk is not None and chunk.finish_reason == "cancelled":
                 self._check_going()
@@ -165,7 +165,7 @@ class Service:
             )  # fmt: skip
 
     def count(self, prompt: Any, options: dict[str, Any]) -> list[int]:
-        """Returns the token ids of a prompt as a generation would run it."""
+        """Returns the token ids that a generation would run for a prompt."""
         return self.model.encode(prompt, **{name: options[name] for name in _TEMPLATE_OPTIONS if name in options})
 
     def _run(self, stream: Iterator[Chunk], put: Callable[[Chunk | Exception | None], object]) -> None:
@@ -193,7 +193,7 @@ async def _chunks(queue: asyncio.Queue[Chunk | Exception | None], ended: asyncio
     while not ended.is_set():
         try:
             item = await asyncio.wait_for(queue.get(), KEEP_ALIVE)
-        except asyncio.TimeoutError:  # the builtin only since Python 3.11
+        except asyncio.TimeoutError:  # a builtin only since Python 3.11
             yield None
             continue
         if item is None:

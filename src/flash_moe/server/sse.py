@@ -1,4 +1,4 @@
-"""Server-sent events."""
+"""Formats and sends server-sent events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def event(data: Any, name: str | None = None) -> str:
 
 
 class EventStream(StreamingResponse):
-    """A stream of server-sent events. Its source ends with it, also when the client goes away before the first event."""
+    """A stream of server-sent events.
+
+    It closes its source at the end, even if the client disconnects before the first event.
+    """
 
     def __init__(self, events: AsyncGenerator[str, None], source: AsyncGenerator[str, None]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -39,10 +42,10 @@ class EventStream(StreamingResponse):
 
 
 async def started(source: AsyncGenerator[str, None], failure: Callable[[Refusal], str]) -> EventStream:
-    """Waits for the first event of a source, so that what fails before it is an ordinary answer with a status.
+    """Waits for the first event of a source, so that an earlier error becomes an ordinary response with a status.
 
     Args:
-        failure: words an error that comes later as an event.
+        failure: function that formats a later error as an event.
     """
     first = await anext(source)
 

@@ -1,4 +1,4 @@
-"""Replies in a format that is asked for: grammars of JSON, regular expressions, choices and tool calls."""
+"""Enforces formats of replies: grammars for JSON, regular expressions, choices and tool calls."""
 
 from .enforcer import Enforced, Enforcer
 from .grammar import reply_grammar

@@ -1,4 +1,4 @@
-"""Decides which format a reply is held to, from the request, the model's template and the installed packages."""
+"""Decides which format is enforced, from the request, the chat template and the installed packages."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _FREE_CHOICES = ("auto", "none")
 
 @dataclass(frozen=True)
 class Enforced:
-    """The format that a reply is held to.
+    """The enforced format of a reply.
 
     Attributes:
-        name: ``"tools"``, ``"json"``, ``"regex"``, ``"choices"``, or two of them (``"tools or json"``); empty for nothing.
-        grammar: None for nothing.
-        format: of the reply's text, where one was asked for.
-        forbidden: tokens that must not come at all.
+        name: ``"tools"``, ``"json"``, ``"regex"``, ``"choices"``, or two of them (``"tools or json"``); empty if no
+            format is enforced.
+        grammar: the grammar; None if no format is enforced.
+        format: the requested format of the text; None if there is none.
+        forbidden: tokens that must not occur.
     """
 
     name: str = ""
@@ -37,17 +38,17 @@ class Enforced:
 
 
 class Enforcer:
-    """Holds replies of one model to formats and to the schemas of tools.
+    """Enforces formats and schemas of tools in the replies of one model.
 
     Args:
-        tokenizer: the model's.
-        size: width of its logits.
+        tokenizer: tokenizer of the model.
+        size: width of the model's logits.
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         self._tokenizer, self._size = tokenizer, size
         self._grammars = Grammars(tokenizer, size)
-        self._told: set[str] = set()  # reasons that have been logged
+        self._told: set[str] = set()  # reasons that were logged already
         self._tags = self._pair("<tool_call>", "</tool_call>")
         self._reasoning = self._pair("<think>", "</think>")
 
@@ -58,14 +59,14 @@ class Enforcer:
         strict_tools: bool | None,
         wanted: Specification | None,
     ) -> Enforced:
-        """Decides what a reply is held to, and begins to compile its grammar beside the caller.
+        """Decides which format to enforce, and starts to compile its grammar in a thread.
 
         Args:
-            tools, tool_choice, strict_tools: as :meth:`flash_moe.Model.stream` takes them.
-            wanted: its ``response_format``.
+            tools, tool_choice, strict_tools: as in :meth:`flash_moe.Model.stream`.
+            wanted: the argument ``response_format``.
 
         Raises:
-            ArgumentError: what is asked for is not understood, contradicts itself or cannot be enforced.
+            ArgumentError: the arguments are invalid, contradict each other or cannot be enforced.
         """
         format = response_format(wanted)
         if format is not None:
@@ -96,7 +97,10 @@ class Enforcer:
         return Enforced("tools" if format is None else f"tools or {format.kind}", grammar, format)
 
     def constraint(self, enforced: Enforced, prompt: Sequence[int]) -> Constraint | None:
-        """Returns the constraint of a reply to a prompt of these tokens; reasoning before it stays free."""
+        """Returns the constraint for the reply to a prompt.
+
+        Reasoning before the constrained part is not constrained.
+        """
         if enforced.grammar is None:
             return None
         enforced.grammar.end = next((token for token in reversed(prompt) if token in self._grammars.ends), None)
@@ -116,13 +120,13 @@ class Enforcer:
         )
 
     def thinks(self, prompt: Sequence[int]) -> bool:
-        """Returns whether a prompt of these tokens ends inside reasoning."""
+        """Returns whether a prompt ends inside reasoning."""
         return self._reasoning is not None and self._last(prompt, self._reasoning[0]) > self._last(
             prompt, self._reasoning[1]
         )
 
     def _needed(self, choice: str, strict: bool | None, format: ResponseFormat | None) -> str:
-        """Returns the argument that asks for a grammar of calls, if one does."""
+        """Returns the name of the argument that requires a grammar of calls, if there is one."""
         if strict:
             needed = "strict_tools=True"
         elif choice != "auto":
@@ -146,7 +150,7 @@ class Enforcer:
         return self._grammars.constraint(reply_grammar(tools, choice, self._form(), self._tags, format))
 
     def _form(self) -> CallForm:
-        """Returns how the chat template has calls written."""
+        """Returns the form of tool calls in the chat template."""
         template = self._tokenizer.chat_template
         if template is not None and self._tags is not None and template.mentions("<tool_call>"):
             if template.mentions("<function="):
@@ -163,7 +167,7 @@ class Enforcer:
         return None if first is None or last is None else (first, last)
 
     def _last(self, prompt: Sequence[int], wanted: int) -> int:
-        """Where a token stands last in the message that the prompt ends with; -1 for nowhere."""
+        """Returns the last position of a token in the last message of a prompt; -1 if it does not occur."""
         for position in range(len(prompt) - 1, -1, -1):
             if prompt[position] == wanted:
                 return position

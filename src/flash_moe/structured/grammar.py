@@ -1,4 +1,4 @@
-"""The grammar of a whole reply, from its tools and its format."""
+"""Builds the grammar of a whole reply from its tools and its format."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def reply_grammar(
     tags: tuple[int, int] | None,
     format: ResponseFormat | None,
 ) -> str:
-    """Returns the grammar of what may follow a reply's reasoning.
+    """Returns the grammar of the part of a reply after its reasoning.
 
     Args:
-        tools: functions that may be called, as chat templates take them.
-        choice: ``"auto"`` (text, calls, or text and calls), ``"required"`` (calls, perhaps behind a short text), or the
-            name of the one function to be called, once.
-        form: how the model writes calls.
-        tags: ids of ``<tool_call>`` and ``</tool_call>``; None only without tools.
-        format: of the text where no tool is called.
+        tools: schemas of the functions, as for chat templates.
+        choice: ``"auto"`` (text, calls, or text and calls), ``"required"`` (calls, possibly after a short text), or the
+            name of a function that is called exactly once.
+        form: the form in which the model writes calls.
+        tags: ids of ``<tool_call>`` and ``</tool_call>``; may be None only if there are no tools.
+        format: format of the text if the reply calls no tool.
 
     Raises:
         ArgumentError: a tool's schema is malformed or cannot be enforced, or no tool has the chosen name.

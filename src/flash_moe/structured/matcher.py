@@ -1,4 +1,4 @@
-"""Keeps a reply to a grammar, through llguidance, which is imported when it is first needed."""
+"""Enforces a grammar through llguidance, which is imported on first use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..errors import ArgumentError, FormatError
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_KEPT = 16  # compiled grammars; those of a conversation's tools are used every turn
+_KEPT = 16  # number of compiled grammars to keep; a conversation uses the same tools in every turn
 
 
 class Vocabulary(Protocol):
-    """The interface of a tokenizer that a grammar uses; :class:`~flash_moe.text.Tokenizer` has it."""
+    """The methods of a tokenizer that a grammar uses; :class:`~flash_moe.text.Tokenizer` has it."""
 
     @property
     def eos_token_ids(self) -> Collection[int]: ...
@@ -45,13 +45,13 @@ def require(what: str) -> None:
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary, in threads beside the caller.
+    """Compiles grammars for one vocabulary in background threads.
 
-    The vocabulary's tables take seconds for 250,000 tokens. They are made once, when the first grammar is asked for.
+    The tables of a vocabulary of 250,000 tokens take seconds. They are computed once, for the first grammar.
 
     Args:
         vocabulary: the tokenizer.
-        size: width of the logits, padding included.
+        size: width of the logits, including padding.
     """
 
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:
@@ -62,10 +62,10 @@ class Grammars:
         self._lock = Lock()
 
     def constraint(self, grammar: str) -> GrammarConstraint:
-        """Checks a grammar, begins to compile it, and returns a constraint for one reply.
+        """Checks a grammar, starts to compile it, and returns a constraint for one reply.
 
         Raises:
-            ArgumentError: llguidance does not take the grammar.
+            ArgumentError: llguidance rejects the grammar.
         """
         with self._lock:
             compiled = self._compiled.get(grammar)
@@ -99,7 +99,7 @@ class GrammarConstraint:
     """The state of one reply in its grammar; a :class:`~flash_moe.generation.constraint.Constraint`.
 
     Attributes:
-        end: the token that ends the reply where nothing else can follow; None leaves the choice to the model.
+        end: the token that ends the reply if no other token can follow; None leaves the choice to the model.
     """
 
     def __init__(self, compiled: Future[LLMatcher], ends: frozenset[int], size: int) -> None:
@@ -113,16 +113,16 @@ class GrammarConstraint:
         self._matcher()
 
     def allows(self, token: int) -> bool:
-        """Returns whether a token may come next; far cheaper than :meth:`allowed`."""
+        """Returns whether a token may come next. This is much faster than :meth:`allowed`."""
         matcher = self._matcher()
-        # Where nothing but the end can follow, validate_tokens() refuses even that.
+        # If only the end can follow, validate_tokens() rejects even the end.
         return matcher.validate_tokens([token]) == 1 or (token in self._ends and matcher.is_accepting())
 
     def allowed(self) -> np.ndarray:
-        """Returns which tokens may come next, [V] bool.
+        """Returns a mask of the tokens that may come next, [V] bool.
 
         Raises:
-            FormatError: llguidance cannot go on.
+            FormatError: llguidance cannot continue.
         """
         matcher = self._matcher()
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
@@ -130,10 +130,10 @@ class GrammarConstraint:
         return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._size].view(bool)
 
     def accept(self, token: int) -> None:
-        """Goes on behind a token that is allowed.
+        """Advances the state by an allowed token.
 
         Raises:
-            FormatError: llguidance cannot go on.
+            FormatError: llguidance cannot continue.
         """
         if token not in self._ends:
             matcher = self._matcher()
@@ -141,7 +141,7 @@ class GrammarConstraint:
             self._check(matcher)
 
     def forced(self) -> list[int]:
-        """Returns the tokens that come next whatever the model says, the end of the reply included."""
+        """Returns the only tokens that can come next, including the end of the reply; empty if there is a choice."""
         matcher = self._matcher()
         if matcher.is_stopped():
             return [] if self.end is None else [self.end]
@@ -159,7 +159,7 @@ class GrammarConstraint:
 
 
 class _Tokens:
-    """A tokenizer as llguidance wants it."""
+    """A tokenizer with the interface that llguidance expects."""
 
     def __init__(
         self, tokens: list[bytes], special: list[int], encode: Callable[[str], Sequence[int]], end: int
@@ -182,7 +182,7 @@ def _compile(tables: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def _reason(message: str) -> str:
-    """Returns a message of llguidance without the state and the grammar that it quotes."""
+    """Shortens a message of llguidance: removes the state and the grammar that it quotes."""
     return " ".join(re.split(r"\n\s*\d+ \||\n?<state>", message)[0].split())
 
 

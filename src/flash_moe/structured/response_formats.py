@@ -1,4 +1,4 @@
-"""The formats of ``response_format=``: the grammar of a reply, and the parsing of its text."""
+"""The formats of ``response_format=``: their grammars, and the parsing of replies."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s"}
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """A format of replies.
+    """The format of a reply.
 
     Attributes:
         kind: ``"json"``, ``"regex"`` or ``"choices"``.
-        rules: lines of a grammar with a rule ``value``.
-        parse: makes of a reply's text what it stands for.
+        rules: lines of a grammar that define a rule ``value``.
+        parse: function that parses the text of a reply.
     """
 
     kind: str
@@ -33,14 +33,14 @@ class ResponseFormat:
 
 
 def response_format(wanted: Specification | None) -> ResponseFormat | None:
-    """Returns the format that `wanted` describes; None where any text will do.
+    """Returns the format that `wanted` describes; None for any text.
 
     Args:
-        wanted: a pydantic class or another type that pydantic knows; a JSON schema, also as OpenAI's API wraps it;
-            ``"json"`` (any object); a regular expression, which has to match as a whole; a list of choices.
+        wanted: a pydantic class or another type that pydantic knows; a JSON schema, bare or wrapped as in OpenAI's API;
+            ``"json"`` (any object); a regular expression that must match the whole text; or a list of choices.
 
     Raises:
-        ArgumentError: it is none of these, or cannot be enforced.
+        ArgumentError: `wanted` is none of these, or cannot be enforced.
     """
     if wanted is None:
         return None
@@ -77,7 +77,7 @@ def _wrapped(wanted: Mapping[str, Any]) -> ResponseFormat | None:
         return response_format("json")
     if kind != "json_schema":
         return _data(wanted, json.loads)
-    inner = wanted.get("json_schema", wanted)  # the Responses API has the schema beside the type
+    inner = wanted.get("json_schema", wanted)  # in the Responses API, the schema is beside the type
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if not isinstance(schema, Mapping):
         raise ArgumentError(f"response_format is {wanted!r:.200}, expected json_schema.schema to be a JSON schema")
@@ -98,7 +98,7 @@ def _typed(wanted: Any) -> ResponseFormat:
         raise ArgumentError(f"response_format is {wanted!r:.80}, expected {_EXPECTED} ({reason})") from error
     for part in subschemas(schema):
         if isinstance(part, dict):
-            part.pop("uniqueItems", None)  # of sets, which the class makes of any list
+            part.pop("uniqueItems", None)  # the class makes sets of any list, so uniqueItems need not be enforced
 
     def parse(text: str) -> Any:
         try:

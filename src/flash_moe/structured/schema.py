@@ -1,4 +1,4 @@
-"""Prepares JSON schemas for a grammar: refuses what cannot be enforced, bounds what has no end."""
+"""Prepares JSON schemas for a grammar: rejects unsupported keywords, and bounds unbounded values."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..errors import ArgumentError
 from ..text.tool_schemas import TYPE_ALIASES
 from .tags import tagless
 
-MAX_CHARACTERS = 65_536  # of a string
+MAX_CHARACTERS = 65_536  # characters of a string
 MAX_KEY = 256  # characters of a key that is not declared
-MAX_ITEMS = 4_096  # of an array
-MAX_PROPERTIES = 256  # of an object whose keys are not declared
-MAX_DEPTH = 6  # of data without a schema
-_MAX_NUMBER, _RESOLUTION = 10**15, 1e-9  # doubles keep all these digits; a number in a reply is no longer than they
+MAX_ITEMS = 4_096  # elements of an array
+MAX_PROPERTIES = 256  # keys of an object without declared keys
+MAX_DEPTH = 6  # levels of data without a schema
+_MAX_NUMBER, _RESOLUTION = 10**15, 1e-9  # digits that a double represents exactly
 
-# Where subschemas lie: in a list, by name, or directly. Everything else is data or a plain keyword.
+# Keywords that contain subschemas: in a list, by name, or directly. All other keywords contain data.
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
@@ -34,16 +34,17 @@ _TAGLESS = f"^{tagless(MAX_CHARACTERS)}$"
 
 
 def enforceable(schema: Mapping[str, Any], where: str, in_call: bool = False) -> dict[str, Any]:
-    """Returns a schema that allows a part of what `schema` allows, all of it finite unless it refers to itself.
+    """Returns a schema that allows a subset of the values of `schema`. Its values are finite, unless it refers to
+    itself.
 
-    Objects with declared properties are closed, unless the schema permits others or combines schemas.
+    Objects with declared properties are closed, unless the schema permits other properties or combines schemas.
 
     Args:
         where: the schema's name in errors.
-        in_call: strings and keys hold no tags of tool calls, so that they can stand in a call written as text.
+        in_call: whether strings and keys must not contain tags of tool calls, so that a call can contain them as text.
 
     Raises:
-        ArgumentError: it is malformed, or has a keyword that a grammar cannot enforce.
+        ArgumentError: the schema is malformed, or has a keyword that a grammar cannot enforce.
     """
     preparation = _Preparation(in_call, closes=not any(map(intersects, subschemas(schema))))
     prepared: dict[str, Any] = preparation.schema(schema, where)
@@ -53,7 +54,7 @@ def enforceable(schema: Mapping[str, Any], where: str, in_call: bool = False) ->
 
 
 def reaches_bound(value: Any) -> bool:
-    """Returns whether JSON data hold a string or an array that was ended by the bound of this module, not by the model."""
+    """Returns whether JSON data contains a string or an array that reached the length limit of this module."""
     if isinstance(value, str):
         return len(value) >= MAX_CHARACTERS
     if isinstance(value, Mapping):
@@ -62,7 +63,7 @@ def reaches_bound(value: Any) -> bool:
 
 
 def subschemas(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields a schema and all that it is made of."""
+    """Yields a schema and all of its subschemas."""
     if not isinstance(schema, Mapping):
         return
     yield schema
@@ -78,13 +79,13 @@ def subschemas(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def types_of(schema: Mapping[str, Any]) -> set[str]:
-    """Returns JSON types that the keyword ``type`` names, none without it."""
+    """Returns the JSON types in the keyword ``type``; empty without that keyword."""
     declared = schema.get("type", ())
     return {TYPE_ALIASES.get(name, name) for name in ([declared] if isinstance(declared, str) else declared)}
 
 
 def intersects(schema: Mapping[str, Any]) -> bool:
-    """Returns whether a value must fit several schemas at once, each of which may leave properties to the others."""
+    """Returns whether a value must fit several schemas at once, which may declare different properties."""
     combined = [key for key in ("anyOf", "oneOf", "allOf", "$ref") if key in schema]
     others = set(schema) - _ANNOTATIONS - set(combined) - {"type"}
     alternatives = schema.get("allOf", ())
@@ -124,7 +125,7 @@ class _Preparation:
         return result
 
     def definitions(self) -> dict[str, Any]:
-        """Returns what :meth:`_any` refers to."""
+        """Returns the definitions that the schema of :meth:`_any` refers to."""
         scalar = [{"type": "boolean"}, {"type": "null"}, self._bound_string({"type": "string"}),
                   _bound_number({"type": "number"}, False)]  # fmt: skip
         levels: dict[str, Any] = {_any_name(0): {"anyOf": scalar}}
@@ -182,7 +183,7 @@ class _Preparation:
             self._free_object(schema, schema.get("additionalProperties", self._any(MAX_DEPTH)))
 
     def _free_object(self, schema: dict[str, Any], values: Any) -> dict[str, Any]:
-        """Returns an object whose keys are not declared."""
+        """Returns the schema of an object without declared keys."""
         schema.setdefault("maxProperties", max(MAX_PROPERTIES, schema.get("minProperties", 0)))
         key = tagless(MAX_KEY) if self._in_call else f"(?s:.{{0,{MAX_KEY}}})"
         schema.update(patternProperties={f"^{key}$": values}, additionalProperties=False)
@@ -194,7 +195,7 @@ def _any_name(depth: int) -> str:
 
 
 def _bound_number(schema: dict[str, Any], integer: bool) -> dict[str, Any]:
-    """Bounds the digits of a number; a schema's own bounds and steps stay as they are."""
+    """Limits the digits of a number, unless the schema has its own bounds or steps."""
     low, high = (schema.get(f"exclusive{end}", schema.get(end.lower())) for end in ("Minimum", "Maximum"))
     if low is None and (high is None or high > -_MAX_NUMBER):
         schema["minimum"] = -_MAX_NUMBER

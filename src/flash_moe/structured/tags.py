@@ -1,4 +1,4 @@
-"""Texts that can stand in a tool call written as text."""
+"""Patterns of texts that a tool call in text form can contain."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-# What follows "<" in a tag of a call. A value holds none, so that no parser takes a part of it for the rest of the call.
+# The text after "<" in each tag of a call. Values contain no tags, so that no parser takes a part of them for the call.
 _TAGS = ("parameter=", "/parameter", "function=", "/function", "tool_call", "/tool_call", "think>", "/think>")
 
 
-# What the parser of calls takes for a value of another type, where a string is not all that a parameter may be. For
-# arrays and objects it reads Python literals too, whose parts may be tuples without brackets, named strings and words.
+# Texts that the parser of calls reads as another type, if a parameter allows other types besides strings. For arrays
+# and objects, it also reads Python literals, whose parts can be tuples without brackets, prefixed strings and words.
 _WORDS = {"null": ("null", "none"), "boolean": ("true", "false")}
 _LITERALS = ("null", "none", "true", "false", "u'", 'u"', "r'", 'r"')
 _DATA = r"\[\{\(\-0-9+.'\"#\\"
@@ -19,15 +19,15 @@ _FIRSTS = {"integer": r"\-0-9", "number": r"\-0-9", "array": _DATA, "object": _D
 
 
 def tagless(most: int) -> str:
-    """Returns a pattern of texts of at most about `most` characters without a tag of a call.
+    """Returns a pattern for texts without tags of a call, with at most about `most` characters.
 
-    It is spelled without a complement: the automaton of a complement has a state per character, and is searched through.
+    The pattern uses no complement, because the automaton of a complement has a state per character and is slow.
     """
     return f"{_unit()}{{0,{most}}}(?:{_begun()}){{0,{most}}}"
 
 
 def tagless_beside(others: Collection[str], most: int) -> str:
-    """Returns such a pattern of texts that do not read as a value of another JSON type: ``null``, ``3``, ``[1]``."""
+    """Returns the pattern of :func:`tagless` without texts that read as another JSON type: ``null``, ``3``, ``[1]``."""
     data = bool({"array", "object"} & set(others))
     spelled = [word for kind in others for word in _WORDS.get(kind, ())]
     words = _trie(_LITERALS if data else spelled)
@@ -41,7 +41,7 @@ def tagless_beside(others: Collection[str], most: int) -> str:
 
 
 def _unit() -> str:
-    """One character, or what begins like a tag and is none."""
+    """Returns a pattern for one character, or for a text that begins like a tag but is not a tag."""
     return f"(?:[^<]|{_tag_like()})"
 
 
@@ -54,7 +54,7 @@ def _begun() -> str:
 
 
 def has_tag(text: str) -> bool:
-    """Returns whether a text holds a tag of a call."""
+    """Returns whether a text contains a tag of a call."""
     return any(f"<{tag}" in text for tag in _TAGS)
 
 
@@ -76,13 +76,13 @@ def _spelled(word: str) -> str:
 
 
 def _leaving(node: Mapping[str, Any], letters: Callable[[str], str] = re.escape, space: bool = False) -> str:
-    """Matches the beginning of a word, perhaps nothing of it, and a character with which no word goes on."""
+    """Returns a pattern for a prefix of a word, possibly empty, followed by a character that continues no word."""
     deeper = [f"[{letters(letter)}]{_leaving(child, letters, space)}" for letter, child in node.items() if child]
     other = f"[^<{chr(92) + 's' if space else ''}{''.join(map(letters, node))}]"
     return f"(?:{'|'.join([other, *deeper])})"
 
 
 def _beginning(node: Mapping[str, Any], letters: Callable[[str], str] = re.escape) -> str:
-    """Matches the beginning of a word, perhaps nothing of it, but not all."""
+    """Returns a pattern for a proper prefix of a word, possibly empty."""
     deeper = [f"[{letters(letter)}]{_beginning(child, letters)}" for letter, child in node.items() if child]
     return f"(?:{'|'.join(deeper)})?" if deeper else ""

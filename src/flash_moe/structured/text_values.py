@@ -1,4 +1,4 @@
-"""Grammars of values that a call writes as text, between ``<parameter=NAME>`` and ``</parameter>``."""
+"""Grammars for parameter values in text form, between ``<parameter=NAME>`` and ``</parameter>``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tags import has_tag, tagless, tagless_beside
 
 _WORDS = {"True": ("boolean", True), "False": ("boolean", False), "None": ("null", None)}
 END = "\n</parameter>\n"
-_MAX_CHARACTERS = 1024  # of a string with a pattern or a format: automata of both at once are large
+_MAX_CHARACTERS = 1024  # characters of a string with a pattern or a format; the combined automaton is large
 _FORMATS = {
     "date": r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|[0-9]{4}-(?:0[13-9]|1[0-2])-(?:29|30)"
     r"|[0-9]{4}-(?:0[13578]|1[02])-31",
@@ -28,16 +28,16 @@ _FORMATS["date-time"] = f"(?:{_FORMATS['date']})T{_FORMATS['time']}"
 
 
 def value_rule(schema: Any, types: frozenset[str], definitions: Mapping[str, Any], name: str, where: str) -> str:
-    """Returns the lines of a grammar whose rule ``name`` is a value of a parameter, with the closing tag behind it.
+    """Returns lines of a grammar. Its rule ``name`` is a value of a parameter, followed by the closing tag.
 
     Args:
-        schema: of the parameter.
-        types: JSON types that the parser of calls expects of it; none means a string.
+        schema: schema of the parameter.
+        types: JSON types that the parser of calls expects for the parameter; empty means a string.
         definitions: ``$defs`` and ``definitions`` of the function's schema, for references.
         where: the parameter's name in errors.
 
     Raises:
-        ArgumentError: a value cannot be written as text, or the schema cannot be enforced.
+        ArgumentError: no value can be written as text, or the schema cannot be enforced.
     """
     schema = schema if isinstance(schema, Mapping) else {}
     options = list(_options(schema, definitions, ()))
@@ -73,7 +73,7 @@ def value_rule(schema: Any, types: frozenset[str], definitions: Mapping[str, Any
 def _options(
     schema: Mapping[str, Any], definitions: Mapping[str, Any], seen: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    """Schemas of at most one type each, one of which a value fits; what combines schemas is left as it is."""
+    """Yields alternatives of a schema with at most one type each. Combinations of schemas are not split."""
     combined = [key for key in ("anyOf", "oneOf", "allOf", "$ref") if key in schema]
     if not combined:
         names = sorted(types_of(schema))
@@ -98,7 +98,7 @@ def _values(option: Mapping[str, Any]) -> list[Any]:
 
 
 def _without_strings(option: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what JSON data may be besides a string."""
+    """Returns the schema without the type string; None if no type remains."""
     if "enum" in option or "const" in option:
         values = [value for value in _values(option) if not isinstance(value, str)]
         return {"enum": values} if values else None
@@ -106,7 +106,7 @@ def _without_strings(option: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _python_words(options: list[dict[str, Any]], types: frozenset[str]) -> list[str]:
-    """Returns Python's literals that are values: chat templates write them, and the parser of calls reads them."""
+    """Returns the Python literals among the values, which chat templates write and the parser of calls reads."""
     return [
         word
         for word, (kind, value) in _WORDS.items()
@@ -121,7 +121,7 @@ def _python_words(options: list[dict[str, Any]], types: frozenset[str]) -> list[
 
 
 def _reads_back(text: str, value: Any, types: frozenset[str]) -> bool:
-    """Returns whether the parser of calls makes ``value`` of ``text``, and nothing in it ends the call."""
+    """Returns whether the parser of calls reads ``text`` as ``value``, and no part of the text ends the call."""
     try:
         return not has_tag(text) and bool(from_text(text, types, "") == value)
     except ToolCallError:
@@ -129,7 +129,7 @@ def _reads_back(text: str, value: Any, types: frozenset[str]) -> bool:
 
 
 def _string(option: Mapping[str, Any], others: frozenset[str], where: str) -> str:
-    """Returns a terminal for strings; where other types are allowed too, for those that read as no other."""
+    """Returns a terminal for strings. If other types are allowed too, it excludes texts that read as another type."""
     unsupported = {"contentEncoding", "contentMediaType"} & set(option)
     if unsupported:
         raise ArgumentError(f"{where} has the keyword {unsupported.pop()!r}, which no grammar enforces; remove it")
@@ -151,8 +151,8 @@ def _string(option: Mapping[str, Any], others: frozenset[str], where: str) -> st
 
 
 def _searched(pattern: str) -> str:
-    """Returns a pattern that matches as a whole where the given one is found; perhaps fewer texts, if it has
-    alternatives.
+    """Returns a pattern for whole texts that contain a match of the given pattern. With alternatives, it may match
+    fewer texts.
     """
     head, tail = pattern.startswith("^"), re.search(r"(?<!\\)(?:\\\\)*\$$", pattern)
     body = pattern[head : len(pattern) - 1 if tail else None]

@@ -1,7 +1,7 @@
-"""Grammars of replies that call tools.
+"""Grammars for replies that call tools.
 
-A reply is free text, then calls: only declared functions, their declared parameters in any order (required ones not
-missing, none twice), values that fit their schemas, and the closing tags.
+A reply is free text, followed by calls. A call names a declared function and has declared parameters in any order: all
+required ones, and none twice. Values fit their schemas, and the closing tags are complete.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from .lark import json_rule, quoted, regex, token
 from .text_values import value_rule
 
 CallForm = Literal["text", "json"]
-_MAX_UNORDERED = 64  # bits of a rule's parameter; more parameters than these keep the declared order
-_MAX_PREAMBLE = 1024  # characters before a call that has to come
+_MAX_UNORDERED = 64  # bits of a rule's parameter; with more parameters than bits, the declared order is enforced
+_MAX_PREAMBLE = 1024  # maximum number of characters before a required call
 _TEXT = r"TEXT: {} & ~/(?s:.*)(<\/?tool_call>|<function=)(?s:.*)/"
 _NAME_ENDS = frozenset("<>\n")
 
 
 def calls_grammar(tools: Sequence[Mapping[str, Any]], form: CallForm, tags: tuple[int, int]) -> tuple[list[str], str]:
-    """Returns rules, and the name of the one for one or several calls.
+    """Returns grammar rules, and the name of the rule for one or more calls.
 
     Args:
-        tools: JSON schemas of functions, as chat templates take them.
+        tools: JSON schemas of functions, as for chat templates.
         form: ``"text"`` (``<function=NAME>``: Qwen3.5, Qwen3-Coder) or ``"json"`` (Qwen3-Next).
         tags: ids of the tokens ``<tool_call>`` and ``</tool_call>``.
 
@@ -41,7 +41,7 @@ def calls_grammar(tools: Sequence[Mapping[str, Any]], form: CallForm, tags: tupl
 
 
 def text_rule(required: bool) -> str:
-    """Returns the terminal TEXT of what comes before calls, which ends soon where a call has to come."""
+    """Returns the terminal TEXT for the text before calls. It is short if a call is required."""
     return _TEXT.format(regex(f"(?s:.{{0,{_MAX_PREAMBLE}}})" if required else "(?s:.*)"))
 
 
@@ -63,7 +63,7 @@ def _function(tool: Any) -> Mapping[str, Any]:
 
 
 def _check_name(name: str, what: str) -> None:
-    """Raises ArgumentError where the parser of calls would not read a name."""
+    """Raises ArgumentError if the parser of calls cannot read a name."""
     if _NAME_ENDS & set(name) or name != name.strip():
         raise ArgumentError(
             f"{what} is called {name!r}, expected a name without '<', '>', line breaks and spaces at its ends; rename it"

@@ -1,4 +1,4 @@
-"""Text in, token ids out, and back: tokenizer, chat template and streaming detokenizer."""
+"""Converts text to token ids and back: tokenizer, chat template and streaming detokenizer."""
 
 from .chat_template import ChatTemplate
 from .detokenizer import Detokenizer

@@ -1,4 +1,4 @@
-"""Tool calls as models write them, in the two forms that Qwen's chat templates teach.
+"""Parses tool calls in the two forms of Qwen's chat templates.
 
 Qwen3.5 and Qwen3-Coder write parameters as text:
 
@@ -12,7 +12,8 @@ Qwen3.5 and Qwen3-Coder write parameters as text:
 
 Qwen3-Next writes JSON: ``<tool_call>\\n{"name": NAME, "arguments": {...}}\\n</tool_call>``.
 
-A call is read as the schemas allow it, or refused: a parameter whose end is missing must not swallow the next one.
+A call must fit the schemas, or it is rejected. In particular, a parameter without an end tag must not absorb the next
+parameter.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ _AFTER_FUNCTION = re.compile(r"\s*(?:</tool_call>|<function=)")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a function that a model asks for.
+    """A function call that a model requests.
 
     Attributes:
-        id: tells it from other calls; the result names it.
-        name: of the function.
-        arguments: by parameter.
+        id: identifier of the call, which its result repeats.
+        name: name of the function.
+        arguments: values of the parameters, by name.
     """
 
     id: str
@@ -51,36 +52,36 @@ class ToolCall:
 
     @classmethod
     def new(cls, name: str, arguments: dict[str, Any]) -> ToolCall:
-        """Returns a call with an id of its own."""
+        """Returns a call with a new id."""
         return cls(f"call_{secrets.token_hex(12)}", name, arguments)
 
     def to_message(self) -> dict[str, Any]:
-        """Returns the call as a message's ``tool_calls`` hold it in OpenAI's form, arguments as a JSON string."""
+        """Returns the call in OpenAI's form for ``tool_calls`` of a message, with the arguments as a JSON string."""
         arguments = json.dumps(self.arguments, ensure_ascii=False)
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
 
 
 class CallReader:
-    """Reads the calls of one reply.
+    """Parses the calls of one reply.
 
     Args:
-        tools: JSON schemas of the functions; without any, every call is taken as it is written.
+        tools: JSON schemas of the functions; without schemas, every call is accepted as written.
     """
 
     def __init__(self, tools: Any) -> None:
         self.functions = functions(tools)
 
     def wrapped(self, text: str, calls: list[ToolCall]) -> bool:
-        """Reads what stands between ``<tool_call>`` and a ``</tool_call>``, with which ``text`` ends.
+        """Parses the text after ``<tool_call>``; ``text`` ends with a ``</tool_call>``.
 
         Args:
-            calls: takes the calls; those before a malformed one as well.
+            calls: list to which the calls are appended, including those before a malformed call.
 
         Returns:
-            Whether the calls end here; if not, this ``</tool_call>`` may be part of a value.
+            Whether the calls end here. If not, this ``</tool_call>`` may be part of a value.
 
         Raises:
-            ToolCallError: a call is malformed, whatever may follow.
+            ToolCallError: a call is malformed, and no further text can correct it.
         """
         scanner, found = _Scanner(text), len(calls)
         while not scanner.sees(CLOSE) or len(calls) == found:
@@ -94,7 +95,10 @@ class CallReader:
         return True
 
     def bare(self, text: str, calls: list[ToolCall]) -> bool:
-        """Reads ``<function=...`` without a wrapper; ``text`` ends with a ``</function>``. As :meth:`wrapped`."""
+        """Parses ``<function=...`` without ``<tool_call>``, up to a ``</function>`` that ends ``text``.
+
+        Arguments and result are those of :meth:`wrapped`.
+        """
         try:
             calls.append(self._text_call(_Scanner(text), wrapped=False))
         except _Unfinished:
@@ -102,7 +106,7 @@ class CallReader:
         return True
 
     def from_json(self, value: Any) -> ToolCall:
-        """Returns the call that ``{"name": ..., "arguments": ...}`` stands for; arguments may be a JSON string."""
+        """Returns the call for ``{"name": ..., "arguments": ...}``; the arguments may be a JSON string."""
         call = value if isinstance(value, Mapping) else {}
         name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
         if isinstance(arguments, str):
@@ -151,29 +155,29 @@ class CallReader:
 
 
 class _Unfinished(Exception):
-    """The text ends before what is being read."""
+    """The text ends before the current element is complete."""
 
 
 class _Scanner:
-    """Reads a text from left to right, white space between its parts aside."""
+    """Scans a text from left to right, and skips white space between its parts."""
 
     def __init__(self, text: str) -> None:
         self._text, self._position = text, 0
 
     def sees(self, literal: str) -> bool:
-        """Returns whether ``literal`` comes next."""
+        """Returns whether ``literal`` is next in the text."""
         while self._position < len(self._text) and self._text[self._position].isspace():
             self._position += 1
         return self._text.startswith(literal, self._position)
 
     def expect(self, literal: str) -> None:
-        """Passes over ``literal``."""
+        """Skips ``literal``, which must be next in the text."""
         if not self.sees(literal):
             raise self._error(literal)
         self._position += len(literal)
 
     def tag(self, opening: str) -> str:
-        """Passes over ``<function=NAME>`` or ``<parameter=NAME>`` and returns the name."""
+        """Reads ``<function=NAME>`` or ``<parameter=NAME>`` and returns the name."""
         self.expect(opening)
         if (match := _NAME.match(self._text, self._position)) is None:
             raise self._error(f"{opening}NAME>")
@@ -181,17 +185,17 @@ class _Scanner:
         return match[1].strip()
 
     def value(self, function: Function | None, given: set[str], wrapped: bool) -> str:
-        """Passes over the value of a parameter and its end.
+        """Reads the value of a parameter and its end tag, and returns the value.
 
-        A value may hold tool calls itself. So its end is a ``</parameter>`` that belongs to no ``<parameter=`` inside
-        the value, with what can follow a parameter behind it.
+        A value may itself contain tool calls. So its end is a ``</parameter>`` that matches no ``<parameter=`` inside
+        the value, and whose following text can follow a parameter.
 
         Args:
-            function: whose parameter it is; None where that is unknown.
-            given: parameters that the call has given already, this one included.
+            function: function of the parameter; None if it is unknown.
+            given: parameters of the call so far, including this one.
 
         Raises:
-            ToolCallError: the end is missing, as the next parameter or the end of the call inside the value shows.
+            ToolCallError: the end tag is missing, because the value contains the next parameter or the end of the call.
         """
         start, unknown = self._position, ""
         wrappers = calls = parameters = 0  # opened inside the value
@@ -220,7 +224,7 @@ class _Scanner:
         raise _Unfinished
 
     def _ends(self, position: int, function: Function | None, wrapped: bool) -> bool:
-        """Returns whether what comes at ``position`` can follow a parameter."""
+        """Returns whether the text at ``position`` can follow a parameter."""
         position = _skip(self._text, position)
         if self._text.startswith(FUNCTION_END, position):
             return not wrapped or bool(_AFTER_FUNCTION.match(self._text, position + len(FUNCTION_END)))
@@ -233,7 +237,7 @@ class _Scanner:
         return False
 
     def json(self) -> list[Any]:
-        """Passes over a JSON value, or over a Python literal up to the end; a list stands for its elements."""
+        """Reads a JSON value, or a Python literal up to the end. Returns the elements of a list, or one value."""
         decoder = json.JSONDecoder(strict=False, parse_constant=finite, parse_float=finite)
         try:
             value, self._position = decoder.raw_decode(self._text, self._position)
@@ -255,13 +259,13 @@ class _Scanner:
 
 
 def _skip(text: str, position: int) -> int:
-    """Returns the position of the first character that is no white space."""
+    """Returns the position of the next character that is not white space."""
     while position < len(text) and text[position].isspace():
         position += 1
     return position
 
 
 def _inner(value: str) -> str:
-    """Returns a value without the line breaks that stand between it and its tags."""
+    """Returns a value without the line breaks between it and its tags."""
     value = value[2:] if value.startswith("\r\n") else value.removeprefix("\n")
     return value[:-2] if value.endswith("\r\n") else value.removesuffix("\n")

@@ -1,6 +1,6 @@
-"""Render chat messages into a prompt with the template that came with the checkpoint.
+"""Renders chat messages into a prompt with the checkpoint's chat template.
 
-Templates are untrusted code from the hub: they run in a sandbox (`sandbox.py`) and see only copies of plain data.
+Templates are untrusted code from the hub. They run in a sandbox (`sandbox.py`) and get only copies of plain data.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-_DEEPEST = 100  # levels of data in messages and tools; far below what JSON or a template can recurse
+_DEEPEST = 100  # levels of nested data in messages and tools; far below the recursion limits of JSON and templates
 
 
 class ChatTemplate:
     """A checkpoint's chat template, compiled on first use.
 
     Args:
-        source: the Jinja template, or several by name: `"tool_use"` is preferred when tools are given, `"default"`
-            serves otherwise.
-        special_tokens: variables such as `bos_token` and `eos_token` that the template may use.
+        source: the Jinja template, or several by name. `"tool_use"` is used if there are tools, otherwise `"default"`.
+        special_tokens: variables for the template, such as `bos_token` and `eos_token`.
     """
 
     def __init__(self, source: str | Mapping[str, str], special_tokens: Mapping[str, str] | None = None) -> None:
@@ -35,13 +34,13 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, path: Path, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate | None:
-        """Finds the template in a checkpoint's folder; None if there is none.
+        """Loads the template of a checkpoint's folder; None if there is none.
 
         Looks at `chat_template.jinja` (with `additional_chat_templates/*.jinja`), then at `chat_template` in
         `chat_template.json`, then in `tokenizer_config.json`.
 
         Raises:
-            TokenizerError: a file is unreadable, or its `chat_template` is of an unknown form.
+            TokenizerError: a file is unreadable, or its `chat_template` has an unknown form.
         """
         files = sorted((path / "additional_chat_templates").glob("*.jinja"))
         named = {file.stem: file for file in files if not file.name.startswith(".")}  # ._x.jinja: macOS's notes
@@ -63,12 +62,12 @@ class ChatTemplate:
         """Renders messages into the text of a prompt.
 
         Args:
-            messages: dicts with a string `role` and a `content` that is a string or a list of
-                `{"type": "text", "text": ...}`. OpenAI's form is fine: arguments of `tool_calls` may be JSON text,
-                `reasoning` stands for `reasoning_content`, and keys holding None are dropped (`content` becomes
-                empty). Other keys go to the template as they are. Nothing is modified.
+            messages: dicts with a string `role` and a `content` that is a string or a list of `{"type": "text", "text":
+                ...}`. OpenAI's form is accepted: arguments of `tool_calls` may be JSON text, `reasoning` means
+                `reasoning_content`, and keys with the value None are dropped (`content` becomes empty). Other keys are
+                passed to the template unchanged. The messages are not modified.
             tools: JSON schemas of the functions the model may call, as in OpenAI's API.
-            add_generation_prompt: whether to end with the header of the assistant's next message.
+            add_generation_prompt: whether to append the header of the assistant's next message.
             **variables: further variables for the template, such as `enable_thinking`.
 
         Raises:
@@ -88,14 +87,14 @@ class ChatTemplate:
             return render(self._template(name), context)
         except TokenizerError:
             raise
-        except Exception as error:  # a template may fail in any way Python can
+        except Exception as error:  # a template can raise any error
             raise TokenizerError(
                 f"the chat template {name!r} failed: {type(error).__name__}: {error}; "
                 "check that the messages have the roles, order and fields it expects, or pass a plain string prompt"
             ) from error
 
     def mentions(self, text: str) -> bool:
-        """Returns whether a text stands anywhere in the template: in a message that it writes, or in its instructions."""
+        """Returns whether the template contains a text, in its output or in its instructions."""
         return any(text in source for source in self._sources.values())
 
     def _template(self, name: str) -> Template:
@@ -112,7 +111,7 @@ class ChatTemplate:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file; empty if the file does not exist.
+    """Reads a JSON object from a file; returns an empty one if the file does not exist.
 
     Raises:
         TokenizerError: the file cannot be read or holds no JSON object.
@@ -170,7 +169,7 @@ def _checked_message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     checked = {key: _plain(value, f"message {index}") for key, value in message.items() if value is not None}
     if "content" in message:
         checked.setdefault("content", "")
-    if "reasoning" in checked:  # OpenAI's and others' name of what templates call so
+    if "reasoning" in checked:  # the name in the APIs of OpenAI and others
         checked.setdefault("reasoning_content", checked["reasoning"])
     if isinstance(calls := checked.get("tool_calls"), list):
         for call in calls:
@@ -179,13 +178,13 @@ def _checked_message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         found = type(content).__name__
         raise TokenizerError(f"message {index} has content of type {found}, expected text or a list of parts; {remedy}")
     if isinstance(content, list):
-        # Joined here because text-only templates would drop, or print, a list.
+        # Joined here, because text-only templates would drop or print a list.
         checked["content"] = "".join(_text_of(part, index) for part in content)
     return checked
 
 
 def _parse_arguments(call: Any, index: int) -> None:
-    """Puts a mapping where OpenAI's form has JSON text: templates read the arguments one by one."""
+    """Parses arguments that are JSON text, as in OpenAI's form: templates need a mapping."""
     call = call.get("function", call) if isinstance(call, dict) else None
     if isinstance(call, dict) and isinstance(arguments := call.get("arguments"), str):
         try:

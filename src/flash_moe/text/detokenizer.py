@@ -1,8 +1,8 @@
-"""Turn a stream of token ids into text, never showing half a character.
+"""Turns a stream of token ids into text, without incomplete characters.
 
-A token's text depends on its neighbours: a character may be spread over several tokens, and some decoders treat
-the first token specially (they drop its leading space). So each step decodes a short window, made of tokens already
-shown (context) and tokens still pending, and returns only what lies behind the part already shown.
+The text of a token depends on its neighbours: a character may span several tokens, and some decoders treat the first
+token specially (they drop its leading space). So each step decodes a short window of tokens whose text was already
+returned (context) and of pending tokens. It returns only the text after the part that was already returned.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _UNFINISHED_WINDOW = 4
 
 
 class Detokenizer:
-    """Incremental decoder of one token stream.
+    """Decodes one stream of tokens incrementally.
 
-    All pieces returned by `add`, followed by `finish`, concatenate to `decode` of all ids that are not silent.
+    The texts that `add` and `finish` return, joined, equal `decode` of all ids that are not silent.
 
     Args:
-        decode: decodes a list of ids in one shot.
-        silent: tells whether an id yields no text at all (special tokens, ids outside the vocabulary).
-        bytewise: ids of byte-fallback tokens (`<0x0A>`). Their decoder turns a run of them into text as a whole or
-            not at all, so a run is held back until another token ends it.
+        decode: function that decodes a whole list of ids.
+        silent: function that tells whether an id has no text (special tokens, ids outside the vocabulary).
+        bytewise: ids of byte-fallback tokens (`<0x0A>`). A decoder turns a sequence of them into text only as a whole,
+            so the sequence is held back until another token ends it.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Detokenizer:
         self._shown = 0  # characters of the decoded window that were already returned
 
     def add(self, token_id: int) -> str:
-        """Appends one token and returns the text that has become certain, possibly empty.
+        """Adds one token and returns the text that it completes, possibly empty.
 
-        A trailing U+FFFD may be the start of an unfinished character: it is held back until the next token tells.
-        The cost does not depend on how many tokens came before.
+        A final U+FFFD may be the start of an incomplete character, so it is held back until the next token. The cost
+        does not depend on the number of earlier tokens.
         """
         if self._silent(token_id):
             return ""
@@ -54,13 +54,13 @@ class Detokenizer:
         text = self._decode(self._window)
         held = 1 if text.endswith(REPLACEMENT) else 0
         piece = text[self._shown : len(text) - held]
-        # A window that starts inside a character decodes differently there, but only in the part already shown.
+        # A window that starts inside a character decodes differently there, but only in the part already returned.
         self._window = self._window[-_UNFINISHED_WINDOW if held else -1 :]
         self._shown = len(self._decode(self._window)) - held
         return piece
 
     def finish(self) -> str:
-        """Returns what is still held back, and starts afresh: the next `add` begins a new stream."""
+        """Returns the text that was held back, and resets the decoder for a new stream."""
         piece = self._decode(self._window)[self._shown :]
         self._window, self._shown = [], 0
         return piece

@@ -1,4 +1,4 @@
-"""Python functions as tools: their schemas, and calling them with what a model wrote. pydantic does the work."""
+"""Python functions as tools: makes their schemas and calls them with a model's arguments, through pydantic."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 class FunctionTool:
     """A function that a model may call.
 
-    The schema's parameters are the function's, with the types of its annotations; without one, any JSON value will do.
-    Descriptions come from its docstring (Google, NumPy or Sphinx style), or from ``Annotated[int, Field(...)]``.
+    The schema has the parameters of the function, with the types of its annotations. A parameter without annotation
+    accepts any JSON value. Descriptions come from the docstring (Google, NumPy or Sphinx style) or from
+    ``Annotated[int, Field(...)]``.
 
     Args:
-        function: anything that can be called with arguments by name, but no coroutine function.
+        function: any callable that takes arguments by name, except a coroutine function.
 
     Attributes:
-        schema: in OpenAI's form.
+        schema: the JSON schema in OpenAI's form.
 
     Raises:
-        ArgumentError: the function cannot be described: it takes ``*args``, or pydantic does not know a type.
+        ArgumentError: the function takes ``*args``, or pydantic does not know a type.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -39,10 +40,11 @@ class FunctionTool:
         self._model, self.schema = self._described()
 
     def call(self, arguments: Mapping[str, Any]) -> str:
-        """Calls the function and returns its result as text: a string as it is, all else as JSON.
+        """Calls the function and returns its result as text: a string unchanged, everything else as JSON.
 
         Raises:
-            Exception: the arguments do not fit, the result cannot be written as JSON, or whatever the function raises.
+            Exception: the arguments do not fit the schema, the result cannot be written as JSON, or the function raised
+                it.
         """
         from pydantic import TypeAdapter
 
@@ -58,7 +60,7 @@ class FunctionTool:
         from pydantic.json_schema import GenerateJsonSchema
 
         class Untitled(GenerateJsonSchema):
-            """Leaves out titles, which repeat the names."""
+            """Generates schemas without titles, which only repeat the names."""
 
             def field_title_should_be_set(self, schema: Any) -> bool:
                 return False
@@ -72,7 +74,7 @@ class FunctionTool:
                 if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                     raise ArgumentError(f"{self.name} takes {parameter}, expected parameters that can be given by name")
                 default = ... if parameter.default is parameter.empty else parameter.default
-                # Under a name of our own, since pydantic keeps some for itself ("schema", "_x", "model_config").
+                # Under another name, because pydantic reserves some names ("schema", "_x", "model_config").
                 extra: dict[str, Any] = {"description": described[key]} if described.get(key) else {}
                 field = Field(default, alias=key, **extra)
                 fields[f"p{number}"] = (types.get(key, Any), field)
@@ -110,20 +112,20 @@ def tool_schemas(tools: Iterable[Tool] | None) -> list[Mapping[str, Any]] | None
 
 
 def function_tool(function: Any) -> FunctionTool:
-    """Returns a function as a tool. ArgumentError where it is none."""
+    """Returns a function as a tool. Raises ArgumentError for anything else."""
     if not callable(function) or isinstance(function, type):
         raise ArgumentError(f"a tool is {shown(function)}, expected a function or a JSON schema")
     return FunctionTool(function)
 
 
 def failure(error: BaseException | str, call: ToolCall | None = None) -> str:
-    """Returns the result of a call that failed, for the model."""
+    """Returns the result of a failed call, as it is sent to the model."""
     message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return json.dumps({"error": message[:2000]} | ({} if call is None else {"call": call.name}), ensure_ascii=False)
 
 
 def _annotated(function: Any) -> Any:
-    """Returns what holds the annotations: the function itself, the one inside a partial, or ``__call__`` of an object."""
+    """Returns the object with the annotations: the function, the function in a partial, or ``__call__``."""
     if hasattr(function, "func"):
         return function.func
     return function if hasattr(function, "__annotations__") or inspect.ismethod(function) else type(function).__call__

@@ -1,4 +1,4 @@
-"""From what a user passes as a prompt to token ids."""
+"""Converts the prompt of a user to token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Prompts = list[str] | list[list[dict[str, Any]]] | list[list[int]]
 
 
 def several(prompt: object) -> TypeGuard[Prompts]:
-    """Returns whether this is a list of prompts, and not one of messages or token ids."""
+    """Returns whether a value is a list of prompts, as opposed to a list of messages or token ids."""
     return isinstance(prompt, list) and bool(prompt) and all(isinstance(one, (str, list)) for one in prompt)
 
 
@@ -33,13 +33,13 @@ def encode_prompt(
     """Returns the token ids of a string, a list of chat messages, or a list of token ids.
 
     Args:
-        vocab_size: ids the model has; it may be more than the tokenizer's.
-        tools, enable_thinking, variables: for the chat template.
-        prefill: what the reply begins with.
-        raw: a string is text to continue, even if there is a chat template.
+        vocab_size: number of ids of the model; may exceed that of the tokenizer.
+        tools, enable_thinking, variables: variables for the chat template.
+        prefill: text that the reply begins with.
+        raw: whether a string is text to continue, even if there is a chat template.
 
     Raises:
-        PromptError: the prompt is empty or of no known kind, or holds a token id outside the vocabulary.
+        PromptError: the prompt is empty, has an unknown type, or contains a token id outside the vocabulary.
         TokenizerError: the messages do not fit the chat template.
     """
     prompt = _listed(prompt)
@@ -63,7 +63,7 @@ def encode_prompt(
 
 
 def continued(text: str, prefill: str) -> str:
-    """Returns the text of a prompt with the beginning of the reply; reasoning that is open is closed before it."""
+    """Returns the text of a prompt with the beginning of the reply. Open reasoning is closed before it."""
     if prefill and text.rstrip().endswith(THINK):
         if prefill.startswith(THINK):
             return text.rstrip().removesuffix(THINK) + prefill
@@ -75,7 +75,7 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:
     """Returns the ids as plain integers.
 
     Raises:
-        PromptError: there are none, or one is no id of the vocabulary.
+        PromptError: there are no ids, or an id is not in the vocabulary.
     """
     tokens = _listed(tokens)
     if not isinstance(tokens, Sequence) or not len(tokens):
@@ -91,18 +91,18 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int) -> list[int]:
 
 
 def _listed(tokens: Any) -> Any:
-    """Returns arrays of NumPy, MLX and others as lists."""
+    """Converts arrays of NumPy, MLX and others to lists."""
     return tokens.tolist() if hasattr(tokens, "tolist") else tokens
 
 
 def check_sequences(sequences: Sequence[Sequence[int]], vocab_size: int, context: int) -> list[list[int]]:
-    """Sequences of ids as plain integers.
+    """Checks sequences of ids and returns them as plain integers.
 
     Args:
-        context: the most tokens that the model takes.
+        context: maximum number of tokens of a sequence.
 
     Raises:
-        PromptError: a sequence is empty or too long, or holds what is no id of the vocabulary.
+        PromptError: a sequence is empty or too long, or contains an id outside the vocabulary.
     """
     for number, sequence in enumerate(sequences, start=1):
         if len(sequence) > context:

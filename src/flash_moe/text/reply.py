@@ -1,7 +1,7 @@
-"""Splits what a model writes into reasoning, text and tool calls, while it comes or afterwards.
+"""Splits the output of a model into reasoning, text and tool calls, during or after the generation.
 
-What a reader has been shown cannot be taken back. So characters that may turn out to be markup are held until the next
-ones tell, and the outcome does not depend on how the text is cut into pieces.
+Text that was already shown cannot be taken back. So characters that may be markup are held back until the next
+characters decide. The result does not depend on how the text is divided into pieces.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import ToolCallError
 from .call_reader import CLOSE, FUNCTION, FUNCTION_END, OPEN, CallReader, ToolCall
 
 THINK, THINK_END = "<think>", "</think>"
-REASONING_CLOSED = f"\n{THINK_END}\n\n"  # as chat templates close it
+REASONING_CLOSED = f"\n{THINK_END}\n\n"  # the end of reasoning, as in chat templates
 Where = Literal["reasoning", "text", "tool_call"]
 
 _MARKUP = re.compile(r"<tool_call>|</tool_call>|<function=([^<>\n]+)>")
@@ -25,11 +25,11 @@ _UNFINISHED_NAME = re.compile(r"<function=[^<>\n]*\Z")
 
 @dataclass
 class Parts:
-    """The parts that became certain with a piece of a reply.
+    """The parts that a piece of a reply completes.
 
     Attributes:
-        tool_calls: those that ended.
-        error: of the first malformed call that ended.
+        tool_calls: the completed tool calls.
+        error: the error of the first malformed call.
     """
 
     reasoning: str = ""
@@ -41,15 +41,15 @@ class Parts:
 class ReplyParser:
     """Parses one reply.
 
-    White space around reasoning and around calls belongs to neither text nor reasoning; all other text stays as it is.
+    White space around reasoning and around calls is dropped. All other text is unchanged.
 
     Args:
         tools: JSON schemas of the functions that the model may call.
-        thinking: whether the prompt ended inside reasoning.
-        calls: whether to look for calls; None does where there are tools.
+        thinking: whether the prompt ends inside reasoning.
+        calls: whether to look for calls; None means only if there are tools.
 
     Attributes:
-        where: what the reply is in the middle of.
+        where: the current part of the reply.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class ReplyParser:
         self.where: Where = "reasoning" if thinking else "text"
         self._step = self._reason if thinking else self._begin
         self._held = ""
-        self._tried = 0  # characters of a call in which its end has been looked for
-        self._bare = False  # the call at hand, or before, has no <tool_call>
-        self._gap = False  # white space that comes next stands behind reasoning or a call
+        self._tried = 0  # number of characters of a call that were already searched for its end
+        self._bare = False  # the current call or the one before has no <tool_call>
+        self._gap = False  # the next white space follows reasoning or a call
         self._said = self._reasoned = self._mid_line = False
 
     def feed(self, text: str, last: bool = False) -> Parts:
-        """Takes the next piece of the reply.
+        """Adds the next piece of the reply, and returns the parts that it completes.
 
         Args:
             last: whether the reply ends with it.
@@ -92,7 +92,7 @@ class ReplyParser:
         self._held = ""
 
     def _begin(self, parts: Parts) -> bool:
-        """Before the first character that is no white space: a model may open its reasoning by itself."""
+        """Handles the start of the reply, where a model may open its reasoning itself."""
         start = self._held.lstrip()
         if THINK.startswith(start):
             return False
@@ -150,7 +150,7 @@ class ReplyParser:
         return False
 
     def _set_aside(self, parts: Parts, before: str) -> None:
-        """Says what stands before markup, and holds the white space between them until more text comes."""
+        """Emits the text before markup, and holds back the white space between them until more text follows."""
         text = before.rstrip()
         if text:
             self._say(parts, text)
@@ -214,13 +214,13 @@ class ReplyParser:
         return not self._mid_line_after(before)
 
     def _unclear(self) -> int:
-        """Returns how many of the last characters may begin markup."""
+        """Returns the number of last characters that may be the beginning of markup."""
         if name := _UNFINISHED_NAME.search(self._held):
             return len(self._held) - name.start()
         return max(_overlap(self._held, literal) for literal in (OPEN, CLOSE, FUNCTION))
 
     def _json_call(self, text: str) -> bool | None:
-        """Returns whether a reply begins with a call in JSON of a function that was offered; None: not to be told yet."""
+        """Returns whether a reply begins with a call in JSON of a declared function; None if this is not certain yet."""
         assert self._calls is not None
         found = re.sub(r"\s", "", text[:1000])
         unclear = False
@@ -234,7 +234,7 @@ class ReplyParser:
 
 
 def _overlap(text: str, literal: str) -> int:
-    """Returns the length of the longest end of ``text`` with which ``literal``, not all of it, begins."""
+    """Returns the length of the longest suffix of ``text`` that is a proper prefix of ``literal``."""
     for length in range(min(len(text), len(literal) - 1), 0, -1):
         if literal.startswith(text[-length:]):
             return length

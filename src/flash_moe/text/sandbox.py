@@ -1,6 +1,6 @@
-"""The sandbox in which chat templates run: no access to Python, and bounded work, output and size of values.
+"""The sandbox for chat templates: no access to Python, and limits on steps, output and size of values.
 
-Templates are untrusted code from the hub. The helpers that they may call are those of transformers
+Templates are untrusted code from the hub. They have the same helper functions as in transformers
 (`utils/chat_template_utils.py`), so that they render the same text.
 """
 
@@ -24,16 +24,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 300_000  # turns of loops, calls, filters and operators, beyond one per character of the messages
-MAX_CHARACTERS = 16_000_000  # of the prompt, beyond what the messages hold, and of a value
-MAX_ITEMS = 1_000_000  # of a value, those within others included
-MAX_SECONDS = 30.0  # of computing
+MAX_STEPS = 300_000  # loop iterations, calls, filters and operators, in addition to one per character of the messages
+MAX_CHARACTERS = 16_000_000  # characters of the prompt in addition to those of the messages, and of a value
+MAX_ITEMS = 1_000_000  # items of a value, including nested ones
+MAX_SECONDS = 30.0  # seconds of computing
 _WIDTH = re.compile(r"\d{6}|\*")
 _PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice"})
 
 
 class Budget:
-    """The remaining budget of a rendering; exceeding it raises TemplateError."""
+    """The remaining budget of a rendering. Exceeding it raises TemplateError."""
 
     def __init__(self, held: int) -> None:
         self._steps, self._characters = MAX_STEPS + held, MAX_CHARACTERS + 4 * held
@@ -56,10 +56,10 @@ _budget: ContextVar[Budget] = ContextVar("flash_moe_template_budget")
 
 
 def render(template: Template, variables: Mapping[str, Any]) -> str:
-    """Renders a template of :func:`environment`.
+    """Renders a template that :func:`environment` compiled.
 
     Raises:
-        Exception: whatever the template raises, and TemplateError where it exceeds its bounds.
+        Exception: any error of the template, and TemplateError if it exceeds its limits.
     """
     token = _budget.set(Budget(_characters(variables)))
     try:
@@ -102,7 +102,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         @functools.wraps(wrapped)
         def checked(*arguments: Any, **options: Any) -> str:
             values = [*arguments, *options.values()]
-            for mapping in [value for value in values if isinstance(value, dict)]:  # of format_map
+            for mapping in [value for value in values if isinstance(value, dict)]:  # the method format_map
                 values += mapping.values()
             _check_call("format", value.__self__, *values)
             return wrapped(*arguments, **options)
@@ -121,13 +121,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                     _check_size(len(value) * count)
             if isinstance(left, int) and isinstance(right, int):
                 bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-                _check_size(100 * bits)  # work on numbers grows faster than their length
+                _check_size(100 * bits)  # the cost of operations on integers grows faster than their length
         return super().call_binop(context, operator, left, right)
 
-    # What _Counted puts into templates, under names that no template can reach.
+    # Functions that _Counted inserts into templates, under names that no template can use.
 
     def counted_step(self) -> bool:
-        return True  # call() has counted it
+        return True  # call() has counted this step
 
     def counted_write(self, characters: int) -> str:
         _budget.get().write(characters)
@@ -140,7 +140,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Counted(NodeTransformer):
-    """Makes a template count the turns of its loops and what it writes."""
+    """Compiles a template so that it counts its loop iterations and its output."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -164,7 +164,7 @@ def _own(name: str, *arguments: nodes.Expr) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), list(arguments), [], None, None)
 
 
-@pass_context  # so that constants are counted when they are written, not when the template is compiled
+@pass_context  # counts constants when they are written, not when the template is compiled
 def _finalize(context: Context, value: Any) -> str:
     text = _text(value)
     _budget.get().write(len(text))
@@ -178,7 +178,7 @@ def _text(value: Any) -> str:
 
 
 def _characters(value: Any) -> int:
-    """Characters that a value holds, an item counted as one; TemplateError where it holds too many items."""
+    """Returns the number of characters of a value; each item counts as one. Raises TemplateError for too many items."""
     count, rest, most = 0, [value], MAX_ITEMS
     while rest:
         item = rest.pop()
@@ -200,7 +200,7 @@ def _check_size(size: int) -> None:
 
 
 def _check_call(name: str, text: str, *arguments: Any) -> None:
-    """Refuses methods and filters of a text whose result could be much longer than what it is made from."""
+    """Rejects text methods and filters whose result could be much longer than their input."""
     numbers = [value for value in arguments if isinstance(value, int)]
     if name in ("format", "format_map", "%"):
         if (match := _WIDTH.search(text)) or any(abs(number) > MAX_CHARACTERS for number in numbers):
@@ -215,7 +215,7 @@ def _check_call(name: str, text: str, *arguments: Any) -> None:
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a filter that counts as a step and whose result is bounded."""
+    """Returns a filter that counts as a step and limits the size of its result."""
     skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)
@@ -234,7 +234,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's text for training; for a prompt it only encloses it."""
+    """`{% generation %}` marks the assistant's text for training. Here, the block only renders its content."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -245,7 +245,7 @@ class _GenerationBlock(Extension):
 
 
 class _PublicNamespace(Namespace):
-    """A namespace without underscore attributes, through which templates could pose as Python internals."""
+    """A namespace that rejects attributes with a leading underscore, which could imitate Python internals."""
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         attributes = dict(*args, **kwargs)
@@ -265,7 +265,7 @@ def _require_public(name: str) -> None:
 
 def _range(*arguments: int) -> range:
     numbers = range(*arguments)
-    _budget.get().step(len(numbers))  # filters may run through it
+    _budget.get().step(len(numbers))  # filters may iterate over it
     return numbers
 
 
@@ -284,5 +284,5 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes HTML characters.
+    # Jinja's own filter escapes HTML characters, which transformers does not.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -18,17 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 class Tokenizer:
-    """Text to token ids and back, with the checkpoint's chat template.
+    """Converts text to token ids and back, and applies the checkpoint's chat template.
 
     Args:
-        backend: the tokenizer proper; its truncation and padding are switched off.
+        backend: tokenizer of the `tokenizers` library; its truncation and padding are switched off.
         eos_token_ids: ids that end a generation.
         chat_template: None if the checkpoint has none.
 
     Attributes:
         eos_token_ids: ids that end a generation; empty if the checkpoint names none.
         chat_template: the checkpoint's chat template, or None.
-        vocab_size: number of tokens, added tokens included. The model's output may be wider (padding).
+        vocab_size: number of tokens, including added tokens. The model's output may be wider (padding).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Tokenizer:
         eos_token_ids: frozenset[int] = frozenset(),
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        # Some files come with the limits of their training, which would cut or pad prompts silently.
+        # Some files contain the limits of their training, which would truncate or pad prompts silently.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -54,12 +54,12 @@ class Tokenizer:
     def load(cls, path: Path) -> Tokenizer:
         """Loads the tokenizer from a checkpoint's folder.
 
-        Reads `tokenizer.json`; without it, lets transformers (if installed) build the tokenizer from older files.
-        The ids that end a generation are those of `generation_config.json`, or else of `config.json`, together with
-        the tokenizer's `eos_token`: the files of a fine-tuned chat model may name only the end of a document.
+        Reads `tokenizer.json`. Without that file, transformers (if installed) builds the tokenizer from older files.
+        The ids that end a generation come from `generation_config.json`, or else from `config.json`. The tokenizer's
+        `eos_token` is added, because the files of a fine-tuned chat model may name only the end of a document.
 
         Args:
-            path: folder that holds the checkpoint.
+            path: folder of the checkpoint.
 
         Raises:
             TokenizerError: there is no usable tokenizer, or one of its files is malformed.
@@ -74,11 +74,11 @@ class Tokenizer:
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Encodes text; special tokens written in it, such as `<|im_start|>`, become single ids.
+        """Encodes text. Special tokens in the text, such as `<|im_start|>`, become single ids.
 
         Args:
             text: any text without lone surrogates.
-            add_special_tokens: whether to add what the tokenizer puts around a text, such as a BOS token.
+            add_special_tokens: whether to add the tokens that the tokenizer puts around a text, such as a BOS token.
 
         Raises:
             TokenizerError: the text cannot be encoded.
@@ -89,7 +89,7 @@ class Tokenizer:
             raise TokenizerError(f"found text that cannot be encoded ({error}), expected valid Unicode") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Decodes token ids in one shot; ids outside the vocabulary yield nothing, invalid UTF-8 yields U+FFFD.
+        """Decodes a list of token ids. Ids outside the vocabulary have no text; invalid UTF-8 becomes U+FFFD.
 
         Raises:
             TokenizerError: an id is negative or not an integer.
@@ -100,7 +100,7 @@ class Tokenizer:
             raise TokenizerError(f"found ids that are no token ids ({error}); pass a list of integers >= 0") from error
 
     def is_special(self, id: int) -> bool:
-        """Returns whether the token is flagged special; `<think>` and `<tool_call>` are added tokens, but not special."""
+        """Returns whether the token is special. `<think>` and `<tool_call>` are added tokens, but not special."""
         return id in self._special_ids
 
     def apply_chat_template(
@@ -118,7 +118,7 @@ class Tokenizer:
             messages: dicts with `role` and `content`.
             tools: JSON schemas of functions the model may call.
             add_generation_prompt: whether to end with the header of the assistant's next message.
-            enable_thinking: given to the template unless None, which leaves the choice to the template.
+            enable_thinking: passed to the template; None leaves the choice to the template.
             **variables: further variables for the template.
 
         Raises:
@@ -136,17 +136,17 @@ class Tokenizer:
         )
 
     def detokenizer(self) -> Detokenizer:
-        """Returns a fresh streaming decoder that skips special tokens, like `decode(ids, skip_special_tokens=True)`."""
+        """Returns a new streaming decoder that skips special tokens, like `decode(ids, skip_special_tokens=True)`."""
         return Detokenizer(self.decode, silent=self._is_silent, bytewise=self._byte_ids)
 
     def token_bytes(self, size: int) -> tuple[list[bytes], list[int]] | None:
-        """Returns the bytes of every token, and which tokens are no text but whole markers (``<tool_call>``).
+        """Returns the bytes of every token, and the ids of tokens that are markers such as ``<tool_call>``.
 
         Args:
-            size: entries of the list; those that the tokenizer does not know are empty.
+            size: length of the list. Entries of ids that the tokenizer does not know are empty.
 
         Returns:
-            None where tokens are not spelled in bytes, as byte-level BPE does.
+            None if the tokenizer does not use byte-level BPE.
         """
         from tokenizers.decoders import ByteLevel
 
@@ -167,11 +167,11 @@ class Tokenizer:
         return tokens, sorted(markers)
 
     def to_json(self) -> str:
-        """Returns the tokenizer in the form of tokenizer.json."""
+        """Returns the tokenizer as the text of a tokenizer.json."""
         return self._backend.to_str()
 
     def token_id(self, text: str) -> int | None:
-        """Returns the id of the token that stands for exactly this text, or None."""
+        """Returns the id of the token with exactly this text, or None."""
         return self._backend.token_to_id(text)
 
     def _is_silent(self, id: int) -> bool:
@@ -179,9 +179,7 @@ class Tokenizer:
 
 
 def _byte_characters() -> list[str]:
-    """Returns the characters that stand for bytes 0 to 255 in byte-level BPE (GPT-2's table): printable ones for
-    themselves.
-    """
+    """Returns the characters for bytes 0 to 255 in byte-level BPE (GPT-2's table). Printable ones represent themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -195,7 +193,7 @@ def _load_backend(path: Path) -> Backend:
         return _convert_backend(path)
     try:
         return Backend.from_file(str(file))
-    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+    except BaseException as error:  # the library raises bare Exception, and its panics are not subclasses of Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(
@@ -205,7 +203,7 @@ def _load_backend(path: Path) -> Backend:
 
 
 def _convert_backend(path: Path) -> Backend:
-    """Lets transformers build the tokenizer from files other than tokenizer.json."""
+    """Builds the tokenizer from files other than tokenizer.json, through transformers."""
     if not path.is_dir():
         raise TokenizerError(f"expected a folder with tokenizer.json at {path}, found no such folder; check the path")
     missing = f"expected tokenizer.json in {path}, found {sorted(file.name for file in path.iterdir())}"
@@ -218,7 +216,7 @@ def _convert_backend(path: Path) -> Backend:
     _log.info("no tokenizer.json in %s: converting the tokenizer with transformers", path)
     try:
         converted = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many kinds of errors
         reason = " ".join(str(error).split())
         raise TokenizerError(
             f"{missing}, from which transformers cannot build a tokenizer ({reason}); download the complete checkpoint"
@@ -232,7 +230,7 @@ def _convert_backend(path: Path) -> Backend:
 
 
 def _special_tokens(path: Path) -> dict[str, str]:
-    """Returns named special tokens: `{"eos_token": "<|im_end|>", ...}`, those of tokenizer_config.json first."""
+    """Returns the named special tokens: `{"eos_token": "<|im_end|>", ...}`. tokenizer_config.json has priority."""
     tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         values = read_json_object(path / name)

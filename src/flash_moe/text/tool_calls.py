@@ -1,4 +1,4 @@
-"""The tool calls of a whole reply."""
+"""Parses the tool calls of a complete reply."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def parse_tool_calls(
     thinking: bool | None = None,
     finish_reason: str | None = None,
 ) -> tuple[list[dict[str, Any]], str]:
-    """Returns the tool calls of a reply, in order, and the text around them.
+    """Parses the tool calls of a reply, and returns them in order with the text around them.
 
-    Reasoning is text, whatever it holds.
+    Calls inside the reasoning are not parsed; reasoning is part of the text.
 
     Args:
-        text: what the model generated.
-        tools: the functions' JSON schemas that the chat template was given. Values become what their schemas say.
-            Calls that the schemas do not allow are errors. Without schemas every call is taken as it is written.
-        thinking: whether the prompt ended inside reasoning; None takes all before a ``</think>`` for reasoning, unless
-            only the other reading gives well-formed calls.
-        finish_reason: why the generation ended, for the error of a call that was cut.
+        text: the generated text.
+        tools: JSON schemas of the functions, as passed to the chat template. Values are converted to the types of their
+            schemas. Calls that do not fit the schemas are errors. Without schemas, every call is accepted as written.
+        thinking: whether the prompt ended inside reasoning. With None, all text before a ``</think>`` counts as
+            reasoning, unless the calls are well-formed only without this assumption.
+        finish_reason: reason why the generation ended; used in the error of a call that was cut.
 
     Returns:
-        Calls ``{"name": str, "arguments": dict}``, as a message's ``tool_calls`` may hold them, and the rest of the
-        text without white space at its ends. No call at all is fine.
+        The calls, each ``{"name": str, "arguments": dict}`` as in ``tool_calls`` of a message, and the rest of the text
+            without white space at its ends. The list is empty if there are no calls.
 
     Raises:
-        ToolCallError: a call is cut, malformed, or of a function or with a parameter that was not offered, or a value
-            is not of its declared type. The error's ``calls`` are the well-formed ones.
+        ToolCallError: a call is cut or malformed, names an undeclared function or parameter, or has a value of the
+            wrong type. ``calls`` of the error holds the well-formed calls.
     """
     guessed = thinking is None
     if thinking is None:
@@ -54,7 +54,7 @@ def parse_tool_calls(
 def _read(
     text: str, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
 ) -> tuple[list[ToolCall], str, ToolCallError | None]:
-    """Returns the calls, the rest with its reasoning, and what is wrong."""
+    """Returns the calls, the rest of the text with its reasoning, and the error, if any."""
     position = 0
     if thinking:
         position = text.index(THINK_END) + len(THINK_END) if THINK_END in text else len(text)

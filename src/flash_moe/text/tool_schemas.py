@@ -1,4 +1,4 @@
-"""The types of arguments in the schemas of tools, and values of these types from a model's text."""
+"""Argument types in the schemas of tools, and conversion of a model's text to these types."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from ..errors import ArgumentError, ToolCallError
 
-# Names that schemas written by hand use beside JSON's.
+# Type names that handwritten schemas use in addition to those of JSON.
 TYPE_ALIASES = {
     "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "list": "array", "str": "string",
     "None": "null",
 }  # fmt: skip
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
-_PYTHON_WORDS = ("True", "False", "None")  # what chat templates make of JSON's literals
+_PYTHON_WORDS = ("True", "False", "None")  # JSON's literals as chat templates write them
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Function:
     """A function that a model may call.
 
     Attributes:
-        types: JSON types of each declared parameter; none where its schema allows any.
-        required: parameters that a call must give.
-        closed: whether other parameters than the declared ones are refused.
+        types: JSON types of each declared parameter; empty if its schema allows any type.
+        required: parameters that a call must have.
+        closed: whether undeclared parameters are rejected.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Function:
     closed: bool = True
 
     def takes(self, key: str) -> bool:
-        """Returns whether a parameter may be called so."""
+        """Returns whether the function accepts a parameter of this name."""
         return key in self.types or not self.closed
 
     def argument(self, key: str, value: Any, written: bool) -> Any:
-        """Returns the value of a parameter in its declared type.
+        """Converts the value of a parameter to its declared type.
 
         Args:
             written: whether the value was written as plain text, not as JSON.
 
         Raises:
-            ToolCallError: the parameter is not declared, or the value is of none of its types.
+            ToolCallError: the parameter is not declared, or the value has none of its types.
         """
         if not self.takes(key):
             raise ToolCallError(
@@ -56,7 +56,7 @@ class Function:
         return from_text(value, types, what) if written else from_json(value, types, what)
 
     def require(self, arguments: Mapping[str, Any]) -> None:
-        """Raises ToolCallError where a required parameter is missing."""
+        """Raises ToolCallError if a required parameter is missing."""
         if missing := [key for key in self.required if key not in arguments]:
             raise ToolCallError(
                 f"the call of {self.name} lacks the required {', '.join(map(repr, missing))}; generate the reply again"
@@ -64,7 +64,7 @@ class Function:
 
 
 def functions(tools: Iterable[Mapping[str, Any]]) -> dict[str, Function]:
-    """Returns the functions of schemas in OpenAI's form, or of the bare functions in them, by name."""
+    """Returns the functions by name, from schemas in OpenAI's form or without its wrapper."""
     found = {}
     for tool in tools:
         function = _mapping(_mapping(tool).get("function", tool))
@@ -85,14 +85,14 @@ def functions(tools: Iterable[Mapping[str, Any]]) -> dict[str, Function]:
 
 
 def from_text(text: str, types: frozenset[str], what: str) -> Any:
-    """Returns the value that ``text`` writes.
+    """Converts ``text`` to a value of one of the declared types.
 
     Args:
-        types: JSON types it may have; where a string is one of several, the others are tried first.
-        what: is given, for the error.
+        types: JSON types that the value may have. If string is one of several, the others are tried first.
+        what: name of the parameter in errors.
 
     Raises:
-        ToolCallError: it is of none of the types.
+        ToolCallError: the value has none of the types.
     """
     others = types - {"string"}
     if not others:
@@ -106,10 +106,10 @@ def from_text(text: str, types: frozenset[str], what: str) -> Any:
 
 
 def from_json(value: Any, types: frozenset[str], what: str) -> Any:
-    """Returns a JSON value in one of its declared types: text is read, and a number is written where that fits.
+    """Converts a JSON value to one of its declared types: parses text, or writes a number as text, if necessary.
 
     Raises:
-        ToolCallError: it is of none of the types.
+        ToolCallError: the value has none of the types.
     """
     if not types or any(_is(value, name) for name in types):
         return _typed(value, types)
@@ -121,10 +121,10 @@ def from_json(value: Any, types: frozenset[str], what: str) -> Any:
 
 
 def loads(text: str) -> Any:
-    """Returns the value of JSON that may hold line breaks in strings, or of a Python literal.
+    """Parses JSON, whose strings may contain line breaks, or a Python literal.
 
     Raises:
-        ValueError: it is neither, or holds what JSON cannot.
+        ValueError: the text is neither, or contains values that JSON cannot represent.
     """
     try:
         return _json(text)
@@ -136,7 +136,7 @@ def loads(text: str) -> Any:
 
 
 def finite(text: str) -> float:
-    """Returns a float. ValueError where it is beyond the largest, which JSON could not write."""
+    """Parses a float. Raises ValueError if it overflows, because JSON has no infinity."""
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text} is no finite number")
     return value
@@ -147,20 +147,20 @@ def _json(text: str) -> Any:
 
 
 def _readings(text: str, types: frozenset[str]) -> Iterator[Any]:
-    """What a text may mean, other than itself."""
+    """Yields the values that a text can represent, other than the text itself."""
     word = text.strip()
-    # "none" may well be a string where a string is allowed.
+    # If a string is allowed, "none" is a string.
     if word in _PYTHON_WORDS or ("string" not in types and word.lower() in _WORDS):
         yield _WORDS[word.lower()]
         return
     try:
         yield loads(text) if types & {"object", "array"} else _json(text)
     except (ValueError, RecursionError):
-        return  # of none of the other types
+        return  # the text has none of the other types
 
 
 def _plain(value: Any) -> Any:
-    """Returns a Python literal as JSON data."""
+    """Converts a Python literal to JSON data."""
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -179,7 +179,7 @@ def _mismatch(value: Any, types: frozenset[str], what: str) -> ToolCallError:
 
 
 def _types(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -> set[str]:
-    """Returns all types that a schema allows, through local references and alternatives."""
+    """Returns all types that a schema allows, including those of local references and alternatives."""
     schema = _mapping(schema)
     declared = schema.get("type")
     names = declared if isinstance(declared, list) else [declared]
