@@ -31,13 +31,20 @@ BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
 def write(
-    name: str, folder: Path, mode: str | None = "usual", seed: int = 0, published: bool = False, **changed: Any
+    name: str,
+    folder: Path,
+    mode: str | None = "usual",
+    seed: int = 0,
+    published: bool = False,
+    shards: int = 1,
+    **changed: Any,
 ) -> Path:
     """Writes a checkpoint with random weights.
 
     Args:
         mode: of quantisation; None for float32.
         published: as the hub has it, under the names of Hugging Face, and not as mlx_lm.convert writes it.
+        shards: over which tensors are scattered.
         changed: entries of config.json.
     """
     config = copy.deepcopy(dict(FAMILIES[name])) | changed
@@ -52,9 +59,13 @@ def write(
             model, config, GROUP_SIZE[mode], BITS[mode], mode=mode, quant_predicate=predicate
         )
     folder.mkdir(parents=True)
-    if published:
-        weights = PUBLISHED[name](dict(tree_flatten(model.parameters())))
-        mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    if published or shards > 1:
+        weights = dict(tree_flatten(model.parameters()))
+        weights = PUBLISHED[name](weights) if published else weights
+        names = sorted(weights)
+        for i in range(shards):
+            file = folder / f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+            mx.save_safetensors(str(file), {name: weights[name] for name in names[i::shards]})
     else:
         utils.save_model(folder, model)
     (folder / "config.json").write_text(json.dumps(config))

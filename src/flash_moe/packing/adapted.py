@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +16,7 @@ from mlx.utils import tree_map
 from ..formats import Quantization
 from ..models import AdaptedFiles
 from ..models.adapted.expert_modules import parameters, quantization
-from ..record import RecordLayout
+from ..record import Part, RecordLayout
 from .resident_files import resident_file
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -35,16 +37,28 @@ class AdaptedRecords:
             parts = [(*key, places[key].part.dtype, places[key].shape or (1,)) for key, _ in parameters(switch)]
             self.layouts[layer] = RecordLayout.of(parts, quantization(switch))
 
-    def prepare(self, layer: int, records: np.ndarray) -> np.ndarray:
-        """Returns records [N, stride] uint8 as the files hold them, as those of :attr:`layouts`."""
+    def prepare(self, layer: int, records: np.ndarray, linears: Collection[str] | None = None) -> np.ndarray:
+        """Returns records [N, stride] uint8 as the files hold them, as those of :attr:`layouts`.
+
+        Args:
+            linears: which linear layers are wanted; None for all.
+        """
         layout, places = self.layouts[layer], self._places[layer]
         if layout == self._stored[layer]:
             return records
         out = np.zeros((len(records), layout.stride), np.uint8)
-        for part in layout.parts:
+        for part in (part for part in layout.parts if linears is None or part.linear in linears):
             values = np.ascontiguousarray(places[part.linear, part.name].of(records))
             out[:, part.offset : part.offset + part.nbytes] = values.reshape(len(records), -1).view(np.uint8)
         return out
+
+    def stored_part(self, layer: int, part: Part) -> int:
+        """Returns which part of the stored records a part of :attr:`layouts` is made of."""
+        return self._stored[layer].parts.index(self._places[layer][part.linear, part.name].part)
+
+    def is_whole(self, layer: int, linear: str) -> bool:
+        """Returns False: each part can be prepared without the others of its linear layer."""
+        return False
 
 
 class AdaptedResident:
@@ -56,6 +70,7 @@ class AdaptedResident:
     """
 
     def __init__(self, files: AdaptedFiles, floats: Quantization | None, target: Mapping[int, RecordLayout]) -> None:
+        self._files = files
         self._section: dict[str, Any] = dict(files.quantization or {})
         experts = {
             f"{path}.{linear}": (layer, linear, quantization(switch).get(linear))
@@ -80,6 +95,14 @@ class AdaptedResident:
             layer = _LAYER.search(name)
             groups.setdefault(resident_file(None if layer is None else int(layer[1])), []).append(name)
         return groups
+
+    @cached_property
+    def _needed(self) -> dict[str, frozenset[Path]]:
+        return self._files.resident_files()
+
+    def files(self, name: str) -> frozenset[Path]:
+        """Returns the files that one of these arrays is made of."""
+        return self._needed[name] if name in self._needed else self._needed[f"{name.rpartition('.')[0]}.weight"]
 
     def nbytes(self) -> int:
         """Returns bytes that the files will hold, headers aside; before any group is made."""

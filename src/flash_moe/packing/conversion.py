@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from ..checkpoint.integers import IntegerPart
 from ..checkpoint.packed import MANIFEST
 from ..checkpoint.records import RecordTable
 from ..errors import ArgumentError
 from ..formats import ProjectionFormat, Quantization
 from ..models import AdaptedFiles, ModelFiles, is_adapted, open_model
-from ..record import RecordLayout
+from ..record import PROJECTIONS, Part, RecordLayout
 from ..share import Share
 from .adapted import AdaptedRecords, AdaptedResident
-from .requantize import Rounding, adopt, changed_projections
+from .requantize import Rounding, adopt, changed_projections, stored_part
 from .resident_files import ResidentFiles
 
 Mode = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
+Resident: TypeAlias = ResidentFiles | AdaptedResident
 _DOWN = ("down_proj", "fc2")  # what the linear layer is called that leads back to the hidden size
 
 
@@ -118,17 +120,52 @@ class Source:
     """The source of a conversion, and its target.
 
     Attributes:
-        layouts: of records that ``prepare`` has dealt with: it changes records [N, stride] uint8 of a layer as they were read,
-            in place, or returns others.
+        table: the records as files hold them; ``records`` prepares these.
         target: the layouts to write.
+        resident: the other weights, to be had once.
+        reopened: returns them again, from the files of now.
     """
 
     checkpoint: ModelFiles | AdaptedFiles
     table: RecordTable
-    layouts: Mapping[int, RecordLayout]
+    records: OwnRecords | AdaptedRecords
     target: dict[int, RecordLayout]
-    resident: ResidentFiles | AdaptedResident
-    prepare: Callable[[int, np.ndarray], np.ndarray]
+    resident: Resident
+    reopened: Callable[[], Resident]
+
+    def units(self, layer: int) -> Iterator[tuple[str, list[Part], list[int]]]:
+        """The parts of prepared records that have to be made together: their linear layer, the parts, and the indices of the
+        stored parts that they are made of.
+        """
+        layout = self.records.layouts[layer]
+        changed = changed_projections(layout, self.target[layer])
+        for linear in layout.linears:
+            mine = [part for part in layout.parts if part.linear == linear]
+            whole = linear in changed or self.records.is_whole(layer, linear)
+            for parts in [mine] if whole else [[part] for part in mine]:
+                yield linear, parts, sorted({self.records.stored_part(layer, part) for part in parts})
+
+
+@dataclass(frozen=True)
+class OwnRecords:
+    """The records of a model of our own; counterpart of :class:`.adapted.AdaptedRecords`."""
+
+    checkpoint: ModelFiles
+    layouts: Mapping[int, RecordLayout]
+
+    def prepare(self, layer: int, records: np.ndarray, linears: Sequence[str] = PROJECTIONS) -> np.ndarray:
+        """Returns records [N, stride] uint8 as the files hold them with what MLX has for them, changed in place."""
+        adopt(self.checkpoint, layer, self.layouts[layer], records, linears)
+        return records
+
+    def stored_part(self, layer: int, part: Part) -> int:
+        """Returns which part of the stored records a part is made of."""
+        return self.layouts[layer].parts.index(part)
+
+    def is_whole(self, layer: int, linear: str) -> bool:
+        """Returns whether a linear layer is prepared as one."""
+        scaled = self.layouts[layer].linears[linear].global_scale is not None
+        return scaled or isinstance(stored_part(self.checkpoint, layer, linear, "weight"), IntegerPart)
 
 
 def open_source(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> Source:
@@ -147,17 +184,26 @@ def _of_ours(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> 
     checkpoint = open_model(folder, adopt=True)
     table, quantized = checkpoint.records(share), checkpoint.quantization.default is not None
 
-    def prepare(layer: int, records: np.ndarray) -> np.ndarray:
-        adopt(checkpoint, layer, table.layouts[layer], records)
-        return records
+    def reopened() -> ResidentFiles:
+        return ResidentFiles(open_model(folder, adopt=True), widths.floats(quantized), rounding)
 
-    resident = ResidentFiles(checkpoint, widths.floats(quantized), rounding)
-    return Source(checkpoint, table, table.layouts, widths.layouts(table.layouts, quantized), resident, prepare)
+    target = widths.layouts(table.layouts, quantized)
+    return Source(checkpoint, table, OwnRecords(checkpoint, table.layouts), target, reopened(), reopened)
 
 
 def _of_mlx_lm(folder: Path, widths: Widths, share: Share) -> Source:
     checkpoint = AdaptedFiles.open(folder)
     records, quantized = AdaptedRecords(checkpoint), checkpoint.quantization is not None
     target = widths.layouts(records.layouts, quantized)
-    resident = AdaptedResident(checkpoint, widths.floats(quantized), target)
-    return Source(checkpoint, checkpoint.records(share), records.layouts, target, resident, records.prepare)
+
+    def resident(files: AdaptedFiles) -> AdaptedResident:
+        return AdaptedResident(files, widths.floats(quantized), target)
+
+    return Source(
+        checkpoint,
+        checkpoint.records(share),
+        records,
+        target,
+        resident(checkpoint),
+        lambda: resident(checkpoint.reopened()),
+    )

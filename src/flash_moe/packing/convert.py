@@ -118,7 +118,7 @@ def convert(
             raise ArgumentError(
                 "this model runs on mlx-lm's network, and a calibration needs one of flash_moe's own; leave it out"
             )
-        if not any(changed_projections(layout, opened.target[i]) for i, layout in opened.layouts.items()):
+        if not any(changed_projections(layout, opened.target[i]) for i, layout in opened.records.layouts.items()):
             raise ArgumentError(
                 "no expert is to be quantised, so calibration changes nothing; say to how many bits, or leave it out"
             )
@@ -132,7 +132,7 @@ def convert(
             _Conversion(opened, staging, rounding, calibrated, report).run()
     finally:
         staging.release()
-    return warnings(opened.layouts, opened.target)
+    return warnings(opened.records.layouts, opened.target)
 
 
 class _Conversion:
@@ -227,7 +227,7 @@ class _Conversion:
         calibration.begin()
 
     def _write_layer(self, reader: RecordReader, layer: int, path: Path) -> list[str]:
-        source, target = self.source.layouts[layer], self.target[layer]
+        source, target = self.source.records.layouts[layer], self.target[layer]
         experts, checksums, stride = self.table.experts(layer), list[str](), self.table.layouts[layer].stride
         step = max(1, _GROUP_BYTES // stride)
         bank = new_bank(min(step, len(experts)), stride // 4)
@@ -238,7 +238,7 @@ class _Conversion:
                 group = experts[start : start + step]
                 reader.read_all(layer, group, list(buffers[: len(group)]))
                 read = buffers[: len(group)]
-                prepared = self.source.prepare(layer, read)
+                prepared = self.source.records.prepare(layer, read)
                 words = bank[: len(group)] if prepared is read else mx.array(prepared.view(np.uint32))
                 if self.calibration is not None:
                     rewritten = self.calibration.rewrite(group, words)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint.integers import IntegerPart
 from ..checkpoint.names import module_path
 from ..checkpoint.quantization import quantization_section
 from ..dtypes import NAMES
@@ -51,6 +53,14 @@ class ResidentFiles:
             mine = [name for name in names if name.startswith(f"layers.{i}.")]
             groups[resident_file(i)] = mine
         return {file: mine for file, mine in groups.items() if mine}
+
+    def files(self, name: str) -> frozenset[Path]:
+        """Returns the files that the array of a canonical name is made of."""
+        stored = self._checkpoint.resident
+        others = ["scales"] if stored[name].dtype == "F8_E4M3" else []
+        if isinstance(stored[name], IntegerPart):
+            others = ["weight", "scales", "biases"]
+        return frozenset(stored[each].file for each in (name, *(f"{module_path(name)}.{part}" for part in others)))
 
     def nbytes(self) -> int:
         """Returns bytes that the files will hold, headers aside; before any group is made."""

@@ -17,20 +17,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.integers import IntegerPart
-from ..checkpoint.names import module_path
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import Extent
 from ..checkpoint.remote import Shards
-from ..errors import ArgumentError, CheckpointError
-from ..models import ModelFiles, is_adapted, open_model
+from ..errors import CheckpointError
 from ..progress import Callback, Progress
-from ..record import Part, RecordLayout
+from ..record import Part
 from ..share import Share
-from .conversion import Widths, warnings
+from .conversion import Widths, open_source, warnings
 from .descriptions import file_checksum, save_arrays, write_descriptions
-from .requantize import Rounding, adopt, changed_projections, rewritten, stored_part
-from .resident_files import ResidentFiles
+from .requantize import Rounding, changed_projections, rewritten
 from .staging import Staging
 
 Files = frozenset[str]
@@ -41,11 +37,11 @@ class _Work:
     """The work that needs a set of weight files.
 
     Attributes:
-        experts: layer, expert, linear layer, and the parts of it that are made together with where they lie.
-        resident: canonical names.
+        experts: layer, expert, linear layer, and the parts of it that are made together with where they are made from.
+        resident: names.
     """
 
-    experts: list[tuple[int, int, str, list[tuple[Part, Extent]]]] = field(default_factory=list)
+    experts: list[tuple[int, int, str, list[Part], list[Extent]]] = field(default_factory=list)
     resident: list[str] = field(default_factory=list)
 
 
@@ -72,7 +68,7 @@ def convert_shardwise(
             conversion = _Conversion(shards, folder, staging, widths, rounding, share, progress)
             with staging.writing():
                 conversion.run()
-            return warnings(conversion.table.layouts, conversion.target)
+            return warnings(conversion.source.records.layouts, conversion.target)
     finally:
         staging.release()
 
@@ -88,23 +84,17 @@ class _Conversion:
         share: Share,
         progress: Callback | None,
     ) -> None:
-        self.shards, self.folder, self.staging = shards, folder, staging
-        self.widths, self.rounding, self.progress = widths, rounding, progress
-        if is_adapted(folder):
-            raise ArgumentError(
-                "this model runs on mlx-lm's network, and mlx-lm takes all files at once; pass keep=True (--keep), and it is "
-                "downloaded before"
-            )
-        self.checkpoint, self.resident = self._open()
-        self.table = self.checkpoint.records(share)
+        self.shards, self.staging = shards, staging
+        self.rounding, self.progress = rounding, progress
+        self.source = open_source(folder, widths, rounding, share)
+        self.table, self.target = self.source.table, self.source.target
         if self.table.packed:
             raise CheckpointError(
                 "this repository is packed already; run it as it is, or pass keep=True to requantise it"
             )
-        self.target = widths.layouts(self.table.layouts, self.checkpoint.quantization.default is not None)
-        self.groups = self.resident.groups()
+        self.groups = self.source.resident.groups()
         records = sum(layout.stride * len(self.table.experts(i)) for i, layout in self.target.items())
-        self.total = records + self.resident.nbytes()
+        self.total = records + self.source.resident.nbytes()
 
     def run(self) -> None:
         works = self._works()
@@ -123,78 +113,60 @@ class _Conversion:
                 self.progress(Progress("convert", done * self.total // len(works), self.total, "bytes"))
         self.shards.bring(())
         checksums, weight_map = self._finish_resident()
-        write_descriptions(self.staging, self.checkpoint, self.resident.config_section(),
-                           Manifest(self._finish_layers(), checksums, self.table.share), weight_map)  # fmt: skip
+        section, manifest = (
+            self.source.resident.config_section(),
+            Manifest(self._finish_layers(), checksums, self.table.share),
+        )
+        write_descriptions(self.staging, self.source.checkpoint, section, manifest, weight_map)
         self.staging.finish()
-
-    def _open(self) -> tuple[ModelFiles, ResidentFiles]:
-        checkpoint = open_model(self.folder, adopt=True)
-        floats = self.widths.floats(checkpoint.quantization.default is not None)
-        return checkpoint, ResidentFiles(checkpoint, floats, self.rounding)
 
     def _works(self) -> dict[Files, _Work]:
         """Returns all work, by the files that it needs."""
         works: dict[Files, _Work] = {}
-        for layer, source in self.table.layouts.items():
-            changed = changed_projections(source, self.target[layer])
+        for layer in self.table.layouts:
+            units = list(self.source.units(layer))
             for expert in self.table.experts(layer):
-                places = list(zip(source.parts, self.table.extents(layer, expert), strict=True))
-                for linear in source.linears:
-                    mine = [place for place in places if place[0].linear == linear]
-                    ordered = stored_part(self.checkpoint, layer, linear, "weight")
-                    whole = linear in changed or isinstance(ordered, IntegerPart)
-                    for together in [mine] if whole else [[place] for place in mine]:
-                        files = frozenset(extent.file.name for _, extent in together)
-                        works.setdefault(files, _Work()).experts.append((layer, expert, linear, together))
+                extents = self.table.extents(layer, expert)
+                for linear, parts, indices in units:
+                    mine = [extents[i] for i in indices]
+                    files = frozenset(extent.file.name for extent in mine)
+                    works.setdefault(files, _Work()).experts.append((layer, expert, linear, parts, mine))
         for name in (name for names in self.groups.values() for name in names):
-            stored = self.checkpoint.resident
-            infos, others = [stored[name]], ["scales"] if stored[name].dtype == "F8_E4M3" else []
-            if isinstance(infos[0], IntegerPart):
-                others = ["weight", "scales", "biases"]
-            infos += [stored[f"{module_path(name)}.{part}"] for part in others]
-            works.setdefault(frozenset(info.file.name for info in infos), _Work()).resident.append(name)
+            files = frozenset(file.name for file in self.source.resident.files(name))
+            works.setdefault(files, _Work()).resident.append(name)
         return works
 
     def _do(self, work: _Work) -> None:
         with ExitStack() as stack:
             sources: dict[Path, Any] = {}
             targets = {i: stack.enter_context(self._layer(i)) for i in {layer for layer, *_ in work.experts}}
-            for layer, expert, linear, places in work.experts:
-                source, target = self.table.layouts[layer], self.target[layer]
-                record = np.zeros(source.stride, np.uint8)
-                for _, extent in places:
+            for layer, expert, linear, parts, extents in work.experts:
+                record, target = np.zeros(self.table.layouts[layer].stride, np.uint8), self.target[layer]
+                for extent in extents:
                     if extent.file not in sources:
                         sources[extent.file] = stack.enter_context(extent.file.open("rb"))
                     _read(sources[extent.file].fileno(), extent, record)
                 start = len(self._header(layer)) + self.table.share.place(expert) * target.stride
-                for part, data in self._made(layer, linear, places, record, source, target):
+                for part, data in self._made(layer, linear, parts, record):
                     targets[layer].seek(start + part.offset)
                     targets[layer].write(data)
             for stream in targets.values():
                 stream.flush()
                 os.fsync(stream.fileno())
         if work.resident:
-            _, resident = self._open()  # the files are others than when they were opened before
+            resident = self.source.reopened()  # the files are others than when they were opened before
             for name in work.resident:
                 arrays = resident.converted([name])
                 temporary = self.matrices / f"{name}.tmp"
                 save_arrays(temporary, arrays)
                 temporary.replace(self.matrices / f"{name}.safetensors")
 
-    def _made(
-        self,
-        layer: int,
-        linear: str,
-        places: list[tuple[Part, Extent]],
-        record: np.ndarray,
-        source: RecordLayout,
-        target: RecordLayout,
-    ) -> list[tuple[Part, np.ndarray]]:
-        """Returns parts of the target, and their bytes."""
-        if any(part.name in ("global_scale", "biases") for part, _ in places):
-            adopt(self.checkpoint, layer, source, record[None], [linear])
+    def _made(self, layer: int, linear: str, parts: list[Part], record: np.ndarray) -> list[tuple[Part, np.ndarray]]:
+        """Returns parts of the target, and their bytes, from these parts of a prepared record."""
+        source, target = self.source.records.layouts[layer], self.target[layer]
+        (record,) = self.source.records.prepare(layer, record[None], [linear])
         if linear not in changed_projections(source, target):
-            found = {part.key: record[part.offset : part.offset + part.nbytes] for part, _ in places}
+            found = {part.key: record[part.offset : part.offset + part.nbytes] for part in parts}
         else:
             found = next(iter(rewritten(mx.array(record.view(np.uint32))[None], source, target, linear, self.rounding)))
         return [(part, found[part.key]) for part in target.parts if part.key in found]

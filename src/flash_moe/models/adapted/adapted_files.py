@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ...record import ExpertShape, RecordLayout
 from ...share import WHOLE, Share
 from ..config_json import read_config
 from .adapted_network import AdaptedNetwork
-from .expert_modules import ExpertModules, parameters
+from .expert_modules import ExpertModules, parameters, traced_from
 from .headers import k_key, tensors, text_config
 from .library import load_checked
 from .work import held_bytes, layer_works
@@ -189,6 +189,14 @@ class AdaptedFiles:
     def resident_bytes(self) -> int:
         """Bytes of the always-needed weights."""
         return sum(array.nbytes for array in self.resident.values())
+
+    def reopened(self) -> AdaptedFiles:
+        """Returns the same with weights that are read from the files of now."""
+        return replace(self, network=load_checked(self.folder, {})[0])
+
+    def resident_files(self) -> dict[str, frozenset[Path]]:
+        """Returns the files that each of :attr:`resident` is made of; reads headers only."""
+        return {name: found.files for name, found in traced_from(self.folder, self.network, [*self.resident]).items()}
 
     def load(
         self,

@@ -21,7 +21,7 @@ from .headers import experts_per_token, tensors
 from .library import expert_modules, module, modules_of
 from .stored_arrays import Key, Place, StoredArray, layer_records
 from .switches import LayerStream, Shared, Streamed, stream
-from .tracing import Found, traced
+from .tracing import Computed, Found, traced
 
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 _CONVERT = "convert the checkpoint with mlx_lm.convert"
@@ -166,17 +166,26 @@ def _packed(
     return table, places
 
 
-def _sources(model: Any, found: Sequence[tuple[str, Any]], folder: Path) -> list[dict[Key, StoredArray]]:
+def traced_from(folder: Path, model: Any, wanted: Sequence[str]) -> dict[str, Found]:
+    """Returns where these parameters of a network come from; those that it makes itself are left out.
+
+    Raises:
+        CheckpointError: mlx-lm cannot make the network's weights of the files.
+    """
     held = tensors(folder)
     stored: dict[str, mx.array] = {}
     for file in sorted({info.file for info in held.values()}):
         stored.update(mx.load(str(file)))  # type: ignore[arg-type]
-    wanted = {f"{path}.{'.'.join(key)}": array for path, switch in found for key, array in parameters(switch)}
     try:
-        traces = traced(getattr(model, "sanitize", dict), held, stored, list(wanted))
+        return traced(getattr(model, "sanitize", dict), held, stored, wanted)
     except Exception as error:  # whatever a network of mlx-lm raises about weights that it cannot arrange
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"mlx-lm cannot arrange the weights of {folder}: {reason:.500}; {_CONVERT}") from error
+
+
+def _sources(model: Any, found: Sequence[tuple[str, Any]], folder: Path) -> list[dict[Key, StoredArray]]:
+    names = [f"{path}.{'.'.join(key)}" for path, switch in found for key, _ in parameters(switch)]
+    traces = traced_from(folder, model, names)
     return [
         {
             key: _checked(name := f"{path}.{'.'.join(key)}", traces.get(name), array, folder)
@@ -189,9 +198,9 @@ def _sources(model: Any, found: Sequence[tuple[str, Any]], folder: Path) -> list
 def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> StoredArray:
     if source is None:
         raise CheckpointError(f"{name} is in no file of {folder}; {_CONVERT}")
-    if isinstance(source, str):
+    if isinstance(source, Computed):
         raise CheckpointError(
-            f"mlx-lm computes {name} while loading {folder} ({source}), so it cannot be streamed; {_CONVERT}"
+            f"mlx-lm computes {name} while loading {folder} ({source.operation}), so it cannot be streamed; {_CONVERT}"
         )
     if source.shape != array.shape or not _fits(source.dtype, array.dtype):
         info = source.slices[0].info

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TypeAlias
 
 import mlx.core as mx
@@ -68,6 +69,10 @@ class StoredArray:
     def shape(self) -> tuple[int, ...]:
         first, *others = (s.view.shape for s in self.slices)
         return (first[0] + sum(shape[0] for shape in others), *first[1:]) if first else ()
+
+    @property
+    def files(self) -> frozenset[Path]:
+        return frozenset(s.info.file for s in self.slices)
 
     @cached_property
     def experts(self) -> tuple[TensorSlice, ...]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -18,7 +20,16 @@ from numpy.lib.stride_tricks import as_strided
 from ...checkpoint.safetensors import TensorInfo
 from .stored_arrays import StoredArray, TensorSlice, contiguous
 
-Found: TypeAlias = StoredArray | str  # a source, or the operation that computes it
+
+@dataclass(frozen=True)
+class Computed:
+    """An array that no file holds: the operation that makes it, and the files that it needs."""
+
+    operation: str
+    files: frozenset[Path] = frozenset()
+
+
+Found: TypeAlias = StoredArray | Computed
 _LOCK = Lock()  # MLX traces one function at a time
 
 
@@ -52,7 +63,7 @@ def traced(
         elif event["type"] == "outputs":
             results.extend(label for label, _, _ in event["outputs"])
         elif event["type"] == "constants":
-            found.update({label: "a constant" for label, _ in event["constants"]})
+            found.update({label: Computed("a constant") for label, _ in event["constants"]})
         elif event["type"] == "primitive":
             inputs = [found[label] for label, _, _ in event["inputs"]]
             outputs = [(tuple(shape), dtype) for _, shape, dtype in event["outputs"]]
@@ -83,16 +94,17 @@ def _followed(
 ) -> list[Found]:
     """Returns what an operation's outputs, of these shapes and dtypes, are."""
     sources = [source for source in inputs if isinstance(source, StoredArray)]
-    computed = [source for source in inputs if isinstance(source, str)]
+    computed = [source for source in inputs if isinstance(source, Computed)]
+    unknown = Computed(operation, frozenset[Path]().union(*(source.files for source in inputs)))
     if computed:
-        return [operation if sources else computed[0]] * len(outputs)
+        return [unknown if sources else replace(unknown, operation=computed[0].operation)] * len(outputs)
     if operation == "Concatenate" and arguments[0] == 0:
         return [StoredArray(tuple(s for source in sources for s in source.slices), outputs[0][1])]
     if len(sources) != 1:
-        return [operation] * len(outputs)
+        return [unknown] * len(outputs)
     found, start = list[Found](), 0
     for shape, dtype in outputs:
-        found.append(_changed(sources[0], operation, arguments, shape, dtype, start) or operation)
+        found.append(_changed(sources[0], operation, arguments, shape, dtype, start) or unknown)
         start += shape[arguments[1]] if operation == "Split" else 0
     return found
 
