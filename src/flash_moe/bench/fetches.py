@@ -37,7 +37,7 @@ class FetchSpeed:
     warm: float
 
 
-def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: float, seed: int = 0) -> FetchSpeed:
+def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: float) -> FetchSpeed:
     """Measures fetches of random records, none of which is in the store's own memory.
 
     Args:
@@ -60,15 +60,15 @@ def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: floa
             emptied = emptied and all(location.missing_bytes() == location.nbytes for location in locations)
 
         reader.evict(flush=True)
-        sets = list(_sets(table, records, seed))
+        sets = list(_sets(table, records))
         cold, used = _timed(store, sets, seconds / 2, empty)
         warm, _ = _timed(store, used, seconds / 2, lambda layer, experts: None)
     return FetchSpeed(kind, records, cold if emptied else None, warm)
 
 
-def _sets(table: RecordTable, records: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+def _sets(table: RecordTable, records: int) -> Iterator[tuple[int, list[int]]]:
     """Layer and experts of each fetch: every record once, in a random order."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     layers = list(table.layouts)
     orders = {layer: rng.permutation(table.num_experts) for layer in layers}
     for start in range(0, table.num_experts - records + 1, records):

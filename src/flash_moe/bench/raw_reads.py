@@ -45,13 +45,13 @@ class RawSpeed:
     missing: float
 
 
-def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, seconds: float, seed: int = 0) -> RawSpeed:
+def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, seconds: float) -> RawSpeed:
     """Reads random places, no place twice, until time runs out: cold for half of it, then the same again.
 
     Raises:
         CheckpointError: no file is as long as a request.
     """
-    requests = _requests(files, request_bytes, max(_FEWEST, int(_FASTEST * seconds / request_bytes)), seed)
+    requests = _requests(files, request_bytes, max(_FEWEST, int(_FASTEST * seconds / request_bytes)))
     for file in files:
         file.evict()
     pages = [request.file.missing_pages(request.offset, request.nbytes) for request in requests]
@@ -71,14 +71,14 @@ def open_files(paths: Sequence[Path]) -> list[MappedFile]:
     return files
 
 
-def _requests(files: Sequence[MappedFile], nbytes: int, most: int, seed: int) -> list[Request]:
+def _requests(files: Sequence[MappedFile], nbytes: int, most: int) -> list[Request]:
     """Returns up to ``most`` different places in a random order."""
     step = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
     ends = np.cumsum([max(0, (file.size - nbytes) // step + 1) for file in files])
     if not ends[-1]:
         longest = max(file.size for file in files)
         raise CheckpointError(f"the longest file has {longest} bytes, expected {nbytes} or more; choose a larger file")
-    picked = np.random.default_rng(seed).choice(ends[-1], min(most, ends[-1]), replace=False)
+    picked = np.random.default_rng(0).choice(ends[-1], min(most, ends[-1]), replace=False)
     owners = np.searchsorted(ends, picked, side="right")
     places = picked - np.concatenate([[0], ends])[owners]
     return [

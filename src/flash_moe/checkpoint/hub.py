@@ -65,7 +65,6 @@ def resolve(
         token: hub access token; None or True uses the one stored by `hf auth login`, False sends none.
         cache_dir: the hub's cache; None means the standard place.
         local_files_only: use the cache and no network, as does `HF_HUB_OFFLINE=1`.
-
         progress: how far a download is, see :func:`~flash_moe.progress.following`. Where it is True and somebody sits at
             a terminal, more than 50 GB are downloaded only after a question. A callable may be called by another thread.
 
@@ -88,7 +87,7 @@ def resolve(
         )
     with hub_errors(name, revision):
         from huggingface_hub import constants
-    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+    cache = cache_folder(cache_dir)
     if local_files_only or constants.HF_HUB_OFFLINE:
         with hub_errors(name, revision):
             if cached := _cached(name, revision, cache):
@@ -109,6 +108,18 @@ def resolve(
     return _download(name, revision, token, cache, files, progress)
 
 
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the folder of the hub's cache: ``HF_HUB_CACHE``, unless another is given."""
+    from huggingface_hub import constants
+
+    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+
+
+def free_space(folder: Path) -> int:
+    """Returns the free bytes of the disk that a folder is on, or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
 def _download(
     repo: str,
     revision: str | None,
@@ -121,11 +132,11 @@ def _download(
     # A partly downloaded file counts in full: recent versions of huggingface_hub start it again.
     missing = [file for file in files if not (blobs / file.blob).is_file()]
     needed = sum(file.size for file in missing)
-    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    free = free_space(cache)
     if needed > free:
         raise DiskSpaceError(
             f"{repo} needs {format_bytes(needed)} more in {cache}, where {format_bytes(free)} are free. "
-            "Free some space, or name a larger disk with cache_dir= or HF_HUB_CACHE."
+            "Free some space, or name a larger disk with HF_HUB_CACHE."
         )
     note = f"{repo}: {len(missing)} files, {format_bytes(needed)}, to {cache} ({format_bytes(free)} free)"
     if missing:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError, HubError
 from .folder import has_all_weights
-from .hub import REPO, hub_errors
+from .hub import REPO, cache_folder, hub_errors
 
 
 @dataclass(frozen=True)
@@ -29,23 +27,11 @@ class Downloaded:
     complete: bool
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Returns the folder of the hub's cache: ``HF_HUB_CACHE``, unless another is given."""
-    from huggingface_hub import constants
-
-    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
-
-
-def free_space(folder: Path) -> int:
-    """Returns the free bytes of the disk that a folder is on, or will be."""
-    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-
-
-def downloaded(cache_dir: str | os.PathLike[str] | None = None) -> list[Downloaded]:
+def downloaded() -> list[Downloaded]:
     """Lists the models in the hub's cache that have safetensors files or were not finished, by name."""
     from huggingface_hub import scan_cache_dir
 
-    cache = cache_folder(cache_dir)
+    cache = cache_folder()
     found = []
     for repo in scan_cache_dir(cache).repos if cache.is_dir() else ():
         if repo.repo_type != "model" or not repo.revisions:
@@ -59,7 +45,7 @@ def downloaded(cache_dir: str | os.PathLike[str] | None = None) -> list[Download
     return sorted(found, key=lambda one: one.repo)
 
 
-def remove(repo: str, cache_dir: str | os.PathLike[str] | None = None) -> Downloaded:
+def remove(repo: str) -> Downloaded:
     """Removes all revisions of a repository from the hub's cache, and says what was there.
 
     Raises:
@@ -68,13 +54,13 @@ def remove(repo: str, cache_dir: str | os.PathLike[str] | None = None) -> Downlo
     """
     if not REPO.fullmatch(repo):
         raise ArgumentError(f"{repo!r} is no repository of the hub; expected org/name. Folders are yours to remove.")
-    known = {one.repo: one for one in downloaded(cache_dir)}
+    known = {one.repo: one for one in downloaded()}
     if repo not in known:
-        raise HubError(f"{repo} is not in {cache_folder(cache_dir)}; there: {', '.join(known) or 'no models'}")
+        raise HubError(f"{repo} is not in {cache_folder()}; there: {', '.join(known) or 'no models'}")
     from huggingface_hub import scan_cache_dir
 
     with hub_errors(repo, None):
-        found = scan_cache_dir(cache_folder(cache_dir))
+        found = scan_cache_dir(cache_folder())
         hashes = [r.commit_hash for one in found.repos if one.repo_id == repo for r in one.revisions]
         found.delete_revisions(*hashes).execute()
     if Path(known[repo].path).exists():

@@ -14,8 +14,7 @@ from typing import Any
 
 from ..errors import HubError
 from .folder import INDEX
-from .hub import HubFile, commit_of, hub_errors, list_files, resolve
-from .hub_cache import cache_folder, free_space
+from .hub import HubFile, cache_folder, commit_of, free_space, hub_errors, list_files, resolve
 from .packed import MANIFEST
 from .safetensors import MAX_HEADER_BYTES
 

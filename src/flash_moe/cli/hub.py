@@ -33,8 +33,7 @@ def download(
     time: the same command continues where it was. Other commands take a repository too, and download it if they must.
     """
     from ..amounts import format_bytes
-    from ..checkpoint.hub import REPO, list_files, resolve
-    from ..checkpoint.hub_cache import cache_folder, free_space
+    from ..checkpoint.hub import REPO, cache_folder, free_space, list_files, resolve
     from ..errors import ArgumentError
 
     if not REPO.fullmatch(repo):
@@ -55,7 +54,8 @@ def list_models(as_json: JsonOption = False, verbose: VerboseOption = False) -> 
     With what each takes on the disk, and whether it is complete.
     """
     from ..amounts import format_bytes
-    from ..checkpoint.hub_cache import cache_folder, downloaded
+    from ..checkpoint.hub import cache_folder
+    from ..checkpoint.hub_cache import downloaded
 
     found = downloaded()
     if as_json:

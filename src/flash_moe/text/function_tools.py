@@ -9,7 +9,6 @@ from typing import Any, TypeAlias, get_type_hints
 
 from ..checks import shown
 from ..errors import ArgumentError
-from .call_reader import ToolCall
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 """A JSON schema in OpenAI's form, or a function with annotations and a docstring."""
@@ -118,10 +117,10 @@ def function_tool(function: Any) -> FunctionTool:
     return FunctionTool(function)
 
 
-def failure(error: BaseException | str, call: ToolCall | None = None) -> str:
+def failure(error: BaseException | str) -> str:
     """Returns the result of a failed call, as it is sent to the model."""
     message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return json.dumps({"error": message[:2000]} | ({} if call is None else {"call": call.name}), ensure_ascii=False)
+    return json.dumps({"error": message[:2000]}, ensure_ascii=False)
 
 
 def _annotated(function: Any) -> Any:
