@@ -257,6 +257,16 @@ def test_the_rules_have_no_cycle() -> None:
         rest = {name: targets for name, targets in rest.items() if name not in leaves}
 
 
+def test_files_have_names_of_their_own() -> None:
+    """But for commands, which are named as what they call, and for the arithmetic, whose packages mirror each other."""
+    names = [
+        file.name
+        for file in FILES
+        if file.name != "__init__.py" and component(file) != "cli" and file.parent.name not in ("nn", "cpu")
+    ]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_files_are_short(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 300
