@@ -19,14 +19,14 @@ httpx = pytest.importorskip("httpx")
 SERVER = """
 import sys
 from scripted import ScriptedModel, chunk
-from flash_moe.server import run
-run.GRACE_SECONDS = 2
+from flash_moe.server import listening as serving
+serving.GRACE_SECONDS = 2
 services = []
-class Service(run.Service):
+class Service(serving.Service):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         services.append(self)
-run.Service = Service
+serving.Service = Service
 def until_shutdown():
     yield chunk("a ")
     services[0].shutting_down.wait(60)
@@ -37,9 +37,9 @@ class Model(ScriptedModel):
         if "short" in str(prompt):
             return until_shutdown()
         return ScriptedModel([chunk("word ") for _ in range(100_000)], 0.02).stream(prompt, **options)
-with run.listener("127.0.0.1", 0, None) as listening:
+with serving.listener("127.0.0.1", 0, None) as listening:
     print(listening.getsockname()[1], flush=True)
-    run.serve(Model([]), listening, parallel=3)
+    serving.serve(Model([]), listening, parallel=3)
 print("served", flush=True)
 """
 
