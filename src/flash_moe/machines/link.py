@@ -37,6 +37,7 @@ class Link:
         self._connection, self._received, self._lost = connection, received, lost
         self._beat, self._interval = beat, interval
         self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._process = os.getpid()
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._threads = [
@@ -50,7 +51,9 @@ class Link:
         self._queue.put(message)
 
     def close(self, seconds: float = 2.0) -> None:
-        """Sends what is queued, for so long at the most, and closes the connection."""
+        """Sends what is queued, for so long at the most, and closes the connection; a forked process leaves it open."""
+        if os.getpid() != self._process:
+            return
         sender, receiver = self._threads
         self._queue.put(None)
         sender.join(seconds)
