@@ -46,7 +46,7 @@ def test_both_forms_are_the_same_network() -> None:
 def test_it_answers_and_shows_what_it_cost() -> None:
     with Model.load("demo") as model:
         reply = model.generate("How much memory do I need for Qwen3.5-397B?")
-        assert reply.text.startswith("About 6 GB for the weights that every token reads, out of 223 GB at 4 bits.")
+        assert reply.text.startswith("5.2 GB for the weights that every token reads, out of 223 GB at 4 bits.")
         assert str(reply.stats).endswith("K=4 of the model's 10 · 1.0 MB of experts per token · 100% in memory")
 
 

@@ -158,15 +158,18 @@ def test_everyday_arguments_are_what_the_user_wrote() -> None:
 
 
 def test_training_never_sees_the_held_out_requests_and_questions() -> None:
-    requests = [json.loads(line) for line in (EVALUATION / "plain_requests.jsonl").read_text("utf-8").splitlines()]
-    asked = [json.loads(line) for line in (EVALUATION / "questions.jsonl").read_text("utf-8").splitlines()]
-    assert (len(requests), sum(bool(one["calls"]) for one in requests), len(asked)) == (40, 36, 60)
+    for requests_file, questions_file in (("plain_requests", "questions"), ("second_requests", "second_questions")):
+        requests = [
+            json.loads(line) for line in (EVALUATION / f"{requests_file}.jsonl").read_text("utf-8").splitlines()
+        ]
+        asked = [json.loads(line) for line in (EVALUATION / f"{questions_file}.jsonl").read_text("utf-8").splitlines()]
+        assert (len(requests), sum(bool(one["calls"]) for one in requests), len(asked)) == (40, 36, 60)
     seen = {"messages": [{"role": "user", "content": "Remind me to call Anna at 5 PM!"}], "tools": None}
     assert not may_be_trained_on(seen)
     assert not may_be_trained_on({"messages": [], "tools": [{"function": {"name": "addReminder"}}]})
     drawn = draw(2000, TRAIN)
     texts = {plain(m["content"]) for one in drawn for m in one["messages"] if m["role"] == "user"}
-    assert not texts & TEXTS and len(TEXTS) == 96
+    assert not texts & TEXTS and len(TEXTS) == 191
     assert not {plain(tool["function"]["name"]) for one in drawn for tool in one["tools"] or ()} & FUNCTIONS
 
 

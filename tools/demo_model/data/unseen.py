@@ -1,7 +1,8 @@
 """What training must not see, so that models/eval measures words, names and schemas from outside the generator.
 
-`models/eval/plain_requests.jsonl` and `questions.jsonl` were written before anybody had read the generator. Training
-sees none of the questions, no request that a tool fits, and no function with the name of one of theirs.
+`models/eval/plain_requests.jsonl` and `questions.jsonl` were written before anybody had read the generator,
+`second_requests.jsonl` and `second_questions.jsonl` by somebody who never read it. Training sees none of the questions, no request
+that a tool fits, and no function with the name of one of theirs.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ def _read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (_FOLDER / name).read_text(encoding="utf-8").splitlines()]
 
 
-_REQUESTS = _read("plain_requests.jsonl")
+_REQUESTS = _read("plain_requests.jsonl") + _read("second_requests.jsonl")
+_QUESTIONS = _read("questions.jsonl") + _read("second_questions.jsonl")
 FUNCTIONS = frozenset(plain(tool["function"]["name"]) for request in _REQUESTS for tool in request["tools"])
 TEXTS = frozenset(
     {plain(request["messages"][-1]["content"]) for request in _REQUESTS if request["calls"]}
-    | {plain(question["question"]) for question in _read("questions.jsonl")}
+    | {plain(question["question"]) for question in _QUESTIONS}
 )
 
 
