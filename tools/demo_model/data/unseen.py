@@ -1,8 +1,8 @@
 """What training must not see, so that models/eval measures words, names and schemas from outside the generator.
 
-`models/eval/plain_requests.jsonl` and `questions.jsonl` were written before anybody had read the generator,
-`second_requests.jsonl` and `second_questions.jsonl` by somebody who never read it. Training sees none of the questions, no request
-that a tool fits, and no function with the name of one of theirs.
+`models/eval/plain_requests.jsonl` and `questions.jsonl` were written before anybody had read the generator, the files that
+begin with `second_` by somebody who never read it. Training sees none of the questions, no request that a tool fits, and no
+function with the name of one of theirs.
 """
 
 from __future__ import annotations
