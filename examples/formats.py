@@ -18,7 +18,7 @@ class Order(BaseModel):
     state: Literal["open", "shipped"] | None = None  # a way to say "unknown": else the model has to make something up
 
 
-text = "Please send 12 lamps to Kim. They have not been shipped yet.\n\nFill in the order as JSON."
+text = "Kim ordered 12 lamps. They were shipped today.\n\nFill in the order as JSON."
 
 with Model.load(sys.argv[1] if len(sys.argv) > 1 else "demo", experts_per_token=None) as model:
     reply = model.generate(text, response_format=Order, temperature=0)

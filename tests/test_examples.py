@@ -14,8 +14,8 @@ SAYS = {
     "conversation": "tokens of the prompt were read from the file",
     "formats": "Order(item=",
     "several_machines": "rank 0 fetched",
-    "quickstart": "About 6 GB for the weights that every token reads",
-    "streaming": "cache of file contents",
+    "quickstart": "5.2 GB for the weights that every token reads",
+    "streaming": "recently read files",
     "tool_calls": 'get_weather({"city": "Oslo", "days": 3}) -> {',
 }
 
