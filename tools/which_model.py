@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -123,7 +124,8 @@ def table() -> str:
             folder = Path(temporary) / model.repo.rpartition("/")[2]
             write_headers(folder, model.config)
             lines += [row(model, folder, k) for k in (4, None)]
-    return "\n".join(lines)
+    # No unit begins a line of its own.
+    return re.sub(r"(?<=\d) (?=(?:GB|tok/s|s)\b)", "\N{NO-BREAK SPACE}", "\n".join(lines))
 
 
 def main() -> None:
