@@ -48,7 +48,7 @@ class Prefetching(PrefetchSwitch):
 
 def make(folder: Path) -> Path:
     sizes = dict.fromkeys(("hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size"), 256)
-    text = text_config(num_hidden_layers=LAYERS, num_experts=EXPERTS, **sizes)
+    text = text_config(num_hidden_layers=LAYERS, num_experts=EXPERTS, num_experts_per_tok=10, **sizes)
     convert(write_checkpoint(folder / "float", text), folder / "packed", bits=4, group_size=64)
     return folder / "packed"
 

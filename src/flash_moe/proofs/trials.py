@@ -32,6 +32,10 @@ _ROWS = 8192  # of a matrix, dequantised at a time
 _CONTEXT = 1000  # keys in the cache of a trial of attention, of a capacity that is a little larger
 _TOKENS = 150  # of a prompt: two chunks and a part of one
 _EPS, _THETA = 1e-6, 1e7
+# Numbers from 1 to 16 and from -16 to -1 that all dtypes tell apart: of two alike, either could be chosen.
+_DISTINCT = np.concatenate(
+    [sign * (np.arange(0x3F80, 0x4180, dtype=np.uint32) << 16).view(np.float32) for sign in (1, -1)]
+)
 
 
 def trial_of(case: Case) -> Trial:
@@ -156,9 +160,9 @@ def _router(experts: int, k: int, normalize: int, shared: int, dtype_name: str) 
     dtype = _dtype(dtype_name)
 
     def operands() -> tuple[mx.array, ...]:
-        # no two alike, of which either could be chosen
-        spread = np.argsort(np.random.default_rng().random((3, experts)), axis=-1) * (8 / experts)
-        return mx.array(spread.astype(np.float32)).astype(dtype), _random(3, 1, dtype=dtype)
+        rng = np.random.default_rng()
+        logits = np.stack([rng.permutation(_DISTINCT)[:experts] for _ in range(3)])
+        return mx.array(logits).astype(dtype), _random(3, 1, dtype=dtype)
 
     def of(function: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., list[mx.array]]:
         def checked(logits: mx.array, gate: mx.array) -> list[mx.array]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from flash_moe.ops.dispatch import Case
@@ -28,7 +29,7 @@ CASES: list[Case] = [
     ("experts", 3, 3, 1, LAYOUT, "bfloat16"),
     ("experts", 1, 2, 0, LAYOUT, "float16"),
     ("experts", 2, 2, 1, json.dumps(RecordLayout.build(64, 32, SMALL_FLOATS).to_json()), "float32"),
-    ("router", 48, 5, 1, 1, "bfloat16"),
+    ("router", 512, 4, 1, 1, "bfloat16"),
     ("router", 16, 4, 0, 0, "float32"),
     ("attention", 4, 2, 32, 8, "bfloat16"),
     ("delta_net", 1, 2, 16, 16, 4, "float16"),
@@ -51,6 +52,12 @@ def test_right_kernels_are_used(case: Case) -> None:
     verdict = judge(trial_of(case))
     assert verdict.used, verdict.reason
     assert verdict.error < verdict.tolerance
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_no_two_logits_of_a_router_are_alike(dtype: str) -> None:
+    logits, _ = trial_of(("router", 1024, 4, 1, 1, dtype)).operands()
+    assert all(len(np.unique(row)) == 1024 for row in np.array(logits.astype(mx.float32)))
 
 
 def changed(tried: Trial, change: Callable[[list[mx.array]], list[mx.array]]) -> Trial:
