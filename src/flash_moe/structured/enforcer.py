@@ -10,10 +10,9 @@ from typing import Any
 from ..errors import ArgumentError
 from ..generation.constraint import AfterReasoning, Constraint
 from ..text import Tokenizer
-from .grammar import reply_grammar
+from .grammar import CallForm, reply_grammar
 from .matcher import GrammarConstraint, Grammars, installed, require
 from .response_formats import ResponseFormat, Specification, response_format
-from .tools import CallForm, function_names
 
 _log = logging.getLogger(__name__)
 _FREE_CHOICES = ("auto", "none")
@@ -86,7 +85,7 @@ class Enforcer:
         if not needed and (strict_tools is False or not installed()):
             return Enforced()
         try:
-            grammar = self._calls(tools, tool_choice, format)
+            grammar = self._grammars.constraint(reply_grammar(tools, tool_choice, self._form(), self._tags, format))
         except ArgumentError as error:
             if needed:
                 raise
@@ -140,14 +139,6 @@ class Enforcer:
                 )
             require(needed)
         return needed
-
-    def _calls(
-        self, tools: Sequence[Mapping[str, Any]], choice: str, format: ResponseFormat | None
-    ) -> GrammarConstraint:
-        names = function_names(tools)
-        if choice not in ("auto", "required", *names):
-            raise ArgumentError(f"tool_choice is {choice!r}, expected 'auto', 'none', 'required' or one of {names}")
-        return self._grammars.constraint(reply_grammar(tools, choice, self._form(), self._tags, format))
 
     def _form(self) -> CallForm:
         """Returns the form of tool calls in the chat template."""

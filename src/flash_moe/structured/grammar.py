@@ -1,14 +1,25 @@
-"""Builds the grammar of a whole reply from its tools and its format."""
+"""The grammar of a whole reply, from its tools and its format.
+
+Where tools are offered, a reply is free text, followed by calls. A call names a declared function and has declared
+parameters in any order: all required ones, and none twice. Values fit their schemas, and the closing tags are complete.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ArgumentError
-from .lark import HEADER
+from ..text.tool_schemas import functions
+from .lark import HEADER, json_rule, quoted, regex, token
 from .response_formats import ResponseFormat
-from .tools import CallForm, calls_grammar, function_names, text_rule
+from .text_values import value_rule
+
+CallForm = Literal["text", "json"]
+_MAX_UNORDERED = 64  # bits of a rule's parameter; with more parameters than bits, the declared order is enforced
+_MAX_PREAMBLE = 1024  # maximum number of characters before a required call
+_TEXT = r"TEXT: {} & ~/(?s:.*)(<\/?tool_call>|<function=)(?s:.*)/"
+_NAME_ENDS = frozenset("<>\n")
 
 
 def reply_grammar(
@@ -37,11 +48,11 @@ def reply_grammar(
     assert tags is not None, "calls need their tokens"
     named = choice not in ("auto", "required")
     if named:
-        names = function_names(tools)
+        names = [_function(tool)["name"] for tool in tools]
         if choice not in names:
             raise ArgumentError(f"tool_choice is {choice!r}, expected 'auto', 'none', 'required' or one of {names}")
         tools = [tool for tool, name in zip(tools, names, strict=True) if name == choice]
-    rules, calls = calls_grammar(tools, form, tags)
+    rules, calls = _calls_grammar(tools, form, tags)
     if named:
         start = "call"
     elif choice == "required":
@@ -50,6 +61,88 @@ def reply_grammar(
         start = f"{calls} | value"
     else:
         start = f"TEXT {calls}?"
-    text = [text_rule(choice == "required")] if "TEXT" in start else []
+    text = [_text(choice == "required")] if "TEXT" in start else []
     values = list(format.rules) if "value" in start and format is not None else []
     return "\n".join([HEADER, f"start: {start}", *rules, *text, *values])
+
+
+def _calls_grammar(tools: Sequence[Mapping[str, Any]], form: CallForm, tags: tuple[int, int]) -> tuple[list[str], str]:
+    """Returns grammar rules, and the name of the rule for one or more calls.
+
+    Args:
+        tools: JSON schemas of functions, as for chat templates.
+        form: ``"text"`` (``<function=NAME>``: Qwen3.5, Qwen3-Coder) or ``"json"`` (Qwen3-Next).
+        tags: ids of the tokens ``<tool_call>`` and ``</tool_call>``.
+
+    Raises:
+        ArgumentError: a schema is malformed or cannot be enforced.
+    """
+    offered = [_function(tool) for tool in tools]
+    rules = [_text_rule(i, f) if form == "text" else _json_rule(i, f) for i, f in enumerate(offered)]
+    head, tail = (r"\n<function=", r"</function>\n") if form == "text" else (r"\n", r"\n")
+    names = " | ".join(f"f{i}" for i in range(len(offered)))
+    call = f'call: {token(tags[0])} "{head}" ({names}) "{tail}" {token(tags[1])}'
+    return [r'calls: call ("\n" call)*', call, *rules], "calls"
+
+
+def _text(required: bool) -> str:
+    """Returns the terminal TEXT for the text before calls. It is short if a call is required."""
+    return _TEXT.format(regex(f"(?s:.{{0,{_MAX_PREAMBLE}}})" if required else "(?s:.*)"))
+
+
+def _function(tool: Any) -> Mapping[str, Any]:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name := function.get("name"), str) or not name:
+        raise ArgumentError(f"a tool is {tool!r:.200}, expected a function's JSON schema with a name")
+    _check_name(name, "a tool")
+    return function
+
+
+def _check_name(name: str, what: str) -> None:
+    """Raises ArgumentError if the parser of calls cannot read a name."""
+    if _NAME_ENDS & set(name) or name != name.strip():
+        raise ArgumentError(
+            f"{what} is called {name!r}, expected a name without '<', '>', line breaks and spaces at its ends; rename it"
+        )
+
+
+def _text_rule(i: int, function: Mapping[str, Any]) -> str:
+    name, parameters = function["name"], _parameters(function)
+    reads = functions([function])[name]
+    properties = dict(parameters.get("properties") or {})
+    required = list(reads.required)
+    names = required + [key for key in properties if key not in required]
+    definitions = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    lines = []
+    for n, key in enumerate(names):
+        _check_name(key, f"a parameter of {name}")
+        if not reads.takes(key):
+            raise ArgumentError(f"{name} requires {key!r}, which its schema does not allow; declare it in properties")
+        types = reads.types.get(key, frozenset())
+        value = value_rule(properties.get(key, {}), types, definitions, f"f{i}v{n}", f"{name}.{key}")
+        lines += [f"f{i}p{n}: {quoted(f'<parameter={key}>' + chr(10))} f{i}v{n}", value]
+    head = f"f{i}: {quoted(name + '>' + chr(10))}"
+    if not 0 < len(names) <= _MAX_UNORDERED:
+        ordered = " ".join(f"f{i}p{n}" + "?" * (n >= len(required)) for n in range(len(names)))
+        return "\n".join([f"{head} {ordered}", *lines])
+    complete = f"is_ones([0:{len(required)}])" if required else "true"
+    rest = "".join(f"\n  | f{i}p{n} f{i}a::set_bit({n}) %if bit_clear({n})" for n in range(len(names)))
+    return "\n".join([f"{head} f{i}a::0", f'f{i}a::_: "" %if {complete}{rest}', *lines])
+
+
+def _json_rule(i: int, function: Mapping[str, Any]) -> str:
+    parameters = _parameters(function)
+    call = {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": {"type": "object", **parameters}},
+        "required": ["name", "arguments"],
+        **{key: parameters[key] for key in ("$defs", "definitions") if key in parameters},
+    }
+    return f"f{i}: {json_rule(call, function['name'])}"
+
+
+def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = function.get("parameters") or {"type": "object", "additionalProperties": False}
+    if not isinstance(parameters, Mapping):
+        raise ArgumentError(f"parameters of {function['name']} are {parameters!r:.80}, expected a JSON schema")
+    return parameters
