@@ -1,1 +1,1 @@
-"""The records of experts: where their bytes are, and how they are fetched."""
+"""Expert stores: they locate the records of experts and fetch them."""

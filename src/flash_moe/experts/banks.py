@@ -1,4 +1,4 @@
-"""Banks of records: one array of whole records, or one array per part, which MLX's own products use in place."""
+"""Banks of records: one array of whole records, or one array per part, which MLX's products can use in place."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from ..dtypes import DTYPES
 from ..record import Part, RecordLayout
 from .host_memory import new_bank, on_cuda
 
-Bank = mx.array | dict[str, mx.array]  # [N, words] uint32; or by part, [N, rows, columns] in the part's dtype
+Bank = mx.array | dict[str, mx.array]  # [N, words] uint32; or per part, [N, rows, columns] in its dtype
 
 
 class Target(NamedTuple):
-    """Memory for a run of bytes of a record, ``at`` bytes from the record's start."""
+    """Memory for a range of bytes of a record, which begins ``at`` bytes into the record."""
 
     at: int
     buffer: np.ndarray
 
 
-Targets = np.ndarray | Sequence[Target]  # for a record: one buffer, or one for each part
+Targets = np.ndarray | Sequence[Target]  # memory for a record: one buffer, or one per part
 
 
 class RecordBank:
     """Slots that hold whole records.
 
     Attributes:
-        bank: what products take.
-        memory: all of it, for advice about its pages.
+        bank: the array, or the arrays by part, for matrix products.
+        memory: the whole memory of the bank, for advice about its pages.
     """
 
     def __init__(self, slots: int, stride: int) -> None:
         self.bank: Bank = new_bank(slots, stride // 4)
-        self.memory = [np.array(self.bank, copy=False).view(np.uint8)]  # writable: the bank's own memory
+        self.memory = [np.array(self.bank, copy=False).view(np.uint8)]  # writable view of the bank's own memory
 
     def targets(self, slot: int) -> Targets:
-        """Returns where the bytes of a slot's record belong."""
+        """Returns the memory of a slot, for reads."""
         return self.memory[0][slot]
 
     def rows(self, first: int, count: int) -> Bank:
-        """Returns a view of some slots."""
+        """Returns a view of consecutive slots."""
         assert isinstance(self.bank, mx.array)
         return self.bank[first : first + count]
 
 
 class PartBank:
-    """Slots whose parts lie in an array each. Attributes and methods as :class:`RecordBank`."""
+    """Slots with one array per part. Attributes and methods are those of :class:`RecordBank`."""
 
     def __init__(self, slots: int, layout: RecordLayout) -> None:
-        # MLX 0.32.4 on CUDA reads past the end of matrices of short rows, whatever lies there: one more slot
+        # one extra slot, because MLX 0.32.4 on CUDA reads past the end of matrices with short rows
         more = int(on_cuda())
         words = {part.key: new_bank(slots + more, part.nbytes // 4)[:slots] for part in layout.parts}
         self._parts = layout.parts
@@ -70,23 +70,23 @@ class PartBank:
 
 
 def make_bank(slots: int, layouts: Sequence[RecordLayout], by_part: bool) -> RecordBank | PartBank:
-    """Returns a bank with room for that many records of these layouts."""
+    """Returns a bank with ``slots`` slots for records of these layouts."""
     if by_part:
         return PartBank(slots, layouts[0])
     return RecordBank(slots, max((layout.stride for layout in layouts), default=0))
 
 
 def counts_by_part(slots: int, layouts: Sequence[RecordLayout]) -> bool:
-    """Returns whether MLX's products can find each of ``slots`` slots: on CUDA (0.32.4) they count weights in 32 bits."""
+    """Returns whether MLX's products can address ``slots`` slots by part. On CUDA (0.32.4), they use 32-bit offsets."""
     most = max((layout.hidden_size * layout.intermediate_size for layout in layouts), default=0)
     return not on_cuda() or slots * most < 1 << 31
 
 
 def can_lie_by_part(layouts: Sequence[RecordLayout], dtype: str) -> bool:
-    """Returns whether a store can keep its parts in an array each, for products in ``dtype`` (of safetensors).
+    """Returns whether a store can keep one array per part, for products in ``dtype`` (of safetensors).
 
-    All layers have the same layout, its scales are of the dtype that is computed in, and parts are whole words: else each
-    use would copy what it needs, as it does from whole records.
+    This requires that all layers have the same layout, that scales have the dtype of the computation, and that parts
+    are whole words. Otherwise each use would copy the parts, as with whole records.
     """
     if not layouts or any(layout != layouts[0] for layout in layouts):
         return False
@@ -101,7 +101,7 @@ def _in_place(part: Part, dtype: str) -> bool:
 
 
 def put_together(bank: dict[str, mx.array], rows: Sequence[int], layout: RecordLayout) -> mx.array:
-    """Returns copies of a bank's records as whole ones, [K, words] uint32."""
+    """Copies rows of a bank by part into whole records, [K, words] uint32."""
     index, columns, end = mx.array(list(rows)), [], 0
     for part in layout.parts:
         words = bank[part.key][index].reshape(len(rows), -1).view(mx.uint32)

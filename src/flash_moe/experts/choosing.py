@@ -1,4 +1,4 @@
-"""Chooses the faster streaming store: measures each file system once, then remembers."""
+"""Chooses the faster streaming store: measures each file system once and stores the result."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ logger = logging.getLogger(__name__)
 
 Streaming = Literal["mapped", "slots"]
 VARIABLE = "FLASH_MOE_EXPERT_IO"
-SECONDS = 0.25  # after the first round, which compiles, when measuring stops; one fetch may still be under way
-_ROUNDS = 4  # fetches by each store, with the page cache empty and again with it full; fewer would find full slots
-_RECORDS = 4  # of a fetch at the most, so that a slow disk has time for several
-_CLEARLY = 0.9  # the usual choice is left where the other takes less than this share of its time
+SECONDS = 0.25  # seconds after the first round, which compiles, when measuring stops; one fetch may still be running
+_ROUNDS = 4  # fetches per store, first with an empty and then with a full page cache; fewer would not fill the slots
+_RECORDS = 4  # maximum bytes of a fetch, so that a slow disk has time for several
+_CLEARLY = 0.9  # the other store is chosen only if it takes less than this share of the time of the usual one
 _FILE, _VERSION, _REMEMBERED = "expert_io.json", 1, 64  # entries in the file of the user's cache folder
 
 
 class Timing(NamedTuple):
-    """Seconds that the same work took with each store."""
+    """The seconds that the same work took with each store."""
 
     mapped: float
     slots: float
 
 
 class Work(Protocol):
-    """What a token does with the records of some experts, fetching included; ``name`` says which kind of work it is."""
+    """The work of a token on the records of some experts, including the fetch. ``name`` names the kind of work."""
 
     name: str
 
@@ -50,7 +50,7 @@ class Work(Protocol):
 
 
 class Copying:
-    """Has the device copy the records."""
+    """Work that copies the records on the device."""
 
     name = "copies"
 
@@ -62,7 +62,7 @@ class Copying:
 
 
 class Reading:
-    """Reads the records once where they lie, as the kernels of the CPU do."""
+    """Work that reads the records once in place, as the CPU kernels do."""
 
     name = "in place"
 
@@ -72,7 +72,7 @@ class Reading:
 
 
 Measure = Callable[[RecordTable, int], Timing | None]
-_known: dict[tuple[Path, str], Streaming] = {}  # by file and key, where the file cannot be written
+_known: dict[tuple[Path, str], Streaming] = {}  # results by file and key, in case the file cannot be written
 
 
 def choose(
@@ -82,19 +82,19 @@ def choose(
     work: Work | None = None,
     by_part: bool = False,
 ) -> Streaming:
-    """Returns the store for a packed checkpoint: what ``FLASH_MOE_EXPERT_IO`` says, what was remembered, or what is
-    faster.
+    """Returns the store for a packed checkpoint: from ``FLASH_MOE_EXPERT_IO``, from a stored result, or from a new
+    measurement.
 
-    Without a measurement it is the usual choice: mapped on Metal, where mapped pages are used without a copy, and
-    slots elsewhere. Failures to measure, to remember and to recall are logged and cost nothing but that.
+    If the measurement fails, it returns the usual choice: mapped on Metal, where mapped pages are used without a copy,
+    and slots elsewhere. Failures to measure, or to store or load results, are only logged.
 
     Args:
-        measure: stands in for :func:`measure_stores`.
-        work: what is done with the records; they are copied by default.
+        measure: replaces :func:`measure_stores`.
+        work: the work on the records; None copies them.
         by_part: as in :class:`~flash_moe.experts.slots.SlotStore`.
 
     Raises:
-        ArgumentError: the variable names no streaming store.
+        ArgumentError: the variable does not name a streaming store.
     """
     if forced := os.environ.get(VARIABLE):
         if forced not in get_args(Streaming):
@@ -128,20 +128,20 @@ def choose(
 def measure_stores(
     table: RecordTable, experts_per_token: int, work: Work | None = None, by_part: bool = False
 ) -> Timing | None:
-    """Works as decoding does, each time from the disk and then from the page cache, through both stores in turn.
+    """Times the work of decoding with both stores in turn, each time first from the disk and then from the page cache.
 
     Args:
-        work, by_part: as of :func:`choose`.
+        work, by_part: as in :func:`choose`.
 
     Returns:
-        None where time ran out before there was anything to compare.
+        The seconds of each store; None if the time ran out before both stores were timed.
 
     Raises:
         ExpertReadError: a record cannot be read.
     """
     deadline = float("inf")
     count = min(experts_per_token, _RECORDS, *(len(table.experts(layer)) for layer in table.layouts))
-    reader = RecordReader(table)  # one for both: pages that another mapping holds could not be dropped
+    reader = RecordReader(table)  # shared by both stores: pages in another mapping could not be dropped
     try:
         stores = MappedStore(reader, count), SlotStore(reader, count, by_part=by_part)
         work = work or Copying()
@@ -149,7 +149,7 @@ def measure_stores(
         fetches = product((True, False), _sample(table, count))
         for number, (cold, (layer, experts)) in enumerate(fetches):
             first, second = (_seconds(work, store, reader, layer, experts, cold) for store in stores)
-            if number and first is not None and second is not None:  # the first fetches start threads and compile
+            if number and first is not None and second is not None:  # not the first, which starts threads and compiles
                 mapped, slots = mapped + first, slots + second
             if not number:
                 deadline = time.perf_counter() + SECONDS
@@ -161,7 +161,9 @@ def measure_stores(
 
 
 def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
-    """Returns layer and experts of each fetch, spread over the checkpoint; never a record twice where there are enough."""
+    """Returns the layer and the experts of each fetch, spread over the checkpoint, without repeated records if
+    possible.
+    """
     layers = list(table.layouts)
     found = []
     for i in range(_ROUNDS):
@@ -174,7 +176,7 @@ def _sample(table: RecordTable, count: int) -> list[tuple[int, list[int]]]:
 def _seconds(
     work: Work, store: ExpertStore, reader: RecordReader, layer: int, experts: Sequence[int], cold: bool
 ) -> float | None:
-    """Returns seconds of the work; None where it should have been cold and the page cache kept the records."""
+    """Returns the seconds of the work; None if it should have been cold, but the page cache kept the records."""
     locations = [reader.locate(layer, expert) for expert in experts]
     as_wanted = True
     if cold:
@@ -187,6 +189,6 @@ def _seconds(
 
 
 def _key(table: RecordTable, work: str) -> str:
-    """Returns file system, form of the checkpoint, device and kind of work."""
+    """Returns the key of a stored result: file system, form of the checkpoint, device and kind of work."""
     device = table.files[0].stat().st_dev
     return f"file system {device}, packed records of {table.max_stride} bytes, {mx.default_device()}, {work}"

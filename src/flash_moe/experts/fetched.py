@@ -1,4 +1,4 @@
-"""The results of a fetch: records that are all loaded, or that arrive one by one."""
+"""The results of a fetch: loaded records, or records that arrive one by one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Watcher = Callable[[int, Sequence[int], Sequence[int]], None]
 
 @dataclass(frozen=True)
 class Records:
-    """Loaded records, in the order they were asked for.
+    """Loaded records, in the order of the request.
 
     Attributes:
-        arrays: one uint32 [words] array per record, or a single bank of which ``rows`` are the records.
-        rows: rows of the bank; None when the arrays are separate.
-        layout: of a bank's records.
+        arrays: one uint32 [words] array per record, or a single bank whose ``rows`` are the records.
+        rows: rows of the bank; None if the arrays are separate.
+        layout: layout of the records.
     """
 
     arrays: tuple[Any, ...]
@@ -33,7 +33,7 @@ class Records:
     layout: RecordLayout | None = None
 
     def stacked(self) -> mx.array:
-        """Returns the records as one [K, words] array (a view where they already lie side by side, else a copy)."""
+        """Returns the records as one [K, words] array: a view if they are adjacent, else a copy."""
         if self.rows is None:
             return mx.stack(list(self.arrays))
         (bank,) = self.arrays
@@ -46,17 +46,21 @@ class Records:
         return bank[mx.array(self.rows)]
 
     def used_by(self, output: mx.array) -> None:
-        """Tells the store that ``output`` reads these records: they stay as they are until it has been evaluated."""
+        """Tells the store that ``output`` reads these records.
+
+        The store does not overwrite them until it is evaluated.
+        """
         if self._on_use is not None:
             self._on_use(output)
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Records on their way: [words] uint32 arrays in the order they were asked for, each as soon as its bytes are there.
+    """An iterator over records as [words] uint32 arrays, in the order of the request, each as soon as its bytes are
+    loaded.
 
-    Iterating waits, and raises :class:`ExpertReadError` where a record could not be read whole. It is iterated once, to its
-    end: what the store counts is counted there.
+    Iteration waits for each record, and raises :class:`ExpertReadError` if one cannot be read completely. Callers
+    iterate exactly once, to the end, because the store updates its counters there.
     """
 
     _found: Iterator[mx.array]
@@ -66,17 +70,20 @@ class Arrivals:
         return self._found
 
     def used_by(self, output: mx.array) -> None:
-        """As :meth:`Records.used_by`, after the last record has arrived."""
+        """Tells the store that ``output`` reads these records, as :meth:`Records.used_by`.
+
+        Call it after the last record.
+        """
         self._on_use(output)
 
 
 def as_array(record: np.ndarray) -> mx.array:
-    """Returns bytes of a record as [words] uint32: in place on Metal, copied elsewhere."""
+    """Returns the bytes of a record as [words] uint32: in place on Metal, copied elsewhere."""
     return mx.asarray(record.view(np.uint32))
 
 
 class Begun(NamedTuple):
-    """The reads of a record that the next fetch of its layer has not asked for yet, and who is counting them."""
+    """Prefetched reads of a record that no fetch has requested yet, and the counters that include them."""
 
     expert: int
     reads: Reads

@@ -1,6 +1,4 @@
-"""Memory that files are read into: at addresses to which the system copies fast, and, where MLX computes on a CUDA
-device, on the host's side, where the device reads it over the bus instead of moving its pages.
-"""
+"""Memory for reads of files, aligned for fast copies and, on CUDA, kept on the host."""
 
 from __future__ import annotations
 
@@ -14,9 +12,9 @@ from .mapped_file import PAGE
 
 logger = logging.getLogger(__name__)
 
-_PREFERRED_LOCATION, _ACCESSED_BY = 3, 5  # what may be set by cuMemAdvise, <cuda.h>
-_HOST = -1  # as a device, <cuda.h>
-ALIGNMENT = 64  # bytes, a cache line
+_PREFERRED_LOCATION, _ACCESSED_BY = 3, 5  # values of cuMemAdvise, <cuda.h>
+_HOST = -1  # the CPU as a device, <cuda.h>
+ALIGNMENT = 64  # bytes of a cache line
 
 
 def on_cuda() -> bool:
@@ -27,18 +25,19 @@ def on_cuda() -> bool:
 def keep_on_host(memory: np.ndarray) -> bool:
     """Advises CUDA to leave the pages of an MLX array on the host and to map them for the device.
 
-    MLX on CUDA has managed memory behind every array that the host has looked at. Its pages move to the side that touches
-    them, which is right for what one side uses often and slow for what the host writes and the device reads once.
+    On CUDA, every MLX array that the host has accessed is in managed memory. Its pages move to the processor that uses
+    them. This is good for memory that one processor uses often, but slow for memory that the host writes and the device
+    reads once.
 
-    Only speed depends on the advice, so a driver that refuses it is an event for the log and no error: memory that is
-    not managed, as on some integrated devices, does not move in the first place.
+    The advice affects only speed, so a refusal of the driver is logged and raises no error. Memory that is not managed,
+    as on some integrated devices, does not move anyway.
 
     Args:
-        memory: NumPy's view of an array that has been evaluated in this thread; whole pages inside it are advised.
-            The advice lasts until MLX gives the memory back, so the next array of that size may inherit it.
+        memory: NumPy view of an array that was evaluated in this thread. The advice covers the whole pages inside it.
+            It lasts until MLX frees the memory, so a later array of this size may inherit it.
 
     Returns:
-        Whether the advice was given; False also where MLX does not compute on a CUDA device.
+        Whether the advice was given; False if MLX does not use a CUDA device.
     """
     if not on_cuda():
         return False
@@ -55,10 +54,10 @@ def keep_on_host(memory: np.ndarray) -> bool:
 
 
 def _advise(address: int, nbytes: int) -> None:
-    """Gives the advice for a range of whole pages and the device whose context this thread has.
+    """Gives the advice for a range of whole pages and the device of this thread's context.
 
     Raises:
-        OSError: there is no driver, or it refuses.
+        OSError: there is no driver, or the driver refuses.
     """
     cuda = ctypes.CDLL("libcuda.so.1")
     device, pointer, size = ctypes.c_int(), ctypes.c_uint64(address), ctypes.c_size_t(nbytes)
@@ -73,11 +72,11 @@ def _advise(address: int, nbytes: int) -> None:
 
 
 def new_bank(records: int, words: int) -> mx.array:
-    """Zeros, evaluated: [records, words] uint32.
+    """Returns evaluated zeros, [records, words] uint32, at an aligned address.
 
-    GPU back ends of MLX align their memory to pages. Its CPU allocator puts an array 8 bytes behind an address of
-    ``malloc``, to which Linux copies out of the page cache at a quarter of the speed (measured: 3 instead of 14 GB/s); a
-    view into a longer array is aligned there.
+    MLX's GPU back ends align memory to pages. Its CPU allocator places an array 8 bytes after an address from
+    ``malloc``. Linux copies from the page cache to such an address at a quarter of the speed (measured: 3 instead of 14
+    GB/s). On the CPU, this function therefore returns an aligned view of a longer array.
     """
     if mx.default_device() != mx.cpu:
         bank = mx.zeros((records, words), dtype=mx.uint32)
@@ -91,12 +90,12 @@ def new_bank(records: int, words: int) -> mx.array:
 
 
 def read_buffer(nbytes: int) -> np.ndarray:
-    """Returns uninitialised bytes that reads may fill: [nbytes] uint8."""
+    """Returns an uninitialised buffer for reads: [nbytes] uint8."""
     longer = np.empty(nbytes + ALIGNMENT, np.uint8)
     first = _distance(longer)
     return longer[first : first + nbytes]
 
 
 def _distance(memory: np.ndarray) -> int:
-    """Returns bytes from the start to the first aligned address."""
+    """Returns the number of bytes from the start of the memory to the first aligned address."""
     return int(-memory.ctypes.data % ALIGNMENT)

@@ -1,4 +1,4 @@
-"""Records used where the operating system maps them."""
+"""The mapped store: uses records in place in the mapped pages of files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .store import ExpertStore
 
 
 class MappedStore(ExpertStore):
-    """Hands out mapped pages: without a copy on Metal, copied elsewhere.
+    """Returns records from mapped pages: in place on Metal, copied elsewhere.
 
-    Pages that the page cache lacks are first read with large parallel requests, since single page faults are several
-    times slower, and since a read that fails is an exception where a fault that fails ends the process.
+    Missing pages are first read with large parallel requests, for two reasons. Single page faults are several times
+    slower. And a failed read raises an exception, while a failed page fault ends the process.
 
     Raises:
-        UnmappableError: a file lies in a file system that cannot map files.
+        UnmappableError: a file is on a file system that cannot map files.
     """
 
     _reader = UntilClosed[RecordReader]()
@@ -33,8 +33,8 @@ class MappedStore(ExpertStore):
         super().__init__(reader.table.layouts, capacity)
         reader.require_mappable()
         self._reader = reader
-        self._scratch = threading.local()  # what is read is for the page cache; one buffer a thread receives it, small
-        self._warming: dict[int, dict[int, Reads]] = {}  # by layer and expert
+        self._scratch = threading.local()  # a small buffer per thread; reads only fill the page cache
+        self._warming: dict[int, dict[int, Reads]] = {}  # running reads by layer and expert
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[np.ndarray]:
         locations = [self._reader.locate(layer, expert) for expert in experts]
@@ -54,11 +54,9 @@ class MappedStore(ExpertStore):
                     warming[location.expert].finish()
                 except (ExpertReadError, Cancelled):
                     self._check()
-                    self._warm(location).finish()  # an earlier call began the read, perhaps when the disk was ill
+                    self._warm(location).finish()  # an earlier call began the read, perhaps while the disk failed
             yield _bytes(location, stride)
-        for (
-            location
-        ) in locations:  # what was copied or computed meanwhile is right; what is used later may still change
+        for location in locations:  # checks the file after the copy; pages that are used later can still change
             for file, _ in location.parts:
                 location.check(file)
 
@@ -69,7 +67,7 @@ class MappedStore(ExpertStore):
         warming = self._warming.setdefault(layer, {})
         for expert in experts:
             if expert not in warming:
-                with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
+                with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports the error
                     warming[expert] = self._warm(self._reader.locate(layer, expert))
 
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
@@ -113,7 +111,7 @@ class MappedStore(ExpertStore):
 
 
 class _Touch:
-    """A part of a record on its way into the page cache."""
+    """A request that reads a part of a record into the page cache."""
 
     def __init__(
         self, scratch: threading.local, location: Location, file: MappedFile, where: range, missing: int
@@ -128,7 +126,7 @@ class _Touch:
 
 
 def _requests(uncached: np.ndarray) -> list[tuple[int, int]]:
-    """Returns page ranges, of at most REQUEST bytes each, that cover all missing pages."""
+    """Returns ranges of pages, at most REQUEST bytes each, that cover all missing pages."""
     pages = np.flatnonzero(uncached)
     ranges = []
     while pages.size:
@@ -140,7 +138,7 @@ def _requests(uncached: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _bytes(location: Location, stride: int) -> np.ndarray:
-    """Returns a record's mapped pages; where it has several extents, they are put together first."""
+    """Returns the mapped pages of a record; several extents are copied together."""
     if len(location.parts) == 1:
         ((file, extent),) = location.parts
         return file.pages[extent.offset : extent.offset + extent.nbytes]

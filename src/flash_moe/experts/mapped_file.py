@@ -1,4 +1,4 @@
-"""Open files of a checkpoint: checked against change, read at an offset, and asked what the page cache holds of them."""
+"""Open files of a checkpoint: detects changes, reads at an offset, and queries the page cache."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..checkpoint.safetensors import FileState
 from ..errors import CheckpointError
 
 PAGE = mmap.PAGESIZE
-_F_RDAHEAD = 45  # of macOS, <sys/fcntl.h>
-_MS_INVALIDATE = 2  # of msync, in Linux and macOS alike
+_F_RDAHEAD = 45  # constant of macOS, <sys/fcntl.h>
+_MS_INVALIDATE = 2  # flag of msync, the same on Linux and macOS
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _LOWEST_BIT = bytes(byte & 1 for byte in range(256))
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,11 +34,11 @@ _libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class UnmappableError(CheckpointError):
-    """A file lies in a file system that cannot map files."""
+    """The file is on a file system that cannot map files."""
 
 
 class _Mapping:
-    """The pages of a file, until no array over them is left. Python's own mapping keeps a second descriptor.
+    """A mapping of a file, which lives until no array uses it. Unlike Python's mmap, it keeps no second descriptor.
 
     Raises:
         OSError: the file system cannot map files.
@@ -49,26 +49,27 @@ class _Mapping:
         if address == _MAP_FAILED:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         self.address: int = address
-        weakref.finalize(self, _libc.munmap, address, size).atexit = False  # threads may read until the very end
+        weakref.finalize(self, _libc.munmap, address, size).atexit = False  # threads may read until the end
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, True)}
 
 
 class MappedFile:
-    """A file opened for reading, and mapped, where its file system can do that, so that its pages can be used in place.
+    """A file that is open for reading and, if the file system supports it, mapped, so that its pages can be used in
+    place.
 
-    Where it cannot, every page counts as missing.
+    If it cannot be mapped, every page counts as missing.
 
     Args:
-        state: that which the file must still have; by default it is noted now.
+        state: the state that the file must have; None records the current state.
 
     Attributes:
-        size: bytes of the file.
-        unmappable: why the file cannot be mapped; None if it can.
-        close: closes the descriptor, as happens by itself when nothing refers to the file any more. The mapping goes when
-            the last array over it does.
+        size: size of the file in bytes.
+        unmappable: the reason why the file cannot be mapped; None if it is mapped.
+        close: function that closes the descriptor. It is called automatically when the object is freed. The mapping
+            ends with the last array that uses it.
 
     Raises:
-        OSError: the file cannot be opened, or has another state.
+        OSError: the file cannot be opened, or has a different state.
     """
 
     def __init__(self, path: Path, state: FileState | None = None) -> None:
@@ -91,22 +92,22 @@ class MappedFile:
 
     @property
     def pages(self) -> np.ndarray:
-        """The whole file as bytes, [size] uint8; touching them reads the file. OSError where it cannot be mapped."""
+        """The whole file as mapped bytes, [size] uint8. Raises OSError if it cannot be mapped."""
         if self._mapping is None:
             raise OSError(str(self.unmappable))
         return np.asarray(self._mapping)
 
     def change(self) -> str | None:
-        """Returns what happened to the file since its state was noted, or None.
+        """Describes how the file has changed since its state was recorded; None if it has not.
 
-        Mapped pages of a shortened file must not be touched.
+        Mapped pages of a truncated file must not be accessed.
         """
         return self._state.change(FileState.of(self.fd))
 
     def read_into(self, target: np.ndarray | Sequence[np.ndarray], offset: int) -> None:
-        """Fills a buffer (uint8, contiguous), or several one after the other, with the bytes at ``offset``.
+        """Fills one contiguous uint8 buffer, or several in order, with the bytes at ``offset``.
 
-        Other threads run meanwhile.
+        It releases the GIL during the read.
 
         Raises:
             OSError: the read failed.
@@ -126,31 +127,31 @@ class MappedFile:
                 left[0] = left[0][count:]
 
     def residency(self, offset: int, nbytes: int) -> bytearray:
-        """Returns one byte per page of a range: 1 if the page is cached, else 0 or unknown. NumPy would be slower."""
+        """Returns one byte per page of a range: 1 if the page is cached, else 0. An unmapped file has only zeros."""
         pages = pages_of(offset, nbytes)
         vector = bytearray(len(pages))
         if self._mapping is not None:
             out = ctypes.byref(ctypes.c_char.from_buffer(vector))
             if _libc.mincore(self._mapping.address + pages.start * PAGE, len(pages) * PAGE, out):
                 return bytearray(len(pages))
-        return vector.translate(_LOWEST_BIT)  # the system may use the other bits
+        return vector.translate(_LOWEST_BIT)  # the system may set other bits
 
     def missing_pages(self, offset: int, nbytes: int) -> np.ndarray:
-        """Returns which pages of a range are not in the page cache: bool, one per page from ``offset // PAGE`` on."""
+        """Returns a bool per page, from page ``offset // PAGE`` on: whether the page is missing from the page cache."""
         return np.frombuffer(self.residency(offset, nbytes), np.uint8) == 0
 
     def missing_bytes(self, offset: int, nbytes: int) -> int:
-        """Returns bytes of a range that are not in the page cache, by whole pages."""
+        """Returns the bytes of a range that are missing from the page cache, in whole pages."""
         return min(self.residency(offset, nbytes).count(0) * PAGE, nbytes)
 
     def evict(self, offset: int = 0, nbytes: int | None = None, *, flush: bool = False) -> None:
-        """Asks the system to drop a range of the file from the page cache; :meth:`missing_pages` says whether it did.
+        """Asks the system to drop a range of the file from the page cache. Check the result with :meth:`missing_pages`.
 
-        Linux drops it with ``posix_fadvise``, unless another process maps it. macOS has no such call; there it is
-        invalidated through ``msync``, which is not promised to work.
+        Linux drops the range with ``posix_fadvise``, unless another process maps it. macOS has no such call; ``msync``
+        invalidates the range there, but macOS does not guarantee the effect.
 
         Args:
-            flush: first writes to the disk what was written to the file lately, since unwritten pages stay.
+            flush: whether to write recent changes to the disk first; pages that are not written yet stay cached.
         """
         nbytes = self.size - offset if nbytes is None else nbytes
         pages = pages_of(offset, nbytes)
@@ -164,17 +165,20 @@ class MappedFile:
             _libc.msync(self._mapping.address + first, last - first, _MS_INVALIDATE)
 
     def unload(self, offset: int, nbytes: int) -> None:
-        """Takes pages out of this process's page table; ``offset`` is a multiple of PAGE. Others could not be dropped."""
+        """Removes pages from this process's page table, so that they can be dropped.
+
+        ``offset`` is a multiple of PAGE.
+        """
         if self._mapping is not None:
             _libc.madvise(self._mapping.address + offset, nbytes, mmap.MADV_DONTNEED)
 
     def cached_bytes(self) -> int:
-        """Returns bytes of the file that are in the page cache."""
+        """Returns the bytes of the file that are in the page cache."""
         return self.size - self.missing_bytes(0, self.size)
 
     def _no_readahead(self) -> None:
-        """Has the system read what is asked for and no more: behind a record lies one that nobody may want."""
-        with suppress(OSError):  # only speed depends on it
+        """Disables read-ahead, because the next record in the file may not be needed."""
+        with suppress(OSError):  # it affects only speed
             if sys.platform == "darwin":
                 fcntl.fcntl(self.fd, _F_RDAHEAD, 0)
             else:
@@ -184,7 +188,7 @@ class MappedFile:
 
 
 def pages_of(offset: int, nbytes: int) -> range:
-    """Returns numbers of the pages of a file that a range of bytes lies in."""
+    """Returns the page numbers of a range of bytes of a file."""
     return range(offset // PAGE, -(-(offset + nbytes) // PAGE))
 
 

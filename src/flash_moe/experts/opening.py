@@ -1,4 +1,4 @@
-"""Chooses and opens the expert store that ``expert_io`` asks for."""
+"""Opens the expert store that ``expert_io`` names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .slots import SlotStore
 from .store import ExpertStore
 
 ExpertIO = Literal["auto", "mapped", "slots", "resident"]
-_GROUP_BYTES = 128 << 20  # bytes of the records of one fetch in prefill, where there is memory
-_SHARE = 32  # of the memory: what they may take; slots hold two such groups
+_GROUP_BYTES = 128 << 20  # bytes of the records of one fetch in prefill, if memory allows
+_SHARE = 32  # share of the memory that these records may take; slots hold two such groups
 
 
 def check_io(expert_io: ExpertIO, cache_bytes: int) -> None:
-    """Raises ArgumentError where these arguments of :func:`open_store` do not fit."""
+    """Checks arguments of :func:`open_store`, and raises ArgumentError if they are invalid."""
     if expert_io not in get_args(ExpertIO):
         raise ArgumentError(f"expert_io is {expert_io!r}, expected one of {', '.join(get_args(ExpertIO))}")
     if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
@@ -31,7 +31,7 @@ def check_io(expert_io: ExpertIO, cache_bytes: int) -> None:
 
 
 def held_bytes(table: RecordTable, expert_io: ExpertIO, experts_per_token: int, cache_bytes: int) -> int:
-    """Returns the bytes of records that a store holds at least; raises as :func:`check_io`."""
+    """Returns the minimum bytes of records that a store holds. Raises the errors of :func:`check_io`."""
     check_io(expert_io, cache_bytes)
     return table.nbytes if expert_io == "resident" else experts_per_token * table.max_stride + cache_bytes
 
@@ -48,17 +48,19 @@ def open_store(
 ) -> ExpertStore:
     """Opens the store for a checkpoint's records.
 
-    ``"auto"`` takes for packed checkpoints what :func:`~flash_moe.experts.choosing.choose` finds faster. Others have
-    their records in several extents, which slots put together while reading; and an ``expert_cache`` needs slots.
+    For packed checkpoints, ``"auto"`` takes the store that :func:`~flash_moe.experts.choosing.choose` finds faster.
+    Records of other checkpoints have several extents, which slots combine during the read, so ``"auto"`` takes slots.
+    An ``expert_cache`` also needs slots.
 
     Args:
-        by_part: keep each part of the records in a bank of its own, where there are banks.
-        measure: stands in for the measurement of ``"auto"``; work: what that times, see
+        by_part: whether banks keep one array per part.
+        measure: replaces the measurement of ``"auto"``. work: the work that is timed, see
             :func:`~flash_moe.experts.choosing.choose`.
 
     Raises:
-        ArgumentError: ``expert_io`` is unknown, or does not go with a cache.
-        CheckpointError: ``"mapped"``, and a file cannot be mapped or was changed; ``"resident"``, and one cannot be read.
+        ArgumentError: ``expert_io`` is unknown, or does not support a cache.
+        CheckpointError: with ``"mapped"``, a file cannot be mapped or has changed; with ``"resident"``, a file cannot
+            be read.
     """
     check_io(expert_io, cache_bytes)
     if expert_io == "auto":
@@ -75,6 +77,6 @@ def open_store(
 
 
 def fetch_capacity(table: RecordTable, experts_per_token: int) -> int:
-    """Returns records that one fetch of a streaming store may ask for: a token's, or as many as prefill reads together."""
+    """Returns the maximum number of records in one fetch of a streaming store: at least K, or a group of prefill."""
     group = min(_GROUP_BYTES, memory_limit() // _SHARE)
     return min(max(group // max(table.max_stride, 1), experts_per_token), table.num_experts)

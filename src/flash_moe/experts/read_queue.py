@@ -1,4 +1,4 @@
-"""Reads that worker threads do side by side, in the order they were queued, and that can be cancelled until they begin."""
+"""A queue of reads for worker threads. Reads begin in order, and can be cancelled before they begin."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Protocol
 from ..errors import Cancelled, ModelClosedError
 from .threads import Threads
 
-CHECK = 0.05  # seconds after which a thread that waits for a read looks whether it still should
+CHECK = 0.05  # seconds after which a thread that waits for a read checks for cancellation
 
 
 class Request(Protocol):
-    """One call to the system. While it is under way it keeps its file open and its memory allocated.
+    """One read of a file. While it runs, it keeps its file open and its memory allocated.
 
     Attributes:
-        missing: bytes that it reads from outside the page cache, as far as was known when it was made.
+        missing: bytes outside the page cache, as known when the request was created.
     """
 
     missing: int
 
     def read(self) -> None:
-        """Reads all its bytes, or raises."""
+        """Reads all bytes of the request, or raises an error."""
         ...
 
 
@@ -32,44 +32,51 @@ _Taken = tuple["Reads", Request]
 
 
 class _Lane:
-    """Queued requests, and how many more threads may do them. The caller holds the lock of the queue."""
+    """A queue of requests, and the number of further threads that may process them.
+
+    The caller holds the lock of the queue.
+    """
 
     def __init__(self, threads: int) -> None:
         self.waiting: deque[_Taken] = deque()
         self.free = self._most = threads
 
     def leave(self, threads: int) -> None:
-        """Takes back this many threads. Where Ctrl-C left it open whether one was woken, it is counted twice here."""
+        """Returns a number of threads to the lane.
+
+        If Ctrl-C left it unclear whether a thread was woken, it is counted twice here.
+        """
         self.free = min(self.free + threads, self._most)
 
 
 class ReadQueue:
-    """Two lanes of requests: those that wait for the disk, and those that are only copied out of the page cache.
+    """A queue with two lanes: requests that wait for the disk, and requests that only copy from the page cache.
 
-    The disk has enough to do, and hardly more threads copy than there are cores: more would only be in each other's
-    way. In each lane, first come, first served.
+    One lane keeps the disk busy. In the other, there are hardly more threads than cores, because more threads would
+    only compete for cores. In each lane, requests are processed in order.
 
     Args:
-        in_flight: the most requests that wait for the disk at a time.
-        cores: of the processor.
+        in_flight: maximum number of requests that wait for the disk at the same time.
+        cores: number of cores of the processor.
 
     Attributes:
-        cancelled: asked while a thread waits for reads; where it says yes, waiting ends with :class:`Cancelled`.
+        cancelled: function that is called while a thread waits for reads. If it returns True, the wait ends with
+            :class:`Cancelled`.
     """
 
     def __init__(self, in_flight: int, cores: int) -> None:
-        self._disk, self._page_cache = _Lane(in_flight), _Lane(cores + 1)  # one is ready when another is held up
+        self._disk, self._page_cache = _Lane(in_flight), _Lane(cores + 1)  # a spare thread for when another is delayed
         self._threads = Threads("flash-moe-read")
         self._closed = False
         self.lock = threading.Lock()
         self.cancelled: Callable[[], bool] | None = None
 
     def check(self) -> None:
-        """Raises where nobody should wait any more.
+        """Raises an error if waiting threads must stop.
 
         Raises:
             ModelClosedError: the queue was closed.
-            Cancelled: the caller no longer wants what is read.
+            Cancelled: the caller cancelled the work.
         """
         if self._closed:
             raise ModelClosedError
@@ -77,7 +84,7 @@ class ReadQueue:
             raise Cancelled("the fetch was cancelled")
 
     def add(self, requests: Sequence[Request]) -> Reads:
-        """Queues requests behind all others; what is only to be copied begins once :meth:`copy` is called.
+        """Queues requests behind all others. Requests that only copy begin after a call of :meth:`copy`.
 
         Raises:
             ModelClosedError: the queue was closed.
@@ -91,18 +98,21 @@ class ReadQueue:
                     lane = self._disk if request.missing else self._page_cache
                     lane.waiting.append((reads, request))
             self._wake(self._disk)
-        except BaseException:  # Ctrl-C: nobody will know of these, and their memory may be used for others
+        except BaseException:  # Ctrl-C: the caller will not know these requests, and may reuse their memory
             reads.cancel()
             reads.drain()
             raise
         return reads
 
     def copy(self) -> None:
-        """Starts the copies. Each thread that copies takes the interpreter from the one that still prepares requests."""
+        """Starts the copies.
+
+        Call it after all requests of a fetch are queued, because copying threads compete for the GIL.
+        """
         self._wake(self._page_cache)
 
     def do(self, requests: Sequence[Request]) -> Reads:
-        """Does requests at once, in this thread.
+        """Processes requests immediately in this thread.
 
         Raises:
             ModelClosedError: the queue was closed.
@@ -117,9 +127,9 @@ class ReadQueue:
         return reads
 
     def close(self) -> None:
-        """Cancels what has not begun, and has every thread that waits raise :class:`ModelClosedError`.
+        """Cancels requests that have not begun. All waiting threads raise :class:`ModelClosedError`.
 
-        Reads under way are waited for a moment; one that takes longer ends by itself.
+        It waits briefly for running reads. A read that takes longer ends later by itself.
         """
         with self.lock:
             self._closed = True
@@ -131,7 +141,7 @@ class ReadQueue:
         self._threads.close()
 
     def _take(self, lane: _Lane) -> _Taken | None:
-        """Returns the next request that is still wanted. Where there is none, the thread that asks has left the lane."""
+        """Returns the next request that is not cancelled. If there is none, the calling thread leaves the lane."""
         with self.lock:
             while lane.waiting:
                 reads, request = lane.waiting.popleft()
@@ -141,7 +151,7 @@ class ReadQueue:
         return None
 
     def _wake(self, lane: _Lane) -> None:
-        """Wakes as many threads as can do something."""
+        """Wakes a thread for each waiting request, up to the limit of the lane."""
         left = 0
         try:
             with self.lock:
@@ -150,7 +160,7 @@ class ReadQueue:
             while left:
                 self._threads.run(partial(self._work, lane))
                 left -= 1
-        except BaseException:  # Ctrl-C, or no more threads are to be had
+        except BaseException:  # Ctrl-C, or the system allows no more threads
             with self.lock:
                 lane.leave(left)
             raise
@@ -162,11 +172,11 @@ class ReadQueue:
 
 
 class Reads:
-    """The state of the requests for one record.
+    """The state of all requests for one record.
 
     Attributes:
-        missing: bytes outside the page cache that the requests that have begun were to read.
-        ended: whether all requests that have begun have ended, and no further one will begin.
+        missing: bytes outside the page cache in the requests that have begun.
+        ended: whether all begun requests have ended and no further one will begin.
     """
 
     __slots__ = ("_busy", "_cancelled", "_error", "_queue", "_running", "_waiting", "ended", "missing")
@@ -177,12 +187,15 @@ class Reads:
         self._queue, self._waiting, self._running = queue, requests, 0
         self._error: Exception | None = None
         self._cancelled = False
-        self._busy = threading.Lock()  # held until all have ended
+        self._busy = threading.Lock()  # held until all requests have ended
         if requests:
             self._busy.acquire()
 
     def begin(self, request: Request) -> bool:
-        """Returns whether a request is still wanted. The caller holds the lock of the queue."""
+        """Marks a request as begun, unless it was cancelled; returns whether it begins.
+
+        The caller holds the lock of the queue.
+        """
         if not self._waiting:
             return False
         self._waiting -= 1
@@ -191,7 +204,7 @@ class Reads:
         return True
 
     def do(self, request: Request) -> None:
-        """Does a request that has begun; its failure is kept for :meth:`finish`."""
+        """Processes a request that has begun. An error is kept for :meth:`finish`."""
         try:
             request.read()
         except Exception as error:
@@ -201,7 +214,10 @@ class Reads:
             self._end_if_idle()
 
     def cancel(self) -> bool:
-        """Cancels the requests that have not begun. Returns whether there were any: the record is not read whole then."""
+        """Cancels the requests that have not begun.
+
+        Returns whether there were any, so that the record is incomplete.
+        """
         with self._queue.lock:
             incomplete, self._waiting = bool(self._waiting), 0
             if incomplete:
@@ -215,36 +231,36 @@ class Reads:
             self._busy.release()
 
     def wait(self) -> None:
-        """Waits until all have ended, whether they succeeded or not.
+        """Waits until all requests have ended, successfully or not.
 
         Raises:
-            ModelClosedError, Cancelled: see :meth:`ReadQueue.check`; a request may still be under way.
+            ModelClosedError, Cancelled: see :meth:`ReadQueue.check`; a request may still be running.
         """
         while not self._wait():
             self._queue.check()
 
     def drain(self) -> None:
-        """Waits until all have ended, whatever happens."""
+        """Waits until all requests have ended, even if the queue is closed or the work cancelled."""
         while not self._wait():
             pass
 
     def _wait(self) -> bool:
-        # After Ctrl-C the lock may stay held: that all have ended is decided by the attribute alone.
+        # After Ctrl-C the lock may stay held, so only the attribute tells whether all have ended.
         if not self.ended and self._busy.acquire(timeout=CHECK):
             self._busy.release()
         return self.ended
 
     def stop(self) -> None:
-        """Cancels what has not begun, and waits for what has, as :meth:`wait`."""
+        """Cancels requests that have not begun, and waits for the others as :meth:`wait` does."""
         self.cancel()
         self.wait()
 
     def finish(self) -> None:
-        """Waits until all have ended, as :meth:`wait`.
+        """Waits until all requests have ended, and raises the first error.
 
         Raises:
-            Exception: the first failure.
-            Cancelled: some requests were cancelled, so the record was not read whole.
+            Exception: the error of the first failed request.
+            Cancelled: some requests were cancelled, so the record is incomplete.
         """
         self.wait()
         if self._error is not None:

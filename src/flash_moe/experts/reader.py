@@ -1,4 +1,4 @@
-"""Reads records from their extents: large requests side by side, every byte or an error that says which are missing."""
+"""Reads records from their extents with large parallel requests. A read is complete, or raises an error."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .banks import Targets
 from .mapped_file import MappedFile, UnmappableError
 from .read_queue import ReadQueue, Reads, Request
 
-IN_FLIGHT = 8  # requests that wait for the disk at a time; 4 to 9 saturate an SSD
-REQUEST = 1 << 20  # bytes of one request: smaller ones cost more to queue; of larger ones fewer can be cancelled
-COPY = 2 << 20  # bytes of one out of the page cache, which are more where cores are few: each costs a little
-SAMPLE = 64 << 10  # bytes of a record of which the page cache is asked: to ask of all costs a fifth of copying them
-INLINE = 256 << 10  # below this many bytes, handing the work to threads costs more than it saves
-_random = random.Random()  # the global one is the user's
+IN_FLIGHT = 8  # requests that wait for the disk at the same time; 4 to 9 saturate an SSD
+REQUEST = 1 << 20  # bytes of a request; smaller ones cost more to queue, and larger ones are cancelled less often
+COPY = 2 << 20  # bytes of a copy from the page cache; more on few cores, because each request has a cost
+SAMPLE = 64 << 10  # bytes of a record to query in the page cache; a query of all takes a fifth of the time of a copy
+INLINE = 256 << 10  # below this many bytes, a handover to threads takes longer than it saves
+_random = random.Random()  # not the global generator, which belongs to the user
 
 
 @dataclass(frozen=True)
 class Location:
-    """A record and the open files that hold its parts."""
+    """A record and the open files with its parts."""
 
     layer: int
     expert: int
@@ -35,7 +35,7 @@ class Location:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
+        """The bytes of all parts."""
         return sum(extent.nbytes for _, extent in self.parts)
 
     def evict(self) -> None:
@@ -44,11 +44,11 @@ class Location:
             file.evict(extent.offset, extent.nbytes)
 
     def missing_bytes(self) -> int:
-        """Returns bytes of the record that are not in the page cache."""
+        """Returns the bytes of the record that are missing from the page cache."""
         return sum(file.missing_bytes(extent.offset, extent.nbytes) for file, extent in self.parts)
 
     def missing_share(self) -> float:
-        """Returns the share of the record that is not in the page cache, by a sample: its pages come and go together."""
+        """Returns the missing share of the record, from a sample of its pages, which usually have the same state."""
         start = SAMPLE * int(_random.random() * -(-self.nbytes // SAMPLE))
         parts = iter(self.parts)
         file, extent = next(parts)
@@ -59,9 +59,9 @@ class Location:
         return file.missing_bytes(extent.offset + start, nbytes) / nbytes
 
     def read_into(self, target: np.ndarray | Sequence[np.ndarray], file: MappedFile, offset: int) -> None:
-        """As :meth:`MappedFile.read_into`, with an :class:`ExpertReadError` that names file, layer and expert.
+        """Reads as :meth:`MappedFile.read_into` does. An :class:`ExpertReadError` names file, layer and expert.
 
-        What was read is what the file held when its state was noted: a change before the end of the read is an error.
+        If the file changed before the end of the read, this is an error too.
         """
         try:
             file.read_into(target, offset)
@@ -70,7 +70,7 @@ class Location:
         self.check(file)
 
     def check(self, file: MappedFile) -> None:
-        """Raises ExpertReadError where a file of the record has changed."""
+        """Raises ExpertReadError if a file of the record has changed."""
         try:
             reason = file.change()
         except OSError as error:
@@ -80,7 +80,7 @@ class Location:
 
 
 class RecordReader:
-    """Random access to the records of a checkpoint."""
+    """Reads any record of a checkpoint."""
 
     _files = UntilClosed[dict[Path, MappedFile]]()
 
@@ -91,22 +91,22 @@ class RecordReader:
         self._queue = ReadQueue(IN_FLIGHT, self._cores)
 
     def close(self) -> None:
-        """Cancels reads that have not begun, and has threads that wait for reads raise :class:`ModelClosedError`.
+        """Cancels reads that have not begun. Threads that wait for reads raise :class:`ModelClosedError`.
 
-        A file is closed when nothing refers to it any more: at once, or when the reads under way have ended.
+        Files are closed as soon as no running read uses them.
         """
         del self._files
         self._queue.close()
 
     def stop_if(self, cancelled: Callable[[], bool] | None) -> None:
-        """Has threads that wait for reads ask ``cancelled``, see :class:`ReadQueue`."""
+        """Sets the function that waiting threads call to check for cancellation, see :class:`ReadQueue`."""
         self._queue.cancelled = cancelled
 
     def file(self, path: Path) -> MappedFile:
-        """Returns the open file of that path.
+        """Returns the open file for a path.
 
         Raises:
-            CheckpointError: it cannot be opened, or was changed since its header was read.
+            CheckpointError: the file cannot be opened, or has changed since its header was read.
             ModelClosedError: after :meth:`close`.
         """
         try:
@@ -121,10 +121,10 @@ class RecordReader:
         return file
 
     def require_mappable(self) -> None:
-        """Opens all files.
+        """Opens all files and checks that they can be mapped.
 
         Raises:
-            UnmappableError: one of them cannot be mapped.
+            UnmappableError: a file cannot be mapped.
             CheckpointError: see :meth:`file`.
         """
         for path in self.table.files:
@@ -137,14 +137,14 @@ class RecordReader:
             self.file(path).evict(flush=flush)
 
     def cached_bytes(self) -> int:
-        """Returns bytes of all files that are in the page cache."""
+        """Returns the bytes of all files that are in the page cache."""
         return sum(self.file(path).cached_bytes() for path in self.table.files)
 
     def locate(self, layer: int, expert: int) -> Location:
-        """Where a record lies, after checking that none of its files has changed.
+        """Returns the location of a record, after checking that none of its files has changed.
 
         Raises:
-            ExpertReadError: a file cannot be opened, or was changed since its header was read.
+            ExpertReadError: a file cannot be opened, or has changed since its header was read.
         """
         parts = []
         for extent in self.table.extents(layer, expert):
@@ -158,12 +158,12 @@ class RecordReader:
         return location
 
     def read(self, location: Location, target: Targets) -> Reads:
-        """Starts filling ``target`` with a record, see :meth:`run`.
+        """Starts to read a record into ``target``, see :meth:`run`.
 
-        Nobody may free or reuse its memory before the reads have ended.
+        The memory of ``target`` must not be freed or reused before the reads have ended.
 
         Args:
-            target: a buffer [>= stride] uint8, or one for each part of the record, in order.
+            target: a buffer [>= stride] uint8, or one buffer per part of the record, in order.
         """
         requests: list[Request] = []
         missing = location.missing_share()
@@ -176,10 +176,10 @@ class RecordReader:
         return self.run(requests, location.nbytes)
 
     def read_all(self, layer: int, experts: Sequence[int], targets: Sequence[Targets]) -> None:
-        """Fills each target with the record of an expert, and waits for it.
+        """Reads the record of each expert into its target, and waits for all of them.
 
         Raises:
-            ExpertReadError: the first failure, once no read is under way any more.
+            ExpertReadError: the first error, after all reads have ended.
         """
         begun: list[Reads] = []
         try:
@@ -193,19 +193,19 @@ class RecordReader:
             reads.finish()
 
     def run(self, requests: Sequence[Request], nbytes: int) -> Reads:
-        """Starts requests of ``nbytes`` bytes on the reading threads; a few are read before it returns.
+        """Starts requests of ``nbytes`` bytes in total on worker threads. Small ones are processed before it returns.
 
-        Those that only copy out of the page cache begin with the next :meth:`copy`.
+        Requests that only copy from the page cache begin with the next call of :meth:`copy`.
         """
         return self._queue.add(requests) if nbytes > INLINE else self._queue.do(requests)
 
     def copy(self) -> None:
-        """Begins what :meth:`run` left, see :meth:`ReadQueue.copy`."""
+        """Starts the copies that :meth:`run` queued, see :meth:`ReadQueue.copy`."""
         self._queue.copy()
 
 
 def _buffers(targets: Targets, start: int, stop: int) -> list[np.ndarray]:
-    """Returns the memory of the bytes from ``start`` to ``stop`` of a record; what lies between targets goes nowhere."""
+    """Returns the memory for the bytes ``start`` to ``stop`` of a record. Bytes between targets are discarded."""
     if isinstance(targets, np.ndarray):
         return [targets[start:stop]]
     found, at = [], start
@@ -223,7 +223,7 @@ def _buffers(targets: Targets, start: int, stop: int) -> list[np.ndarray]:
 
 
 class _Fill:
-    """A part of a record on its way into memory."""
+    """A request that reads a part of a record into memory."""
 
     __slots__ = ("_buffers", "_file", "_location", "_offset", "missing")
 

@@ -1,4 +1,4 @@
-"""All records in memory: for models that fit, and the oracle for the stores that stream."""
+"""The resident store: all records in memory. It is for models that fit, and the oracle for the other stores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .store import ExpertStore
 
 
 class ResidentStore(ExpertStore):
-    """One bank per layer, read once, of the experts that the table has.
+    """Holds one bank per layer, with all experts of the table, which is read once.
 
     Args:
-        progress: called with the bytes read so far after each layer.
+        progress: function that is called after each layer with the bytes read so far.
         by_part: as in :class:`~flash_moe.experts.slots.SlotStore`.
     """
 
@@ -61,7 +61,7 @@ class ResidentStore(ExpertStore):
         return [True] * len(experts)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
-        """Everything is here already."""
+        """Does nothing, because all records are in memory."""
 
     def close(self) -> None:
         del self._banks

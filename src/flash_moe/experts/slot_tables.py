@@ -1,4 +1,4 @@
-"""The slot of each expert, for the device; and the set of loaded experts, for the host."""
+"""Tables of the slot of each expert for the device, and the set of loaded experts for the host."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 
 class SlotTables:
-    """Per layer, the slot of every expert, in arrays that the host changes in place.
+    """A table per layer with the slot of every expert, in an array that the host changes in place.
 
-    Nothing that reads them may be under way when they change: a token that runs ahead is evaluated as a whole before the
-    host looks at it.
+    No running computation may read a table while it changes. So the host changes tables only after all work of a token
+    that runs ahead has been evaluated.
 
     Args:
-        layers: with routed experts.
-        experts: of a layer.
+        layers: indices of the layers with routed experts.
+        experts: number of experts per layer.
     """
 
     def __init__(self, layers: Sequence[int], experts: int) -> None:
@@ -27,26 +27,26 @@ class SlotTables:
         self._slots = [np.array(array, copy=False) for array in self._arrays]
 
     def of(self, layer: int) -> mx.array:
-        """Returns the slots of a layer's experts, [E] uint32; of those that are not loaded, some slot."""
+        """Returns the slots of a layer's experts, [E] uint32. An expert that is not loaded has an arbitrary slot."""
         return self._arrays[self._places[layer]]
 
     def load(self, layer: int, expert: int, slot: int) -> None:
-        """Notes that a record is in its slot, all bytes read."""
+        """Marks a record as loaded in a slot."""
         place = self._places[layer]
         if not self._loaded[place, expert]:
             self._loaded[place, expert] = True
             self._slots[place][expert] = slot
 
     def unload(self, layer: int, expert: int) -> None:
-        """Notes that the slot is not this record's any more."""
+        """Marks a record as not loaded."""
         self._loaded[self._places[layer], expert] = False
 
     def clear(self) -> None:
-        """Notes that nothing is loaded."""
+        """Marks all records as not loaded."""
         self._loaded[:] = False
 
     def loaded_layers(self, layers: Sequence[int], ids: np.ndarray) -> int:
-        """Returns how many of the layers, from the first on, have all experts that ``ids`` [layers, K] names."""
+        """Returns the number of layers, from the first one, whose experts in ``ids`` [layers, K] are all loaded."""
         places = np.array([self._places[layer] for layer in layers])
         whole = self._loaded[places[:, None], ids].all(axis=1)
         return len(layers) if whole.all() else int(whole.argmin())

@@ -1,4 +1,4 @@
-"""Records read into a persistent bank of MLX memory."""
+"""The slot store: reads records into a persistent bank of MLX memory."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _Key = tuple[int, int]  # layer, expert
 
 
 def slot_count(table: RecordTable, capacity: int, cache_bytes: int = 0) -> int:
-    """Returns how many slots a :class:`SlotStore` of these has."""
+    """Returns the number of slots of a :class:`SlotStore` with these arguments."""
     return min(2 * capacity + cache_bytes // max(table.max_stride, 1), table.count)
 
 
 class SlotStore(ExpertStore):
-    """A bank of slots that ``preadv`` fills in place; the least recently used record gives way.
+    """A bank of slots that ``preadv`` fills in place. The least recently used record is replaced first.
 
-    Two fetches of ``capacity`` records fit side by side, so that one can be read while the other is computed with. Where
-    there is room for every record, each has a slot of its own, and a layer that has been read stays whole.
+    The bank holds two fetches of ``capacity`` records, so that one can be read while the other is used. If there is
+    room for every record, each has its own slot, and loaded layers stay fully resident.
 
-    On CUDA a bank that only passes records on stays on the host, where they are written once and read once; one that keeps
-    records for later is left to move to the device.
+    On CUDA, a bank that keeps no records between fetches stays on the host, because each record is written once and
+    read once. The pages of a bank that keeps records may move to the device.
 
     Args:
-        cache_bytes: room for further records, kept beyond those of the current fetches.
-        by_part: keep each part of the records in a bank of its own, see :func:`~flash_moe.experts.banks.can_lie_by_part`.
+        cache_bytes: bytes for further records, in addition to those of the current fetches.
+        by_part: whether to keep one array per part, see :func:`~flash_moe.experts.banks.can_lie_by_part`.
     """
 
     copies = True
     _reader = UntilClosed[RecordReader]()
     _bank = UntilClosed[RecordBank | PartBank]()
     _whole_layers = UntilClosed[dict[int, Bank]]()
-    _readers = UntilClosed[dict[int, mx.array]]()  # slot to the last output computed from it
+    _readers = UntilClosed[dict[int, mx.array]]()  # the last output computed from each slot
 
     def __init__(self, reader: RecordReader, capacity: int, cache_bytes: int = 0, *, by_part: bool = False) -> None:
         super().__init__(reader.table.layouts, capacity)
@@ -68,7 +68,7 @@ class SlotStore(ExpertStore):
         )
         self._held: dict[int, set[int]] = {layer: set() for layer in self._first_slots}
         self._whole_layers = {}
-        self._reading: dict[int, Reads] = {}  # slot to the reads that fill it
+        self._reading: dict[int, Reads] = {}  # the reads that fill each slot
         self._readers = {}
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[int]:
@@ -96,7 +96,7 @@ class SlotStore(ExpertStore):
         return self._bank.bank
 
     def _used(self, found: Sequence[int], output: mx.array) -> None:
-        mx.eval(*(self._readers.pop(row) for row in found if row in self._readers))  # only the last is remembered
+        mx.eval(*(self._readers.pop(row) for row in found if row in self._readers))  # only the last output is kept
         self._readers.update(dict.fromkeys(found, output))
 
     def _whole(self, layer: int) -> Bank | None:
@@ -119,7 +119,7 @@ class SlotStore(ExpertStore):
             self._tables.unload(*key)
 
     def _hold(self, layer: int, experts: Sequence[int]) -> None:
-        """Notes that these records are in their slots for good; the last of a layer makes it whole."""
+        """Marks records as permanently loaded. When all experts of a layer are, the layer is fully resident."""
         held = self._held[layer]
         held.update(experts)
         if len(held) == self._experts:
@@ -129,7 +129,7 @@ class SlotStore(ExpertStore):
             del self._held[layer]
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
-        with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports it
+        with suppress(ExpertReadError):  # the fetch that needs the record tries again and reports the error
             self._start([(layer, expert) for expert in experts[: self.capacity]])
 
     def _evict(self, flush: bool) -> None:
@@ -161,7 +161,7 @@ class SlotStore(ExpertStore):
         del self._bank, self._whole_layers, self._readers
 
     def _start(self, keys: Sequence[_Key], keep: Sequence[_Key] = ()) -> list[_Key]:
-        """Gives every key a slot and starts reading those that had none, which it returns."""
+        """Assigns a slot to every key and starts to read the records that had no slot. Returns their keys."""
         new = [key for key in keys if self._slots.touch(key) is None]
         try:
             for key in new:
@@ -171,7 +171,7 @@ class SlotStore(ExpertStore):
         return new
 
     def _begin(self, key: _Key, keep: Sequence[_Key]) -> None:
-        """Gives a key a slot, which is none of those to keep, and starts reading."""
+        """Assigns a slot to a key, without replacing the keys in ``keep``, and starts to read its record."""
         location = self._reader.locate(*key)
         place = self._first_slots[key[0]] + key[1] if self._first_slots else None
         slot = self._slots.assign(key, keep, place)
@@ -188,15 +188,15 @@ class SlotStore(ExpertStore):
             self._slots.release((layer, expert))
 
     def _reclaim(self, slot: int) -> None:
-        """Makes a slot safe to overwrite: no read into it is under way, and all that uses it has been evaluated."""
+        """Makes a slot safe to overwrite: waits for reads into it, and evaluates all outputs that use it."""
         if (reads := self._reading.get(slot)) is not None:
-            reads.stop()  # whether it failed matters only to a fetch of the record that was there
+            reads.stop()  # an error matters only to a fetch of the previous record
             del self._reading[slot]
         if (output := self._readers.pop(slot, None)) is not None:
             mx.eval(output)
 
     def _finish(self, key: _Key) -> None:
-        """Waits for a record. After a failure or Ctrl-C its slot holds nothing, but reads into it may be under way."""
+        """Waits for a record. After an error or Ctrl-C, its slot is free, but reads into it may still be running."""
         slot = self._slots[key]
         if (reads := self._reading.get(slot)) is not None:
             try:

@@ -1,4 +1,4 @@
-"""The one interface between the network and expert bytes."""
+"""The interface between the network and the bytes of experts."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ __all__ = ["Arrivals", "Bank", "ExpertStore", "Records", "StoreStats"]
 
 
 class ExpertStore(Watched, ABC):
-    """Fetches the records of routed experts. One thread at a time fetches; any thread may close.
+    """Fetches the records of routed experts. Only one thread at a time may fetch. Any thread may close the store.
 
     Attributes:
-        layouts: record layout by layer.
-        capacity: the most records that one fetch may ask for.
-        can_evict: whether :meth:`evict` does anything.
-        holds_everything: whether every record is in the store's own memory for good.
-        by_part: whether its banks have an array for each part of the records.
-        keeps_experts: whether records stay in a bank beyond their fetch, and :meth:`ahead` says where.
-        copies: whether a fetch copies what the page cache has, so that reading ahead can save time there, too.
-        stats, by_layer: counters of all layers together, and of each.
-        arrived: records that fetches have handed out.
-        evict_others: does what :meth:`evict` does in the stores of other machines; None for one machine.
+        layouts: the record layout of each layer.
+        capacity: maximum number of records in one fetch.
+        can_evict: whether :meth:`evict` has an effect.
+        holds_everything: whether every record is permanently in the store's own memory.
+        by_part: whether the banks have one array per part.
+        keeps_experts: whether records stay in a bank after their fetch, so that :meth:`ahead` can locate them.
+        copies: whether a fetch copies records from the page cache, so that prefetching can save that time too.
+        stats, by_layer: counters of all layers together, and of each layer.
+        arrived: number of records that fetches have returned.
+        evict_others: function that calls :meth:`evict` on other machines; None for a single machine.
     """
 
     layouts: Mapping[int, RecordLayout]
@@ -53,7 +53,7 @@ class ExpertStore(Watched, ABC):
     def __init__(self, layouts: Mapping[int, RecordLayout], capacity: int) -> None:
         self.layouts, self.capacity, self.stats = layouts, capacity, StoreStats()
         self.by_layer = {layer: StoreStats() for layer in layouts}
-        self._begun: defaultdict[int, list[Begun]] = defaultdict(list)  # by layer, since its last fetch
+        self._begun: defaultdict[int, list[Begun]] = defaultdict(list)  # by layer, since the last fetch of the layer
         self._counting: tuple[StoreStats, ...] = ()
         self.arrived = 0
         self.evict_others: Callable[[bool], None] | None = None
@@ -62,7 +62,7 @@ class ExpertStore(Watched, ABC):
 
     @contextmanager
     def counting(self, stats: StoreStats) -> Iterator[StoreStats]:
-        """Also counts in ``stats`` what is fetched within: the share of one of several users of the store."""
+        """Also counts fetches inside the block in ``stats``, e.g. those of one of several users of the store."""
         outer = self._counting
         self._counting = *outer, stats
         try:
@@ -71,15 +71,15 @@ class ExpertStore(Watched, ABC):
             self._counting = outer
 
     def fetch(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None) -> Records:
-        """Returns the records of ``experts`` (distinct, at most ``capacity``) of a layer; waits for their bytes.
+        """Fetches the records of experts of a layer (distinct, at most ``capacity``) and waits for their bytes.
 
         Args:
-            meanwhile: called when their reads have begun. Reads that it starts line up behind them.
+            meanwhile: function that is called after the reads have begun. Reads that it starts are queued behind them.
 
         Raises:
-            ExpertReadError: a record could not be read whole; no record is handed out then.
-            ArgumentError: more than ``capacity`` records.
-            ModelClosedError: the store was closed, perhaps by another thread meanwhile.
+            ExpertReadError: a record could not be read completely. Then no record is returned.
+            ArgumentError: there are more than ``capacity`` records.
+            ModelClosedError: the store was closed, before or during the fetch.
             Cancelled: see :meth:`stop_if`.
         """
         bank, arrivals = self._bank_of(layer), self._arrivals(layer, experts, meanwhile)
@@ -91,9 +91,9 @@ class ExpertStore(Watched, ABC):
     def fetch_bytes(
         self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None
     ) -> Iterator[np.ndarray]:
-        """As :meth:`fetch_each`, but each record as bytes where they lie, without a copy, for kernels of the CPU.
+        """Fetches as :meth:`fetch_each` does, but yields the bytes of each record in place, for the CPU kernels.
 
-        Reads have begun when this returns. The bytes stay as they are until the next fetch.
+        The reads have begun when this method returns. The bytes are valid until the next fetch.
 
         Returns:
             [stride] uint8 arrays.
@@ -106,7 +106,7 @@ class ExpertStore(Watched, ABC):
         return (rows[row] for row in found)
 
     def fetch_each(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None) -> Arrivals:
-        """As :meth:`fetch`, but hands out each record when it is there, while those behind it are read."""
+        """Fetches as :meth:`fetch` does, but yields each record as soon as it is loaded, while others are being read."""
         found: list[Any] = []
 
         def arrays() -> Iterator[mx.array]:
@@ -114,7 +114,7 @@ class ExpertStore(Watched, ABC):
             assert not isinstance(bank, dict), "banks lie by part only on GPUs"
             for record in self._arrivals(layer, experts, meanwhile):
                 found.append(record)
-                # a slice is a view, where an index would copy
+                # a slice is a view; an index would copy
                 yield as_array(record) if bank is None else bank[record : record + 1].reshape(-1)
 
         return Arrivals(arrays(), lambda output: self._used(found, output))
@@ -122,9 +122,10 @@ class ExpertStore(Watched, ABC):
     def _arrivals(
         self, layer: int, experts: Sequence[int], meanwhile: Callable[[], None] | None = None
     ) -> Iterator[Any]:
-        """What :meth:`_arrive` finds, and all counters. Reads have begun when this returns.
+        """Yields the results of :meth:`_arrive` and updates all counters. The reads have begun when this method
+        returns.
 
-        Seconds in which the caller works between two records do not count as waiting; those of ``meanwhile`` do.
+        Time that the caller spends between two records does not count as waiting. The time of ``meanwhile`` does.
         """
         if len(experts) > self.capacity:
             raise ArgumentError(
@@ -138,7 +139,7 @@ class ExpertStore(Watched, ABC):
             if meanwhile is not None:
                 meanwhile()
         except BaseException:
-            self._cancel(layer)  # nobody waits for the others any more
+            self._cancel(layer)  # no caller waits for the others
             raise
         return self._wait(layer, experts, arriving, time.perf_counter() - start)
 
@@ -154,7 +155,7 @@ class ExpertStore(Watched, ABC):
             self._cancel(layer)
             raise
         end = time.perf_counter()
-        read: dict[int, int] = {}  # missing bytes of records that were not in the store's own memory
+        read: dict[int, int] = {}  # missing bytes of each record that was not in the store's own memory
         for expert, reads, counting in self._begun.pop(layer, ()):
             if expert in experts:
                 read[expert] = reads.missing
@@ -168,50 +169,49 @@ class ExpertStore(Watched, ABC):
             used(layer, experts, [read.get(expert, 0) for expert in experts])
 
     def _note(self, layer: int, expert: int, reads: Reads) -> None:
-        """The reads of a record have begun."""
+        """Records that the reads of a record have begun."""
         self._begun[layer].append(Begun(expert, reads, self._counting))
 
     def _cancel(self, layer: int, wanted: Sequence[int] = ()) -> None:
-        """Cancels what has not begun of the reads of a layer, except those of the wanted experts."""
+        """Cancels the reads of a layer that have not begun, except those of the wanted experts."""
         for begun in self._begun.get(layer, ()):
             if begun.expert not in wanted and begun.reads.cancel():
                 self._lost(layer, begun.expert)
 
     def _lost(self, layer: int, expert: int) -> None:
-        """The read of a record was cancelled."""
+        """Handles a record whose read was cancelled."""
 
     @abstractmethod
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
-        """Starts bringing all records.
+        """Starts to load all records.
 
         Returns:
-            What waits for one after the other and finds it: its row of :meth:`_bank_of`, or its bytes.
+            An iterator that waits for one record after the other, and yields its row of :meth:`_bank_of` or its bytes.
         """
 
     def _bank_of(self, layer: int) -> Bank | None:
-        """Returns the array that :meth:`_arrive` finds rows of; None where records are arrays of their own."""
+        """Returns the bank with the rows of :meth:`_arrive`; None if each record is a separate array."""
         return None
 
     def _used(self, found: Sequence[Any], output: mx.array) -> None:
-        """Output reads these, as :meth:`_arrive` found them."""
+        """Records that ``output`` reads the records that :meth:`_arrive` found."""
 
     def _counters(self, layer: int, counting: tuple[StoreStats, ...] = ()) -> tuple[StoreStats, ...]:
-        """Where something of a layer is counted."""
+        """Returns the counters of a layer."""
         return self.stats, self.by_layer[layer], *counting
 
     @abstractmethod
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
-        """Returns which records would be fetched without reading a byte that is outside memory, or are on their way.
+        """Returns which records a fetch would get without reading bytes from outside memory, or are being read already.
 
         Raises:
-            ExpertReadError: a file cannot be opened or was changed.
+            ExpertReadError: a file cannot be opened or has changed.
         """
 
     def whole(self, layer: int, count: int) -> Bank | None:
-        """Returns all records of a layer by expert id, [E, words] uint32, where the store holds them for good; else
-        None.
+        """Returns the bank of a fully resident layer, [E, words] uint32 in the order of expert ids; else None.
 
-        Then nobody needs to know which of them a token uses. Counts as a fetch of ``count`` records.
+        With this bank, the host need not know the experts of a token. The call counts as a fetch of ``count`` records.
         """
         self._check()
         bank = self._whole(layer)
@@ -225,20 +225,18 @@ class ExpertStore(Watched, ABC):
         return None
 
     def ahead(self, layer: int) -> tuple[Bank, mx.array]:
-        """Returns the bank, and the row in it of each expert of a layer, [E] uint32: any row for one that is not
-        loaded.
-        """
+        """Returns the bank, and the row of each expert of a layer in it, [E] uint32."""
         raise NotImplementedError(f"{type(self).__name__} keeps no experts")
 
     def use_loaded(self, layers: Sequence[int], ids: np.ndarray) -> int:
-        """Counts what a token that ran ahead used, as fetches, as far as all was loaded.
+        """Counts the experts of a token that ran ahead as fetches, up to the first layer with a missing expert.
 
         Args:
-            layers: through which it went, in order.
-            ids: [layers, K], the experts that it used in each.
+            layers: the layers that the token passed, in order.
+            ids: [layers, K], the experts of the token in each layer.
 
         Returns:
-            How many of the layers, from the first on, had all their experts.
+            The number of layers, from the first one, whose experts were all loaded.
         """
         self._check()
         count = self._loaded_layers(layers, ids)
@@ -250,17 +248,17 @@ class ExpertStore(Watched, ABC):
         return count
 
     def _loaded_layers(self, layers: Sequence[int], ids: np.ndarray) -> int:
-        """Returns what :meth:`use_loaded` returns; the experts of these layers are the latest used."""
+        """Returns the result of :meth:`use_loaded`, and marks the experts of these layers as most recently used."""
         raise NotImplementedError(f"{type(self).__name__} keeps no experts")
 
     @abstractmethod
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
-        """Starts bringing records closer without waiting; a failure shows in the fetch that needs them."""
+        """Starts to load records without waiting. Errors are raised by the fetch that needs the records."""
 
     def evict(self, *, flush: bool = False) -> None:
-        """Forgets all records and asks the system to drop them from the page cache, as measurements need it.
+        """Drops all records from memory and asks the system to drop them from the page cache, for measurements.
 
-        No output of theirs may be unevaluated. A resident store keeps what it holds. ``flush`` is that of
+        All outputs that use records must be evaluated. A resident store keeps its records. For ``flush``, see
         :meth:`~flash_moe.experts.mapped_file.MappedFile.evict`.
         """
         self._evict(flush)
@@ -269,20 +267,20 @@ class ExpertStore(Watched, ABC):
         self.mark()
 
     def mark(self) -> None:
-        """Begins anew what the next fetch counts as the seconds of its layer."""
+        """Restarts the clock for the seconds that the next fetch counts for its layer."""
         self._last = time.perf_counter()
 
     def _evict(self, flush: bool) -> None:
-        """Everything stays."""
+        """Does nothing: all records stay."""
 
     def cached_bytes(self) -> int:
-        """Returns bytes of the files with records that are in the page cache; 0 where the store needs no file."""
+        """Returns the bytes of the record files that are in the page cache; 0 if the store needs no files."""
         return 0
 
     def stop_if(self, cancelled: Callable[[], bool] | None) -> None:
-        """Has every fetch ask ``cancelled`` when it begins and while it waits for reads; None asks nobody.
+        """Sets a function that every fetch calls at its beginning and while it waits for reads; None removes it.
 
-        Where it says yes, the fetch ends with :class:`~flash_moe.errors.Cancelled`.
+        If it returns True, the fetch ends with :class:`~flash_moe.errors.Cancelled`.
         """
         self._cancelled = cancelled
 
@@ -292,8 +290,8 @@ class ExpertStore(Watched, ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Releases files, threads and memory.
+        """Closes the store: releases files, threads and memory.
 
-        From then on fetches raise :class:`~flash_moe.errors.ModelClosedError`, also those that wait in other threads.
-        A file stays open, and the memory it is read into allocated, until the reads under way have ended.
+        Later fetches, and fetches that wait in other threads, raise :class:`~flash_moe.errors.ModelClosedError`. A file
+        stays open, and the memory for its bytes allocated, until running reads have ended.
         """

@@ -8,17 +8,17 @@ from dataclasses import astuple, dataclass
 
 @dataclass
 class StoreStats:
-    """Counters since a store was opened, of all layers or of one; or those of one generation.
+    """Counters of a store since it was opened, of all layers or of one, or only for one generation.
 
     Attributes:
-        fetches: calls of :meth:`ExpertStore.fetch` and :meth:`ExpertStore.fetch_each`.
-        bytes_requested: bytes of all records asked for.
-        bytes_loaded: those of them that were not in the store's own memory, but in the page cache or only in files.
-        bytes_missing: those of them that were not in the page cache either, when their reads were asked for; slots ask
-            of a sample of each record.
-        bytes_unused: bytes that a prefetch read from outside the page cache, and the next fetch did not ask for.
-        fetch_seconds: time spent waiting in them.
-        seconds: time from the end of the fetch before, of whatever layer, to the end of each fetch.
+        fetches: number of calls of :meth:`ExpertStore.fetch` and :meth:`ExpertStore.fetch_each`.
+        bytes_requested: bytes of all requested records.
+        bytes_loaded: requested bytes that were not in the store's own memory, but in the page cache or only in files.
+        bytes_missing: loaded bytes that were not in the page cache either, when they were requested. Slots check a
+            sample of each record.
+        bytes_unused: bytes that a prefetch read from outside the page cache, but the next fetch did not request.
+        fetch_seconds: seconds that fetches waited.
+        seconds: seconds from the end of the previous fetch, of any layer, to the end of each fetch.
     """
 
     fetches: int = 0
@@ -30,14 +30,15 @@ class StoreStats:
     seconds: float = 0.0
 
     def since(self, before: StoreStats) -> StoreStats:
-        """Returns what was counted after ``before`` was copied from these counters."""
+        """Returns the difference to an earlier copy of these counters."""
         return StoreStats(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
 
     def count(self, stride: int, requested: int, loaded: Mapping[int, int], waited: float, seconds: float) -> None:
-        """Counts a fetch.
+        """Adds a fetch to the counters.
 
         Args:
-            requested: records of ``stride`` bytes. loaded: missing bytes of those that were not in the store's memory.
+            requested: number of requested records of ``stride`` bytes. loaded: for each record that was not in the
+                store's memory, its missing bytes.
         """
         self.fetches += 1
         self.bytes_requested += stride * requested

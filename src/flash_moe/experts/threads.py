@@ -1,4 +1,4 @@
-"""Worker threads that last and sleep until there is work."""
+"""Persistent worker threads that sleep until there is work."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
-END_SECONDS = 0.5  # that closing waits for threads: a read from a disk that hangs ends when it likes
+END_SECONDS = 0.5  # seconds that closing waits for threads; a read from a hanging disk may take longer
 
 
 class Threads:
-    """Wakes a thread for each piece of work, at the price of releasing a lock.
+    """A thread pool that wakes a thread for each piece of work by releasing a lock.
 
-    An executor's thread takes work from a queue that all share, and tells a future how it ended: of a fetch that 16
-    threads copy out of the page cache in 1.5 ms, that alone takes a tenth. When nothing refers to these threads any more,
-    and at exit, they finish what they do and end.
+    Python's ThreadPoolExecutor uses a shared queue and a future for each piece of work. In a fetch that 16 threads copy
+    from the page cache in 1.5 ms, that overhead takes a tenth of the time. The threads finish their work and end when
+    the pool is freed, and at exit.
 
     Args:
-        name: what the names of the threads begin with.
+        name: prefix of the names of the threads.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,7 +36,7 @@ class Threads:
             thread = _Thread(f"{self._name}_{len(self._all)}", work, self._idle)
             self._all.append(thread)
             thread.start()
-            if not self.close.alive:  # it was closed meanwhile
+            if not self.close.alive:  # the pool was closed meanwhile
                 thread.end()
         else:
             thread.work = work
@@ -44,12 +44,12 @@ class Threads:
 
 
 class _Thread(threading.Thread):
-    """One of them. It refers to what it works for only while it works."""
+    """One worker thread. It keeps a reference to its work only while it works."""
 
     def __init__(self, name: str, work: Callable[[], object], idle: list[_Thread]) -> None:
         super().__init__(name=name, daemon=True)
         self.work: Callable[[], object] | None = work
-        self.wake = threading.Lock()  # held while there is nothing to do
+        self.wake = threading.Lock()  # held while there is no work
         self._idle, self._ending = idle, False
 
     def run(self) -> None:
@@ -63,18 +63,18 @@ class _Thread(threading.Thread):
             self._idle.append(self)
 
     def end(self) -> None:
-        """Ends it when its work is done."""
+        """Ends the thread after its current work."""
         self._ending = True
-        with suppress(RuntimeError):  # it was woken already
+        with suppress(RuntimeError):  # the thread was woken already
             self.wake.release()
 
 
 def _end(threads: list[_Thread]) -> None:
-    """Tells all threads to end, and waits a moment for them."""
+    """Tells all threads to end, and waits for them briefly."""
     for thread in threads:
         thread.end()
     deadline = time.monotonic() + END_SECONDS
     for thread in threads:
-        # the last reference may have been that of a thread's own work; and Ctrl-C may have come before one was started
+        # a thread cannot join itself if its work held the last reference; after Ctrl-C, one may not have started
         if thread is not threading.current_thread() and thread.is_alive():
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""Observers of a store, and a counter of the uses of every expert."""
+"""Observers of a store, and counters of the uses of every expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .store_stats import StoreStats
 
 
 class Watched:
-    """The events of a store that observers see."""
+    """A store that reports its fetches to observers."""
 
     by_layer: Mapping[int, StoreStats]
     _watchers: tuple[Watcher, ...] = ()
@@ -24,8 +24,8 @@ class Watched:
     def watch(self, used: Watcher) -> Iterator[None]:
         """Calls ``used(layer, experts, missing)`` after each fetch, in the thread that fetched, until the block ends.
 
-        ``missing`` has the bytes of each record that were not in memory. It must return fast and not raise. A layer that
-        is fully resident on a GPU is not fetched, and not seen.
+        ``missing`` gives the bytes of each record that were not in memory. ``used`` must return quickly and must not
+        raise. Layers that are fully resident on a GPU are not fetched, so they are not reported.
         """
         self._watchers = *self._watchers, used
         try:
@@ -34,19 +34,23 @@ class Watched:
             self._watchers = tuple(watcher for watcher in self._watchers if watcher is not used)
 
     def plot(self) -> Picture:
-        """Draws how long fetches waited, and what was in memory, by layer. Needs matplotlib, the extra ``plot``."""
+        """Plots the waiting time of fetches and the share in memory, by layer.
+
+        It needs matplotlib, the extra ``plot``.
+        """
         return layers_of(self.by_layer)
 
 
 class ExpertUses:
-    """Counts of fetches of each layer's experts; :meth:`flash_moe.Model.expert_uses` makes one.
+    """The number of fetches of each expert of each layer, from :meth:`flash_moe.Model.expert_uses`.
 
     Attributes:
-        counts: [L, E] int64, fetches of each expert; a prompt's chunk fetches an expert once for all its tokens.
-        bytes_missing: [L, E] int64, bytes that were not in memory.
+        counts: [L, E] int64, number of fetches of each expert. A chunk of a prompt fetches an expert once for all its
+            tokens.
+        bytes_missing: [L, E] int64, fetched bytes that were not in memory.
 
     Args:
-        experts: E, by layer.
+        experts: number of experts E of each layer.
     """
 
     def __init__(self, experts: Mapping[int, int]) -> None:
@@ -54,19 +58,19 @@ class ExpertUses:
         self.counts, self.bytes_missing = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
 
     def __call__(self, layer: int, experts: Sequence[int], missing: Sequence[int]) -> None:
-        """Counts a fetch."""
+        """Adds a fetch to the counts."""
         self.counts[layer, list(experts)] += 1
         self.bytes_missing[layer, list(experts)] += np.asarray(missing, np.int64)
 
     @property
     def concentration(self) -> float:
-        """Share of all uses that the most used tenth of each layer's experts takes; 0.1 if all are used alike."""
+        """Returns the share of uses of each layer's most used tenth of experts; 0.1 if all are used equally."""
         most = max(1, self.counts.shape[1] // 10)
         total = int(self.counts.sum())
         return float(np.sort(self.counts, axis=1)[:, -most:].sum() / total) if total else 0.0
 
     def plot(self) -> Picture:
-        """Draws the counts: a row for each layer, its experts from the most used to the least.
+        """Plots the counts with a row per layer, and its experts from the most to the least used.
 
         Raises:
             ArgumentError: matplotlib, the extra ``plot``, is not installed.
