@@ -1,1 +1,1 @@
-"""Names and bytes on disk: safetensors headers, shards, name mapping, records, packing."""
+"""Reads checkpoints: safetensors headers, shards, tensor names, records, and downloads."""

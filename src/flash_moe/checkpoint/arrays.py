@@ -1,6 +1,6 @@
-"""The always-read weights as MLX arrays under canonical names, as they are stored.
+"""The resident weights as MLX arrays under canonical names, as stored in the files.
 
-Arrays are lazy: the file is read when they are first evaluated.
+The arrays are lazy: the files are read when an array is first evaluated.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .safetensors import TensorInfo, check_unchanged
 
 
 def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
-    """Returns the resident tensors exactly as stored, lazily, by canonical name; flat where they are to be put in
-    order.
+    """Returns the resident tensors as lazy arrays, by canonical name, exactly as stored. Tensors that are to be
+    reordered are flat.
 
     Raises:
-        CheckpointError: a tensor has a dtype that no weight has, or a file changed since its header was read.
+        CheckpointError: a tensor has an unsupported dtype, or a file has changed since its header was read.
     """
     for name, info in checkpoint.resident.items():
         if (
@@ -41,7 +41,7 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
     for file in sorted({info.file for info in checkpoint.resident.values()}):
         try:
             stored: Any = mx.load(str(file))
-        except RuntimeError:  # a tensor that nobody needs has a dtype that MLX does not know
+        except RuntimeError:  # a tensor that is not needed has a dtype that MLX does not support
             stored = {}
         for name, info in checkpoint.resident.items():
             if info.file == file:
@@ -53,7 +53,7 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
 
 
 def _read(info: TensorInfo) -> mx.array:
-    """Returns a tensor out of its file, at once."""
+    """Reads a tensor from its file immediately."""
     try:
         words = np.fromfile(info.file, np.uint8, info.nbytes, offset=info.offset)
     except OSError as error:

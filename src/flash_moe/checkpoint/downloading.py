@@ -1,4 +1,4 @@
-"""The progress of a download, from the sizes of the files that the hub's client writes."""
+"""Reports the progress of a download, from the sizes of the files that the hub's client writes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from types import TracebackType
 
 from ..progress import Callback, Progress
 
-_INTERVAL = 0.5  # seconds between two looks
+_INTERVAL = 0.5  # seconds between two checks
 
 
 class Watch:
-    """Within its context, a thread looks at the files twice a second and reports the bytes of all together.
+    """A context manager. Inside it, a thread checks the files twice a second and reports their total bytes.
 
-    What the callback raises ends the download, at its next sign of life, and is raised when the context ends.
+    If the callback raises an error, the download ends at its next report, and the error is raised at the end of the
+    context.
 
     Args:
-        blobs: the folder that files are written to; an unfinished one's name begins like the finished one's.
-        sizes: name and size of each file.
+        blobs: the folder of the files. The name of an unfinished file begins with that of the finished one.
+        sizes: size of each file, by name.
         note: see :class:`~flash_moe.progress.Progress`.
     """
 
@@ -45,7 +46,7 @@ class Watch:
             raise self._error from None
 
     def check(self) -> None:
-        """Raises what the callback raised, to end the download."""
+        """Raises the error of the callback, if any, to end the download."""
         if self._error is not None:
             raise self._error
 
@@ -56,7 +57,7 @@ class Watch:
                 self._report(self._progress())
                 self._over.wait(_INTERVAL)
             self._report(self._progress())
-        except BaseException as error:  # raised again where the download was asked for
+        except BaseException as error:  # raised again in the thread of the download
             self._error = error
 
     def _progress(self) -> Progress:
@@ -69,6 +70,6 @@ class Watch:
         for path in found:
             try:
                 sizes.append(path.stat().st_size)
-            except FileNotFoundError:  # not begun, or renamed since it was listed
+            except FileNotFoundError:  # the file has not begun, or was renamed since it was listed
                 continue
         return max(sizes)

@@ -1,4 +1,4 @@
-"""A checkpoint folder: its shards, and every tensor under its canonical name."""
+"""A checkpoint folder: its shards, and all needed tensors by canonical name."""
 
 from __future__ import annotations
 
@@ -35,16 +35,15 @@ Names: TypeAlias = Callable[[str], "str | None"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a checkpoint; opening it reads headers only.
+    """A folder with a checkpoint. Opening it reads only headers.
 
-    Tensors that text decoding does not need (vision, MTP) are left out, whatever they are, and so are files that hold
-    nothing else.
+    Tensors that text decoding does not need (vision, MTP) are ignored, and so are files that contain no other tensors.
 
     Attributes:
-        raw_config: config.json as it stands.
+        raw_config: the content of config.json.
         shape: what its routed experts are like.
-        resident: canonical name to tensor, for all weights but the routed experts.
-        experts: the tensors of the routed experts, by what they hold.
+        resident: the tensors of all weights except the routed experts, by canonical name.
+        experts: the tensors of the routed experts, by layer, projection, part and expert.
         metadata: the safetensors metadata of each file.
     """
 
@@ -70,11 +69,10 @@ class Checkpoint:
         """Reads the headers of all shards.
 
         Args:
-            raw: the content of config.json.
-            shape: what its routed experts are like.
-            names: from names in files to canonical ones; None for tensors that are not needed.
-            adopt: take weights that other libraries have quantised (see :mod:`.foreign`), which are refused otherwise.
-            own: the attributes that a subclass adds.
+            raw: the content of config.json. shape: what its routed experts are like.
+            names: function that maps a name in a file to the canonical name, or to None if the tensor is not needed.
+            adopt: whether to accept weights that other libraries have quantised (see :mod:`.foreign`).
+            own: additional attributes of a subclass.
 
         Raises:
             CheckpointError: a shard is missing, truncated or malformed, or the index disagrees with the shards.
@@ -122,10 +120,10 @@ class Checkpoint:
 
     @property
     def follows_mlx(self) -> bool:
-        """Whether weights are as mlx-lm writes them, and not as Hugging Face does.
+        """Whether weights have the form of mlx-lm, as opposed to that of Hugging Face.
 
-        The names of the experts tell: only mlx-lm stacks them under ``switch_mlp``, and packed checkpoints are as its.
-        Models without routed experts are told apart by the metadata of their files.
+        The names of the experts decide: only mlx-lm stacks them under ``switch_mlp``. Packed checkpoints have the form
+        of mlx-lm. For models without routed experts, the metadata of the files decides.
         """
         if self.experts:
             return any(is_stacked(info.name) for info in self.experts.values())
@@ -140,9 +138,7 @@ def _twins(one: TensorInfo, other: TensorInfo) -> CheckpointError:
 
 
 def has_all_weights(folder: Path) -> bool:
-    """Returns whether every file with weights is there that an index or a manifest names, or any where there is
-    neither.
-    """
+    """Returns whether all weight files of the index or manifest exist, or any weight file if there is neither."""
     try:
         _weight_files(folder)
         manifest = Manifest.load(folder)
@@ -153,9 +149,9 @@ def has_all_weights(folder: Path) -> bool:
 
 
 def _weight_files(folder: Path, names: Names = canonical_name) -> tuple[list[Path], Mapping[str, str]]:
-    """Returns the files to read, and the part of the index that holds for them (nothing where it is stale).
+    """Returns the files to read, and the part of the index for them (empty if the index is stale).
 
-    Those are the files in which the index finds needed tensors, or without an index all *.safetensors files.
+    These are the files of the index with needed tensors or, without an index, all *.safetensors files.
     """
     index = _read_index(folder)
     needed = {name: file for name, file in index.items() if names(name) is not None}
@@ -167,7 +163,7 @@ def _weight_files(folder: Path, names: Names = canonical_name) -> tuple[list[Pat
     files = sorted(set(needed.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if not missing:
-        return [folder / file for file in files], needed if len(files) > 1 else {}  # one file cannot be of two sets
+        return [folder / file for file in files], needed if len(files) > 1 else {}  # one file cannot mix two sets
     if others := _instead_of_index(
         needed, missing == files, [file for file in held if file.name not in index.values()]
     ):
@@ -180,9 +176,7 @@ def _weight_files(folder: Path, names: Names = canonical_name) -> tuple[list[Pat
 
 
 def _instead_of_index(needed: Mapping[str, str], all_missing: bool, others: list[Path]) -> list[Path]:
-    """Returns the files that hold what a stale index looks for elsewhere: one with all of it, or all where it is right
-    in nothing.
-    """
+    """Returns the files to read instead of those of a stale index: one file with all tensors, or all other files."""
     if all_missing and not any((file.parent / MANIFEST).exists() for file in others):
         return others
     for file in others:

@@ -1,16 +1,17 @@
-"""Weights that other libraries have quantised, under the names and types that MLX has for the same bytes.
+"""Maps weights that other libraries have quantised to MLX's names and types for the same bytes.
 
-With q and s what a file calls weight and scale, w is
+With q and s for the weight and the scale in a file, w is
 
-    Qwen, DeepSeek       q · s, q of e4m3, s (``weight_scale_inv``) one for each block of 128 × 128
-    compressed-tensors   q · s, q of e4m3, s one for each row, block or matrix; or q · s / g in NVFP4 (``weight_packed``)
-    ModelOpt             q · s, q of e4m3; or q · s · g in NVFP4, g called ``weight_scale_2``
-    all but Qwen         q · s, q of e2m1 or e4m3, s of e8m0 for 32 numbers: MXFP4, MXFP8
+    Qwen, DeepSeek       q · s with q in e4m3, and one s (``weight_scale_inv``) per block of 128 × 128
+    compressed-tensors   q · s with q in e4m3, and one s per row, block or matrix; or q · s / g in NVFP4 (``weight_packed``)
+    ModelOpt             q · s with q in e4m3; or q · s · g in NVFP4, with g in ``weight_scale_2``
+    all but Qwen         q · s with q in e2m1 or e4m3, and one s in e8m0 per 32 numbers: MXFP4, MXFP8
 
 Integers of GPTQ, AWQ and compressed-tensors are in :mod:`.integers`.
 
-NVFP4 is e2m1 in groups of 16 with scales of e4m3. All three are packed as MLX packs them; only the global scale g differs.
-Sources: transformers ``FP8Linear``; https://github.com/vllm-project/compressed-tensors; NVIDIA's TensorRT-Model-Optimizer.
+NVFP4 is e2m1 in groups of 16 with scales in e4m3. All three formats are packed as in MLX; only the global scale g
+differs. Sources: transformers ``FP8Linear``; https://github.com/vllm-project/compressed-tensors; NVIDIA's
+TensorRT-Model-Optimizer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from . import integers
 from .names import module_path
 from .safetensors import TensorInfo
 
-METHODS = ("fp8", "compressed-tensors", "modelopt", "quark", *integers.METHODS)  # of config.json's quantization_config
+METHODS = ("fp8", "compressed-tensors", "modelopt", "quark", *integers.METHODS)  # in quantization_config
 _PARTS = {  # endings of names, the longer ones first
     "weight_global_scale": "global_scale",
     "weight_scale_inv": "scales",
@@ -41,7 +42,7 @@ _UNUSED = (*_OF_ACTIVATIONS, ".weight_shape", ".g_idx", ".weight_g_idx")
 
 
 def foreign_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns what config.json says of a quantisation by a library whose weights can be converted; None where it is none."""
+    """Returns the quantisation section of config.json, if it is from a library whose weights can be converted."""
     text = raw.get("text_config")
     for owner in (raw, text if isinstance(text, Mapping) else {}):
         section = owner.get("quantization_config") or owner.get("compression_config")
@@ -51,14 +52,13 @@ def foreign_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None) -> dict[str, TensorInfo]:
-    """Returns the tensors of a checkpoint, by canonical name, with names and types that MLX would have; others stay as
-    they are.
+    """Returns the tensors of a checkpoint by canonical name, with MLX's names and types for foreign ones.
 
     Args:
-        form: how integers are stored, where there are any.
+        form: storage of integers; None if there are none.
 
     Raises:
-        CheckpointError: weights are quantised in a way that has no place here.
+        CheckpointError: weights are quantised in an unsupported form.
     """
     found = {_adopted_name(name): info for name, info in tensors.items() if not name.endswith(_UNUSED)}
     for name, info in list(found.items()):
@@ -93,18 +93,18 @@ def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None
 
 
 def _mode(weight: TensorInfo, scales: TensorInfo) -> str | None:
-    """Returns the mode of MLX in which the same bytes mean the same."""
+    """Returns the mode of MLX with the same meaning of the bytes; None if there is none."""
     if not weight.shape or not scales.shape or weight.shape[-1] % 4 or scales.dtype not in ("U8", "F8_E4M3", "F8_E8M0"):
         return None
     codes = {"U8": 4, "F8_E4M3": 8}.get(weight.dtype, 0)
-    nbytes = {mode: bits * size // 8 for mode, (bits, size) in MODES.items() if bits == codes}  # of a group
+    nbytes = {mode: bits * size // 8 for mode, (bits, size) in MODES.items() if bits == codes}  # numbers of a group
     e4m3 = scales.dtype == "F8_E4M3"
     found = (m for m, size in nbytes.items() if weight.shape[-1] == size * scales.shape[-1] and (m == "nvfp4") == e4m3)
     return next(found, None)
 
 
 def mlx_global_scale(name: str, value: Any) -> Any:
-    """Returns the global scale that MLX takes, from a tensor (of NumPy or MLX) with that stored name."""
+    """Converts a stored global scale (NumPy or MLX tensor) to the one that MLX uses."""
     if name.endswith("weight_global_scale"):
         return GLOBAL_SCALE / value
     return value * GLOBAL_SCALE if name.endswith("weight_scale_2") else value

@@ -1,8 +1,7 @@
-"""From what the user typed to a directory of files: a local path as it is, the demo model that comes with the library, or
-a hub repository, downloaded.
+"""Resolves a model name to a folder: a local path, the demo model, or a repository that is downloaded from the hub.
 
-Of what is in files it knows nothing. The environment of `huggingface_hub` (`HF_ENDPOINT`,
-`HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`) works as usual; that package is imported only for a repository.
+The environment variables of `huggingface_hub` (`HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`) work as
+usual. That package is imported only for a repository.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ logger = logging.getLogger(__name__)
 NEEDED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "flash_moe.json"]
 NEEDED += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"]
 NEEDED += ["merges.txt", "chat_template.jinja", "chat_template.json"]
-SUBFOLDERS = "*/*"  # excluded: to fnmatch, original/a.safetensors is a *.safetensors
+SUBFOLDERS = "*/*"  # excluded, because for fnmatch original/a.safetensors matches *.safetensors
 
 DEMO = "demo"
-_ASK_BYTES = 50e9  # more are downloaded only after a question, where somebody can answer
+_ASK_BYTES = 50e9  # a larger download needs a confirmation in a terminal
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -53,26 +52,26 @@ def resolve(
     local_files_only: bool = False,
     progress: ProgressOption = True,
 ) -> Path:
-    """Returns the directory that holds a checkpoint, downloading it from the Hugging Face hub where necessary.
+    """Returns the folder of a checkpoint. Downloads it from the Hugging Face hub if necessary.
 
-    Only the files a model is run from are fetched. Finished files are kept when a download is interrupted: call again
-    to continue. If the hub cannot be asked, a complete cached copy is used with a warning.
+    Only files that are needed to run the model are downloaded. If a download is interrupted, finished files are kept;
+    call again to continue. If the hub cannot be reached, a complete cached copy is used with a warning.
 
     Args:
-        path_or_repo: a local directory, `"demo"`, or `org/name` on the hub. A local directory wins; one that is called
-            demo has to hold a config.json for that.
-        revision: branch, tag or commit of the repository; its default branch if None. Ignored for anything else.
-        token: hub access token; None or True uses the one stored by `hf auth login`, False sends none.
-        cache_dir: the hub's cache; None means the standard place.
-        local_files_only: use the cache and no network, as does `HF_HUB_OFFLINE=1`.
-        progress: how far a download is, see :func:`~flash_moe.progress.following`. Where it is True and somebody sits at
-            a terminal, more than 50 GB are downloaded only after a question. A callable may be called by another thread.
+        path_or_repo: a local directory, `"demo"`, or `org/name` on the hub. A local directory has priority, but one
+            that is called demo must contain a config.json.
+        revision: branch, tag or commit of the repository; None means its default branch. Ignored for local directories.
+        token: access token for the hub. None or True uses the token that `hf auth login` stored; False sends none.
+        cache_dir: folder of the hub's cache; None means the standard folder.
+        local_files_only: whether to use only the cache and no network, as with `HF_HUB_OFFLINE=1`.
+        progress: whether to report the progress of a download, see :func:`~flash_moe.progress.following`. With True in
+            a terminal, a download of more than 50 GB needs a confirmation. A callable may be called in another thread.
 
     Raises:
-        CheckpointError: this is neither a directory nor the name of a repository.
-        DiskSpaceError: what is missing does not fit on the disk of the cache; nothing was downloaded.
-        HubError: the repository could not be had, is not cached and the network is forbidden, or the download was not
-            wanted.
+        CheckpointError: the argument is neither a directory nor the name of a repository.
+        DiskSpaceError: the missing files do not fit on the disk of the cache. Nothing was downloaded.
+        HubError: the repository could not be downloaded, is not cached in offline mode, or the user declined the
+            download.
     """
     name = os.fspath(path_or_repo)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
@@ -129,7 +128,7 @@ def _download(
     progress: ProgressOption,
 ) -> Path:
     blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
-    # A partly downloaded file counts in full: recent versions of huggingface_hub start it again.
+    # A partly downloaded file counts in full, because recent versions of huggingface_hub restart it.
     missing = [file for file in files if not (blobs / file.blob).is_file()]
     needed = sum(file.size for file in missing)
     free = free_space(cache)
@@ -162,14 +161,14 @@ def _download(
             cache_dir=cache,
             allow_patterns=NEEDED,
             ignore_patterns=[SUBFOLDERS],
-            max_workers=4,  # an interruption can cost every file under way
+            max_workers=4,  # an interruption can lose every unfinished file
             tqdm_class=Silent,
         )
         return Path(folder)
 
 
 def commit_of(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
-    """Returns the commit that a revision of a hub repository has now.
+    """Returns the current commit of a revision of a hub repository.
 
     Raises:
         HubError: the repository could not be read.
@@ -181,10 +180,10 @@ def commit_of(repo: str, *, revision: str | None = None, token: str | bool | Non
 
 
 def list_files(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubFile]:
-    """Lists the files of a hub repository that a model is run from; nothing is downloaded.
+    """Lists the files of a hub repository that are needed to run the model, without downloading them.
 
     Raises:
-        HubError: the repository could not be read, or holds no safetensors files.
+        HubError: the repository could not be read, or contains no safetensors files.
     """
     with hub_errors(repo, revision):
         from huggingface_hub import HfApi
@@ -204,7 +203,7 @@ def list_files(repo: str, *, revision: str | None = None, token: str | bool | No
 
 
 def _cached(repo: str, revision: str | None, cache: Path) -> Path | None:
-    """Returns the snapshot in the cache if it holds all that a model is run from, whatever else the repository has."""
+    """Returns the cached snapshot if it contains all files that are needed to run the model, else None."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json", cache_dir=cache, revision=revision)
@@ -217,12 +216,12 @@ def _cached(repo: str, revision: str | None, cache: Path) -> Path | None:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns whatever the hub's client raises into a HubError that says what to do."""
+    """Converts errors of the hub's client to a HubError that says what to do."""
     try:
         yield
     except FlashMoEError:
         raise
-    except Exception as error:  # not narrower: the client's errors share no base, and its HTTP library has changed
+    except Exception as error:  # broad: the client's errors have no common base
         from huggingface_hub import constants, errors
 
         page = f"{constants.ENDPOINT}/{repo}"

@@ -17,7 +17,7 @@ class Downloaded:
     Attributes:
         repo: ``org/name``.
         path: the folder of its newest revision.
-        nbytes: what all of its revisions take on the disk, parts of files included.
+        nbytes: bytes of all its revisions on the disk, including unfinished files.
         complete: whether the newest revision has all of its weights.
     """
 
@@ -28,7 +28,7 @@ class Downloaded:
 
 
 def downloaded() -> list[Downloaded]:
-    """Lists the models in the hub's cache that have safetensors files or were not finished, by name."""
+    """Lists the models in the hub's cache by name: those with safetensors files or unfinished downloads."""
     from huggingface_hub import scan_cache_dir
 
     cache = cache_folder()
@@ -46,11 +46,11 @@ def downloaded() -> list[Downloaded]:
 
 
 def remove(repo: str) -> Downloaded:
-    """Removes all revisions of a repository from the hub's cache, and says what was there.
+    """Removes all revisions of a repository from the hub's cache, and returns a description of them.
 
     Raises:
-        ArgumentError: this is not the name of a repository.
-        HubError: it is not in the cache, or cannot be removed.
+        ArgumentError: the argument is not the name of a repository.
+        HubError: the repository is not in the cache, or cannot be removed.
     """
     if not REPO.fullmatch(repo):
         raise ArgumentError(f"{repo!r} is no repository of the hub; expected org/name. Folders are yours to remove.")

@@ -1,11 +1,12 @@
-"""Integers of other libraries that are MLX's affine quantisation in another order.
+"""Integer formats of other libraries, which are MLX's affine quantisation in another order.
 
     GPTQ      ``qweight`` [in · bits / 32, out], ``qzeros`` [groups, out · bits / 32], ``scales`` [groups, out]
-    AWQ       ``qweight`` [in, out · bits / 32], the rest as GPTQ; 8 numbers of a word in the order 0, 2, 4, 6, 1, 3, 5, 7
+    AWQ       ``qweight`` [in, out · bits / 32], the rest as in GPTQ; a word has 8 numbers in the order 0, 2, 4, 6, 1, 3, 5, 7
     packed    compressed-tensors: ``weight_packed`` [out, in · bits / 32], ``weight_scale`` [out, groups]
 
-w = scale · (q - zero). The zero of GPTQ is one more than what is stored; that of packed ones is half of the range.
-Sources: AutoGPTQ's and GPTQModel's ``qlinear``; AutoAWQ's ``packing_utils``; https://github.com/vllm-project/compressed-tensors.
+w = scale · (q - zero). In GPTQ, the zero is the stored value plus one. In the packed form, it is half of the range.
+Sources: AutoGPTQ's and GPTQModel's ``qlinear``; AutoAWQ's ``packing_utils``;
+https://github.com/vllm-project/compressed-tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class IntegerForm:
 
     Attributes:
         order: ``"gptq"``, ``"awq"`` or ``"packed"``.
-        zero: what is added to stored zeros; where none are stored, the zero.
+        zero: value that is added to stored zeros; the zero itself if none are stored.
     """
 
     order: str
@@ -37,10 +38,10 @@ class IntegerForm:
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> IntegerForm | None:
-        """Reads config.json's ``quantization_config``; None where it is of no integers.
+        """Reads config.json's ``quantization_config``; returns None if the weights are not integers.
 
         Raises:
-            CheckpointError: they are in an order that MLX cannot have.
+            CheckpointError: the integers have an order that MLX does not support.
         """
         method = section.get("quant_method")
         if method == "auto-round":
@@ -66,10 +67,10 @@ class IntegerForm:
         return None
 
     def parts(self, weight: TensorInfo, scales: TensorInfo, zeros: TensorInfo | None) -> Iterator[IntegerPart]:
-        """The parts that MLX has: weight, scales and biases.
+        """Yields the parts in MLX's form: weight, scales and biases.
 
         Raises:
-            CheckpointError: their shapes do not belong together.
+            CheckpointError: the shapes do not match.
         """
         stored = [list(info.shape) for info in (weight, scales, *([] if zeros is None else [zeros]))]
         if (
@@ -102,9 +103,12 @@ class IntegerForm:
 
 @dataclass(frozen=True)
 class IntegerPart(TensorInfo):
-    """A tensor out of which a part of MLX's is made; ``dtype`` and ``shape`` are of that, and ``nbytes`` of the tensor."""
+    """A tensor that is converted to a part of MLX.
 
-    form: IntegerForm = IntegerForm("packed", 4, 8)  # a default, as the fields before have one
+    ``dtype`` and ``shape`` describe that part, ``nbytes`` the tensor.
+    """
+
+    form: IntegerForm = IntegerForm("packed", 4, 8)  # needs a default, because the fields before have one
 
 
 def _checked(bits: Any) -> int:

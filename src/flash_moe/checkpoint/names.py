@@ -1,6 +1,6 @@
-"""From the names that checkpoints use to the one that the network uses.
+"""Maps tensor names in checkpoints to the canonical names of the network.
 
-The canonical name of a tensor is its path in the decoder, without prefix: ``layers.3.self_attn.q_proj.weight``,
+The canonical name of a tensor is its path in the decoder, without a prefix: ``layers.3.self_attn.q_proj.weight``,
 ``embed_tokens.weight``, ``norm.weight``, ``lm_head.weight``. Routed experts are named by :class:`ExpertTensor`.
 """
 
@@ -16,13 +16,13 @@ _EXPERT = re.compile(
     r"layers\.(?P<layer>\d+)\.mlp\.(?:switch_mlp|experts(?:\.(?P<expert>\d+))?)\."
     r"(?P<projection>gate_proj|up_proj|down_proj|gate_up_proj)(?:\.(?P<part>weight|scales|biases|global_scale))?$"
 )
-_LONGEST_NAME = 255  # bytes, on all common file systems
+_LONGEST_NAME = 255  # maximum bytes of a file name on all common file systems
 _MODULE_PARTS = (".weight", ".scales", ".biases", ".bias", ".global_scale")
 
 
 @dataclass(frozen=True)
 class ExpertTensor:
-    """A tensor of routed experts: of all experts of a layer (``expert`` is None) or of one."""
+    """A tensor of routed experts, for all experts of a layer (``expert`` is None) or for one expert."""
 
     layer: int
     expert: int | None
@@ -31,7 +31,7 @@ class ExpertTensor:
 
 
 def canonical_name(name: str) -> str | None:
-    """Returns the name without its prefix, or None for tensors that text decoding does not need (vision, MTP)."""
+    """Returns the name without its prefix; None for tensors that text decoding does not need (vision, MTP)."""
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             name = name[len(prefix) :]
@@ -40,7 +40,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def expert_tensor(canonical: str) -> ExpertTensor | None:
-    """Returns what a canonical name says about routed experts, or None when it names a resident tensor."""
+    """Parses the canonical name of a tensor of routed experts; returns None for a resident tensor."""
     if (match := _EXPERT.match(canonical)) is None:
         return None
     expert = match["expert"]
@@ -50,12 +50,12 @@ def expert_tensor(canonical: str) -> ExpertTensor | None:
 
 
 def expert_module(layer: int, projection: str) -> str:
-    """Returns the canonical path of a projection of a layer's routed experts, whatever name a file gives it."""
+    """Returns the canonical path of a projection of a layer's routed experts."""
     return f"layers.{layer}.mlp.switch_mlp.{projection}"
 
 
 def expert_modules(layer: int, projection: str, *, fused: bool) -> list[str]:
-    """Paths under which config.json may speak of a projection, the most exact first: it may name halves or the fused one."""
+    """Returns paths of a projection in config.json, the most specific first; it may be fused there."""
     names = ["gate_up_proj", "gate_proj", "up_proj"] if projection == "gate_up_proj" else [projection]
     if projection in ("gate_proj", "up_proj"):
         names = ["gate_up_proj", projection] if fused else [projection, "gate_up_proj"]
@@ -63,7 +63,7 @@ def expert_modules(layer: int, projection: str, *, fused: bool) -> list[str]:
 
 
 def is_file_name(value: object) -> bool:
-    """Returns whether a value read from a checkpoint names a file of its own folder, and nothing outside."""
+    """Returns whether a value from a checkpoint is the name of a file in its own folder, not a path outside it."""
     if not isinstance(value, str) or Path(value).name != value or value == ".." or "\0" in value:
         return False
     return len(value.encode(errors="replace")) <= _LONGEST_NAME and value.isprintable()
@@ -78,5 +78,5 @@ def module_path(canonical: str) -> str:
 
 
 def is_stacked(name: str) -> bool:
-    """Returns whether a stored name is the one that mlx-lm gives to a projection of all experts."""
+    """Returns whether a stored name is mlx-lm's name for a projection of all experts."""
     return ".switch_mlp." in name

@@ -1,8 +1,9 @@
-"""The packed form: one safetensors file per layer whose records can be mapped one by one, and a manifest.
+"""The packed form: one safetensors file of records per layer, and a manifest.
 
-A layer's file holds one tensor ``experts`` (U8, [E, stride]; in a share, with fewer rows) whose data begins at a 16 KiB
-boundary, so any safetensors reader can open it. ``flash_moe.json`` beside it states each layer's record layout and a
-checksum per record; the resident weights are ordinary MLX safetensors with an index.
+The file of a layer holds one tensor ``experts`` (U8, [E, stride]; fewer rows in a share). Its data begins at a multiple
+of 16 KiB, so that records can be mapped separately. Any safetensors reader can open the file. ``flash_moe.json`` holds
+the record layout of each layer and a checksum per record. The resident weights are ordinary MLX safetensors with an
+index.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """One layer's file: its name, the layout of its records and their checksums."""
+    """The file of a layer: its name, the layout of its records and their checksums."""
 
     file: str
     layout: RecordLayout
@@ -44,9 +45,10 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of flash_moe.json: packed layers by index, a checksum for each resident file, and whose experts they are.
+    """The content of flash_moe.json: packed layers by index, checksums of the resident files, and the share of the
+    experts.
 
-    A layer's file holds the experts of the share, ascending.
+    The file of a layer holds the experts of the share in ascending order.
     """
 
     layers: Mapping[int, PackedLayer]
@@ -55,10 +57,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:
-        """Reads ``folder/flash_moe.json``; None when there is none (the checkpoint is not packed).
+        """Reads ``folder/flash_moe.json``; returns None if the checkpoint is not packed.
 
         Raises:
-            CheckpointError: the file is damaged or of a newer version.
+            CheckpointError: the file is damaged or has a newer version.
         """
         path = folder / MANIFEST
         if not path.exists():
@@ -85,12 +87,12 @@ class Manifest:
 
 
 def layer_file(layer: int) -> str:
-    """Returns file name of a packed layer."""
+    """Returns the file name of a packed layer."""
     return f"experts-{layer:05d}.safetensors"
 
 
 def layer_header(records: int, layout: RecordLayout) -> bytes:
-    """Returns what precedes the records in a layer's file; its length is a multiple of 16 KiB."""
+    """Returns the header of a layer's file, before the records; its length is a multiple of 16 KiB."""
     tensors = {TENSOR: ("U8", (records, layout.stride))}
     return build_header(tensors, metadata=_metadata(layout), align=RECORD_ALIGNMENT)
 
@@ -111,7 +113,7 @@ def open_layer(folder: Path, layer: PackedLayer, records: int) -> TensorInfo:
     """Returns the tensor of records in a layer's file, checked against the manifest.
 
     Raises:
-        CheckpointError: the file is missing or truncated, or its tensor is not what the manifest says.
+        CheckpointError: the file is missing or truncated, or its tensor does not match the manifest.
     """
     if not is_file_name(layer.file):
         raise CheckpointError(f"{MANIFEST} names {layer.file!r}, expected a file of the same folder; convert again")

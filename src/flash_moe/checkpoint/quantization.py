@@ -1,7 +1,7 @@
-"""The quantisation of each tensor of a checkpoint: config.json's ``quantization`` with its per-module overrides.
+"""Determines the quantisation of each tensor, from config.json's ``quantization`` and the tensors.
 
-The stored tensors decide: scales of one byte are of a mode that bits and group size tell, others are affine. What
-config.json states about a module is checked against that; what it leaves open, the shapes decide.
+The dtype of the scales decides the kind of mode: scales of one byte belong to mxfp4, nvfp4 or mxfp8, others are affine.
+Statements of config.json about a module must agree with the tensors. Without a statement, the shapes decide.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ..formats import GROUP_SIZES, MODES, QUANTIZED_BITS, Quantization
 from .names import canonical_name, expert_module, expert_tensor, module_path
 from .safetensors import TensorInfo
 
-_DEFAULT = Quantization(4, 64)  # of mlx.core.quantize in affine mode
+_DEFAULT = Quantization(4, 64)  # defaults of mlx.core.quantize in affine mode
 _REMEDY = (
     "Use the bf16 checkpoint or one written by mlx_lm.convert; `flash-moe convert` also takes FP8, NVFP4, GPTQ and AWQ"
 )
-_FOREIGN_TENSORS = {  # endings of names that other libraries use for quantised weights
+_FOREIGN_TENSORS = {  # suffixes of names that other libraries use for quantised weights
     ".qweight": "GPTQ or AWQ",
     ".qzeros": "GPTQ or AWQ",
     ".weight_packed": "compressed-tensors",
@@ -33,7 +33,7 @@ _FOREIGN_TENSORS = {  # endings of names that other libraries use for quantised 
 
 @dataclass(frozen=True)
 class StatedQuantization:
-    """The statements of config.json about a module; None where it states nothing."""
+    """The statements of config.json about a module; a field is None if there is none."""
 
     bits: int | None
     group_size: int | None
@@ -41,17 +41,17 @@ class StatedQuantization:
     global_scale: bool = False
 
     def allows(self, found: Quantization) -> bool:
-        """Returns whether nothing that is stated contradicts what was found."""
+        """Returns whether the statements agree with a quantisation."""
         pairs = (self.bits, found.bits), (self.group_size, found.group_size), (self.mode, found.mode)
         return all(stated is None or stated == value for stated, value in pairs)
 
 
 @dataclass(frozen=True)
 class QuantizationMap:
-    """The default quantisation of a checkpoint and the modules that differ from it, by canonical path.
+    """The default quantisation of a checkpoint, and the overrides of modules by canonical path.
 
     Attributes:
-        shapes_decide: whether modules may be quantised of which config.json says nothing.
+        shapes_decide: whether a module without a statement in config.json may be quantised.
     """
 
     default: StatedQuantization | None
@@ -64,13 +64,13 @@ class QuantizationMap:
     ) -> QuantizationMap:
         """Reads the quantization section of config.json.
 
-        As in MLX, an override takes nothing from the section: what it leaves open is not the section's value.
+        As in MLX, an override inherits no values from the section.
 
         Args:
-            names: from names in the file to canonical ones; None for modules that are not needed.
+            names: function that maps a name in the file to the canonical name, or to None if the module is not needed.
 
         Raises:
-            CheckpointError: a quantisation that is not one of MLX's, or an entry that is malformed.
+            CheckpointError: MLX does not support the quantisation, or an entry is malformed.
         """
         if (section := quantization_section(raw)) is None:
             return cls(None, {})
@@ -84,17 +84,17 @@ class QuantizationMap:
         return cls(_entry("quantization", section), overrides)
 
     def stated(self, modules: Iterable[str]) -> StatedQuantization | None:
-        """Returns the override of the first of these paths that has one."""
+        """Returns the override of the first of these paths that has one; None if none has."""
         return next((self.overrides[name] for name in modules if name in self.overrides), None)
 
     def of(self, modules: Iterable[str], weight: TensorInfo, scales: TensorInfo) -> Quantization:
-        """Returns how a module is quantised, given its packed weight and its scales.
+        """Returns the quantisation of a module, given its packed weight and its scales.
 
         Args:
-            modules: canonical paths under which config.json may have an override, the most exact first.
+            modules: canonical paths under which config.json may have an override, the most specific first.
 
         Raises:
-            CheckpointError: config.json has no quantization section, or states what contradicts the tensors.
+            CheckpointError: config.json has no quantization section, or contradicts the tensors.
         """
         override = self.stated(modules)
         stated = override or self.default or (StatedQuantization(None, None) if self.shapes_decide else None)
@@ -114,11 +114,11 @@ class QuantizationMap:
         if stated.mode not in (None, "affine"):
             if override is not None:
                 raise _contradiction(scales, "affine", override)
-            stated = StatedQuantization(None, None)  # of another mode than the section's: the shapes decide
+            stated = StatedQuantization(None, None)  # the mode differs from that of the section, so the shapes decide
         return _completed(stated, product)
 
     def check_default(self, modules: Iterable[tuple[Iterable[str], TensorInfo]]) -> None:
-        """Raises CheckpointError where the section's mode is that of no module that it speaks for.
+        """Raises CheckpointError if no module that the section applies to has its mode.
 
         Args:
             modules: canonical paths and scales of each quantised module.
@@ -131,7 +131,7 @@ class QuantizationMap:
 
 
 def _byte_scaled(product: int, scales: TensorInfo) -> Quantization:
-    """Returns the mode whose bits times group size is ``product``."""
+    """Returns the mode with scales of one byte whose bits times group size equal ``product``."""
     for mode, (bits, group_size) in MODES.items():
         if bits * group_size == product:
             return Quantization(bits, group_size, mode)
@@ -150,10 +150,10 @@ def _contradiction(scales: TensorInfo, found: str, stated: StatedQuantization) -
 
 
 def quantization_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns MLX's quantization section of config.json, or None where the checkpoint is not quantised.
+    """Returns MLX's quantization section of config.json; None if the checkpoint is not quantised.
 
     Raises:
-        CheckpointError: the section is of another library, such as GPTQ, AWQ, AutoRound or compressed-tensors.
+        CheckpointError: the section comes from another library, such as GPTQ, AWQ, AutoRound or compressed-tensors.
     """
     text = raw.get("text_config")
     for owner in (raw, text if isinstance(text, Mapping) else {}):
@@ -171,7 +171,7 @@ def quantization_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def refuse_foreign_tensors(tensors: Iterable[TensorInfo]) -> None:
-    """Raises CheckpointError where another library than MLX has quantised the weights, whatever config.json states."""
+    """Raises CheckpointError if another library quantised the weights, even if config.json does not say so."""
     for info in tensors:
         if (method := _foreign_method(info)) is not None:
             raise CheckpointError(
@@ -181,7 +181,7 @@ def refuse_foreign_tensors(tensors: Iterable[TensorInfo]) -> None:
 
 
 def is_quantized_by_others(tensors: Iterable[TensorInfo]) -> bool:
-    """Returns whether another library than MLX has quantised the weights."""
+    """Returns whether a library other than MLX quantised the weights."""
     return any(_foreign_method(info) is not None for info in tensors)
 
 
@@ -198,12 +198,12 @@ def _entry(key: str, value: Mapping[str, Any]) -> StatedQuantization:
         except CheckpointError as error:
             raise CheckpointError(f"config.json: {key} is {error}") from None
         bits, group_size = q.bits, q.group_size
-    # mlx_lm writes null for MLX's defaults
+    # mlx_lm writes null for the defaults of MLX
     return StatedQuantization(bits, group_size, mode, value.get("global_scale") is True)
 
 
 def _completed(stated: StatedQuantization, product: int) -> Quantization:
-    """Returns what is stated, completed such that bits times group size is ``product``, else by MLX's defaults."""
+    """Completes the statements so that bits times group size equal ``product``, else with MLX's defaults."""
     bits, group_size = stated.bits, stated.group_size
     if bits is None and group_size is None:
         group_size = _DEFAULT.group_size

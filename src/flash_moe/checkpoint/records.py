@@ -1,7 +1,7 @@
-"""The place of every record: a list of extents per expert, for all forms of checkpoints.
+"""Locates every record: a list of extents per expert, for all forms of checkpoints.
 
-A packed checkpoint has one extent per record, a stacked MLX checkpoint nine, a Hugging Face one three. Code that reads
-records needs to know nothing else about checkpoints.
+A record has one extent in a packed checkpoint, nine in a stacked MLX checkpoint and three in a Hugging Face checkpoint.
+Code that reads records needs no other information about a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .safetensors import FileState, TensorInfo
 
 @dataclass(frozen=True)
 class Extent:
-    """``nbytes`` bytes at ``offset`` of ``file`` that belong ``at`` bytes into the record."""
+    """A byte range of a file: ``nbytes`` bytes at ``offset`` of ``file``, which begin ``at`` bytes into the record."""
 
     file: Path
     offset: int
@@ -32,10 +32,11 @@ class Extent:
 
 @dataclass(frozen=True)
 class Extents:
-    """The extents of one part in all records of a layer: expert e's is at ``base + e * step`` of one file, or where a list says.
+    """The extents of one part in all records of a layer: expert e's is at ``base + e * step`` of one file, or in a
+    list.
 
     Attributes:
-        every: the file holds every ``every``-th expert; the bytes of expert e lie at ``base + e // every * step``.
+        every: the file holds every ``every``-th expert. The bytes of expert e are at ``base + e // every * step``.
     """
 
     nbytes: int
@@ -59,13 +60,14 @@ class Extents:
 
 @dataclass(frozen=True)
 class RecordTable:
-    """Layout and place of all records.
+    """The layouts and locations of all records.
 
     Attributes:
-        layouts: record layout by layer index (layers without routed experts are left out).
-        packed: whether each record is one extent that starts at a 16 KiB boundary of its file.
-        states: the state of every file with records when its header was read.
-        share: of the experts that the table has; those of other shares are not asked for, and may be in no file.
+        layouts: record layout by layer index, for layers with routed experts.
+        packed: whether each record is one extent that starts at a multiple of 16 KiB in its file.
+        states: the state of every record file when its header was read.
+        share: the share of the experts in the table. Other experts are never requested, and may be missing from the
+            files.
     """
 
     num_experts: int
@@ -76,7 +78,7 @@ class RecordTable:
     share: Share = WHOLE
 
     def of_share(self, share: Share) -> RecordTable:
-        """Returns the records of a share.
+        """Returns a table with only the records of a share.
 
         Raises:
             CheckpointError: the files hold another share.
@@ -92,41 +94,41 @@ class RecordTable:
         return replace(self, share=share)
 
     def experts(self, layer: int) -> range:
-        """Returns the experts of a layer that the table has, ascending."""
+        """Returns the experts of a layer in the table, in ascending order."""
         return self.share.experts(layer, self.num_experts)
 
     def extents(self, layer: int, expert: int) -> list[Extent]:
-        """Returns the extents that together fill the record, in the order of the record."""
+        """Returns the extents of a record, in the order of the record."""
         if not self.share.owns(layer, expert):
             raise ArgumentError(f"expert {expert} of layer {layer} is not in share {self.share}; ask its owner")
         return [part.extent(expert) for part in self._extents[layer]]
 
     @property
     def files(self) -> list[Path]:
-        """All files that hold records, sorted."""
+        """Returns all files with records, sorted."""
         return sorted({file for parts in self._extents.values() for part in parts for file in part.files})
 
     @property
     def count(self) -> int:
-        """Records of all layers."""
+        """The number of records of all layers."""
         return sum(len(self.experts(layer)) for layer in self.layouts)
 
     @property
     def max_stride(self) -> int:
-        """Bytes of the largest record."""
+        """The bytes of the largest record."""
         return max((layout.stride for layout in self.layouts.values()), default=0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all records."""
+        """The bytes of all records."""
         return sum(layout.stride * len(self.experts(layer)) for layer, layout in self.layouts.items())
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> RecordTable:
-        """Finds the records of ``checkpoint``; reads headers only.
+        """Locates the records of a checkpoint. It reads only headers.
 
         Raises:
-            CheckpointError: a layer's experts are missing, incomplete, or of the wrong dtype or shape.
+            CheckpointError: the experts of a layer are missing or incomplete, or have the wrong dtype or shape.
         """
         shape = checkpoint.shape
         if (manifest := Manifest.load(checkpoint.folder)) is not None:
@@ -149,13 +151,13 @@ class RecordTable:
     def packed_in(
         cls, folder: Path, layers: Mapping[int, PackedLayer], num_experts: int, share: Share = WHOLE
     ) -> RecordTable:
-        """Returns the records of packed layers.
+        """Locates the records of packed layers.
 
         Args:
-            share: of the experts that the files hold.
+            share: the share of the experts in the files.
 
         Raises:
-            CheckpointError: a layer's file is missing or is not what its description says.
+            CheckpointError: the file of a layer is missing or does not match its description.
         """
         tensors = {
             layer: open_layer(folder, packed, len(share.experts(layer, num_experts)))
@@ -186,7 +188,7 @@ def _check_dimensions(layer: int, layout: RecordLayout, shape: ExpertShape) -> N
 
 
 def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, list[Extents]]:
-    """Returns layout and extents of a layer whose projections are separate tensors."""
+    """Returns the layout and the extents of a layer whose projections are separate tensors."""
     sources = {name: _Projection(checkpoint, layer, name) for name in PROJECTIONS}
     parts = [(name, part, *stored) for name, source in sources.items() for part, stored in source.parts.items()]
     quantization = {name: q for name, source in sources.items() if (q := source.format.quantization) is not None}
@@ -195,7 +197,7 @@ def _assembled_layer(checkpoint: Checkpoint, layer: int) -> tuple[RecordLayout, 
 
 
 class _Projection:
-    """The tensors that hold one projection of all experts of a layer, and how an expert's share is cut from them."""
+    """The tensors with one projection of all experts of a layer, and the part of each expert in them."""
 
     def __init__(self, checkpoint: Checkpoint, layer: int, name: str) -> None:
         self.experts = checkpoint.experts
@@ -232,7 +234,7 @@ class _Projection:
         self.parts = part_shapes(*self.shape.matrix(name), self.format)
 
     def _block(self, scales: TensorInfo) -> tuple[int, ...]:
-        """Returns the shape of an expert's FP8 scales: one for each block of 128 × 128, for each row, or for all."""
+        """Returns the shape of an expert's FP8 scales: one per block of 128 × 128, per row, or per matrix."""
         stacked = scales is self._find("scales", None)
         shape = scales.shape[1:] if stacked else scales.shape
         if self.fused and len(shape) == 2:
@@ -260,7 +262,7 @@ class _Projection:
         return info
 
     def extents(self, part: str, at: int, nbytes: int) -> Extents:
-        """Returns the extents of one part, after its tensors' dtypes and shapes have been checked."""
+        """Checks the dtypes and shapes of the tensors of one part, and returns its extents."""
         dtype, shape = self.parts[part]
         first = self._tensor(part, 0)
         if first is not self._find(part, None):
@@ -268,7 +270,7 @@ class _Projection:
             for info in tensors:
                 _check(info, dtype, shape)
             return Extents(first.nbytes, at, scattered=[(info.file, info.offset) for info in tensors])
-        if part == "global_scale":  # a number for each expert
+        if part == "global_scale":  # one number per expert
             shape = shape[1:]
         elif self.fused and len(shape) == 2:
             shape = (2 * shape[0], *shape[1:])

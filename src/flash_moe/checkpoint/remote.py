@@ -1,4 +1,4 @@
-"""A checkpoint on the hub without its weights, or with a few of them: files as long as the real ones that hold headers."""
+"""Opens a checkpoint on the hub with only headers, or with some of its weight files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .packed import MANIFEST
 from .safetensors import MAX_HEADER_BYTES
 
 _TEXTS = ("config.json", INDEX, MANIFEST)
-_FIRST = 256 << 10  # bytes of a file that are asked for first; most headers are shorter
+_FIRST = 256 << 10  # bytes of the first request for a file; most headers are shorter
 _CONNECTIONS = 8
 _TIMEOUT = 30  # seconds
-_BLOCK = 16 << 20  # bytes of a file that are asked for together when all of it is wanted
+_BLOCK = 16 << 20  # bytes of each request for a whole file
 _PARTIAL = ".download"
 
 
@@ -31,8 +31,8 @@ class Download:
     """A repository that is not on this machine.
 
     Attributes:
-        nbytes: of the files that a download would fetch.
-        free: bytes of the disk that they would go to.
+        nbytes: bytes of the files to download.
+        free: free bytes on the disk of the hub's cache.
     """
 
     nbytes: int
@@ -47,9 +47,9 @@ class Download:
 def local_or_headers(model: str, *, revision: str | None = None) -> Iterator[tuple[Path, Download | None]]:
     """Opens a checkpoint without downloading it.
 
-    Yields the folder of a checkpoint that is on this machine, and None. Otherwise it yields a temporary folder with the
-    headers of the repository's files, and the size of the download. The weights in that folder are holes in sparse
-    files, which take no space; the hub's cache stays as it is.
+    For a checkpoint on this machine, it yields its folder and None. Otherwise it yields a temporary folder with the
+    headers of the repository's files, and the size of the download. The files there are sparse: their weights are holes
+    that take no space. The hub's cache does not change.
 
     Args:
         model: a folder, a repository on the hub (``org/name``) or ``demo``.
@@ -72,14 +72,14 @@ def local_or_headers(model: str, *, revision: str | None = None) -> Iterator[tup
 
 
 class Shards:
-    """The weight files of a repository, of which those that are asked for are on this machine.
+    """The weight files of a repository, which are downloaded on request.
 
     Args:
-        repo, revision, token: as for :func:`.hub.resolve`; the commit that the revision has now is kept to.
+        repo, revision, token: as for :func:`.hub.resolve`. All files come from the current commit of the revision.
 
     Attributes:
-        sizes: bytes of each weight file, by name.
-        store: the folder for the files that are here.
+        sizes: size of each weight file in bytes, by name.
+        store: the folder for downloaded files.
 
     Raises:
         HubError: the repository could not be read.
@@ -95,17 +95,17 @@ class Shards:
         self._names = sorted(self.sizes)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what tells this source from others."""
+        """Returns data that identifies this source."""
         return {"source": self._repo, "commit": self._commit}
 
     def number(self, name: str) -> int:
-        """Returns the place of a weight file among all."""
+        """Returns the index of a weight file in the repository."""
         return self._names.index(name)
 
     @contextmanager
     def headers(self) -> Iterator[Path]:
-        """Within, a folder with all texts, and with each weight file: the file that :meth:`bring` has got, else a hole of
-        its length behind its header."""
+        """Yields a folder with all text files and weight files. A weight file is complete if :meth:`bring` downloaded
+        it; otherwise it is a sparse file with its header."""
         with TemporaryDirectory(prefix="flash-moe-headers-") as folder:
             self._folder = Path(folder)
             self._source.copy_all(self._files, self._folder)
@@ -113,10 +113,10 @@ class Shards:
             yield self._folder
 
     def bring(self, names: Collection[str]) -> None:
-        """Downloads these weight files, after others have been removed; what is here already, or in part, is used.
+        """Removes other weight files and downloads these. Complete and partial files are reused.
 
         Raises:
-            HubError: a file could not be had; call again to continue.
+            HubError: a file could not be downloaded; call again to continue.
         """
         for path in self.store.iterdir():
             if path.name.removesuffix(_PARTIAL) not in names:
@@ -150,7 +150,7 @@ class Shards:
 
 
 def _header(path: Path) -> bytes:
-    """Returns a weight file's header, with what precedes it."""
+    """Returns the beginning of a weight file up to the end of its header."""
     with path.open("rb") as stream:
         prefix = stream.read(8)
         return prefix + stream.read(struct.unpack("<Q", prefix)[0])
@@ -161,7 +161,7 @@ class _Source:
         self._repo, self._revision, self._token = repo, revision, token
 
     def copy_all(self, files: Sequence[HubFile], folder: Path) -> None:
-        """Writes texts whole, and of weight files their headers."""
+        """Writes complete text files, and the headers of weight files."""
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             list(pool.map(lambda file: self._copy(file, folder), files))
 

@@ -1,7 +1,7 @@
-"""Reading and writing safetensors headers: which bytes of a file belong to which tensor, and nothing else.
+"""Reads and writes safetensors headers, which locate the bytes of each tensor in a file.
 
 The format is 8 bytes of little-endian header length, a JSON header (which may be padded with spaces), then the data.
-Every offset is checked before anyone uses it, so that a damaged file is an error here and not a wrong number later.
+Every offset is checked before it is used, so that a damaged file raises an error instead of causing wrong results.
 Source: https://huggingface.co/docs/safetensors/index#format
 """
 
@@ -27,7 +27,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 
 class FileState(NamedTuple):
-    """The identity and the last change of a file; times are in nanoseconds."""
+    """The identity and the last modification of a file. Times are in nanoseconds."""
 
     device: int
     inode: int
@@ -37,12 +37,12 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, file: Path | int) -> FileState:
-        """Returns the state of a path or descriptor, now. OSError where there is none."""
+        """Returns the current state of a path or descriptor. Raises OSError if the file does not exist."""
         status = os.fstat(file) if isinstance(file, int) else file.stat()
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def change(self, now: FileState) -> str | None:
-        """Returns what happened to the file since this state was noted, for people; None if nothing."""
+        """Describes the change from this state to another, for an error message; None if there is no change."""
         if now == self:
             return None
         if now.size != self.size:
@@ -52,15 +52,15 @@ class FileState(NamedTuple):
         return "the file was changed since its header was read; load the model again"
 
 
-_NO_STATE = FileState(0, 0, 0, 0, 0)  # that no file has
+_NO_STATE = FileState(0, 0, 0, 0, 0)  # a state that no file has
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """The place of a tensor: ``nbytes`` bytes at ``offset`` (from the start of ``file``).
+    """The location of a tensor: ``nbytes`` bytes at ``offset`` from the start of ``file``.
 
     Attributes:
-        state: that of the file when its header was read.
+        state: the state of the file when its header was read.
     """
 
     name: str
@@ -83,13 +83,14 @@ class Header:
 
 
 def read_header(file: Path, needed: Callable[[str], bool] | None = None) -> Header:
-    """Reads and checks the header of ``file``; the data is not touched.
+    """Reads and checks the header of ``file``, without reading the data.
 
     Args:
-        needed: of which names the tensors are used; the others may have any dtype. None means all.
+        needed: function that tells whether a tensor name is needed; other tensors may have any dtype. None means all
+            are needed.
 
     Raises:
-        CheckpointError: the file is missing, truncated or malformed, or its tensors overlap or leave the file.
+        CheckpointError: the file is missing, truncated or malformed, or its tensors overlap or exceed the file.
     """
     try:
         with file.open("rb") as stream:
@@ -114,7 +115,7 @@ def read_header(file: Path, needed: Callable[[str], bool] | None = None) -> Head
     if not isinstance(entries, dict):
         raise CheckpointError(f"{file}: the header is {type(entries).__name__}, expected a JSON object")
     metadata = entries.pop("__metadata__", None)
-    if metadata is None:  # mx.save_safetensors writes null where there is none
+    if metadata is None:  # mx.save_safetensors writes null without metadata
         metadata = {}
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{file}: __metadata__ is {type(metadata).__name__}, expected a JSON object")
@@ -128,7 +129,7 @@ def read_header(file: Path, needed: Callable[[str], bool] | None = None) -> Head
 
 
 def check_unchanged(tensors: Iterable[TensorInfo]) -> None:
-    """Raises CheckpointError where a file of these tensors is not as it was when its header was read."""
+    """Raises CheckpointError if a file of these tensors has changed since its header was read."""
     for file, state in {tensor.file: tensor.state for tensor in tensors}.items():
         try:
             reason = state.change(FileState.of(file))
@@ -176,11 +177,10 @@ def _check_ranges(file: Path, tensors: list[TensorInfo], start: int, size: int) 
 def build_header(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], *, metadata: Mapping[str, str] | None = None, align: int = 8
 ) -> bytes:
-    """Returns the bytes that precede the data of a file which holds ``tensors`` (name to dtype and shape) in that
-    order.
+    """Returns the header of a file that holds ``tensors`` (name to dtype and shape) in that order.
 
     Args:
-        align: the data begins at a multiple of this many bytes; the header is padded with spaces, as the format allows.
+        align: the data begins at a multiple of this many bytes. The header is padded with spaces, as the format allows.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0

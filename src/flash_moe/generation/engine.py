@@ -184,8 +184,9 @@ class Engine:
         return self.last_logits(tokens, len(tokens), self.new_cache())
 
     def last_logits(self, tokens: Sequence[int], count: int, cache: Cache) -> mx.array:
-        """Returns the logits of the last ``count`` positions, [count, V] float32. The cache holds at most the tokens
-        before them.
+        """Returns the logits of the last ``count`` positions, [count, V] float32.
+
+        The cache holds at most the tokens before them.
         """
         parts, first = [], len(tokens) - count
         for start in range(len(cache.tokens), len(tokens), self._chunk):

@@ -1,1 +1,1 @@
-"""Checkpoints as files: converting to the packed form, verifying every byte, describing what is there."""
+"""Converts checkpoints to the packed form, verifies every byte, and describes checkpoints."""

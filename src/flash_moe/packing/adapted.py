@@ -1,4 +1,4 @@
-"""Checkpoints of mlx-lm's families, to be packed: records in the order of the modules' parameters, and all other weights."""
+"""Prepares checkpoints of mlx-lm's families for packing: their records and all other weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 
 class AdaptedRecords:
-    """The records of a checkpoint, each parameter a part of its own, whatever the files hold them in.
+    """The records of a checkpoint, with one part per parameter, independent of the form of the files.
 
     Attributes:
-        layouts: by layer.
+        layouts: the record layouts, by layer.
     """
 
     def __init__(self, files: AdaptedFiles) -> None:
@@ -38,10 +38,10 @@ class AdaptedRecords:
             self.layouts[layer] = RecordLayout.of(parts, quantization(switch))
 
     def prepare(self, layer: int, records: np.ndarray, linears: Collection[str] | None = None) -> np.ndarray:
-        """Returns records [N, stride] uint8 as the files hold them, as those of :attr:`layouts`.
+        """Converts records [N, stride] uint8 from the form in the files to that of :attr:`layouts`.
 
         Args:
-            linears: which linear layers are wanted; None for all.
+            linears: the linear layers to convert; None for all.
         """
         layout, places = self.layouts[layer], self._places[layer]
         if layout == self._stored[layer]:
@@ -53,7 +53,7 @@ class AdaptedRecords:
         return out
 
     def stored_part(self, layer: int, part: Part) -> int:
-        """Returns which part of the stored records a part of :attr:`layouts` is made of."""
+        """Returns the index of the stored part that a part of :attr:`layouts` is made of."""
         return self._stored[layer].parts.index(self._places[layer][part.linear, part.name].part)
 
     def is_whole(self, layer: int, linear: str) -> bool:
@@ -62,11 +62,12 @@ class AdaptedRecords:
 
 
 class AdaptedResident:
-    """The always-needed weights of a conversion, under mlx-lm's names; counterpart of :class:`.resident_files.ResidentFiles`.
+    """The resident weights of a conversion, under mlx-lm's names; counterpart of
+    :class:`.resident_files.ResidentFiles`.
 
     Args:
-        floats: how matrices that the source holds as floats are quantised, as mlx-lm does it; None to keep them.
-        target: the layouts of records to be written, which config.json must tell of.
+        floats: quantisation of float matrices, with mlx-lm's rules; None keeps them as floats.
+        target: the layouts of the records to write, which config.json must describe.
     """
 
     def __init__(self, files: AdaptedFiles, floats: Quantization | None, target: Mapping[int, RecordLayout]) -> None:
@@ -84,12 +85,10 @@ class AdaptedResident:
             if (new := target[layer].quantization.get(linear)) is not None and new != (old or floats):
                 self._section[path] = new.to_json()
         self._arrays = files.resident
-        files.network.update(
-            tree_map(lambda _: mx.zeros(0), files.network.parameters())
-        )  # lets go of what gets evaluated
+        files.network.update(tree_map(lambda _: mx.zeros(0), files.network.parameters()))  # frees evaluated arrays
 
     def groups(self) -> dict[str, list[str]]:
-        """Returns names by the file that they go to, one for each decoder layer and one for all else."""
+        """Returns the names for each output file: one file per decoder layer, and one for all other weights."""
         groups: dict[str, list[str]] = {}
         for name in sorted(self._arrays):
             layer = _LAYER.search(name)
@@ -101,23 +100,23 @@ class AdaptedResident:
         return self._files.resident_files()
 
     def files(self, name: str) -> frozenset[Path]:
-        """Returns the files that one of these arrays is made of."""
+        """Returns the files that contain the data of an array."""
         return self._needed[name] if name in self._needed else self._needed[f"{name.rpartition('.')[0]}.weight"]
 
     def nbytes(self) -> int:
-        """Returns bytes that the files will hold, headers aside; before any group is made."""
+        """Returns the total bytes of the files without headers. Call it before any group is converted."""
         return sum(array.nbytes for array in self._arrays.values())
 
     def config_section(self) -> dict[str, Any] | None:
-        """Returns what config.json must say about quantisation."""
+        """Returns the quantisation section for config.json."""
         return self._section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
-        """Returns the arrays to be written for these names, which can be had once."""
+        """Returns the arrays to write for these names. Each name can be converted only once."""
         return {name: self._arrays.pop(name) for name in names}
 
     def _quantize(self, network: Any, q: Quantization, experts: Mapping[str, Any]) -> None:
-        """As mlx_lm.convert does it; what the network says of a module goes into config.json."""
+        """Quantises as mlx_lm.convert does. The network's own settings for a module are written to config.json."""
         predicate = getattr(network, "quant_predicate", None)
 
         def wanted(path: str, m: nn.Module) -> Any:

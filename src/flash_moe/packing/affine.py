@@ -11,11 +11,11 @@ from ..formats import ITEM_SIZE
 
 @dataclass(frozen=True)
 class Affine:
-    """Groups of weights, quantised.
+    """Quantised groups of weights.
 
     Attributes:
-        codes: [..., size] uint8, integers below 2^bits.
-        scales, biases: [...] float32, values that the stored dtype can hold.
+        codes: [..., size] uint8, each below 2^bits.
+        scales, biases: [...] float32, with values that the stored dtype can represent.
     """
 
     codes: np.ndarray
@@ -23,12 +23,12 @@ class Affine:
     biases: np.ndarray
 
     def dequantized(self) -> np.ndarray:
-        """Returns the weights that the codes stand for, [..., size] float32."""
+        """Returns the dequantised weights, [..., size] float32."""
         return self.codes * self.scales[..., None] + self.biases[..., None]
 
 
 def nearest_codes(weights: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
-    """Returns the code of each weight [..., size] under its group's scale and bias [...], as float32."""
+    """Returns the nearest code of each weight [..., size] for the scale and bias [...] of its group, as float32."""
     codes = weights - biases[..., None]
     codes *= 1 / scales[..., None]
     np.rint(codes, out=codes)
@@ -36,13 +36,13 @@ def nearest_codes(weights: np.ndarray, scales: np.ndarray, biases: np.ndarray, b
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [rows, n] uint8 as [rows, n · bits / 32] uint32, from the least significant bits on."""
+    """Packs codes [rows, n] uint8 into [rows, n · bits / 32] uint32, from the least significant bits upwards."""
     planes = codes[..., None] >> np.arange(bits, dtype=np.uint8) & 1
     return np.packbits(planes.reshape(len(codes), -1), axis=1, bitorder="little").view("<u4")
 
 
 def representable(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Returns the nearest values that a safetensors dtype (F32, F16 or BF16) can hold, as float32."""
+    """Rounds values to those that a safetensors dtype (F32, F16 or BF16) can represent, as float32."""
     if dtype == "F32":
         return np.asarray(values, np.float32)
     if dtype == "F16":
@@ -52,7 +52,7 @@ def representable(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Returns the bytes of :func:`representable` values [rows, n] in that dtype, [rows, bytes] uint8."""
+    """Returns the bytes of :func:`representable` values [rows, n] in a dtype, [rows, bytes] uint8."""
     if dtype == "BF16":
         words = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype("<u2")
     else:

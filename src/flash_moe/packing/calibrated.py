@@ -1,8 +1,9 @@
-"""One expert quantised for what it sees: second moments of its inputs, and what they say about its weights.
+"""Quantises one expert for its inputs, through the second moments of the inputs.
 
-Gate and up see the tokens that are routed to the expert, weighted by their routing weight. Of an expert that few tokens
-choose these moments are poor, so they are mixed with those of all tokens of the layer. The down projection sees what the
-quantised gate and up make of the tokens, and is first changed to give from that what it gave from the original ones.
+The inputs of gate and up are the tokens that are routed to the expert, weighted by their routing weight. If only a few
+tokens choose the expert, these moments are inaccurate, so they are mixed with those of all tokens of the layer. The
+inputs of the down projection are the outputs of the quantised gate and up projections. It is first refitted to these
+inputs, so that its outputs stay close to the original ones.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ..record import PROJECTIONS
 from .affine import Affine
 from .error_feedback import quantized
 
-_DAMPING = 0.1  # of the moments' mean diagonal, added to the diagonal
-_PRIOR = 1.0  # tokens per dimension that the layer's moments, or the damping, count for
+_DAMPING = 0.1  # share of the mean diagonal of the moments that is added to the diagonal
+_PRIOR = 1.0  # weight of the layer's moments, or of the damping, in tokens per dimension
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,16 @@ class Expert:
     down_proj: np.ndarray
 
     def hidden(self, x: np.ndarray) -> np.ndarray:
-        """Returns what the down projection sees of [T, H]: silu(gate · x) · up · x, [T, I]."""
+        """Returns the inputs of the down projection for x [T, H]: silu(gate · x) · up · x, [T, I]."""
         gate = x @ self.gate_proj.T
-        with np.errstate(over="ignore"):  # exp may overflow to inf for very negative gates: silu is 0 there
+        with np.errstate(over="ignore"):  # exp may overflow to inf for very negative gates, where silu is 0
             gate /= 1 + np.exp(-gate)
         gate *= x @ self.up_proj.T
         return gate
 
 
 def second_moments(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns Σ_t weights[t] x_t x_tᵀ / Σ_t weights[t] of [T, n] rows, [n, n] float64; zero without rows."""
+    """Returns Σ_t weights[t] x_t x_tᵀ / Σ_t weights[t] for rows [T, n], as [n, n] float64; zero if there are no rows."""
     return _cross_moments(x, x, weights)
 
 
@@ -50,16 +51,16 @@ def quantize_expert(
     weights: np.ndarray,
     layer_moments: np.ndarray,
 ) -> tuple[dict[str, Affine], Expert]:
-    """Quantises the projections of an expert that ``formats`` names.
+    """Quantises those projections of an expert that ``formats`` names.
 
     Args:
-        formats: of the projections to be quantised.
-        x: [T, H] float32, the tokens routed to it; there may be none.
-        weights: [T], their routing weights.
+        formats: formats of the projections to quantise.
+        x: [T, H] float32, the tokens that are routed to the expert; T may be 0.
+        weights: [T], the routing weights of these tokens.
         layer_moments: [H, H] float64, second moments of all tokens of the layer.
 
     Returns:
-        The quantised projections, and the expert as it now is.
+        The quantised projections, and the expert with them.
     """
     found: dict[str, Affine] = {}
     count, (intermediate, hidden) = _effective_count(weights), expert.gate_proj.shape
@@ -67,7 +68,7 @@ def quantize_expert(
     moments = _damped(share * second_moments(x, weights) + (1 - share) * layer_moments, _DAMPING)
     now = {name: getattr(expert, name) for name in PROJECTIONS}
     for names in _alike(formats):
-        stacked = np.concatenate([now[name] for name in names])  # same inputs: one factorisation for both
+        stacked = np.concatenate([now[name] for name in names])  # same inputs, so one factorisation is enough
         affine, weights_now = _quantized(stacked, moments, formats[names[0]])
         for i, name in enumerate(names):
             rows = slice(i * intermediate, (i + 1) * intermediate)
@@ -77,7 +78,7 @@ def quantize_expert(
         before, after = expert.hidden(x), Expert(**now).hidden(x)
         damping = _DAMPING + _PRIOR * intermediate / max(count, 1)
         moments = _damped(second_moments(after, weights), damping)
-        # the ridge regression of the original outputs on the new inputs, drawn towards the original weights
+        # ridge regression of the original outputs on the new inputs, regularised towards the original weights
         shift = _cross_moments(before - after, after, weights)
         wanted = expert.down_proj + np.linalg.solve(moments, (expert.down_proj @ shift).T).T.astype(np.float32)
         found["down_proj"], now["down_proj"] = _quantized(wanted, moments, formats["down_proj"])
@@ -85,7 +86,7 @@ def quantize_expert(
 
 
 def _alike(formats: Mapping[str, ProjectionFormat]) -> list[list[str]]:
-    """Returns gate and up, as far as they are to be quantised; together where the same way."""
+    """Groups those of gate and up that are quantised; projections with the same format form one group."""
     names = [name for name in ("gate_proj", "up_proj") if name in formats]
     alike = len({formats[name] for name in names}) == 1
     return [names] if alike else [[name] for name in names]
@@ -98,7 +99,7 @@ def _quantized(weights: np.ndarray, moments: np.ndarray, fmt: ProjectionFormat) 
 
 
 def _effective_count(weights: np.ndarray) -> float:
-    """Returns how many equally weighted tokens say as much as these: (Σ w)² / Σ w²."""
+    """Returns the effective number of equally weighted tokens: (Σ w)² / Σ w²."""
     return float(weights.sum() ** 2 / np.square(weights).sum()) if weights.any() else 0.0
 
 
@@ -108,6 +109,6 @@ def _cross_moments(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndar
 
 
 def _damped(moments: np.ndarray, damping: float) -> np.ndarray:
-    """Returns the moments with more on their diagonal; where they are zero, all inputs count the same."""
+    """Adds damping to the diagonal of the moments. Zero moments become a multiple of the identity."""
     mean = float(np.diag(moments).mean())
     return moments + (damping * mean if mean > 0 else 1.0) * np.eye(len(moments))

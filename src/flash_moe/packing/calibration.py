@@ -1,7 +1,7 @@
-"""The network over calibration texts, layer by layer, while its experts are quantised for their inputs in those texts.
+"""Runs calibration texts through the network layer by layer, and quantises each expert for its inputs there.
 
-Later layers see what the quantised experts of earlier ones give. In memory are the resident weights of one layer, the
-vectors of H numbers of all tokens, and the second moments of one expert.
+The inputs of a layer come from the quantised experts of the layers before it. Memory holds the resident weights of one
+layer, the hidden states of all tokens, and the second moments of one expert.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class _Layer:
 
 
 class Calibration:
-    """Rewrites the records of a checkpoint in the order of its layers.
+    """Quantises the records of a checkpoint, layer by layer.
 
     Args:
-        target: the layouts to write, by layer.
+        target: the target layouts, by layer.
         sequences: token ids of the calibration texts.
 
     Raises:
         ArgumentError: there are no sequences.
-        PromptError: one is empty or too long, or holds what is no token id.
+        PromptError: a sequence is empty or too long, or contains an invalid token id.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Calibration:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of :meth:`states`."""
+        """The number of bytes of :meth:`states`."""
         return 4 * self._checkpoint.shape.hidden_size * sum(map(len, self._tokens))
 
     def begin(self) -> None:
-        """Starts before the first layer."""
+        """Starts the calibration before the first layer."""
         self._states = self._network.embedded(self._tokens, mx.float32)
         self._next = 0
 
     def resume(self, layer: int, states: np.ndarray) -> None:
-        """Starts where :meth:`states` was called after the last layer with experts before ``layer``.
+        """Continues with the result that :meth:`states` returned after the last layer with experts before ``layer``.
 
         Raises:
-            CheckpointError: these are no states of these texts.
+            CheckpointError: the states do not belong to these texts.
         """
         expected = (sum(map(len, self._tokens)), self._checkpoint.shape.hidden_size)
         if (states.shape, states.dtype) != (expected, np.float32):
@@ -92,11 +92,11 @@ class Calibration:
         self._states = [mx.array(rows) for rows in np.split(states, ends[:-1])]
 
     def states(self) -> np.ndarray:
-        """Returns all hidden states, [N, H] float32: what :meth:`resume` needs."""
+        """Returns all hidden states, [N, H] float32, for :meth:`resume`."""
         return np.concatenate([np.array(x) for x in self._states])
 
     def enter(self, layer: int) -> None:
-        """Runs all up to the routed experts of a layer.
+        """Runs the network up to the routed experts of a layer.
 
         Raises:
             NumericalError: a router produced NaN.
@@ -112,13 +112,13 @@ class Calibration:
         self._next = layer + 1
 
     def rewrite(self, experts: Sequence[int], records: mx.array) -> np.ndarray:
-        """Quantises experts of the layer that was entered.
+        """Quantises experts of the current layer.
 
         Args:
-            records: [N, words] uint32, as the source has them.
+            records: [N, words] uint32 records of the source.
 
         Returns:
-            [N, stride] uint8 records of the target's layout.
+            [N, stride] uint8 records in the target layout.
         """
         assert self._layer is not None
         seen = self._layer
@@ -135,7 +135,7 @@ class Calibration:
         return assembled(records, source, target, parts)
 
     def leave(self) -> None:
-        """Adds what the quantised experts of the layer give to the hidden states."""
+        """Adds the outputs of the layer's quantised experts to the hidden states."""
         assert self._layer is not None
         add_rows(self._states, self._layer.total)
         self._layer = None

@@ -1,4 +1,4 @@
-"""A conversion: the source, opened for every family, and what is made of it."""
+"""The plan of a conversion: the opened source and the target layouts, for every family."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .resident_files import ResidentFiles
 
 Mode = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
 Resident: TypeAlias = ResidentFiles | AdaptedResident
-_DOWN = ("down_proj", "fc2")  # what the linear layer is called that leads back to the hidden size
+_DOWN = ("down_proj", "fc2")  # names of the linear layer that projects back to the hidden size
 
 
 @dataclass(frozen=True)
 class Widths:
-    """The wanted storage of weights; arguments are those of :func:`.convert.convert`.
+    """The requested storage of weights. The arguments are those of :func:`.convert.convert`.
 
     Raises:
-        ArgumentError: the mode is unknown, or bits are given with one that has its own.
+        ArgumentError: the mode is unknown, or bits are given for a mode with fixed bits.
     """
 
     bits: int | None
@@ -50,8 +50,8 @@ class Widths:
             raise ArgumentError(f"mode {self.mode!r} has bits of its own, found bits {given[0]}; leave bits out")
 
     def floats(self, quantized: bool) -> Quantization | None:
-        """Returns what becomes of floats outside the experts; None in a quantised checkpoint, which holds them on
-        purpose.
+        """Returns the quantisation of floats outside the experts; None in a quantised checkpoint, where they stay
+        floats.
         """
         if self.mode not in (None, "affine"):
             return Quantization.of_mode(self.mode)
@@ -60,10 +60,10 @@ class Widths:
         return Quantization(max(self.bits or 4, 4), self.group_size)
 
     def layouts(self, layouts: Mapping[int, RecordLayout], quantized: bool) -> dict[int, RecordLayout]:
-        """Returns the layouts to write for those of a checkpoint, by layer.
+        """Returns the target layouts for the layouts of a checkpoint, by layer.
 
         Raises:
-            CheckpointError: bits or group size are none that there are, or do not fit the rows.
+            CheckpointError: the bits or group size are invalid, or do not fit the rows.
         """
         floats = self.floats(quantized)
         experts = self.bits if self.expert_bits is None else self.expert_bits
@@ -86,7 +86,7 @@ class Widths:
 
 
 def identity(checkpoint: ModelFiles | AdaptedFiles, table: RecordTable) -> dict[str, Any]:
-    """Returns what identifies the source; when any of it changes, a half-done conversion is of no use."""
+    """Returns data that identifies the source. If it changes, a partial conversion cannot be continued."""
     files = {checkpoint.folder / "config.json", *checkpoint.folder.glob(MANIFEST), *checkpoint.metadata}
     files |= {extent.file for layer in table.layouts for extent in table.extents(layer, table.experts(layer)[0])}
     states = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
@@ -94,7 +94,7 @@ def identity(checkpoint: ModelFiles | AdaptedFiles, table: RecordTable) -> dict[
 
 
 def warnings(layouts: Mapping[int, RecordLayout], target: Mapping[int, RecordLayout]) -> list[str]:
-    """Returns what people should know about the result."""
+    """Returns warnings for the user about the result."""
     for i, layout in layouts.items():
         for name in changed_projections(layout, target[i]):
             old, new = layout.formats[name].quantization, target[i].formats[name].quantization
@@ -110,20 +110,20 @@ def warnings(layouts: Mapping[int, RecordLayout], target: Mapping[int, RecordLay
 
 
 def fingerprint(sequences: Sequence[Sequence[int]]) -> str:
-    """Returns what identifies calibration texts."""
+    """Returns a digest that identifies calibration texts."""
     tokens = json.dumps([[int(token) for token in sequence] for sequence in sequences])
     return hashlib.blake2b(tokens.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a conversion, and its target.
+    """The source of a conversion, and its target layouts.
 
     Attributes:
-        table: the records as files hold them; ``records`` prepares these.
-        target: the layouts to write.
-        resident: the other weights, to be had once.
-        reopened: returns them again, from the files of now.
+        table: the records in the form of the files, which ``records`` converts.
+        target: the target layouts.
+        resident: all other weights. Each can be read only once.
+        reopened: function that opens them again from the current files.
     """
 
     checkpoint: ModelFiles | AdaptedFiles
@@ -169,13 +169,13 @@ class OwnRecords:
 
 
 def open_source(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> Source:
-    """Opens a checkpoint to be converted; reads headers only.
+    """Opens a checkpoint for conversion. It reads only headers.
 
     Args:
-        share: of the experts that is written.
+        share: the share of the experts to write.
 
     Raises:
-        ConfigError, CheckpointError: it cannot be read, or cannot be stored so.
+        ConfigError, CheckpointError: the checkpoint cannot be read, or cannot be stored as requested.
     """
     return _of_mlx_lm(folder, widths, share) if is_adapted(folder) else _of_ours(folder, widths, rounding, share)
 

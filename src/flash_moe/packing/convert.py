@@ -28,7 +28,7 @@ from .shardwise import convert_shardwise
 from .staging import Staging
 
 _log = logging.getLogger(__name__)
-_GROUP_BYTES = 64 << 20  # source bytes of the records converted together
+_GROUP_BYTES = 64 << 20  # source bytes of records that are converted together
 
 
 def convert(
@@ -48,40 +48,43 @@ def convert(
     token: str | bool | None = None,
     progress: ProgressOption = True,
 ) -> list[str]:
-    """Writes a packed copy of a checkpoint.
+    """Converts a checkpoint to the packed form.
 
-    Experts whose bits and group size stay the same are copied byte for byte. Memory stays below one layer's. The work
-    can be killed at any moment: the destination appears when it is complete, and starting again continues.
+    Experts with unchanged bits and group size are copied byte for byte. Memory use stays below the size of one layer.
+    You can interrupt the conversion at any time and call it again to continue. The destination appears when it is
+    complete.
 
     Args:
         source: folder of a checkpoint, or a repository on the hub ("org/name"): quantised by MLX, floats, packed, or
-            quantised by others (Qwen's own FP8, compressed-tensors, ModelOpt, Quark, GPTQ, AWQ). FP8 counts as the floats that
-            it stands for; NVFP4, MXFP4, MXFP8 and integers stay as they are.
-        destination: folder to make; must not exist.
-        bits: 2, 3, 4, 5, 6 or 8; floats outside the experts never get fewer than 4. None keeps a quantised checkpoint
-            as it is and makes floats 4-bit.
-        expert_bits: of the experts; None for ``bits``.
-        down_bits: of the experts' down projections, which matter most; None for those of the experts.
-        group_size: weights per scale where something is quantised: 32, 64 or 128.
-        mode: ``"mxfp4"``, ``"nvfp4"`` or ``"mxfp8"`` quantises all in one of these modes of MLX, whose bits and groups are
-            fixed, but for routers and gates; None or ``"affine"`` goes by ``bits``.
-        rounding: ``"search"`` for scales and biases that lose least, ``"nearest"`` for those of MLX.
-        calibration: token ids of texts that the experts are quantised for, for instance from
-            :func:`flash_moe.evaluation.calibration_tokens`; None to round each weight for itself.
-        share: "I/N" writes only the experts of rank I in a group of N machines; see docs/machines.md. None writes all.
-        keep: download a repository to the hub's cache and keep it there. Otherwise it is converted shard by shard, so that
-            two of its files are on the disk at a time; not with a calibration, which needs all of it.
+            quantised by other libraries (Qwen's own FP8, compressed-tensors, ModelOpt, Quark, GPTQ, AWQ). FP8 is
+            converted to floats first; NVFP4, MXFP4, MXFP8 and integers keep their values.
+        destination: folder to create; it must not exist.
+        bits: 2, 3, 4, 5, 6 or 8. Floats outside the experts get at least 4. None keeps the bits of quantised weights
+            and quantises floats to 4 bits.
+        expert_bits: bits of the experts; None means ``bits``.
+        down_bits: bits of the experts' down projections, which affect quality most; None means ``expert_bits``.
+        group_size: weights per scale for quantised matrices: 32, 64 or 128.
+        mode: ``"mxfp4"``, ``"nvfp4"`` or ``"mxfp8"`` selects one of these modes of MLX, with fixed bits and group size,
+            for everything except routers and gates. None or ``"affine"`` uses ``bits``.
+        rounding: ``"search"`` searches for the scales and biases with the smallest error; ``"nearest"`` takes those of
+            MLX.
+        calibration: token ids of texts, for instance from :func:`flash_moe.evaluation.calibration_tokens`. Each expert
+            is quantised for its inputs in these texts. None rounds each weight separately.
+        share: "I/N" writes only the experts of rank I in a group of N machines (see docs/machines.md). None writes all.
+        keep: whether to download a repository completely to the hub's cache and keep it there. Otherwise, it is
+            converted shard by shard, with at most two of its files on the disk at a time. A calibration needs the
+            complete repository.
         revision, token: as for :func:`.hub.resolve`.
-        progress: how far it is, in bytes of the destination; see :meth:`flash_moe.Model.load`.
+        progress: whether to report the progress, in bytes of the destination; see :meth:`flash_moe.Model.load`.
 
     Returns:
-        Warnings about the result, for people.
+        Warnings for the user about the result.
 
     Raises:
         ConfigError, CheckpointError: the source cannot be read, or the destination exists.
-        ArgumentError: there is no such rounding or share, or the calibration is empty or of no use.
-        DiskSpaceError: the destination would not fit; nothing was written.
-        NumericalError: weights, or activations in the calibration, are NaN or infinite.
+        ArgumentError: the rounding or the share is invalid, or the calibration is empty or has no effect.
+        DiskSpaceError: the destination does not fit on the disk. Nothing was written.
+        NumericalError: weights, or activations of the calibration, are NaN or infinite.
     """
     destination = Path(destination)
     widths = Widths(bits, expert_bits, down_bits, group_size, mode)
@@ -136,7 +139,7 @@ def convert(
 
 
 class _Conversion:
-    """One run of the conversion over its staging folder."""
+    """One run of a conversion in its staging folder."""
 
     def __init__(
         self,
@@ -155,7 +158,7 @@ class _Conversion:
         self.total = records + self.resident.nbytes()
 
     def run(self) -> None:
-        saved = 0 if self.calibration is None else 2 * self.calibration.nbytes  # of two layers for a moment
+        saved = 0 if self.calibration is None else 2 * self.calibration.nbytes  # briefly those of two layers
         self.staging.require_space(self.total + saved)
         with self.staging.writing():
             self.staging.begin()
@@ -215,7 +218,10 @@ class _Conversion:
         return layers
 
     def _begin_calibration(self, calibration: Calibration) -> None:
-        """Continues with what the first unfinished layer sees; where that is lost, all layers are done again."""
+        """Continues with the saved inputs of the first unfinished layer.
+
+        If they are lost, all layers are converted again.
+        """
         unfinished = next((i for i in self.target if self.staging.receipt(layer_file(i)) is None), None)
         if unfinished is None:
             return
@@ -252,5 +258,5 @@ class _Conversion:
 
 
 def _states(layer: int) -> str:
-    """Returns the name of what a calibration saves for a layer."""
+    """Returns the name of the file with the states of a calibration for a layer."""
     return f"calibration-{layer:05d}.npy"

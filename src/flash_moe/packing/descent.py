@@ -1,8 +1,8 @@
-"""Improves a quantised matrix by descending in one code after the other, and in scale and bias of each group.
+"""Improves a quantised matrix by coordinate descent over its codes, and over the scale and bias of each group.
 
-The objective is tr(E H Eᵀ) as in error_feedback.py. With everything else fixed it is a parabola in each code, so that
-the best code is the nearest to its minimum, and a quadratic form in a group's scale and bias. No step can increase it.
-Rows are independent and go side by side.
+The objective is tr(E H Eᵀ) as in error_feedback.py. With everything else fixed, it is a parabola in each code, so the
+best code is the nearest to its minimum. It is a quadratic form in the scale and bias of a group. No step can increase
+it. Rows are independent and are processed together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from .affine import representable
 
-_SWEEPS = 3  # a sixth gained nothing measurable
+_SWEEPS = 3  # a sixth sweep had no measurable gain
 
 
 def descend(
@@ -23,14 +23,14 @@ def descend(
     bits: int,
     dtype: str,
 ) -> None:
-    """Sweeps over all groups, in place.
+    """Sweeps over all groups and updates the arguments in place.
 
     Args:
-        errors: [columns, rows] float32, Eᵀ: what the quantised weights are short of.
+        errors: [columns, rows] float32, Eᵀ: the weights minus the quantised weights.
         codes: [columns, rows] float32.
         scales, biases: [groups, rows] float32.
         moments: [columns, columns] float32.
-        dtype: that scales and biases are stored in.
+        dtype: dtype of the stored scales and biases.
     """
     size = len(codes) // len(scales)
     for _ in range(_SWEEPS):
@@ -47,7 +47,7 @@ def descend(
 def _better_codes(
     gradient: np.ndarray, codes: np.ndarray, scales: np.ndarray, own: np.ndarray, bits: int
 ) -> np.ndarray:
-    """Moves the codes of one group, a column at a time; returns by how much its errors change, [size, rows]."""
+    """Improves the codes of one group, a column at a time. Returns the change of its errors, [size, rows]."""
     change = np.zeros_like(codes)
     for j in range(len(codes)):
         slope = gradient[j] + own[j, :j] @ change[:j]
@@ -60,7 +60,7 @@ def _better_codes(
 def _better_grid(
     gradient: np.ndarray, codes: np.ndarray, scales: np.ndarray, biases: np.ndarray, own: np.ndarray, dtype: str
 ) -> np.ndarray:
-    """Moves scale and bias of one group to their least squares fit; returns by how much its errors change."""
+    """Sets the scale and bias of one group to their least squares fit. Returns the change of its errors."""
     sums = own.sum(axis=0)
     a = (codes * (own @ codes)).sum(axis=0)  # the quadratic form is [[a, b], [b, c]], the linear one [p, q]
     b, c = sums @ codes, sums.sum()

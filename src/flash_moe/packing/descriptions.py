@@ -1,4 +1,4 @@
-"""The other files of a packed model: always-read arrays, and the small files that describe it."""
+"""Writes the other files of a packed model: resident arrays, config.json, index and manifest."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "v
 
 
 def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
-    """Writes arrays as MLX does, in the order of their names.
+    """Writes arrays to a safetensors file as MLX does, in the order of their names.
 
-    ``mx.save_safetensors`` does not say why a write failed; this raises OSError.
+    ``mx.save_safetensors`` does not report why a write failed; this function raises OSError.
     """
     tensors = {name: (NAMES[array.dtype], array.shape) for name, array in sorted(arrays.items())}
     with path.open("wb") as stream:
@@ -47,7 +47,7 @@ def write_descriptions(
     manifest: Manifest,
     weight_map: Mapping[str, str],
 ) -> None:
-    """Writes the manifest, index and config.json with its quantization ``section``, and copies what text needs."""
+    """Writes the manifest, the index and config.json with its quantization ``section``, and copies the tokenizer files."""
     config: dict[str, Any] = json.loads(json.dumps(checkpoint.raw_config))
     for owner in (config, config.get("text_config")):
         if isinstance(owner, dict):

@@ -1,9 +1,9 @@
-"""Quantises a matrix so that its outputs change least: every column makes up for the errors of those before it.
+"""Quantises a matrix with minimal change of its outputs: each column compensates for earlier errors.
 
-With E = W − Ŵ, and H the second moments of the inputs, the mean squared change of the outputs is tr(E H Eᵀ). Written as
-H = U D Uᵀ, U unit upper triangular, it is Σ_k D_k ‖e_k + Σ_{j<k} U_jk e_j‖²: column k is best rounded to where
-w_k + Σ_{j<k} U_jk e_j lies. This is GPTQ (Frantar et al. 2022, arXiv:2210.17323), in the form that Chee et al. (2023,
-arXiv:2307.13304) show to be equal, which takes one Cholesky factorisation and no inverse.
+Let E = W − Ŵ, and let H be the second moments of the inputs. The mean squared change of the outputs is tr(E H Eᵀ). With
+H = U D Uᵀ and U unit upper triangular, it equals Σ_k D_k ‖e_k + Σ_{j<k} U_jk e_j‖². So the best rounding of column k is
+that of w_k + Σ_{j<k} U_jk e_j. This is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the equivalent form of Chee et
+al. (2023, arXiv:2307.13304), which needs one Cholesky factorisation and no inverse.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .rounding import search
 
 
 def quantized(weights: np.ndarray, moments: np.ndarray, quantization: Quantization, dtype: str) -> Affine:
-    """Quantises a matrix for inputs with these second moments; columns stay where they are.
+    """Quantises a matrix for inputs with the given second moments, in the original order of columns.
 
-    A group's scale and bias are searched for when it is reached, with errors weighted as they count in the outputs.
-    In the end codes, scales and biases are improved once more, all others given.
+    It searches for the scale and bias of a group when it reaches the group, and weights errors by their effect on the
+    outputs. At the end, it improves codes, scales and biases once more by coordinate descent.
 
     Args:
         weights: [rows, columns] float32.
         moments: [columns, columns] float64, positive definite.
-        dtype: that scales and biases are stored in.
+        dtype: dtype of the stored scales and biases.
 
     Returns:
-        Groups [rows, columns / group_size].
+        The quantised groups, [rows, columns / group_size].
     """
     size, (rows, columns) = quantization.group_size, weights.shape
     upper, conditional = _unit_upper(moments)
@@ -49,7 +49,7 @@ def quantized(weights: np.ndarray, moments: np.ndarray, quantization: Quantizati
 
 
 def _unit_upper(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns U and the diagonal of D in H = U D Uᵀ, float32: a Cholesky factor from the last column to the first."""
+    """Returns U and the diagonal of D in H = U D Uᵀ, float32, from a Cholesky factorisation in reverse order."""
     factor = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
     diagonal = np.diag(factor)
     return (factor / diagonal).astype(np.float32), np.square(diagonal).astype(np.float32)
@@ -65,7 +65,7 @@ def _round_in_turn(
     upper: np.ndarray,
     bits: int,
 ) -> None:
-    """Fills the codes and errors of one group, [size, rows], a column at a time."""
+    """Computes the codes and errors of one group, [size, rows], a column at a time."""
     for j in range(len(weights)):
         column = wanted[j] + upper[:j, j] @ errors[:j]
         codes[j] = np.clip(np.rint((column - biases) / scales), 0, 2**bits - 1)

@@ -1,4 +1,4 @@
-"""A checkpoint in numbers; reads headers only."""
+"""Describes a checkpoint in numbers, from its headers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from ..record import RecordLayout
 
 @dataclass(frozen=True)
 class Info:
-    """A checkpoint at a glance.
+    """The description of a checkpoint.
 
     Attributes:
         form: ``"packed"``, ``"MLX quantised"`` or ``"float"``.
-        expert_formats: per distinct record layout, e.g. ``"4-bit, groups of 64"``, and how many layers have it.
-        bits_per_weight: of the experts, scales and biases included; 0 without experts.
+        expert_formats: for each distinct record layout, its description, e.g. ``"4-bit, groups of 64"``, and its number
+            of layers.
+        bits_per_weight: bits per weight of the experts, including scales and biases; 0 without experts.
         record_bytes: bytes of the largest record.
-        resident_bytes, expert_bytes: of the weights read for every token, and of the routed experts in the folder.
-        bytes_per_token: expert bytes read for a token at ``experts_per_token``, by all machines together.
-        share: of the experts that the folder holds, as "I/N"; None for all.
+        resident_bytes, expert_bytes: bytes of the resident weights, and of the routed experts in the folder.
+        bytes_per_token: expert bytes per token at ``experts_per_token``, for all machines together.
+        share: the share of the experts in the folder, as "I/N"; None for all.
     """
 
     path: str
@@ -50,7 +51,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
         experts_per_token: K for ``bytes_per_token``; None means the model's own.
 
     Raises:
-        ConfigError, CheckpointError: the folder holds no checkpoint that can be run.
+        ConfigError, CheckpointError: the folder has no checkpoint that the library can run.
         ArgumentError: K is not from 1 to the model's own.
     """
     checkpoint = open_checkpoint(folder)
@@ -85,7 +86,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
 
 
 def _bits_per_weight(layouts: list[RecordLayout]) -> float:
-    """Returns the mean over layers, which all have equally many weights."""
+    """Returns the mean over all layers, which have the same number of weights."""
     return sum(layout.bits_per_weight for layout in layouts) / max(len(layouts), 1)
 
 

@@ -1,4 +1,4 @@
-"""From a record of one layout to a record of another: parts that agree are copied, the others quantised anew."""
+"""Converts records between layouts: unchanged parts are copied, others are quantised again."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .affine import Affine, packed, stored
 from .rounding import search
 
 Rounding = Literal["nearest", "search"]
-Parts = Mapping[str, np.ndarray]  # by "gate_proj.weight" and so on, the bytes of one record's part
+Parts = Mapping[str, np.ndarray]  # the bytes of the parts of a record, by name such as "gate_proj.weight"
 
 
 def changed_projections(source: RecordLayout, target: RecordLayout) -> list[str]:
-    """Returns names of the projections that have to be quantised, or quantised again."""
+    """Returns the names of the projections that must be quantised or requantised."""
     return [name for name in source.linears if source.formats[name] != target.formats[name]]
 
 
 def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, rounding: Rounding) -> np.ndarray:
-    """Rewrites records from one layout to another, each weight for itself.
+    """Converts records from one layout to another, rounding each weight separately.
 
     Args:
         records: [N, words] uint32 records of layout ``source``.
-        rounding: ``"nearest"`` as MLX does it, or ``"search"`` for scales and biases that lose least.
+        rounding: ``"nearest"`` as in MLX, or ``"search"`` for the scales and biases with the smallest error.
 
     Returns:
         [N, stride] uint8 records of layout ``target``.
@@ -50,14 +50,14 @@ def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, ro
 def rewritten(
     records: mx.array, source: RecordLayout, target: RecordLayout, name: str, rounding: Rounding
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The parts of one projection of each record [N, words], quantised anew."""
+    """Yields the requantised parts of one projection for each record of [N, words]."""
     quantization = target.formats[name].quantization
     nearest = rounding == "nearest" or (quantization is not None and not quantization.is_affine)
     return (_nearest if nearest else _searched)(records, source, target, name)
 
 
 def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
-    """Returns records of layout ``target``, [N, stride] uint8, from new parts; those not among them are copied."""
+    """Builds records of layout ``target``, [N, stride] uint8, from new parts; all other parts are copied."""
     old, kept = np.array(records, copy=False).view(np.uint8), {part.key: part for part in source.parts}
     if source == target:
         return old
@@ -78,7 +78,7 @@ def adopt(
     records: np.ndarray,
     linears: Sequence[str] = PROJECTIONS,
 ) -> None:
-    """Turns what another library stores in records [N, stride] uint8 into what MLX has for it, in place."""
+    """Converts records [N, stride] uint8 from the form of another library to that of MLX, in place."""
     for name in linears:
         linear = layout.linears[name]
         if (
@@ -101,13 +101,13 @@ def adopt(
 
 
 def stored_part(checkpoint: ModelFiles, layer: int, name: str, part: str) -> TensorInfo | None:
-    """Returns the tensor that holds a part of a projection, of all experts or of the first."""
+    """Returns the tensor of a part of a projection, for all experts or for the first."""
     found = (checkpoint.experts.get(ExpertTensor(layer, expert, name, part)) for expert in (None, 0))
     return next(filter(None, found), None)
 
 
 def affine_parts(name: str, affine: Affine, fmt: ProjectionFormat) -> dict[str, np.ndarray]:
-    """Returns the parts of a projection [rows, groups, size] as they are stored."""
+    """Returns the stored parts of a projection [rows, groups, size]."""
     assert fmt.quantization is not None
     words = packed(affine.codes.reshape(len(affine.codes), -1), fmt.quantization.bits)
     return {
@@ -142,7 +142,7 @@ def _searched(
 
 
 def searched(weights: np.ndarray, quantization: Quantization, dtype: str) -> Affine:
-    """Returns a matrix [rows, columns] quantised by :func:`search`, [rows, groups, size]."""
+    """Quantises a matrix [rows, columns] with :func:`search`; the result is [rows, groups, size]."""
     rows, size = len(weights), quantization.group_size
     found = search(weights.reshape(-1, size), quantization.bits, dtype)
     return Affine(found.codes.reshape(rows, -1, size), found.scales.reshape(rows, -1), found.biases.reshape(rows, -1))
@@ -156,7 +156,7 @@ def as_floats(record: mx.array, source: RecordLayout, name: str) -> np.ndarray:
 
 
 def as_bytes(array: mx.array) -> np.ndarray:
-    """Returns the bytes of an array, [rows of the first axis, bytes]; of a number, [1, bytes]."""
+    """Returns the bytes of an array, [length of the first axis, bytes]; for a scalar, [1, bytes]."""
     words = mx.contiguous(array).view({8: mx.uint64, 4: mx.uint32, 2: mx.uint16, 1: mx.uint8}[array.itemsize])
     mx.eval(words)
     return np.array(words, copy=False).reshape(array.shape[0] if array.ndim else 1, -1).view(np.uint8)

@@ -18,22 +18,22 @@ from ..models import ModelFiles
 from .affine import packed
 from .requantize import Rounding, searched
 
-_GATES = ("mlp.gate", "shared_expert_gate")  # few weights with much influence: quantised as mlx_lm does
+_GATES = ("mlp.gate", "shared_expert_gate")  # few weights with a large effect: quantised as in mlx_lm
 _GATE_QUANTIZATION = Quantization(8, 64)
-_BLOCK = 1 << 24  # weights at a time as float32: 64 MiB
+_BLOCK = 1 << 24  # weights that are converted together; 64 MiB as float32
 
 
 def resident_file(layer: int | None = None) -> str:
-    """Returns the name of the file with the always-read weights of a layer, or with all that are of none."""
+    """Returns the name of the file with the resident weights of a layer, or with those outside all layers."""
     return "model-resident.safetensors" if layer is None else f"model-resident-{layer:05d}.safetensors"
 
 
 class ResidentFiles:
-    """The resident part of a conversion.
+    """The resident weights of a conversion.
 
     Args:
-        quantization: for weights that the source holds as floats, or None to keep them; quantised ones are kept.
-        rounding: how they are quantised.
+        quantization: quantisation of float weights; None keeps them as floats. Quantised weights are kept.
+        rounding: ``"search"`` or ``"nearest"``.
     """
 
     def __init__(self, checkpoint: ModelFiles, quantization: Quantization | None, rounding: Rounding) -> None:
@@ -46,7 +46,7 @@ class ResidentFiles:
         }
 
     def groups(self) -> dict[str, list[str]]:
-        """Returns canonical names by the file that they go to, one for each decoder layer and one for all else."""
+        """Returns the canonical names for each output file: one file per decoder layer, and one for all other weights."""
         names = sorted(self._arrays)
         groups = {resident_file(): [name for name in names if not name.startswith("layers.")]}
         for i in range(self._checkpoint.dimensions.num_hidden_layers):
@@ -63,7 +63,7 @@ class ResidentFiles:
         return frozenset(stored[each].file for each in (name, *(f"{module_path(name)}.{part}" for part in others)))
 
     def nbytes(self) -> int:
-        """Returns bytes that the files will hold, headers aside; before any group is made."""
+        """Returns the total bytes of the files without headers. Call it before any group is converted."""
         total = 0
         for name, array in self._arrays.items():
             q = self._quantization.get(module_path(name))
@@ -75,11 +75,11 @@ class ResidentFiles:
         return total
 
     def config_section(self) -> dict[str, Any] | None:
-        """Returns what config.json must say about quantisation."""
+        """Returns the quantisation section for config.json."""
         section: dict[str, Any] = {}
         found = dict(self._quantization)
         stored, quantization = self._checkpoint.resident, self._checkpoint.quantization
-        if quantization.shapes_decide:  # by another library: nothing of MLX is stated yet
+        if quantization.shapes_decide:  # quantised by another library: config.json has no MLX section yet
             scales = {module_path(name): info for name, info in stored.items() if name.endswith(".scales")}
             found |= {
                 module: quantization.of([module], stored[f"{module}.weight"], info)
@@ -95,10 +95,10 @@ class ResidentFiles:
         return section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
-        """Returns the arrays to be written for these canonical names, which can be read once."""
+        """Returns the arrays to write for these canonical names. Each name can be converted only once."""
         out: dict[str, mx.array] = {}
         for name in names:
-            array = self._arrays.pop(name)  # let go: once evaluated it takes memory
+            array = self._arrays.pop(name)  # removed, because an evaluated array takes memory
             array = self._family.mlx_array(self._checkpoint, name, array)
             q = self._quantization.get(module_path(name)) if name.endswith(".weight") else None
             if q is None:
@@ -110,7 +110,7 @@ class ResidentFiles:
         return out
 
     def _wanted(self, name: str, default: Quantization | None) -> Quantization | None:
-        """Returns how a tensor is to be quantised; None for what is quantised already, or is no matrix."""
+        """Returns the quantisation for a tensor; None if it is quantised already or not a matrix."""
         array, module = self._arrays[name], module_path(name)
         if default is None or not name.endswith(".weight") or array.ndim != 2 or f"{module}.scales" in self._arrays:
             return None
@@ -119,7 +119,7 @@ class ResidentFiles:
 
 
 def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.array]:
-    """Returns words and scales of a matrix [rows, columns], and biases where it is affine."""
+    """Returns the words and scales of a matrix [rows, columns], and the biases in affine mode."""
     if rounding == "nearest" or not q.is_affine:
         return list(mx.quantize(array, **q.to_json()))
     blocks, step = [], max(1, _BLOCK // array.shape[1])

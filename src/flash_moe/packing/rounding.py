@@ -1,8 +1,8 @@
-"""Scale and bias of each group, searched for so that rounding loses least.
+"""Searches for the scale and bias of each group with the smallest rounding error.
 
-Spanning all of a group, as MLX does, spends the few levels on its two extremes. Here several ranges are tried, and each
-is improved by alternating two steps that cannot make it worse: codes given scale and bias are the nearest, and scale
-and bias given codes are a least squares fit.
+MLX spans the whole range of a group, so two extreme values determine the few levels. This search tries several ranges.
+It improves each range by alternating two steps, neither of which can increase the error: the nearest codes for the
+current scale and bias, and a least squares fit of scale and bias for the current codes.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 from ..errors import NumericalError
 from .affine import Affine, nearest_codes, representable
 
-_RANGES = {2: (0.85, 0.7, 0.55), 3: (1.0, 0.85, 0.7)}  # by bits, of a group's own range, around its middle
+_RANGES = {2: (0.85, 0.7, 0.55), 3: (1.0, 0.85, 0.7)}  # shares of a group's range around its middle, by bits
 _WIDE = (1.0, 0.9)  # the same for more bits
 _FITS = 3
-_BLOCK = 1 << 16  # weights at a time: their temporaries stay in the cache
+_BLOCK = 1 << 16  # weights that are processed together, so that temporaries stay in the cache
 _TINY = 1e-7  # the least scale, as in MLX
 
 
 def search(weights: np.ndarray, bits: int, dtype: str, importance: np.ndarray | None = None) -> Affine:
-    """Quantises groups with the least squared error that the search finds.
+    """Quantises groups with the smallest squared error that the search finds.
 
-    It is never above that of ``mx.quantize``, whose scale and bias are where the search begins.
+    The error never exceeds that of ``mx.quantize``, because the search starts from its scale and bias.
 
     Args:
-        weights: [N, size] float32, a group a row.
-        dtype: that scales and biases are stored in: F32, F16 or BF16.
-        importance: [size] factors of the squared errors; None for equal ones.
+        weights: [N, size] float32, one group per row.
+        dtype: dtype of the stored scales and biases: F32, F16 or BF16.
+        importance: [size] factors of the squared errors; None means equal factors.
 
     Raises:
         NumericalError: a weight is NaN or infinite.
@@ -71,12 +71,12 @@ def _search(w: np.ndarray, bits: int, dtype: str, importance: np.ndarray | None)
 
 
 def _starts(w: np.ndarray, bits: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns scales and biases to begin with: MLX's, then ranges of a group's own."""
+    """Returns the initial scales and biases: those of MLX, and those of several ranges of each group."""
     levels = 2**bits - 1
     low, high = w.min(axis=1), w.max(axis=1)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise NumericalError("weights to be quantised are NaN or infinite; the checkpoint is damaged: get it again")
-    # MLX lets the extreme that is larger in magnitude be exact, and zero a multiple of the scale from it
+    # MLX represents the extreme with the larger magnitude exactly, and zero a multiple of the scale away
     scales = np.maximum((high - low) / levels, _TINY)
     far_low = np.abs(low) > np.abs(high)
     scales, edge = np.where(far_low, scales, -scales), np.where(far_low, low, high)
@@ -90,7 +90,7 @@ def _starts(w: np.ndarray, bits: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _fitted(w: np.ndarray, codes: np.ndarray, scales: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns least squares scales and biases for given codes; a group with a single code keeps its scale."""
+    """Returns the least squares scales and biases for given codes. A group with a single code keeps its scale."""
     total = factors.sum()
     mean_code, mean = codes @ factors / total, w @ factors / total
     centred = codes - mean_code[:, None]

@@ -1,8 +1,9 @@
-"""Converts a repository on the hub shard by shard, so that the source need not fit on the disk beside the result.
+"""Converts a repository on the hub shard by shard, so that the disk need not hold source and result together.
 
-What can be made of the weight files at hand is made: projections of experts, written to their places in the layers' files,
-and always-read matrices, kept one by one until all of a layer are there. Then that is noted, and the next files take their
-place. Two are on the disk at a time; more only where the parts of one matrix lie in more.
+From the weight files on the disk, it converts as much as possible. Projections of experts are written to their places
+in the files of the layers. Resident matrices are kept one by one until a layer is complete. Then the progress is
+recorded, and the next files replace these. At most two files are on the disk at a time, unless the parts of one matrix
+are in more files.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class _Work:
     """The work that needs a set of weight files.
 
     Attributes:
-        experts: layer, expert, linear layer, and the parts of it that are made together with where they are made from.
-        resident: names.
+        experts: for each layer, expert and linear layer, the parts that are converted together, with the locations of
+            their data.
+        resident: names of resident weights.
     """
 
     experts: list[tuple[int, int, str, list[Part], list[Extent]]] = field(default_factory=list)
@@ -54,13 +56,13 @@ def convert_shardwise(
     share: Share,
     progress: Callback | None,
 ) -> list[str]:
-    """Writes a packed copy of a repository; see :func:`.convert.convert`.
+    """Converts a repository to the packed form; see :func:`.convert.convert`.
 
     Args:
-        options: what else a conversion depends on; share: of the experts that is written.
+        options: further options that the conversion depends on. share: the share of the experts to write.
 
     Raises:
-        HubError: a file could not be had; starting again continues.
+        HubError: a file could not be downloaded; call again to continue.
     """
     staging = Staging(destination, shards.identity() | dict(options))
     try:
@@ -121,7 +123,7 @@ class _Conversion:
         self.staging.finish()
 
     def _works(self) -> dict[Files, _Work]:
-        """Returns all work, by the files that it needs."""
+        """Returns all work, by the set of files that it needs."""
         works: dict[Files, _Work] = {}
         for layer in self.table.layouts:
             units = list(self.source.units(layer))
@@ -172,7 +174,7 @@ class _Conversion:
         return [(part, found[part.key]) for part in target.parts if part.key in found]
 
     def _layer(self, layer: int) -> Any:
-        """Returns a layer's file as it grows, open for writing."""
+        """Returns the unfinished file of a layer, open for writing."""
         path, target = self.layers / layer_file(layer), self.target[layer]
         header = self._header(layer)
         size = len(header) + len(self.table.experts(layer)) * target.stride

@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all, filled in steps that survive being killed."""
+"""A folder that is filled in resumable steps, and that appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ _PLAN = "conversion.json"
 
 
 class Staging:
-    """The folder ``DST.partial`` beside the destination: what is to become it, in ``content``, and notes on the work.
+    """The folder ``DST.partial`` beside the destination: the future destination in ``content``, and notes on the
+    progress.
 
-    One process at a time works on it: the file ``DST.partial.lock`` is locked until :meth:`release`.
+    Only one process at a time can use it: the file ``DST.partial.lock`` is locked until :meth:`release`.
 
-    A step's file is written under a temporary name, flushed to disk and renamed; a small JSON receipt is written after
-    it. A step with a receipt is done and is not repeated when the same conversion is started again.
+    Each step writes its file under a temporary name, flushes it to the disk, renames it, and then writes a small JSON
+    receipt. If the same conversion is started again, steps with a receipt are not repeated.
 
     Args:
-        destination: the folder to make; must not exist.
-        plan: describes the conversion; a partial folder of another plan is refused.
+        destination: the folder to create; it must not exist.
+        plan: description of the conversion. A partial folder with another plan is rejected.
 
     Attributes:
-        folder: where the files of the destination are made.
+        folder: folder with the files of the future destination.
 
     Raises:
-        CheckpointError: the destination exists, another process is at work on it, or the partial folder belongs to another
-            conversion or is damaged.
+        CheckpointError: the destination exists, another process is working on it, or the partial folder is damaged or
+            belongs to another conversion.
     """
 
     def __init__(self, destination: Path, plan: Mapping[str, Any]) -> None:
@@ -55,7 +56,7 @@ class Staging:
             raise
 
     def release(self) -> None:
-        """Lets other processes work on the folder; this one must not any more."""
+        """Unlocks the folder for other processes. This process must not use it afterwards."""
         self._lock.release()
 
     def _check(self) -> None:
@@ -68,10 +69,10 @@ class Staging:
             )
 
     def require_space(self, nbytes: int) -> None:
-        """Checks that ``nbytes`` in all fit, counting what is there already.
+        """Checks that ``nbytes`` bytes in total fit on the disk, including existing files.
 
         Raises:
-            DiskSpaceError: they do not; nothing was written.
+            DiskSpaceError: they do not fit. Nothing was written.
         """
         parent = self.destination.parent.resolve()
         while not parent.exists():
@@ -87,33 +88,33 @@ class Staging:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Within, an error of the operating system says how to go on.
+        """Converts operating system errors inside the block to errors that say what to do.
 
         Raises:
             DiskSpaceError: the disk is full.
-            CheckpointError: writing failed otherwise.
+            CheckpointError: writing failed for another reason.
         """
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # somebody else filled the disk meanwhile
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # another program filled the disk meanwhile
                 raise DiskSpaceError(
                     f"the disk of {self.folder} is full; make room and start again: it continues where it stopped"
                 ) from error
             raise CheckpointError(f"writing {self.folder} failed: {error}; start again to continue") from error
 
     def begin(self) -> None:
-        """Makes the folder; what an interrupted step left is removed.
+        """Creates the folder, and removes temporary files of interrupted steps.
 
         Raises:
-            CheckpointError: another process is at work on it.
+            CheckpointError: another process is working on it.
         """
         if not self._lock.held:
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(self._work)
             self._check()
         if not self.folder.exists() and self._work.exists():
-            shutil.rmtree(self._work)  # notes on content that became a destination
+            shutil.rmtree(self._work)  # notes on content that already became a destination
         self._work.mkdir(parents=True, exist_ok=True)
         _write_text(self._work / _PLAN, json.dumps(self._plan))
         self.folder.mkdir(exist_ok=True)
@@ -121,36 +122,36 @@ class Staging:
             leftover.unlink()
 
     def receipt(self, name: str) -> Any:
-        """Returns what the finished step that made file ``name`` left, or None if it is still to be done."""
+        """Returns the receipt of the step that made file ``name``; None if the step is not done."""
         return self._note(f"{name}.done") if (self.folder / name).exists() else None
 
     def beside(self, name: str) -> Path:
-        """Returns a folder for work that is not part of the content; it goes when the work is finished."""
+        """Returns a folder for temporary data outside the content, which is removed at the end."""
         folder = self._work / name
         folder.mkdir(exist_ok=True)
         return folder
 
     def note(self, name: str) -> None:
-        """Notes that a step is done that makes no file of the content."""
+        """Records the completion of a step that makes no file of the content."""
         _write_text(self._work / f"{name}.done", "true")
 
     def noted(self, name: str) -> bool:
-        """Returns whether :meth:`note` was called with this name, in whatever run."""
+        """Returns whether :meth:`note` was called with this name, in this or an earlier run."""
         return self._note(f"{name}.done") is True
 
     def adopt(self, path: Path, name: str, receipt: Any) -> None:
-        """Makes a file that has grown elsewhere, or is in place already, file ``name`` of the content."""
+        """Moves a finished file into the content as ``name``, unless it is already there, and writes its receipt."""
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         path.replace(self.folder / name)
         _write_text(self._work / f"{name}.done", json.dumps(receipt))
 
     def temporary(self, name: str) -> Path:
-        """Where to write file ``name`` before :meth:`commit`."""
+        """Returns the path for writing file ``name`` before :meth:`commit`."""
         return self.folder / f"{name}.tmp.safetensors"
 
     def commit(self, name: str, receipt: Any) -> None:
-        """Puts the temporary file in place and notes that the step is done."""
+        """Moves the temporary file into place and records that the step is done."""
         temporary = self.temporary(name)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -158,11 +159,11 @@ class Staging:
         _write_text(self._work / f"{name}.done", json.dumps(receipt))
 
     def forget(self, name: str) -> None:
-        """Makes the step of file ``name`` one that is still to be done."""
+        """Marks the step of file ``name`` as not done."""
         (self._work / f"{name}.done").unlink(missing_ok=True)
 
     def save(self, name: str, array: np.ndarray) -> None:
-        """Keeps an array beside the content, in one piece, until it is discarded or the work is finished."""
+        """Saves an array beside the content atomically. It stays until it is discarded or the work is finished."""
         temporary = self._work / f"{name}.tmp"
         with temporary.open("wb") as stream:
             np.save(stream, array)
@@ -171,11 +172,11 @@ class Staging:
         temporary.replace(self._work / name)
 
     def saved(self, name: str) -> np.ndarray | None:
-        """Returns the array of that name, if there is one."""
+        """Returns the saved array of this name; None if there is none."""
         path = self._work / name
         try:
             return np.load(path) if path.exists() else None
-        except (ValueError, EOFError):  # the disk lost it: as if it had not been saved
+        except (ValueError, EOFError):  # the disk lost it, so treat it as not saved
             return None
 
     def discard(self, name: str) -> None:
@@ -183,16 +184,16 @@ class Staging:
         (self._work / name).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a small file in one piece."""
+        """Writes a small file atomically."""
         _write_text(self.folder / name, text)
 
     def finish(self) -> None:
-        """Gives the content its name, in one step, and removes the notes."""
+        """Renames the content to the destination atomically, and removes the notes."""
         self.folder.rename(self.destination)
         shutil.rmtree(self._work)
 
     def _is_foreign(self) -> bool:
-        """Returns whether the partial folder holds the work of another conversion, or none of ours."""
+        """Returns whether the partial folder belongs to another conversion, or is not one of ours."""
         held = [file for file in self._work.glob("*") if ".tmp" not in file.suffixes]
         plan = self._note(_PLAN)
         if plan is None and (self._work / _PLAN).exists():
@@ -200,7 +201,7 @@ class Staging:
         return bool(held) and plan != self._plan and (plan is None or self.folder.exists())
 
     def _note(self, name: str) -> Any:
-        """Returns a note; None where there is none, or the disk lost its content."""
+        """Returns a note; None if it does not exist, or the disk lost its content."""
         path = self._work / name
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -209,9 +210,9 @@ class Staging:
 
 
 class _Lock:
-    """A file that one process at a time has locked.
+    """A lock file that only one process at a time can lock.
 
-    The lock ends with the process; the file goes when it is released.
+    The lock ends with the process. Releasing it removes the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -223,10 +224,7 @@ class _Lock:
         return self._fd is not None
 
     def acquire(self, guarded: Path) -> None:
-        """Locks the file.
-
-        CheckpointError, which says who works on what it guards, where another process has done so.
-        """
+        """Locks the file. Raises CheckpointError if another process holds the lock, and names that process."""
         while self._fd is None:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -239,16 +237,16 @@ class _Lock:
                 who = os.pread(fd, 1000, 0).decode(errors="replace") or "another process"
                 raise CheckpointError(f"{who} is at work on {guarded}; wait until it is done, or stop it") from None
             finally:
-                if self._fd is None:  # its owner finished, and removed it, between opening and locking
+                if self._fd is None:  # its owner removed it between our opening and locking
                     os.close(fd)
 
     def release(self) -> None:
-        """Removes and unlocks the file, if this process has locked it."""
+        """Removes and unlocks the file, if this process holds the lock."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             try:
                 self._path.unlink(missing_ok=True)
-            finally:  # also where that fails: the lock must not outlive its owner
+            finally:  # even if that fails, the lock must not outlive its owner
                 os.close(fd)
 
 

@@ -1,4 +1,4 @@
-"""Reads every byte of a checkpoint and compares it with what the packer wrote."""
+"""Reads every byte of a packed checkpoint and compares it with the checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .descriptions import file_checksum
 
 @dataclass(frozen=True)
 class Verification:
-    """The result: ``records`` experts and ``files`` files. Without checksums it says only that all can be read."""
+    """The result for ``records`` records and ``files`` files. Without checksums, it means only that all can be read."""
 
     records: int
     files: int
@@ -27,17 +27,17 @@ class Verification:
 
 
 def verify(folder: str | os.PathLike[str], progress: ProgressOption = True) -> Verification:
-    """Checks all records and resident files of a checkpoint.
+    """Verifies all records and resident files of a checkpoint.
 
-    A packed checkpoint is compared with its checksums. Other checkpoints have none: their headers are checked and every
-    expert is read.
+    A packed checkpoint is compared with its checksums. Other checkpoints have no checksums, so only their headers are
+    checked and every expert is read.
 
     Args:
-        progress: how far it is; see :meth:`flash_moe.Model.load`.
+        progress: whether to report the progress; see :meth:`flash_moe.Model.load`.
 
     Raises:
-        ExpertReadError: a record cannot be read, or differs from its checksum: the first such record.
-        CheckpointError: anything else is missing or damaged.
+        ExpertReadError: a record cannot be read, or differs from its checksum. It names the first such record.
+        CheckpointError: another part of the checkpoint is missing or damaged.
     """
     with following(progress) as report:
         return _verify(Path(folder), report)

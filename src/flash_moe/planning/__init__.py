@@ -1,1 +1,1 @@
-"""Predicts a model's needs and speed, from its headers and a few measurements of the machine."""
+"""Predicts the memory and the speed of a model, from its headers and a few measurements of the machine."""

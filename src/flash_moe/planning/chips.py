@@ -1,4 +1,4 @@
-"""Machines that are not at hand: Apple's chips, and what work should cost on them."""
+"""Apple's chips, and the predicted cost of work on them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .costs import Costs, LayerCost, ReadCost, expert_flops, token_bytes
 from .needs import Kind, Needs
 
 # GB/s of memory, TFLOPS of the largest GPU, GB/s of the SSD.
-# Memory: Apple's technical specifications of each chip (the larger figure where a chip has two).
+# Memory: Apple's technical specifications of each chip (the larger figure if a chip has two).
 # TFLOPS, float32: Apple's announcements of M1, M1 Pro, M1 Max, M1 Ultra and M2; else cores x 128 lanes x 2 x clock.
-# SSD: Apple's announcements of MacBook Pro (7.4 GB/s from M1 Pro on, 14.5 from M5 Pro on) and what reviews have
-# measured of base models; small SSDs are slower.
+# SSD: Apple's announcements of MacBook Pro (7.4 GB/s from M1 Pro on, 14.5 from M5 Pro on), and measurements of
+# base models in reviews; small SSDs are slower.
 _CHIPS = {
     "M1": (68, 2.6, 2.9), "M1 Pro": (200, 5.2, 6.0), "M1 Max": (400, 10.4, 6.0), "M1 Ultra": (800, 21.0, 6.0),
     "M2": (100, 3.6, 2.9), "M2 Pro": (200, 6.8, 6.0), "M2 Max": (400, 13.6, 6.0), "M2 Ultra": (800, 27.2, 6.0),
@@ -23,15 +23,15 @@ _CHIPS = {
     "M5": (153, 4.2, 6.0), "M5 Pro": (307, 8.3, 14.5), "M5 Max": (614, 16.6, 14.5),
 }  # fmt: skip
 
-# Shares of those figures that work reaches, and what a layer and a token of the vocabulary to draw from cost the host.
-# Assumptions: nobody has measured them yet.
-_OF_BANDWIDTH, _OF_FLOPS, _OF_SSD, _COPY = 0.7, 0.5, 0.8, 0.2  # _COPY of the bandwidth is left for copies
+# Efficiencies relative to those figures, and host times of a layer and, for sampling, of a token of the vocabulary.
+# These are assumptions: nobody has measured them yet.
+_OF_BANDWIDTH, _OF_FLOPS, _OF_SSD, _COPY = 0.7, 0.5, 0.8, 0.2  # copies reach the share _COPY of the bandwidth
 _LAYER_SECONDS, _DRAW_SECONDS = 150e-6, 15e-9
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine by its figures: bytes of memory, and bytes or operations per second."""
+    """The specifications of a machine: bytes of memory, and bytes or operations per second."""
 
     name: str
     memory: int
@@ -40,10 +40,10 @@ class Machine:
     ssd: float
 
     def costs(self, needs: Needs, mapped: bool) -> Costs:
-        """Returns what a model's work costs on it.
+        """Predicts the cost of a model's work on this machine.
 
         Args:
-            mapped: pages of records are used in place.
+            mapped: whether mapped records are used in place.
         """
         ssd, copy = _OF_SSD * self.ssd, math.inf if mapped else _COPY * self.bandwidth
         reads = ReadCost(ssd, ssd, copy, copy)
@@ -51,9 +51,7 @@ class Machine:
 
 
 def predicted(needs: Needs, bandwidth: float, flops: float, reads: ReadCost | None) -> Costs:
-    """Returns what a model's work costs by two speeds, of weights that are multiplied with a vector and of large
-    products.
-    """
+    """Predicts the cost of a model's work from two speeds: of matrix-vector products and of large products."""
 
     def layer(kind: Kind) -> LayerCost:
         work = needs.work[kind]
@@ -78,10 +76,10 @@ def predicted(needs: Needs, bandwidth: float, flops: float, reads: ReadCost | No
 
 
 def parse_machine(text: str) -> Machine:
-    """Returns the machine that a text such as "M3 Max 48GB" names; Apple's chips only.
+    """Parses the name of a machine with an Apple chip, such as "M3 Max 48GB".
 
     Raises:
-        ArgumentError: there is no such chip, or no size of memory.
+        ArgumentError: the chip is unknown, or the size of the memory is missing.
     """
     match = re.fullmatch(
         r"(?:apple\s+)?(m\d+)(?:\s+(pro|max|ultra))?(?:[\s,]+(\d+)\s*gi?b)?", text.strip(), re.I | re.A

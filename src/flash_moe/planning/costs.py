@@ -1,6 +1,6 @@
-"""The cost of work on a machine, in seconds and bytes per second; measured, or computed from a chip's figures.
+"""The cost of work on a machine, in seconds and bytes per second, measured or predicted.
 
-Several machines alike share the experts, and sum what they computed: :class:`Group`.
+:class:`Group` describes several identical machines that share the experts and sum their outputs.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy as np
 
 from .needs import Kind, Needs
 
-LATENCY = 50e-6  # seconds of a message from one machine to the next; an assumption
-BANDWIDTH = 1e9  # bytes per second of a connection; an assumption
+LATENCY = 50e-6  # assumed seconds of a message from one machine to the next
+BANDWIDTH = 1e9  # assumed bytes per second of a connection
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer of a kind, with its experts loaded.
+    """The cost of one layer of a kind, with its experts loaded.
 
     Attributes:
-        token: seconds of one decoded token, experts included, without a context.
-        key: seconds more per token of context.
-        chunk: seconds of a chunk of a prompt, however short, without its experts.
-        chunk_token: seconds more per token of the chunk.
-        chunk_pair: seconds more per token and key that it attends to.
+        token: seconds of one decoded token, including experts, without a context.
+        key: additional seconds per token of context.
+        chunk: fixed seconds of a chunk of a prompt, without its experts.
+        chunk_token: additional seconds per token of the chunk.
+        chunk_pair: additional seconds per pair of token and key.
     """
 
     token: float
@@ -38,11 +38,11 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class ReadCost:
-    """Speeds at which records come into view, in bytes per second.
+    """The speeds at which records are loaded, in bytes per second.
 
     Attributes:
-        ssd, ssd_group: from storage, in fetches of one token and of a prompt.
-        memory, memory_group: from the page cache; infinite where its pages are used in place.
+        ssd, ssd_group: from the SSD, in fetches of one token and of a prompt.
+        memory, memory_group: from the page cache; infinite if its pages are used in place.
     """
 
     ssd: float
@@ -53,15 +53,15 @@ class ReadCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """All that an estimate needs to know of a machine.
+    """All costs of a machine that an estimate needs.
 
     Attributes:
-        bandwidth: bytes of weights per second that are multiplied with one vector.
+        bandwidth: bytes of weights per second in matrix-vector products.
         flops: floating point operations per second in products with many rows.
-        record, row: seconds of a prompt's chunk per touched expert, and per token and expert.
-        draw: seconds in which the host draws a token from logits.
-        reads: None where the checkpoint is not here and nothing is known of the disk.
-        timed: layers were timed, and not predicted from bandwidth and flops.
+        record, row: seconds of a prompt's chunk per used expert, and per pair of token and expert.
+        draw: seconds to sample a token from logits on the host.
+        reads: speeds of reads; None if the checkpoint is not on this machine, so that the disk could not be measured.
+        timed: whether layers were timed, as opposed to predicted from bandwidth and flops.
     """
 
     bandwidth: float
@@ -75,23 +75,23 @@ class Costs:
 
 
 def expert_flops(needs: Needs) -> float:
-    """Operations of one token in one expert."""
+    """Returns the floating point operations of one token in one expert."""
     return 2.0 * needs.expert_weights
 
 
 def token_bytes(needs: Needs, kind: Kind) -> float:
-    """Returns bytes of weights and states that one token reads in a layer of this kind, and what it writes of them."""
+    """Returns the bytes of weights and states that one token reads and writes in a layer of this kind."""
     experts = needs.experts_per_token * needs.record if kind.sparse else 0
     return needs.layer[kind] + 2 * needs.work[kind].state + experts
 
 
 @dataclass(frozen=True)
 class Group:
-    """Machines in a ring, of which each has its share of the experts.
+    """A group of machines in a ring; each has its share of the experts.
 
     Attributes:
-        machines: how many.
-        latency: seconds of a message from one to the next; bandwidth: bytes per second of a connection.
+        machines: number of machines.
+        latency: seconds of a message from one machine to the next. bandwidth: bytes per second of a connection.
     """
 
     machines: int = 1
@@ -99,10 +99,10 @@ class Group:
     bandwidth: float = BANDWIDTH
 
     def busiest(self, experts: int) -> float:
-        """Returns the expected part of a token's experts that the machine with the most of them has.
+        """Returns the expected share of a token's experts on the machine that holds most of them.
 
-        Each of the experts is on any machine alike: P(none has more than m) is K!/n^K times the coefficient of x^K in
-        (Σ_{j≤m} x^j/j!)^n.
+        Each expert is on any machine with equal probability. Then P(no machine has more than m) is K!/n^K times the
+        coefficient of x^K in (Σ_{j≤m} x^j/j!)^n.
         """
         expected = 0.0
         for most in range(experts):
@@ -115,7 +115,7 @@ class Group:
         return expected / experts
 
     def sum_seconds(self, nbytes: int) -> float:
-        """Returns what a sum takes: every machine sends 2(n - 1) times an n-th of the bytes to the next."""
+        """Returns the seconds of a sum: every machine sends 2(n - 1) times an n-th of the bytes to the next."""
         messages = 2 * (self.machines - 1)
         return messages * (self.latency + nbytes / self.machines / self.bandwidth)
 

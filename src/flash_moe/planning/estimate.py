@@ -1,4 +1,4 @@
-"""From needs and costs to seconds: what a token and a prompt take, term by term."""
+"""Predicts the time of a token and of a prompt, term by term, from needs and costs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ class Seconds:
     """The predicted time of a token or a prompt; the terms add up.
 
     Attributes:
-        ssd: waiting for records that are in no memory.
-        page_cache: waiting for records to be copied out of the page cache.
-        memory: reading weights, at the speed at which they are multiplied with one vector. For prompts 0.
-        compute: arithmetic at the speed of large products. For tokens 0.
-        overhead: the rest: launching work, waiting for indices, small operations, unpacking quantised weights, drawing
-            the token.
+        ssd: wait for records that are not in memory.
+        page_cache: wait for records to be copied from the page cache.
+        memory: reads of weights at the speed of matrix-vector products; 0 for prompts.
+        compute: arithmetic at the speed of large products; 0 for tokens.
+        overhead: the rest: launches, waits for indices, small operations, unpacking of quantised weights, and sampling.
         network: sums over several machines.
     """
 
@@ -38,18 +37,18 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """Their sum."""
+        """The sum of all terms."""
         return sum(dataclasses.astuple(self))
 
 
 def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: float, group: Group = ALONE) -> Seconds:
-    """One token.
+    """Predicts the time of one token.
 
     Args:
-        context: tokens before it.
+        context: number of tokens before it.
         hits: share of the requested expert bytes that are in memory.
-        held: share of them that are in the store's own memory, so that nothing is read or copied.
-        group: machines; all wait for the one that has the most of a layer's experts.
+        held: share of the requested expert bytes in the store's own memory, for which nothing is read or copied.
+        group: the machines, which all wait for the one that has most of a layer's experts.
     """
     layers = sum(n * (costs.layers[kind].token + context * costs.layers[kind].key) for kind, n in needs.layers.items())
     head = needs.head / costs.bandwidth
@@ -57,7 +56,7 @@ def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: 
     memory = min(weights, layers + head)
     busiest = group.busiest(needs.experts_per_token)
     asked = needs.bytes_per_token * busiest
-    elsewhere = min(memory, (needs.bytes_per_token - asked) / costs.bandwidth)  # weights that others multiply meanwhile
+    elsewhere = min(memory, (needs.bytes_per_token - asked) / costs.bandwidth)  # on other machines
     network = needs.expert_layers * group.sum_seconds(4 * needs.dimensions.hidden_size)
     reads = costs.reads or ReadCost(math.nan, math.nan, math.inf, math.inf)
     missing, copied = (1 - hits) * asked, max(0.0, hits - held) * asked
@@ -67,7 +66,7 @@ def decode_seconds(needs: Needs, costs: Costs, context: int, hits: float, held: 
 
 
 def held_share(needs: Needs, probabilities: np.ndarray) -> float:
-    """Returns share of the requests that find their record in the bank of slots."""
+    """Returns the share of requests whose record is in the bank of slots."""
     if not needs.slots or not needs.record:
         return 0.0
     return hit_rate(probabilities, needs.slots / needs.record / needs.expert_layers)
@@ -84,13 +83,13 @@ def prefill_seconds(
     memory: int,
     group: Group = ALONE,
 ) -> Seconds:
-    """Returns a prompt up to its logits.
+    """Predicts the time of a prompt up to its logits.
 
     Args:
-        hits: share of the touched records that are in the page cache.
-        keeps: records that a chunk has read are still there for the next.
-        memory: bytes of the machine, on which the size of a chunk depends.
-        group: machines, of which each computes an equal part of the experts.
+        hits: share of the used records that are in the page cache.
+        keeps: whether the records of a chunk stay in memory for the next chunk.
+        memory: bytes of memory of the machine, which determine the chunk size.
+        group: the machines; each computes an equal part of the experts.
     """
     wait = ssd = layers = compute = network = 0.0
     for tokens, context in _chunks(prompt, prefill_chunk(needs.dimensions, needs.experts_per_token, memory)):
@@ -118,19 +117,19 @@ def prefill_seconds(
 
 
 def _chunks(prompt: int, size: int) -> Iterator[tuple[int, int]]:
-    """Tokens of each chunk, and tokens before it."""
+    """Yields the number of tokens of each chunk, and of tokens before it."""
     for start in range(0, prompt, size):
         yield min(size, prompt - start), start
 
 
 def _both(probabilities: np.ndarray, tokens: int, others: int) -> float:
-    """Returns how many experts of a layer are expected to be touched by these tokens and by the others, too."""
+    """Returns the expected number of experts of a layer that both groups of tokens use."""
     return distinct(probabilities, tokens) + distinct(probabilities, others) - distinct(probabilities, tokens + others)
 
 
 def _wait(needs: Needs, reads: ReadCost | None, touched: float, hits: float, experts: float) -> float:
-    """Returns seconds a layer waits for its records: for all of the first group, then for what computing does not
-    cover.
+    """Returns the seconds that a layer waits for records: for the whole first group, then for reads that do not overlap
+    with computing.
     """
     seconds = touched * needs.record * _seconds_per_byte(reads, hits)
     groups = max(1, math.ceil(touched / needs.capacity))
@@ -144,7 +143,7 @@ def _seconds_per_byte(reads: ReadCost | None, hits: float) -> float:
 
 
 def _ssd_share(reads: ReadCost | None, hits: float) -> float:
-    """Returns the share of a wait that is for the SSD."""
+    """Returns the share of a wait that is due to the SSD."""
     if reads is None or hits == 1:
         return 0.0 if hits == 1 else 1.0
     return (1 - hits) / reads.ssd_group / _seconds_per_byte(reads, hits)

@@ -1,12 +1,12 @@
-"""Predicts the share of a token's experts that are in memory, from how many fit there.
+"""Predicts the share of a token's experts that are in memory, from the number of records that fit.
 
-The model is that of independent references: in each layer a token draws K of E experts, the i-th most popular with a
-probability proportional to i^-s, whatever the tokens before it drew. Memory forgets the least recently used record.
-Then Che's approximation holds: a record stays for a fixed time t after each use, the time in which as many distinct
-records are asked for as fit; it is there with probability 1 - (1 - q)^t, where q is its probability per token.
-Source: Che, Tung, Wang, "Hierarchical Web Caching Systems" (IEEE JSAC 20, 2002).
+The model assumes independent references: in each layer, a token draws K of E experts, independent of earlier tokens.
+The probability of the i-th most popular expert is proportional to i^-s. Memory drops the least recently used record.
+Then Che's approximation holds. A record stays in memory for a fixed time t after each use; t is the time in which as
+many distinct records are requested as fit. With q the probability of the record per token, it is in memory with
+probability 1 - (1 - q)^t. Source: Che, Tung, Wang, "Hierarchical Web Caching Systems" (IEEE JSAC 20, 2002).
 
-Real routing has more locality in time than this, so real hit rates should be higher for the same popularity.
+Real routing has more temporal locality than this model, so real hit rates should be higher for the same popularity.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from __future__ import annotations
 import numpy as np
 
 _FOREVER = 1 << 40  # tokens
-SKEW = 0.5  # the exponent s; an assumption: 0 is routing that is perfectly balanced, 1 Zipf's law
+SKEW = 0.5  # the exponent s, an assumption; 0 means perfectly balanced routing, 1 means Zipf's law
 
 
 def popularity(experts: int, k: int, skew: float = SKEW) -> np.ndarray:
-    """Returns the probability that a token uses each expert of a layer, [E] float64, descending, at most 1, summing to
-    K.
-    """
+    """Returns the probability that a token uses each expert of a layer, [E] float64, descending; the sum is K."""
     weights = np.arange(1, experts + 1, dtype=np.float64) ** -skew
     chosen = np.ones(experts)
     certain = 0
-    while certain < k:  # each round settles experts that every token uses, until no other would be used more than once
+    while certain < k:  # each round sets probabilities above 1 to 1, until none of the others exceeds 1
         chosen[certain:] = (k - certain) * weights[certain:] / weights[certain:].sum()
         more = int(np.count_nonzero(chosen[certain:] > 1))
         if not more:
@@ -35,19 +33,19 @@ def popularity(experts: int, k: int, skew: float = SKEW) -> np.ndarray:
 
 
 def distinct(probabilities: np.ndarray, tokens: float) -> float:
-    """Returns how many experts of a layer this many tokens are expected to touch."""
+    """Returns the expected number of experts of a layer that this many tokens use."""
     return float((1 - (1 - probabilities) ** tokens).sum())
 
 
 def hit_rate(probabilities: np.ndarray, records: float) -> float:
-    """Returns the expected share of requests that find their record in memory.
+    """Returns the expected share of requests whose record is in memory.
 
     Args:
-        probabilities: per expert and token, of one layer.
-        records: records of each layer that fit.
+        probabilities: probability of each expert of a layer per token.
+        records: number of records per layer that fit into memory.
 
     Returns:
-        From 0 to 1. Tokens pass through all layers in turn, so a record lives for whole tokens.
+        The share, from 0 to 1. Tokens pass through all layers in turn, so a record stays for a whole number of tokens.
     """
     touched = int(np.count_nonzero(probabilities))
     if records >= touched:
@@ -57,7 +55,7 @@ def hit_rate(probabilities: np.ndarray, records: float) -> float:
 
 
 def _lifetime(probabilities: np.ndarray, records: float) -> int:
-    """Returns the most tokens that do not touch more distinct experts than fit."""
+    """Returns the maximum number of tokens whose distinct experts fit into memory."""
     high = 1
     while distinct(probabilities, high) <= records and high < _FOREVER:
         high *= 2

@@ -1,4 +1,4 @@
-"""The cost of work on this machine, from a few measurements of about a second each."""
+"""Measures the cost of work on this machine, in a few measurements of about a second each."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .costs import Costs, ReadCost
 from .needs import Needs
 from .probe import Probe, made_up_array, run_seconds
 
-_READ_SECONDS = 0.3  # for each kind of fetch
-_HEAD_BYTES = 64 << 20  # of a matrix; more than processors cache
-_ROWS, _COLUMNS = 256, 4096  # of a large product
+_READ_SECONDS = 0.3  # seconds for each kind of fetch
+_HEAD_BYTES = 64 << 20  # bytes of a matrix; more than the caches of processors
+_ROWS, _COLUMNS = 256, 4096  # rows of a large product
 
 
 def measure(
@@ -35,11 +35,11 @@ def measure(
     *,
     here: bool,
 ) -> Costs:
-    """Times layers with made-up weights, and reads of experts. Layers of mlx-lm's networks are predicted from products.
+    """Times layers with random weights, and reads of experts. Layers of mlx-lm's networks are predicted from products.
 
     Args:
-        dtype: of activations.
-        here: the weights are on this machine, so that reading them can be timed.
+        dtype: dtype of activations.
+        here: whether the weights are on this machine, so that reads can be timed.
 
     Raises:
         ExpertReadError: a record cannot be read.
@@ -62,11 +62,11 @@ def _reads(table: RecordTable, needs: Needs, expert_io: str) -> ReadCost | None:
 
 
 def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
-    """Returns bytes per second of the output head's matrix as it is multiplied with one vector."""
+    """Measures the bytes per second of the output head's matrix in a matrix-vector product."""
     module = checkpoint.head
     stored = {part: checkpoint.resident.get(f"{module}.{part}") for part in ("weight", "scales", "biases")}
     weight = stored["weight"]
-    assert weight is not None  # Model.load says it better
+    assert weight is not None  # Model.load raises a better error
     rows = max(1, min(_HEAD_BYTES * weight.shape[0] // weight.nbytes, 4 * weight.shape[0]))
     arrays = {
         part: None if info is None else made_up_array(info.dtype, (rows, *info.shape[1:]))
@@ -93,9 +93,7 @@ def _bandwidth(checkpoint: ModelFiles, dtype: mx.Dtype) -> float:
 
 
 def _record_bandwidth(layout: RecordLayout, dtype: mx.Dtype) -> float:
-    """Returns bytes per second of a matrix that is stored as the first of an expert's, by MLX's own product with one
-    vector.
-    """
+    """Measures the bytes per second of MLX's matrix-vector product, for a matrix in the format of the experts."""
     first = next(iter(layout.linears.values()))
     rows = _HEAD_BYTES // (first.weight.nbytes // first.rows)
 
@@ -115,13 +113,13 @@ def _record_bandwidth(layout: RecordLayout, dtype: mx.Dtype) -> float:
 
 
 def _flops(checkpoint: ModelFiles | AdaptedFiles, dtype: mx.Dtype) -> float:
-    """Operations per second of a product with many rows."""
+    """Measures the operations per second of a product with many rows."""
     hidden = checkpoint.shape.hidden_size
     a, b = (made_up_array("F32", shape).astype(dtype) for shape in ((_ROWS, hidden), (hidden, _COLUMNS)))
     return 2.0 * _ROWS * hidden * _COLUMNS / run_seconds(lambda: matmul(a, b))
 
 
 def _draw(checkpoint: ModelFiles) -> float:
-    """Returns seconds of drawing a token by its probability."""
+    """Measures the seconds to sample a token."""
     logits, draw = made_up_array("F32", (checkpoint.dimensions.vocab_size,)), Sampler(Sampling(temperature=1.0))
     return run_seconds(lambda: draw(logits))

@@ -1,4 +1,4 @@
-"""The needs of a checkpoint on any machine: bytes in memory, bytes and operations per token; and how they share it."""
+"""The needs of a checkpoint: bytes of memory, bytes and operations per token; and the division of memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..nn.layer_work import LayerWork
 from ..nn.network import Dimensions
 from .hit_rate import hit_rate
 
-_KEPT_SHARE, _KEPT_LEAST = 0.1, 2 << 30  # of memory, for the system and for activations, at the least
+_KEPT_SHARE, _KEPT_LEAST = 0.1, 2 << 30  # minimum bytes of memory for the system and for activations
 
 
 class Kind(NamedTuple):
-    """A kind of layers: their mixer, and whether they have routed experts."""
+    """A kind of layer: its mixer, and whether it has routed experts."""
 
     mixer: str
     sparse: bool
@@ -28,19 +28,19 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Needs:
-    """Sizes in bytes.
+    """The needs of a model; sizes are in bytes.
 
     Attributes:
-        resident: weights that stay in memory, as they are held there (floats in the dtype of activations).
-        head: those of them that turn a hidden state into logits.
-        layer: resident weights of one layer of each kind, on average.
-        layers: how many layers there are of each kind.
-        work: what a layer of each kind takes beside its weights.
-        record: of one expert, the mean of all layers. expert_layers: layers with routed experts.
-        expert_weights: numbers in the matrices of one expert.
-        experts: of all routed experts.
-        slots: the bank into which experts are read; 0 where they are mapped.
-        capacity: records fetched together in prefill.
+        resident: weights that stay in memory, with floats in the dtype of activations.
+        head: weights of the output head.
+        layer: mean resident weights of one layer of each kind.
+        layers: number of layers of each kind.
+        work: work of a layer of each kind, in addition to its weights.
+        record: mean size of the record of an expert. expert_layers: number of layers with routed experts.
+        expert_weights: number of weights of one expert.
+        experts: size of all routed experts.
+        slots: size of the bank of slots; 0 if records are mapped.
+        capacity: number of records in one fetch of prefill.
     """
 
     dimensions: Dimensions
@@ -59,17 +59,17 @@ class Needs:
 
     @property
     def bytes_per_token(self) -> int:
-        """Of the experts that one token asks for."""
+        """The expert bytes that one token requests."""
         return round(self.experts_per_token * self.record * self.expert_layers)
 
     @property
     def kv_per_token(self) -> int:
-        """Keys and values of one token."""
+        """The bytes of keys and values per token."""
         return sum(n * self.work[kind].kv_per_token for kind, n in self.layers.items())
 
     @property
     def state(self) -> int:
-        """What of the caches does not grow with the context."""
+        """The bytes of the caches that do not grow with the context."""
         return sum(n * self.work[kind].state for kind, n in self.layers.items())
 
 
@@ -80,10 +80,10 @@ def needs(
     float_bytes: int,
     expert_io: ExpertIO,
 ) -> Needs:
-    """Reads it off the headers.
+    """Computes the needs from the headers of a checkpoint.
 
     Args:
-        float_bytes: of one float as activations have it: 4 on the CPU, 2 for bfloat16 and float16.
+        float_bytes: bytes of a float in activations: 4 on the CPU, 2 for bfloat16 and float16.
         expert_io: ``"mapped"``, ``"slots"`` or ``"resident"``.
     """
     held: Counter[str] = Counter()
@@ -122,11 +122,12 @@ class Memory:
     """The division of a machine's memory.
 
     Attributes:
-        total: of the machine.
-        kept: by the system and other programs, and room for activations.
-        resident, cache, slots: weights; keys, values and states at the context; the bank that experts are read into.
-        left: for the page cache to keep experts in; below 0 where the model does not fit.
-        largest_context: tokens that leave the page cache nothing, or the model's own limit; 0 where nothing fits.
+        total: memory of the machine.
+        kept: memory for the system, other programs and activations.
+        resident, cache, slots: resident weights; caches for the context; the bank of slots.
+        left: memory in which the page cache can keep experts; negative if the model does not fit.
+        largest_context: number of tokens whose caches use all of the remaining memory, or the model's own limit; 0 if
+            the model does not fit.
     """
 
     total: int
@@ -146,9 +147,9 @@ def share_memory(need: Needs, context: int, total: int, used: int = 0) -> Memory
     """Divides a machine's memory.
 
     Args:
-        context: tokens to have room for.
-        total: bytes of the machine.
-        used: bytes that other programs hold now, where that is known.
+        context: number of tokens that memory must have room for.
+        total: bytes of memory of the machine.
+        used: bytes that other programs use now, if known.
     """
     kept = max(round(_KEPT_SHARE * total), _KEPT_LEAST, used)
     room = total - kept - need.resident - need.slots - need.state
@@ -160,16 +161,16 @@ def share_memory(need: Needs, context: int, total: int, used: int = 0) -> Memory
 
 
 def decode_hits(need: Needs, left: int, probabilities: np.ndarray) -> float:
-    """Returns share of a token's expert bytes that are expected in memory where ``left`` bytes can hold experts."""
+    """Returns the expected share of a token's expert bytes in memory, if ``left`` bytes can hold experts."""
     if not need.record:
         return 1.0
     return hit_rate(probabilities, max(0, left) / need.record / need.expert_layers)
 
 
 def prompt_hits(need: Needs, left: int, touched: float) -> float:
-    """Returns share of the ``touched`` bytes of experts that a prompt finds in memory.
+    """Returns the share of the ``touched`` expert bytes that a prompt finds in memory.
 
-    It goes through the layers one after the other, so where not all that it touches fits, what it needs next has just
-    been forgotten.
+    A prompt passes through the layers one after the other. If its experts do not all fit, LRU has just dropped those
+    that it needs next.
     """
     return 1.0 if left >= need.experts else 0.0 if left < touched else left / need.experts

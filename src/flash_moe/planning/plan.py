@@ -1,4 +1,4 @@
-"""The plan of a model on a machine: whether it fits, what it reads, how fast it will be."""
+"""Plans a model on a machine: whether it fits, its bytes per token, and its speed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from .hit_rate import SKEW, distinct, popularity
 from .measure import measure
 from .needs import Memory, Needs, decode_hits, needs, prompt_hits, share_memory
 
-STATES = ("cold", "expected", "warm")  # no expert is in memory; as many as are expected to be; all are
+STATES = ("cold", "expected", "warm")  # no experts in memory; the expected share; all experts
 
 
 class Shares(NamedTuple):
-    """Shares of the requested expert bytes that are in memory while decoding, in the store's own part of it, and of
-    those that a prompt touches."""
+    """Shares of the expert bytes of a token in memory and in the store, and of a prompt in memory."""
 
     decode: float
     held: float
@@ -42,11 +41,11 @@ class Plan:
     """The predicted memory, bytes and times of a model on a machine.
 
     Attributes:
-        measured: costs were measured on this machine, not computed from a chip's figures.
-        shares: of expert bytes in memory, in each of the :data:`STATES`.
-        decode, prefill: seconds of a token and of the prompt in each; None where the disk's speed is not known.
-        download: what a download takes, where the checkpoint is not on this machine.
-        group: machines that run it together; needs and memory are those of each.
+        measured: whether costs were measured on this machine, as opposed to predicted from a chip's specifications.
+        shares: shares of expert bytes in memory, in each of the :data:`STATES`.
+        decode, prefill: seconds of a token and of the prompt in each state; None if the speed of the disk is unknown.
+        download: size of the download, if the checkpoint is not on this machine.
+        group: machines that run the model together. The memory is that of each machine.
     """
 
     model: str
@@ -67,7 +66,7 @@ class Plan:
     group: Group = ALONE
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON-like data; bytes and seconds."""
+        """Returns JSON data, in bytes and seconds."""
 
         def terms(found: dict[str, Seconds | None]) -> dict[str, Any]:
             return {
@@ -115,18 +114,18 @@ def plan(
     group: Group = ALONE,
     revision: str | None = None,
 ) -> Plan:
-    """Plans a checkpoint: a folder, or a repository on the hub, of which only headers are read.
+    """Plans a checkpoint in a folder or on the hub. It reads only headers from the hub.
 
     Args:
-        experts_per_token: K, as :meth:`flash_moe.Model.load` takes it.
-        prompt: tokens of a prompt; tokens are decoded after it.
-        context: tokens that memory must have room for.
-        machine: where it will run; None measures this one.
-        skew: of the experts' popularity, see :mod:`flash_moe.planning.hit_rate`.
-        group: machines like this one, that run the model together.
+        experts_per_token: K, as in :meth:`flash_moe.Model.load`.
+        prompt: number of tokens of the prompt.
+        context: number of tokens that memory must have room for.
+        machine: the machine to predict for; None measures this machine.
+        skew: skew of the popularity of experts, see :mod:`flash_moe.planning.hit_rate`.
+        group: identical machines that run the model together.
 
     Raises:
-        ConfigError, CheckpointError: there is no checkpoint that can be run.
+        ConfigError, CheckpointError: there is no checkpoint that the library can run.
         HubError: the repository could not be read.
         ArgumentError: an argument is out of range.
     """
@@ -178,7 +177,7 @@ def plan(
 def _shares(
     need: Needs, memory: Memory, probabilities: np.ndarray, touched: float, group: Group, *, resident: bool
 ) -> dict[str, Shares]:
-    """Returns shares in each state; a resident store has only one. Machines together hold n times what one does."""
+    """Returns the shares in each state; a resident store has only one state. n machines hold n times as many experts."""
     if resident:
         return dict.fromkeys(STATES, Shares(1.0, 1.0, 1.0))
     n = group.machines
@@ -197,7 +196,7 @@ def _expert_io(
     machine: Machine | None,
     here: bool,
 ) -> ExpertIO:
-    """Returns what ``"auto"`` will be: measured where the weights are here, mapped for packed checkpoints on Metal."""
+    """Resolves ``"auto"``: measured if the weights are on this machine, else mapped for packed checkpoints on Metal."""
     if wanted != "auto":
         return wanted
     if machine is None and here and table.packed:
@@ -210,5 +209,5 @@ def _expert_io(
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """Returns a number, or None for infinity, which JSON cannot represent."""
     return value if value < 1e30 else None

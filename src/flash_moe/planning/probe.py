@@ -1,4 +1,4 @@
-"""Times layers of a model's own dimensions with made-up weights: what a layer costs here when no expert has to be read."""
+"""Times layers of a model's sizes with random weights, without reads of experts."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from ..record import RecordLayout
 from .costs import LayerCost
 from .needs import Kind
 
-_COPIES = 4  # layers of a kind that take turns, so that weights do not stay in a processor's cache
-_MOST_BYTES = 128 << 20  # of their weights, or one layer
-_BANK_BYTES = 128 << 20  # as many as a group of records of a prompt has
-_CONTEXT = 1024  # tokens whose attention is timed
-_TOKENS = 64  # of a chunk in which experts are timed
-_LONG = 0.2  # seconds; what takes longer is not tried with more
+_COPIES = 4  # layers of a kind that alternate, so that weights do not stay in the processor's cache
+_MOST_BYTES = 128 << 20  # maximum bytes of their weights, or one layer
+_BANK_BYTES = 128 << 20  # records of a group in a prompt
+_CONTEXT = 1024  # context lengths at which attention is timed
+_TOKENS = 64  # tokens of a chunk in which experts are timed
+_LONG = 0.2  # seconds; after a longer run, no larger size is tried
 
 Bank = mx.array | list[np.ndarray]  # rows of one array, or the bytes of each record
 _BLOCK = 1 << 16  # numbers, which repeat
-_MOST_RUNS, _ENOUGH = 12, 0.3  # of anything that is timed, and seconds after which none is begun
-_FIRST_RUNS = 3  # that are not counted where they are quick: traces and graphs are made in them
+_MOST_RUNS, _ENOUGH = 12, 0.3  # maximum number of runs, and seconds after which no run begins
+_FIRST_RUNS = 3  # first runs that are not counted if they are fast, because they create traces and graphs
 
 
 class _BankStore(ExpertStore):
-    """Hands out rows of a bank in turn, whichever expert is asked for, at once.
+    """A store that returns rows of a bank in turn immediately, for any expert.
 
-    As in a store of slots a prompt's records lie side by side and a token's do not, and the bank is where that of slots
-    would be; as in one of mapped records each is an array of its own.
+    For slots, the records of a prompt are adjacent and those of a token are not, and the bank has the same kind of
+    memory as the real one. For mapped records, each record is a separate array.
     """
 
     def __init__(self, table: RecordTable, k: int, expert_io: str) -> None:
@@ -50,7 +50,7 @@ class _BankStore(ExpertStore):
         self._k, self._mapped = k, expert_io == "mapped"
         self._passes_on = expert_io == "slots" and slot_count(table, self.capacity) < table.count
         self._rows = max(2 * k, _BANK_BYTES // max(1, table.max_stride))
-        self._banks: list[tuple[RecordLayout, Bank]] = []  # one for each layout that a fetch has met
+        self._banks: list[tuple[RecordLayout, Bank]] = []  # one bank per layout
         self._next = 0
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
@@ -78,21 +78,21 @@ class _BankStore(ExpertStore):
         return bank
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
-        """Everything is here already."""
+        """Does nothing, because all records are in memory."""
 
     def in_memory(self, layer: int, experts: Sequence[int]) -> list[bool]:
         return [True] * len(experts)
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Does nothing: the store has no resources."""
 
 
 class Probe:
-    """Layers of every kind that a checkpoint has, from its headers alone.
+    """Layers of every kind of a checkpoint, with random weights, from its headers alone.
 
     Args:
-        dtype: of activations.
-        expert_io: the store in whose way records are handed out.
+        dtype: dtype of activations.
+        expert_io: the kind of store to imitate.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class Probe:
                 members.append(self._layer(i))
 
     def layer_costs(self) -> dict[Kind, LayerCost]:
-        """Every kind of layer, timed."""
+        """Times every kind of layer."""
         with kernels(None):
             return {kind: self._cost(members, kind) for kind, members in self._layers.items()}
 
     def expert_costs(self) -> tuple[float, float]:
-        """Returns seconds of a prompt's chunk per touched expert, and per token and expert; 0 without routed experts."""
+        """Returns the seconds of a prompt's chunk per used expert, and per pair of token and expert."""
         sparse = next((m for kind, m in self._layers.items() if kind.sparse), None)
         if sparse is None:
             return 0.0, 0.0
@@ -151,7 +151,7 @@ class Probe:
         return LayerCost(token, key, max(0.0, short - tokens * (per_token + pair * tokens)), per_token, pair)
 
     def _token_seconds(self, members: list[TimedLayer], context: int) -> float:
-        """Returns seconds of one token through one layer, in a chain of layers as a decoder has it."""
+        """Measures the seconds of one token in one layer, in a chain of layers as in a decoder."""
         caches = [layer.new_cache(context) for layer in members]
         x = self._input(1)
 
@@ -164,11 +164,11 @@ class Probe:
         return run_seconds(chain) / len(members)
 
     def _chunk(self, member: TimedLayer, tokens: int, context: int) -> Sequence[mx.array]:
-        """Returns a chunk of a prompt through a layer, without its routed experts."""
+        """Runs a chunk of a prompt through a layer, without its routed experts."""
         return member.front(self._input(tokens), member.new_cache(context))
 
     def _affordable(self, member: TimedLayer) -> int:
-        """Returns tokens of a chunk that does not take long: 16, 32 or 64."""
+        """Returns a number of tokens per chunk that does not take long: 16, 32 or 64."""
         for tokens in (16, 32):
             if run_seconds(partial(self._chunk, member, tokens, 0)) > _LONG:
                 return tokens
@@ -199,7 +199,7 @@ def made_up_array(dtype: str, shape: tuple[int, ...]) -> mx.array:
 
 
 def made_up_records(layout: RecordLayout, count: int) -> mx.array:
-    """Returns a bank of records, [count, words] uint32, all alike."""
+    """Returns a bank of identical records, [count, words] uint32."""
     record = np.zeros(layout.stride, np.uint8)
     for part in layout.parts:
         numbers = np.resize(_block(part.dtype), math.prod(part.shape))
@@ -210,9 +210,9 @@ def made_up_records(layout: RecordLayout, count: int) -> mx.array:
 
 
 def _block(dtype: str) -> np.ndarray:
-    """Returns numbers of a dtype; 16-bit floats as their bits in uint16."""
+    """Returns a block of numbers of a dtype; 16-bit floats as uint16."""
     rng = np.random.default_rng(0)
-    if dtype == "U8":  # scales of one byte: about 0.01 as e4m3, and as e8m0 as far from infinity as others
+    if dtype == "U8":  # scales of one byte: about 0.01 as e4m3, and finite as e8m0
         return np.full(_BLOCK, 0x06, np.uint8)
     if dtype == "U32":
         return rng.integers(0, 1 << 32, _BLOCK, dtype=np.uint32)
@@ -223,8 +223,8 @@ def _block(dtype: str) -> np.ndarray:
 
 
 def run_seconds(run: Callable[[], object]) -> float:
-    """Returns median seconds of a run and its evaluation, after some that are not counted; fewer runs where they take
-    long.
+    """Returns the median seconds of a run and its evaluation, without the first runs; slow runs are repeated less
+    often.
     """
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < _FIRST_RUNS + _MOST_RUNS and sum(seconds[1:]) < _ENOUGH):

@@ -1,5 +1,4 @@
-"""Request bodies of Anthropic's `/v1/messages` and `/v1/messages/count_tokens`, and their conversion to arguments of
-the library.
+"""Request bodies of Anthropic's `/v1/messages` and `/v1/messages/count_tokens`.
 
 Source: Anthropic's API reference (November 2026).
 """

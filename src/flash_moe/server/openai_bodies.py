@@ -1,5 +1,4 @@
-"""Request bodies of OpenAI's `/v1/chat/completions` and `/v1/completions`, and their conversion to arguments of the
-library.
+"""Request bodies of OpenAI's `/v1/chat/completions` and `/v1/completions`.
 
 Source: OpenAI's API reference (November 2026). The additional fields (``top_k``, ``min_p``, ``repetition_penalty``,
 ``enable_thinking``, ``reasoning_budget``, ``chat_template_kwargs``, ``reasoning_content``) have the names of vLLM and
