@@ -46,10 +46,10 @@ def command(
     cases = list(standard_cases()) if model is None else cases_of(local_checkpoint(model), experts_per_token(k))
     if not as_json:
         print(f"{'kernel':<58} {'error':>8} {'allowed':>8} {'us':>8} {'MLX us':>8} {'faster':>7}")
-    verdicts = []
+    verdicts = {}
     try:
         for case, verdict in judged(cases):
-            verdicts.append(verdict)
+            verdicts[case] = verdict
             if as_json:
                 continue
             times = ""
@@ -60,9 +60,9 @@ def command(
             print(f"{name_of(case):<58} {verdict.error:>8.1e} {verdict.tolerance:>8.0e}{times} {result}", flush=True)
     except NoAnswer as error:
         raise FlashMoEError(f"the process that tries kernels could not be started: {error}") from error
-    wrong, used = sum(not v.right for v in verdicts), sum(v.used for v in verdicts)
+    wrong, used = sum(not v.right for v in verdicts.values()), sum(v.used for v in verdicts.values())
     if as_json:
-        kernels = [{"case": list(c)} | dataclasses.asdict(v) for c, v in zip(cases, verdicts, strict=True)]
+        kernels = [{"case": list(c)} | dataclasses.asdict(v) for c, v in verdicts.items()]
         print_json({"kernels": kernels, "passed": not wrong})
     else:
         slower = len(cases) - wrong - used

@@ -1,7 +1,8 @@
 """The process in which kernels are tried: one that crashes or hangs takes nothing of the user's with it.
 
 :class:`Worker` starts it, asks, and ends it when it does not answer. The process runs :func:`main`, which reads one case
-a line from its standard input, as JSON, and answers each with one line: a verdict.
+a line from its standard input, as JSON, and answers with a line when it has compared and compiled it; and where it reads
+null, times the case that has waited longest, and answers with the verdict.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
+from functools import partial
 from typing import Any, TextIO
 
 import mlx.core as mx
@@ -28,8 +32,8 @@ from .trial import Verdict
 
 START_SECONDS = 30.0  # for a process to load MLX and to start the GPU, with a cold disk
 CASE_SECONDS = {"metal": 8.0, "cuda": 90.0}  # for a case's kernels, MLX's too, to be compiled, run and timed
-# Processes that compile side by side before kernels are timed. NVRTC takes seconds for a kernel, and MLX keeps what it made
-# on disk, for other processes, too; on Metal a kernel takes a fraction of a second, and nothing is kept.
+# Processes that compile side by side, before one after the other times its kernels. NVRTC takes seconds for each kernel of
+# each process, and uses one core; Apple's compiler, a fraction of a second.
 COMPILERS = {"metal": 1, "cuda": 8}
 _MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe.proofs.process import main; main()"
 
@@ -69,19 +73,31 @@ class Worker:
             raise
 
     def judge(self, case: Case, seconds: float) -> Verdict:
-        """Returns what the process finds of a case.
+        """Returns what the process finds of a case; arguments and errors are those of :meth:`prepare`."""
+        self.prepare(case, seconds)
+        return self.time(seconds)
+
+    def prepare(self, case: Case, seconds: float) -> None:
+        """Has the process compare a case and compile what is to be timed.
 
         Raises:
             NoAnswer: it crashed, or did not answer in this time; it has ended.
         """
+        self._ask(case, seconds)
+
+    def time(self, seconds: float) -> Verdict:
+        """Returns the verdict on the case that was prepared first; NoAnswer as :meth:`prepare`."""
+        answer: dict[str, Any] = json.loads(self._ask(None, seconds))
+        return Verdict(**answer)
+
+    def _ask(self, what: Case | None, seconds: float) -> bytes:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(case).encode() + b"\n")
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # what it died of shows when its answer is waited for
-        answer: dict[str, Any] = json.loads(self._line(seconds))
-        return Verdict(**answer)
+        return self._line(seconds)
 
     def close(self) -> None:
         """Ends the process."""
@@ -115,7 +131,8 @@ class Worker:
 def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("inf")) -> Iterator[tuple[Case, Verdict]]:
     """Yields each case and its verdict, from a process that is started anew after a kernel that ended it.
 
-    Where compiling takes long, several processes do it first. What they find out is dropped: they shared the GPU.
+    Where compiling takes long, several processes do it side by side, and are timed one after the other. Cases that went
+    wrong there, perhaps since memory did not suffice for all, are tried again alone.
 
     Args:
         deadline: of :func:`time.monotonic`; cases whose turn would come later are left out.
@@ -123,14 +140,18 @@ def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("in
     Raises:
         NoAnswer: no process can be started.
     """
-    worker = _compile_together(cases, main, deadline)
+    seconds, left = CASE_SECONDS[back_end() or "metal"], list(cases)
+    for case, verdict in _judged_together(cases, main, deadline, seconds):
+        left.remove(case)
+        yield case, verdict
+    worker: Worker | None = None
     try:
-        for case in cases:
+        for case in left:
             if time.monotonic() > deadline:
                 return
             worker = worker or Worker(main)
             try:
-                yield case, worker.judge(case, CASE_SECONDS[back_end() or "metal"])
+                yield case, worker.judge(case, seconds)
             except NoAnswer as error:
                 worker.close()
                 worker = None
@@ -140,59 +161,68 @@ def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("in
             worker.close()
 
 
-def _compile_together(cases: Sequence[Case], main: str, deadline: float) -> Worker | None:
-    """Has several processes compile the cases, for half of the time at most.
-
-    Returns:
-        A new process, started meanwhile: one of the others may have read what another was still writing to MLX's cache.
-
-    Raises:
-        NoAnswer: it cannot be started.
-    """
-    gpu = back_end() or "metal"
-    count = min(COMPILERS[gpu], os.cpu_count() or 1, len(cases))
+def _judged_together(
+    cases: Sequence[Case], main: str, deadline: float, seconds: float
+) -> Iterator[tuple[Case, Verdict]]:
+    """Yields the verdicts on kernels that are right, from several processes; none where one process is enough."""
+    count = min(COMPILERS[back_end() or "metal"], os.cpu_count() or 1, len(cases))
     if count < 2:
-        return None
+        return
     waiting, now = iter(cases), time.monotonic()  # one for all threads
     end = now + (deadline - now) / 2
+    workers: dict[Worker, list[Case]] = {}
 
-    def compile_some(_: int) -> None:
-        worker = None
-        try:
-            for case in waiting:
-                if (seconds := end - time.monotonic()) <= 0:
-                    break
-                worker = worker or Worker(main)
-                worker.judge(case, min(seconds, CASE_SECONDS[gpu]))
-        except NoAnswer:  # whose reason the trial will find
-            pass
-        finally:
-            if worker is not None:
-                worker.close()
+    def prepare_some(_: int) -> None:
+        with suppress(NoAnswer):  # for a reason that trying alone will find
+            worker = Worker(main)
+            prepared = workers[worker] = []
+            try:
+                for case in waiting:
+                    if (rest := end - time.monotonic()) <= 0:
+                        break
+                    worker.prepare(case, min(rest, seconds))
+                    prepared.append(case)
+            except NoAnswer:
+                prepared.clear()
+                raise
 
-    with ThreadPoolExecutor(count + 1) as pool:
-        new = pool.submit(Worker, main)
-        list(pool.map(compile_some, range(count)))
-    return new.result()
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(prepare_some, range(count)))
+        for worker, prepared in workers.items():
+            with suppress(NoAnswer):
+                for case in prepared:
+                    verdict = worker.time(seconds)
+                    if verdict.right:
+                        yield case, verdict
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def main() -> None:
     """Answers until its input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what compilers print must not stand among the answers
-    from .trial import judge
+    from .trial import prepare
     from .trials import trial_of
 
     mx.random.seed(int.from_bytes(os.urandom(4), "little"))
     mx.eval(mx.ones(1) + 1)  # starts the GPU
     _say(answers, "ready")
+    prepared: deque[Callable[[], Verdict]] = deque()
     for line in sys.stdin:
         case = json.loads(line)
         try:
-            verdict = judge(trial_of(case))
+            if case is not None:
+                prepared.append(prepare(trial_of(case)))
+            else:
+                verdict = prepared.popleft()()
         except Exception as error:  # whatever the compiler or the GPU has against it
             verdict = Verdict(False, False, f"{type(error).__name__}: {_first_lines(str(error))}")
-        _say(answers, json.dumps(dataclasses.asdict(verdict)))
+            if case is not None:
+                prepared.append(partial(copy, verdict))
+        _say(answers, "prepared" if case is not None else json.dumps(dataclasses.asdict(verdict)))
         clear_cache()
 
 

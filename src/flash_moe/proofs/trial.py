@@ -19,6 +19,7 @@ TOLERANCE = {mx.float32: (1e-4, 1e-4), mx.float16: (2e-3, 6e-4), mx.bfloat16: (1
 _CACHES = 64 << 20  # bytes of operands that a GPU's caches do not hold
 _MOST_SETS = 8  # of operands
 _SECONDS, _REPEATS = 0.003, 5  # of launches that are evaluated together, and how often they are
+_TRACING = 4  # tracing makes MLX's ops less than this much faster; to compile their trace takes CUDA many seconds
 
 Arrays = Sequence[mx.array]
 
@@ -34,6 +35,7 @@ class Trial:
         operands: makes a set of random operands.
         dtype: of the op's outputs.
         timed: the kernel as it is timed, where ``kernel`` does more.
+        traced: whether the op runs in traces, as it does in decoding.
     """
 
     kernel: Callable[..., Arrays]
@@ -42,6 +44,7 @@ class Trial:
     operands: Callable[[], tuple[mx.array, ...]]
     dtype: mx.Dtype
     timed: Callable[..., Any] | None = None
+    traced: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,18 @@ def judge(trial: Trial) -> Verdict:
     Raises:
         Exception: whatever compiling or running raises; the kernel is not to be used then.
     """
+    return prepare(trial)()
+
+
+def prepare(trial: Trial) -> Callable[[], Verdict]:
+    """Compares a kernel with its reference, and compiles what is to be timed.
+
+    Returns:
+        A function that times the kernel, for which nothing else may use the GPU, and returns the verdict.
+
+    Raises:
+        Exception: as :func:`judge`.
+    """
     operands = trial.operands()
     mx.eval(operands)
     with poisoned():
@@ -86,10 +101,16 @@ def judge(trial: Trial) -> Verdict:
     error, relative_norm = (max(values) for values in zip(*map(_errors, found, expected), strict=True))
     if not (error <= largest and relative_norm <= norm):  # NaN is wrong, too
         what = f"its error is {error:.1e} of the largest value, {relative_norm:.1e} in the norm"
-        return Verdict(False, False, f"{what}; {largest:.0e} and {norm:.0e} are allowed", error, largest)
-    seconds, mlx_seconds = _times(trial, operands)
-    reason = "" if seconds < mlx_seconds else f"it takes {seconds * 1e6:.1f} µs, MLX {mlx_seconds * 1e6:.1f} µs"
-    return Verdict(True, not reason, reason, error, largest, seconds, mlx_seconds)
+        wrong = Verdict(False, False, f"{what}; {largest:.0e} and {norm:.0e} are allowed", error, largest)
+        return lambda: wrong
+    times = _timer(trial, operands)
+
+    def verdict() -> Verdict:
+        seconds, mlx_seconds = times()
+        reason = "" if seconds < mlx_seconds else f"it takes {seconds * 1e6:.1f} µs, MLX {mlx_seconds * 1e6:.1f} µs"
+        return Verdict(True, not reason, reason, error, largest, seconds, mlx_seconds)
+
+    return verdict
 
 
 def _errors(found: mx.array, expected: mx.array) -> tuple[float, float]:
@@ -104,23 +125,47 @@ def _errors(found: mx.array, expected: mx.array) -> tuple[float, float]:
     return (error.item(), relative.item()) if mx.isfinite(difference).all().item() else (float("inf"), float("inf"))  # type: ignore[return-value]
 
 
-def _times(trial: Trial, operands: tuple[mx.array, ...]) -> tuple[float, float]:
-    """Returns median seconds of a call of the kernel and of MLX's ops, in turns, traced as the decoder is."""
+def _timer(trial: Trial, operands: tuple[mx.array, ...]) -> Callable[[], tuple[float, float]]:
+    """Compiles a kernel and MLX's ops as the decoder traces them.
+
+    Returns:
+        A function that returns median seconds of a call of the kernel and of MLX's ops, in turns. Where those take much
+        longer, they are not traced.
+    """
     count = min(_MOST_SETS, -(-_CACHES // max(1, sum(a.nbytes for a in operands))))
     sets = [operands, *(trial.operands() for _ in range(count - 1))]
     flat = [array for one in sets for array in one]
     mx.eval(flat)
+
+    def rounds(function: Callable[..., Any], traced: bool) -> Callable[[], float]:
+        return _rounds(_all_sets(function, len(operands), traced), flat)
+
+    def measured(mlx: Callable[[], float]) -> tuple[float, float]:
+        times = [(kernel(), mlx()) for _ in range(_REPEATS)]
+        seconds, mlx_seconds = (statistics.median(column) / count for column in zip(*times, strict=True))
+        return seconds, mlx_seconds
+
+    def decided(found: tuple[float, float]) -> bool:
+        return not trial.traced or _TRACING * found[0] < found[1]
+
     with kernels(False):
-        runs = [
-            _rounds(_all_sets(function, len(operands)), flat) for function in (trial.timed or trial.kernel, trial.usual)
-        ]
-        times = [(runs[0](), runs[1]()) for _ in range(_REPEATS)]
-    kernel, usual = (statistics.median(column) / count for column in zip(*times, strict=True))
-    return kernel, usual
+        kernel, plain = rounds(trial.timed or trial.kernel, trial.traced), rounds(trial.usual, False)
+        traced = None if decided(measured(plain)) else rounds(trial.usual, True)
+
+    def times() -> tuple[float, float]:
+        with kernels(False):
+            if traced is None and decided(found := measured(plain)):
+                return found
+            return measured(traced or rounds(trial.usual, True))
+
+    return times
 
 
-def _all_sets(function: Callable[..., Any], width: int) -> Callable[..., list[Any]]:
-    return mx.compile(lambda *flat: [list(function(*flat[k : k + width])) for k in range(0, len(flat), width)])
+def _all_sets(function: Callable[..., Any], width: int, traced: bool) -> Callable[..., list[Any]]:
+    def run(*flat: mx.array) -> list[Any]:
+        return [list(function(*flat[k : k + width])) for k in range(0, len(flat), width)]
+
+    return mx.compile(run) if traced else run
 
 
 def _rounds(traced: Callable[..., Any], flat: list[mx.array]) -> Callable[[], float]:

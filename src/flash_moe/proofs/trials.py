@@ -281,7 +281,7 @@ def _delta_chunks(key_heads: int, heads: int, dk: int, dv: int, dtype_name: str)
         decay, beta = (mx.random.uniform(low, 1.0, (_TOKENS, heads)) for low in (0.8, 0.0))
         return q, k, _random(_TOKENS, heads, dv, dtype=dtype), decay, beta.astype(dtype), _random(heads, dv, dk)
 
-    return Trial(gated_delta_chunks, gated_delta_reference, gated_delta, operands, dtype)
+    return Trial(gated_delta_chunks, gated_delta_reference, gated_delta, operands, dtype, traced=False)
 
 
 TRIALS: dict[str, Callable[..., Trial]] = {

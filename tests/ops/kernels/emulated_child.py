@@ -34,5 +34,5 @@ if fault := os.environ.get("TEST_FAULT"):
 mx.fast.metal_kernel = emulator.metal_kernel
 kernel.back_end = lambda: "metal"
 mx.compile = lambda function: function  # the emulator evaluates, which a trace cannot
-trial._times = lambda *_: (1e-6, 2e-6)  # how fast the emulator is says nothing
+trial._timer = lambda *_: lambda: (1e-6, 2e-6)  # how fast the emulator is says nothing
 process.main()

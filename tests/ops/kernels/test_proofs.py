@@ -114,35 +114,58 @@ def test_a_kernel_that_ends_or_stops_the_process_is_off_and_the_others_are_tried
     assert verdicts[RIGHT].used
 
 
-# Notes each case that it is asked for, beside others says that all is wrong, and ends when it is asked for a crash first.
+# Notes what it is asked, and when. Beside others, "crash" ends the process and "wrong" is wrong.
 SEVERAL = """
-import json, os, sys
-folder = os.environ["TEST_NOTES"]
+import json, os, sys, time
+notes = open(os.environ["TEST_NOTES"], "a", buffering=1)
 print("ready", flush=True)
+prepared = []
 for line in sys.stdin:
     case = json.loads(line)
-    busy = len(os.listdir(folder)) < 3
-    open(os.path.join(folder, f"{case[0]}-{os.getpid()}"), "w").close()
-    if busy and case[0] == "crash":
-        sys.exit(3)
-    print(json.dumps({"right": not busy, "used": not busy}), flush=True)
+    if case is not None:
+        prepared.append(case[0])
+        notes.write(f"prepare {case[0]} {os.getpid()}\\n")
+        time.sleep(0.05)
+        beside = len({line.split()[2] for line in open(os.environ["TEST_NOTES"]).read().splitlines()}) < 3
+        if beside and case[0] == "crash":
+            sys.exit(3)
+        print("prepared", flush=True)
+    else:
+        name = prepared.pop(0)
+        notes.write(f"time {name} {os.getpid()}\\n")
+        right = not (beside and name == "wrong")
+        print(json.dumps({"right": right, "used": right}), flush=True)
 """
 
 
-def test_processes_compile_side_by_side_and_one_decides_afterwards(
+def test_processes_prepare_side_by_side_and_are_timed_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(COMPILERS, "metal", 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setenv("TEST_NOTES", str(tmp_path))
-    cases: list[Case] = [("crash", 1), ("a", 1), ("b", 1)]
+    monkeypatch.setenv("TEST_NOTES", str(tmp_path / "notes"))
+    cases: list[Case] = [("a", 1), ("b", 1), ("c", 1)]
     verdicts = dict(judged(cases, main=SEVERAL))
+    assert verdicts.keys() == set(cases)
     assert all(verdict.used for verdict in verdicts.values())
-    processes = {case[0]: {file.name for file in tmp_path.glob(f"{case[0]}-*")} for case in cases}
-    assert [len(found) for found in processes.values()] == [2, 2, 2]
-    asked_of = [name.rpartition("-")[2] for found in processes.values() for name in found]
-    assert max(map(asked_of.count, asked_of)) == 3  # one was asked for all, and none of those that compiled were
-    assert len(set(asked_of)) == 3
+    notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
+    assert [what for what, *_ in notes] == ["prepare"] * 3 + ["time"] * 3
+    assert len({process for *_, process in notes}) == 2
+
+
+@pytest.mark.parametrize("fault", ["crash", "wrong"])
+def test_what_goes_wrong_beside_others_is_tried_alone(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMPILERS, "metal", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("TEST_NOTES", str(tmp_path / "notes"))
+    cases: list[Case] = [(fault, 1), ("a", 1), ("b", 1)]
+    verdicts = dict(judged(cases, main=SEVERAL))
+    assert verdicts.keys() == set(cases)
+    assert all(verdict.used for verdict in verdicts.values())
+    notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
+    assert len([name for _, name, _ in notes if name == fault]) == (3 if fault == "crash" else 4)
 
 
 def test_a_kernel_that_ended_its_process_is_tried_once_more() -> None:

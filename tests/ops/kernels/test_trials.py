@@ -40,7 +40,7 @@ CASES: list[Case] = [
 
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_times", lambda *_: (1e-6, 2e-6))
+    monkeypatch.setattr(trial, "_timer", lambda *_: lambda: (1e-6, 2e-6))
 
 
 def test_every_op_has_a_case() -> None:
@@ -87,8 +87,22 @@ def test_a_single_value_that_is_not_written_is_wrong(value: float) -> None:
 
 
 def test_a_slower_kernel_is_right_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_times", lambda *_: (2e-6, 1e-6))
+    monkeypatch.setattr(trial, "_timer", lambda *_: lambda: (2e-6, 1e-6))
     verdict = judge(trial_of(CASES[0]))
     assert verdict.right
     assert not verdict.used
     assert verdict.reason == "it takes 2.0 µs, MLX 1.0 µs"
+
+
+@pytest.mark.parametrize("mlx, traced", [(0.05, False), (0.01, True)])
+def test_ops_of_mlx_are_traced_where_that_may_decide(mlx: float, traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    tracing: list[object] = []
+    monkeypatch.setattr(mx, "compile", lambda function: tracing.append(function) or function)
+    monkeypatch.setattr(trial, "_rounds", lambda run, flat: lambda: run(*flat)[0][0])
+    tried = replace(
+        trial_of(CASES[0]), timed=lambda *_: [0.004], usual=lambda *_: [mlx], operands=lambda: (mx.zeros(1 << 25),)
+    )
+    times = trial._timer(tried, tried.operands())
+    assert times() == (0.004, mlx)
+    assert len(tracing) == 1 + traced
