@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -77,15 +76,6 @@ class KVCache:
         mx.eval(other.keys, other.values)
         return other
 
-    @property
-    def saved(self) -> int:
-        """What :meth:`restore` takes."""
-        return self.length
-
-    def restore(self, saved: int) -> None:
-        """Goes back to what was saved."""
-        self.length = saved
-
     def holds(self, length: int) -> bool:
         """Returns whether the cache can be cut back to ``length``."""
         return length <= self.length
@@ -150,11 +140,11 @@ class DeltaCache:
             self.marks[self.length] = conv, state
 
     def undo(self) -> Callable[[], None]:
-        """Returns what takes back the tokens added from now on."""
-        before = *self.kept(), self.length
+        """Returns what takes back the tokens added from now on; until it is dropped, the states stay in memory."""
+        before = *self.kept(), self.length, dict(self.marks)
 
         def restore() -> None:
-            self.conv, self.state, self.length = before
+            self.conv, self.state, self.length, self.marks = before
 
         return restore
 
@@ -171,15 +161,6 @@ class DeltaCache:
         if length < self.length:
             other.cut_back(length)
         return other
-
-    @property
-    def saved(self) -> tuple[Any, ...]:
-        """What :meth:`restore` takes; keeps the states in memory."""
-        return *self.kept(), self.length, dict(self.marks)
-
-    def restore(self, saved: tuple[Any, ...]) -> None:
-        """Goes back to what was saved."""
-        self.conv, self.state, self.length, self.marks = saved
 
     def holds(self, length: int) -> bool:
         """Returns whether the cache can be cut back to ``length``."""
@@ -248,13 +229,13 @@ class SequenceCache:
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """Takes back what a pass that fails half-way has done. Until it ends, old recurrent states stay in memory."""
-        count, saved = len(self.tokens), [layer.saved for layer in self.layers]
+        count, undoing = len(self.tokens), [layer.undo() for layer in self.layers]
         try:
             yield
         except BaseException:
             del self.tokens[count:]
-            for layer, state in zip(self.layers, saved, strict=True):
-                layer.restore(state)  # type: ignore[arg-type]
+            for undo in undoing:
+                undo()
             raise
 
     def recover(self) -> bool:
