@@ -141,10 +141,10 @@ class DeltaCache:
 
     def undo(self) -> Callable[[], None]:
         """Returns what takes back the tokens added from now on; until it is dropped, the states stay in memory."""
-        before = *self.kept(), self.length, dict(self.marks)
+        before = *self.kept(), self.length
 
         def restore() -> None:
-            self.conv, self.state, self.length, self.marks = before
+            self.conv, self.state, self.length = before
 
         return restore
 
