@@ -1,4 +1,5 @@
-"""Several machines: each holds and reads its share of the experts, and one sum per layer adds what they computed.
+"""Runs a model on several machines. Each holds a share of the experts, and one sum per layer adds their outputs.
 
-Nothing here knows of files, networks or text. Rank 0 drives: it tells the others what to run; they follow.
+This package does not depend on files, networks or text. Rank 0 leads: it sends commands to the other ranks, which
+follow.
 """

@@ -1,4 +1,4 @@
-"""Every rank but 0: runs what rank 0 runs."""
+"""The ranks other than 0: they run the commands of rank 0."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from .peers import Peers
 from .sums import Sums
 
 _log = logging.getLogger(__name__)
-_CLEAR_INTERVAL = 16  # passes, after which memory that MLX keeps is freed, as on rank 0
+_CLEAR_INTERVAL = 16  # passes after which MLX's cached memory is freed, as on rank 0
 
 
 class NoTokenizer:
-    """Stands for the tokenizer of a rank that follows, which needs none."""
+    """A placeholder for the tokenizer of a following rank, which needs none."""
 
     eos_token_ids: frozenset[int] = frozenset()
     chat_template = None
 
     def token_id(self, text: str) -> None:
-        """There is no such token."""
+        """Returns None: there are no tokens."""
 
     def __getattr__(self, name: str) -> Any:
         raise ArgumentError("this rank follows rank 0, where text is read and written; call model.follow() here")
 
 
 class FollowingNetwork:
-    """The network of a rank that follows. It generates nothing by itself; everything else is the network's own.
+    """The network of a following rank. It cannot generate by itself; all other attributes are those of the network.
 
     Attributes:
-        rank: from 1 on.
+        rank: rank of this process, 1 or higher.
     """
 
     def __init__(self, network: Any, sums: Sums, peers: Peers, store: Any) -> None:
         self.network, self.rank = network, sums.rank
         self._sums, self._peers, self._store = sums, peers, store
-        store.stop_if(lambda: bool(peers.failure))  # so that a read that is stuck does not hold this rank
+        store.stop_if(lambda: bool(peers.failure))  # so that a stuck read does not block this rank
         self._caches: dict[int, Any] = {}
         self._passes = 0
 
@@ -49,15 +49,11 @@ class FollowingNetwork:
         return getattr(self.network, name)
 
     def new_cache(self) -> NoReturn:
-        """Refuses.
-
-        Raises:
-            ArgumentError: always.
-        """
+        """Raises ArgumentError: only rank 0 generates."""
         raise ArgumentError(f"this is rank {self.rank}, and rank 0 generates; call model.follow() here")
 
     def follow(self) -> None:
-        """Runs what rank 0 asks for, until it closes its model. Ctrl-C is left to rank 0 meanwhile.
+        """Runs the commands of rank 0 until rank 0 closes its model. Meanwhile, this rank ignores Ctrl-C.
 
         Raises:
             PeerError: the group is broken.
@@ -76,7 +72,7 @@ class FollowingNetwork:
                     self._change(name, *arguments)
 
     def stop(self) -> None:
-        """Leaves the group; rank 0 learns of it where it has not closed its model."""
+        """Leaves the group, and tells rank 0 unless it has closed its model."""
         self._peers.fail(f"rank {self.rank} closed its model")
         self._peers.close()
 
@@ -113,7 +109,7 @@ class FollowingNetwork:
             clear_cache()
 
     def _run(self, tokens: Sequence[int], cache: Any, last: int, chunks: list[int]) -> None:
-        """Runs tokens; logits are made only where the network splits the tokens by them."""
+        """Runs tokens. Logits are computed only if the network's chunks depend on them."""
         as_well_without = self.network.chunks(tokens, cache, 0) == chunks
         self.network.run(tokens, cache, 0 if as_well_without else last)
 
@@ -131,7 +127,7 @@ class FollowingNetwork:
         self._peers.send("answer", question, answer)
 
     def _change(self, name: str, number: int, *arguments: Any) -> None:
-        """Changes a cache. One that cannot follow is dropped, and passes that need it fail."""
+        """Changes a cache. If the cache cannot be changed, it is dropped, and passes that need it fail."""
         try:
             if name == "new":
                 self._caches[number] = self.network.new_cache()

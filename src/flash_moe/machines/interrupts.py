@@ -1,4 +1,4 @@
-"""Ctrl-C in a group: rank 0 leaves a pass where all ranks can leave it, and the others leave Ctrl-C to rank 0."""
+"""Ctrl-C in a group: rank 0 ends a pass at a point where all ranks can end it, and the others ignore Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 @contextmanager
 def held_interrupts() -> Iterator[Callable[[], bool]]:
-    """Holds Ctrl-C back until the block ends, so that it comes at no arbitrary point within.
+    """Delays Ctrl-C until the end of the block.
 
     Yields:
-        Whether one is held, so that the block can end early. There are none in other threads than the main one, nor
-        where the process ignores them.
+        A function that tells whether Ctrl-C is pending, so that the block can end early. It returns False in threads
+            other than the main thread, and if the process ignores Ctrl-C.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored or threading.current_thread() is not threading.main_thread():
@@ -33,7 +33,7 @@ def held_interrupts() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def ignored_interrupts() -> Iterator[None]:
-    """Ignores Ctrl-C, which on one machine reaches all ranks at once."""
+    """Ignores Ctrl-C inside the block, because Ctrl-C reaches all ranks of a machine at the same time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""From processes that were started together to ranks that work together."""
+"""Connects processes that were started together to a group of ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .ring import host_addresses
 from .sums import Sums
 
 GroupOption = mx.distributed.Group | Literal["auto"] | None
-_LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # set by mlx.launch and mpirun
+_LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # environment variables of mlx.launch and mpirun
 _JOIN_SECONDS = 60.0
 _KEY, _HOST = 32, 64  # bytes
 
@@ -38,13 +38,13 @@ def launched() -> bool:
 
 
 def find_group(group: GroupOption) -> mx.distributed.Group | None:
-    """Returns the group of several ranks that is meant; None for one process alone.
+    """Returns the group of ranks; None for a single process.
 
     Args:
-        group: ``"auto"`` is MLX's own, if ``mlx.launch`` or ``mpirun`` started this process.
+        group: a group of MLX, or ``"auto"`` for the default group if ``mlx.launch`` or ``mpirun`` started this process.
 
     Raises:
-        ArgumentError: it is no group.
+        ArgumentError: the value is not a group.
     """
     if group is None:
         return None
@@ -58,10 +58,10 @@ def find_group(group: GroupOption) -> mx.distributed.Group | None:
 
 
 class Member:
-    """This process as one of a group while it loads a model.
+    """This process as a member of a group while it loads a model.
 
     Attributes:
-        rank: of this process; peers: its connections to the others.
+        rank: rank of this process. peers: its connections to other ranks.
     """
 
     def __init__(self, group: mx.distributed.Group, timeout: float) -> None:
@@ -69,10 +69,10 @@ class Member:
         self.peers = Peers(self.rank, _connections(group), timeout)
 
     def sums(self, stored: Share, widths: Mapping[int, int]) -> Sums:
-        """Returns what adds the parts of all ranks; this one has the share that its files hold, or that of its rank.
+        """Returns the sums over all ranks. The share of this rank is that of its files, or follows from its rank.
 
         Raises:
-            ArgumentError: the files hold a share of another number of machines.
+            ArgumentError: the share in the files is for another number of machines.
         """
         share = Share(self.rank, self._size) if stored.is_whole else stored
         if share.count != self._size:
@@ -82,15 +82,15 @@ class Member:
         return Sums(self._group, share, widths)
 
     def agree(self, share: Share, facts: Mapping[str, Any]) -> None:
-        """Compares what all ranks are about to do; the facts must be the same everywhere.
+        """Checks that the facts are equal on all ranks, and that their shares are complete.
 
         Raises:
-            PeerError: a rank differs, or could not load; or the shares are not all there.
+            PeerError: a rank has different facts or could not load, or a share is missing.
         """
         own = {"share": str(share), **facts}
         if self.rank:
             self.peers.send("facts", own)
-            self.peers.receive()  # only agreement ends this wait without an error
+            self.peers.receive()  # this wait ends without an error only if all ranks agree
             return
         found = {0: own}
         while len(found) < self._size:
@@ -109,7 +109,7 @@ class Member:
         self.peers.send("agreed")
 
     def enter(self, network: Any, sums: Sums, store: Any) -> LeadingNetwork | FollowingNetwork:
-        """Waits until all ranks have loaded. Returns the network as this rank uses it.
+        """Waits until all ranks have loaded, and returns the network for this rank.
 
         Args:
             store: the :class:`~flash_moe.experts.store.ExpertStore` of this rank.
@@ -132,13 +132,13 @@ class Member:
 
 @contextmanager
 def joined(group: GroupOption, timeout: float) -> Iterator[Member | None]:
-    """Connects the ranks of a group; an error within tells the others, and ends the connections.
+    """Connects the ranks of a group. An error inside the block is sent to the other ranks, and ends the connections.
 
     Yields:
-        What this process is in the group; None where there is none.
+        The membership of this process; None without a group.
 
     Raises:
-        ArgumentError: it is no group, or no timeout.
+        ArgumentError: the group or the timeout is invalid.
         PeerError: the ranks could not be connected.
     """
     timeout = real("group_timeout", timeout, "seconds, 0.1 or more", 0.1)
@@ -155,7 +155,7 @@ def joined(group: GroupOption, timeout: float) -> Iterator[Member | None]:
 
 
 def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
-    """Connects the ranks: rank 0 listens, and tells the others by a sum where and with which key."""
+    """Connects the ranks. Rank 0 listens, and sends its address and a key to the others through a sum."""
     announced = np.zeros(_KEY + _HOST + 1, np.int32)
     listener = None
     if group.rank() == 0:
@@ -180,7 +180,7 @@ def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
 
 
 def _accepted(listener: Listener, size: int) -> dict[int, Connection]:
-    """Accepts all who know the key; in a thread, since a stranger may connect and say nothing."""
+    """Accepts connections with the right key. It uses a thread, because a stranger may connect and send nothing."""
     arrived: SimpleQueue[Connection] = SimpleQueue()
 
     def accept() -> None:
@@ -206,7 +206,7 @@ def _accepted(listener: Listener, size: int) -> dict[int, Connection]:
 
 
 def _own_host() -> str:
-    """Returns the address by which other ranks reach rank 0: that of the back end's own connections."""
+    """Returns the address at which other ranks can reach rank 0: that of the back end's connections."""
     coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "")
     for address in (*host_addresses()[:1], coordinator, os.environ.get("NCCL_HOST_IP", "")):
         if host := address.rpartition(":")[0] or address:

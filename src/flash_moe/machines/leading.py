@@ -1,4 +1,4 @@
-"""Rank 0: what its network runs, the other ranks run too."""
+"""Rank 0: it sends every pass of its network to the other ranks."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .sums import Sums
 
 
 class LeadingNetwork:
-    """A network that tells the other ranks what it runs. Everything else is the network's own.
+    """A network that sends its passes to the other ranks. All other attributes are those of the network.
 
     Attributes:
-        network: runs here.
+        network: the network of this rank.
         rank: 0.
-        stop: ends what the other ranks follow.
+        stop: function that ends the other ranks' wait for commands.
     """
 
     rank = 0
 
     def __init__(self, network: Any, sums: Sums, peers: Peers, store: Any) -> None:
         self.network, self.sums, self.peers, self._store = network, sums, peers, store
-        evict = weakref.WeakMethod(self._evict)  # no cycle, so that closing frees the weights at once
+        evict = weakref.WeakMethod(self._evict)  # no reference cycle, so that closing frees the weights immediately
         store.evict_others = lambda flush: (found := evict()) and found(flush)
         self._cancelled: Callable[[], bool] | None = None
         self._caches, self._passes, self._questions = count(1), count(1), count(1)
@@ -46,7 +46,7 @@ class LeadingNetwork:
         return self.own(self.network.new_cache(), "new")
 
     def own(self, cache: Any, command: str, *arguments: int) -> LedCache:
-        """Gives a cache a number, under which the command makes it on the other ranks."""
+        """Gives a cache a number, and creates its counterparts on the other ranks with the command."""
         with held_interrupts():
             number = next(self._caches)
             self.peers.send(command, number, *arguments)
@@ -66,7 +66,7 @@ class LeadingNetwork:
         """As the network's own, on all ranks.
 
         Raises:
-            PeerError: another rank is gone, failed or disagrees.
+            PeerError: another rank stopped, failed or has different settings.
         """
         tokens = [int(token) for token in tokens]
         chunks = self.network.chunks(tokens, cache.cache, last)
@@ -106,42 +106,42 @@ class LeadingNetwork:
                 self.peers.end()
 
     def _stopped(self) -> bool:
-        """Returns whether a wait for reads has to end."""
+        """Returns whether a wait for reads must end."""
         wanted = self._cancelled is None or not self._cancelled()
         return bool(self.peers.failure) or self.sums.stopped() or not wanted
 
     def common_lengths(self, cache: LedCache) -> set[int]:
-        """Returns the lengths to which all ranks can cut their cache of a sequence back."""
+        """Returns the lengths to which all ranks can truncate their cache of a sequence."""
         return set(cache.cache.held).intersection(*self._ask("held", cache.number))
 
     def _evict(self, flush: bool) -> None:
-        """Has the stores of all other ranks forget their records, and waits for it."""
+        """Makes the stores of all other ranks drop their records, and waits until they have."""
         self._ask("evict", flush)
 
     def _ask(self, command: str, *arguments: Any) -> list[Any]:
-        """Returns the answers of all other ranks to a command."""
+        """Sends a command to all other ranks and returns their answers."""
         with self._asking:
             question, answers = next(self._questions), list[Any]()
             self.peers.send(command, question, *arguments)
             while len(answers) < self.sums.size - 1:
                 _, (_, answered, answer) = self.peers.receive()
-                if answered == question:  # else to one that was interrupted
+                if answered == question:  # other answers belong to an interrupted command
                     answers.append(answer)
             return answers
 
 
 def _stop(peers: Peers) -> None:
-    """Ends what the other ranks follow."""
+    """Ends the other ranks' wait for commands."""
     peers.send("stop")
     peers.close()
 
 
 class LedCache:
-    """The cache of a sequence on rank 0, of which every rank has its own. What it has not, the cache has.
+    """The cache of a sequence on rank 0; every rank has its own counterpart. Other attributes are those of the cache.
 
     Attributes:
-        cache: the one of this rank.
-        number: by which the others know theirs.
+        cache: the cache of this rank.
+        number: number of the sequence on all ranks.
         failed: whether the last pass failed, so that the ranks may hold different lengths.
     """
 
@@ -154,23 +154,26 @@ class LedCache:
         return getattr(self.cache, name)
 
     def mark(self, lengths: Sequence[int]) -> None:
-        """Asks for marks at these lengths, on all ranks."""
+        """Requests marks at these lengths on all ranks."""
         with held_interrupts():
             self.cache.mark(lengths)
             self._leader.peers.send("mark", self.number, list(lengths))
 
     def cut_back(self, length: int) -> None:
-        """Forgets all tokens from ``length`` on, on all ranks."""
+        """Truncates the caches of all ranks to ``length``."""
         with held_interrupts():
             self.cache.cut_back(length)
             self._leader.peers.send("cut_back", self.number, length)
 
     def fork(self, length: int) -> LedCache:
-        """Returns another cache of the first ``length`` tokens, on all ranks."""
+        """Copies the caches of all ranks with the first ``length`` tokens."""
         return self._leader.own(self.cache.fork(length), "fork", self.number, length)
 
     def recover(self) -> bool:
-        """Goes back to the longest beginning that all ranks hold, if a pass failed. Returns whether there is one."""
+        """After a failed pass, truncates the caches to the longest common length of all ranks.
+
+        Returns whether there is one.
+        """
         if not self.failed:
             return bool(self.cache.recover())
         try:
@@ -186,6 +189,6 @@ class LedCache:
 
 
 def go_back(cache: Any, length: int) -> None:
-    """Cuts a cache back to a length that it holds, whatever a failed pass left in it."""
+    """Truncates a cache to a length that it holds, even after a failed pass."""
     if length != len(cache.tokens) or not cache.sound:
         cache.cut_back(length)

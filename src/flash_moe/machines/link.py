@@ -1,4 +1,4 @@
-"""An authenticated connection between two ranks that carries JSON, and nothing that would be executed."""
+"""An authenticated connection between two ranks that carries only JSON, so that no code can be executed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any
 
-_LONGEST = 64 << 20  # bytes of a message; the longest is a prompt's chunk of token ids
+_LONGEST = 64 << 20  # maximum bytes of a message; the longest messages are chunks of token ids
 
 
 class Link:
-    """Sends what is queued and hands on what arrives, each in a thread of its own.
+    """Sends queued messages and delivers received ones, in two threads.
 
-    Queueing is one operation of the interpreter, so no signal or collection of garbage can come in between.
+    Queueing is a single operation of the interpreter, so no signal or garbage collection can interrupt it.
 
     Args:
-        received: called with every message; lost: with nothing, once, when the other side is gone.
-        beat: makes the message that is sent every ``interval`` seconds, to show that this rank lives.
+        received: function that is called with every message. lost: function that is called once, when the connection is
+            lost.
+        beat: function that returns the heartbeat message, which is sent every ``interval`` seconds.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Link:
             thread.start()
 
     def send(self, message: list[Any]) -> None:
-        """Queues a message; it is lost where the other side is gone."""
+        """Queues a message. If the connection is lost, so is the message."""
         self._queue.put(message)
 
     def close(self, seconds: float = 2.0) -> None:
@@ -60,7 +61,7 @@ class Link:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         if receiver is not threading.current_thread():
-            receiver.join()  # it must not read from a descriptor that was closed, and may be another connection's now
+            receiver.join()  # it must not read from a closed descriptor, which may now belong to another connection
         self._socket.close()
         self._connection.close()
 
@@ -77,7 +78,7 @@ class Link:
                 self._connection.send_bytes(json.dumps(message).encode())
 
     def _receive(self) -> None:
-        with suppress(OSError, EOFError, ValueError):  # whatever is no message ends the connection
+        with suppress(OSError, EOFError, ValueError):  # an invalid message ends the connection
             while True:
                 self._received(json.loads(self._connection.recv_bytes(_LONGEST)))
         self._lost()

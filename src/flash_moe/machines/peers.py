@@ -1,4 +1,4 @@
-"""The control connections between rank 0 and all others, and a watchdog over what the ranks do."""
+"""The control connections between rank 0 and all other ranks, and a watchdog over the ranks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .ring import end_connections, host_addresses
 from .sums import Sums
 
 _log = logging.getLogger(__name__)
-_SLOWEST = 1e6  # bytes per second: a network that adds less counts as down
+_SLOWEST = 1e6  # bytes per second; a network slower than this counts as down
 
 
 @dataclass
 class _State:
-    """The state of a rank; times are those of this process's clock.
+    """The state of a rank. Times are those of this process's clock.
 
     Attributes:
-        heard: when a message of it came last.
-        entered: sums it has begun; records: that it has fetched; cpu: seconds it has computed.
-        layer: in which it is; doing: ``"idle"``, ``"works"`` or ``"waits"`` (in a sum).
-        seen, changed: the progress that counted last, and when.
+        heard: time of its last message.
+        entered: number of sums it has begun. records: number of records it has fetched. cpu: seconds it has computed.
+        layer: current layer. doing: ``"idle"``, ``"works"`` or ``"waits"`` (in a sum).
+        seen, changed: the last progress that counted, and its time.
     """
 
     heard: float = field(default_factory=time.monotonic)
@@ -42,9 +42,9 @@ class _State:
     changed: float = field(default_factory=time.monotonic)
 
     def progress(self, now: float, enough: float) -> float:
-        """Returns for how many seconds there was no progress: no sum, no record, no ``enough`` seconds of computing.
+        """Returns the seconds without progress, i.e. without a sum, a record, or ``enough`` seconds of computing.
 
-        A rank that waits in a sum computes nothing, though the ring spins.
+        For a rank that waits in a sum, computing time does not count, because the ring busy-waits.
         """
         computes = self.doing != "waits" and self.cpu - self.seen[2] > enough
         if (self.entered, self.records) != self.seen[:2] or computes:
@@ -53,28 +53,28 @@ class _State:
 
 
 class Peers:
-    """The other ranks as one rank sees them: rank 0 sees all, the others see rank 0.
+    """The other ranks that this rank is connected with: rank 0 with all, the others with rank 0.
 
-    Nothing in MLX ends a sum whose partner is silent. So this looks at every rank, twice a second or more often: a rank
-    that is gone or silent, or that makes no progress while others wait for it, ends the group everywhere. The ring's
-    sockets are shut down then, and what waits for them raises. Other back ends have nothing that could be ended: there,
-    and where a rank that follows is stuck elsewhere, the process ends itself after another timeout.
+    MLX does not end a sum whose partner is silent. So this class checks every rank at least twice a second. If a rank
+    stops, is silent, or makes no progress while others wait for it, the group ends on all ranks. Then the sockets of
+    the ring are shut down, and evaluations that wait for them raise an error. Other back ends offer no way to end a
+    sum. There, and if a following rank is stuck elsewhere, the process ends itself after another timeout.
 
     Args:
-        connections: by rank.
+        connections: the connections by rank.
         timeout: seconds after which a silent or stuck rank counts as lost.
 
     Attributes:
-        failure: why the group is broken; empty while it works.
+        failure: reason why the group is broken; empty while it works.
     """
 
     def __init__(self, rank: int, connections: Mapping[int, Connection], timeout: float) -> None:
         self.rank, self.timeout, self.failure = rank, timeout, ""
         self._sums: Sums | None = None
         self._records: Callable[[], int] = lambda: 0
-        self.working = False  # a pass runs
+        self.working = False  # whether a pass is running
         self._inbox: SimpleQueue[tuple[int, list[Any]] | None] = SimpleQueue()
-        self._causes: dict[int, str] = {}  # by number of the pass
+        self._causes: dict[int, str] = {}  # causes by number of the pass
         self._number = 0
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._interval = min(0.5, timeout / 4)
@@ -93,11 +93,11 @@ class Peers:
         threading.Thread(target=self._watch, name="flash-moe watchdog", daemon=True).start()
 
     def watch(self, sums: Sums, records: Callable[[], int]) -> None:
-        """Looks at progress from now on: at sums, and at the number of records that were fetched."""
+        """Starts to watch the progress: sums, and the number of fetched records."""
         sums.cause, sums.broken, self._sums, self._records = self.cause, self.fail, sums, records
 
     def send(self, *message: Any) -> None:
-        """Queues a message to all ranks that this one is connected with."""
+        """Queues a message to all connected ranks."""
         for link in self._links.values():
             link.send(list(message))
 
@@ -114,7 +114,7 @@ class Peers:
         return found
 
     def begin(self, number: int) -> None:
-        """A pass of this number begins.
+        """Begins the pass with this number.
 
         Raises:
             PeerError: the group is broken.
@@ -127,34 +127,34 @@ class Peers:
         self._causes = {n: cause for n, cause in self._causes.items() if n >= number}
 
     def end(self) -> None:
-        """The pass has ended."""
+        """Ends the pass."""
         self.working = False
 
     def say_cause(self, error: BaseException) -> None:
-        """Tells the other ranks why this rank's pass fails."""
+        """Tells the other ranks why the pass fails on this rank."""
         self.send("cause", self._number, f"rank {self.rank}: {type(error).__name__}: {error}")
 
     def cause(self) -> str:
-        """Waits a moment for why the pass fails; returns an empty text where nobody says it."""
+        """Waits briefly for the cause of a failed pass; returns an empty string if no rank sends it."""
         deadline = time.monotonic() + self.timeout
         while not self.failure and self._number not in self._causes and time.monotonic() < deadline:
             time.sleep(0.005)
         return self.failure or self._causes.get(self._number, "")
 
     def fail(self, reason: str) -> None:
-        """Breaks the group: ends what runs on this rank, and tells the others."""
+        """Breaks the group: ends the pass on this rank, and tells the others."""
         with self._lock:
             if self.failure or self._closed.is_set():
                 return
             self.failure = reason
         self.send("broken", reason)
         self._inbox.put(None)
-        if self._sums is not None:  # while models load nobody waits in a sum, and the group can be used for another one
+        if self._sums is not None:  # while models load, no rank waits in a sum, and the group can be used again
             end_connections(host_addresses())
             threading.Thread(target=self._end_if_stuck, args=(self._number,), daemon=True).start()
 
     def close(self) -> None:
-        """Ends the connections; what they have queued is sent."""
+        """Sends queued messages and closes the connections."""
         self._closed.set()
         for link in self._links.values():
             link.close()
@@ -168,11 +168,11 @@ class Peers:
             self.fail(rest[0])
         elif kind == "cause":
             self._causes[rest[0]] = rest[1]
-            for other, link in self._links.items():  # rank 0 is connected with all
+            for other, link in self._links.items():  # rank 0 is connected with all ranks
                 if other != rank:
                     link.send(message)
         else:
-            if kind == "stop":  # what ends from now on is no failure
+            if kind == "stop":  # connections that end from now on are not failures
                 self._closed.set()
             self._inbox.put((rank, message))
 
@@ -185,7 +185,7 @@ class Peers:
         return ["beat", own.entered, own.records, own.cpu, own.layer, own.doing]
 
     def _look(self, state: _State) -> None:
-        """Notes what this rank does."""
+        """Updates the state of this rank."""
         sums = self._sums
         state.heard, state.records, state.cpu = time.monotonic(), self._records(), time.process_time()
         if sums is not None:
@@ -196,7 +196,7 @@ class Peers:
         last = time.monotonic()
         while not self._closed.wait(self._interval) and not self.failure:
             now = time.monotonic()
-            late = now - last - self._interval  # this process got no processor, or none of the machine's did
+            late = now - last - self._interval  # this process, or the whole machine, was suspended
             for state in (self._own, *self._states.values()):
                 state.heard, state.changed = min(now, state.heard + late), min(now, state.changed + late)
             last = now
@@ -229,7 +229,7 @@ class Peers:
             )
 
     def _end_if_stuck(self, number: int) -> None:
-        """Ends the process where nothing else would: in a sum of other back ends, or a follower that is stuck."""
+        """Ends the process if it is stuck in a sum of another back end, or in a follower."""
         time.sleep(self.timeout)
         in_sum = self._sums is not None and self._sums.waiting
         if self.working and self._number == number and (in_sum or self.rank):

@@ -1,4 +1,4 @@
-"""A model's place in a group of machines."""
+"""The rank of a model in a group of machines."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from .following import FollowingNetwork
 
 
 class Ranked:
-    """A model that is one of several ranks, or alone."""
+    """A model that runs alone or as one of several ranks."""
 
     _decoder: Any
 
     def close(self) -> None:
-        """Ends what the model holds."""
+        """Releases the resources of the model."""
         raise NotImplementedError
 
     @property
     def rank(self) -> int:
-        """Which of the machines of a group this is; 0 for one alone."""
+        """The rank of this process in its group; 0 without a group."""
         return int(getattr(self._decoder, "rank", 0))
 
     def follow(self) -> bool:
-        """On every rank of a group but 0: runs what rank 0 runs, until that closes its model; then closes this one.
+        """On ranks other than 0, runs the commands of rank 0 until it closes its model, and then closes this model.
 
         Returns:
-            False at once on rank 0, and without a group; True elsewhere, when it is over.
+            False immediately on rank 0 and without a group. On other ranks, True at the end.
 
         Raises:
-            PeerError: a rank is gone, silent or stuck.
+            PeerError: a rank stopped, is silent, or hangs.
         """
         if not isinstance(network := self._decoder, FollowingNetwork):
             return False

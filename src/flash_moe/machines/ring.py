@@ -1,4 +1,4 @@
-"""The sockets of MLX's ring, which nothing but their end wakes out of a wait."""
+"""The sockets of MLX's ring. Shutting them down is the only way to end a wait of the ring."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def host_addresses() -> list[str]:
-    """Returns the addresses "ip:port" of all ranks, in order; empty where MLX does not run its ring."""
+    """Returns the addresses "ip:port" of all ranks, in order; empty if MLX does not use its ring."""
     file = os.environ.get("MLX_HOSTFILE")
     if not file or "MLX_RANK" not in os.environ:
         return []
@@ -22,7 +22,7 @@ def host_addresses() -> list[str]:
 
 
 def end_connections(addresses: list[str]) -> None:
-    """Shuts the ring's sockets of this process down: an evaluation that waits for a peer raises."""
+    """Shuts down the ring's sockets of this process, so that an evaluation that waits for a peer raises an error."""
     for path in list(Path("/dev/fd").iterdir()):
         try:
             copy = os.dup(int(path.name))
@@ -35,7 +35,7 @@ def end_connections(addresses: list[str]) -> None:
             continue
         with duplicate:
             if _ends(duplicate) & set(addresses):
-                with suppress(OSError):  # the other side was faster, or it only listens
+                with suppress(OSError):  # the other side closed first, or the socket only listens
                     duplicate.shutdown(socket.SHUT_RDWR)
 
 

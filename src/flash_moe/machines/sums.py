@@ -1,4 +1,4 @@
-"""The sum over all ranks of what each computed of its experts."""
+"""Sums the outputs of the experts over all ranks."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from ..errors import PeerError
 from ..mlx_cache import communicating
 from ..share import Share
 
-_BITS = 16  # of the fingerprint of the chosen experts: a float32 sum of 256 of them is exact
+_BITS = 16  # maximum of the fingerprint of the chosen experts; a float32 sum of 256 of them is exact
 
 
 class Sums:
-    """Adds the parts of all ranks: the only place where a sum over ranks is made and evaluated.
+    """Adds the parts of all ranks. Sums over ranks are created and evaluated only here.
 
-    When a peer is gone, only ``mx.eval`` as the first evaluation of a sum raises. ``np.array``, or whatever follows
-    ``mx.async_eval``, would silently read the rank's own part. So a sum is evaluated here, by ``mx.eval``, and carries two
-    more numbers: of how many ranks it is, and a fingerprint of the experts that they chose. Every rank checks both.
+    If a peer has stopped, only a first evaluation with ``mx.eval`` raises an error. ``np.array``, or any evaluation
+    after ``mx.async_eval``, would silently return the rank's own part. So a sum is evaluated here with ``mx.eval``. It
+    also carries two more numbers, which every rank checks: the number of ranks, and a fingerprint of the experts that
+    they chose.
 
-    A rank whose pass fails sends zeros that count as no rank: all ranks leave the same layer, and stay in step.
+    A rank whose pass fails sends zeros that count as no rank. So all ranks end the pass in the same layer.
 
     Args:
-        group: of MLX.
-        share: of the experts, that this rank computes.
-        widths: numbers in a token's part of each layer with experts, in the order of a pass.
+        group: the group of MLX.
+        share: the share of the experts that this rank computes.
+        widths: width of a token's part in each layer with experts, in the order of a pass.
 
     Attributes:
-        rank, size: of the group; widths: as given.
-        entered: sums that this rank has begun, since the beginning.
-        layer: of the sum that is under way, or comes next; waiting: whether it is under way; nbytes: of it.
-        seconds: spent in sums.
-        stopped: asked before a sum; where it says yes, the pass ends with KeyboardInterrupt.
-        cause: waits for what the failed rank says of its failure; broken: called with why no sum can be made any more.
+        rank, size: rank and size of the group. widths: the argument.
+        entered: number of sums that this rank has begun.
+        layer: layer of the running or next sum. waiting: whether a sum is running. nbytes: its bytes.
+        seconds: seconds spent in sums.
+        stopped: function that is called before a sum. If it returns True, the pass ends with KeyboardInterrupt.
+        cause: function that waits for the cause from the failed rank. broken: function that is called with the reason
+            why sums are no longer possible.
     """
 
     def __init__(self, group: mx.distributed.Group, share: Share, widths: Mapping[int, int]) -> None:
@@ -51,23 +53,23 @@ class Sums:
 
     @property
     def pending(self) -> int:
-        """Sums that the pass has still to enter."""
+        """The number of sums that the pass has not entered yet."""
         return len(self._pending)
 
     def begin(self, chunks: Sequence[int]) -> None:
-        """Notes that a pass begins: through all layers with each of these numbers of tokens in turn."""
+        """Begins a pass through all layers, with each of these numbers of tokens in turn."""
         self._pending = deque((layer, tokens * width) for tokens in chunks for layer, width in self.widths.items())
         self.layer = self._pending[0][0] if self._pending else -1
 
     def add(self, part: mx.array, layer: int, chosen: np.ndarray) -> mx.array:
-        """Returns the parts of all ranks, added in float32: every rank gets the same bits. Waits for all of them.
+        """Returns the sum of the parts of all ranks in float32, with the same bits on every rank. Waits for all ranks.
 
         Args:
-            part: this rank's, [T, W].
-            chosen: the experts of the tokens, [T, K].
+            part: [T, W], the part of this rank.
+            chosen: [T, K], the experts of the tokens.
 
         Raises:
-            PeerError: a rank is gone, its pass failed, or it chose other experts.
+            PeerError: a rank stopped, its pass failed, or it chose other experts.
         """
         if self.stopped():
             raise KeyboardInterrupt
@@ -79,7 +81,7 @@ class Sums:
         fingerprint = float(zlib.crc32(chosen.astype(np.int32).tobytes()) & ((1 << _BITS) - 1))
         total, ranks, agreed = self._exchange(part.astype(mx.float32), 1.0, fingerprint)
         if ranks != self.size:
-            self._pending.clear()  # every rank sees it, in this sum
+            self._pending.clear()  # every rank detects this in the same sum
             raise PeerError(f"layer {layer}: {self.cause() or 'another rank failed and did not say why'}")
         if agreed != self.size * fingerprint:
             self._pending.clear()
@@ -89,7 +91,7 @@ class Sums:
         return total
 
     def give_up(self) -> None:
-        """Tells the other ranks, in the sum that they enter next, that this rank's pass has failed.
+        """Tells the other ranks, in their next sum, that the pass failed on this rank.
 
         Raises:
             PeerError: the group is broken.
@@ -100,7 +102,7 @@ class Sums:
 
     def _exchange(self, part: mx.array, count: float, fingerprint: float) -> tuple[mx.array, float, float]:
         flat = mx.concatenate([part.reshape(-1), mx.array([count, fingerprint])])
-        mx.eval(flat)  # an error of this rank's own shows before anything is sent
+        mx.eval(flat)  # an error of this rank is raised before anything is sent
         total = mx.distributed.all_sum(flat, group=self._group)
         self._pending.popleft()
         self.nbytes, self.entered, self.waiting, start = flat.nbytes, self.entered + 1, True, time.perf_counter()
@@ -109,7 +111,7 @@ class Sums:
                 mx.eval(total)
         except RuntimeError as error:
             self._pending.clear()
-            if not (cause := self.cause()):  # the ranks are there, but no sum can be made any more
+            if not (cause := self.cause()):  # the ranks still run, but sums are no longer possible
                 self.broken(cause := f"the sum failed on rank {self.rank}: {error}")
             raise PeerError(f"layer {self.layer}: {cause}") from error
         finally:
@@ -117,5 +119,5 @@ class Sums:
             self.seconds += time.perf_counter() - start
         if self._pending:
             self.layer = self._pending[0][0]
-        ranks, agreed = np.array(total, copy=False)[-2:].tolist()  # without another evaluation
+        ranks, agreed = np.array(total, copy=False)[-2:].tolist()  # avoids another evaluation
         return total[:-2].reshape(part.shape), ranks, agreed

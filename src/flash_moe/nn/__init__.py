@@ -1,1 +1,1 @@
-"""The network, top to bottom, for one sequence: activations are [T, hidden_size], without a batch dimension."""
+"""Our own network. Activations are [T, hidden_size], without a batch dimension."""

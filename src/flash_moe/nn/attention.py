@@ -19,7 +19,7 @@ from .weights import Weights
 
 
 class GatedAttention(Module):
-    """o_proj(attention(rope(norm(q)), rope(norm(k)), v) · sigmoid(gate)); q_proj yields [query, gate] per head.
+    """o_proj(attention(rope(norm(q)), rope(norm(k)), v) · sigmoid(gate)); q_proj returns [query, gate] per head.
 
     Shape:
         x: [T, H] to [T, H].
@@ -40,10 +40,10 @@ class GatedAttention(Module):
         self.k_norm = weights.array("k_norm.weight", dim)
         self._heads, self._kv_heads, self._dim = heads, kv_heads, dim
         self._config, self._frequencies = config, config.rope_frequencies
-        self._periods: mx.array | None = None  # [rotary_dims / 2] positions per radian, where they are not plain
+        self._periods: mx.array | None = None  # [rotary_dims / 2] positions per radian; None for plain RoPE
         if config.yarn is not None:
             self._periods = 1.0 / mx.array(self._frequencies)
-            # A rotation commutes with a factor, which the norm before it can therefore apply to what will be rotated.
+            # A rotation commutes with a scalar factor, so the norm can apply that factor to the rotated elements.
             turned = mx.arange(dim) < config.rotary_dims
             factors = mx.where(turned, mx.array(config.yarn.attention_factor), mx.array(1.0))
             self.q_norm, self.k_norm = (
@@ -60,10 +60,10 @@ class GatedAttention(Module):
         return self.output(self.look(q, *cache.append(keys, values)), gate)
 
     def together(self, x: mx.array, caches: Sequence[KVCache], counts: Sequence[int]) -> mx.array:
-        """As :meth:`__call__` for tokens of several sequences, those of the first one first.
+        """Runs tokens of several sequences as :meth:`__call__` does; the rows of the sequences follow each other.
 
         Args:
-            counts: how many tokens of x are of each sequence.
+            counts: number of tokens of each sequence in x.
         """
         qk, v, gate = self._normed(x)
         ends, outputs = list(accumulate(counts))[:-1], []
@@ -74,13 +74,13 @@ class GatedAttention(Module):
         return self.output(mx.concatenate(outputs, axis=1), gate)
 
     def project(self, x: mx.array, start: int | mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """By MLX's ops: query [Hq, T, D], key and value [1, Hkv, T, D], and gate [T, Hq, D], of tokens from ``start`` on."""
+        """Returns query [Hq, T, D], key and value [1, Hkv, T, D], and gate [T, Hq, D] of tokens, by MLX's ops."""
         qk, v, gate = self._normed(x)
         qk = self._turned(qk, start)
         return qk.squeeze(0)[: self._heads], qk[:, self._heads :], v, gate
 
     def _normed(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Returns query and key heads before they turn, [1, Hq + Hkv, T, D]; values [1, Hkv, T, D]; and gate [T, Hq,
+        """Returns query and key heads before the rotation, [1, Hq + Hkv, T, D]; values [1, Hkv, T, D]; and gate [T, Hq,
         D].
         """
         tokens, eps = x.shape[0], self._config.rms_norm_eps
@@ -98,23 +98,21 @@ class GatedAttention(Module):
         )
 
     def look(self, q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        """Returns attention of :meth:`project`'s query over the keys and values of all tokens, [1, Hkv, S, D]: [Hq, T,
-        D].
-        """
+        """Returns the attention [Hq, T, D] of queries from :meth:`project` over all keys and values [1, Hkv, S, D]."""
         return attention(q, keys.squeeze(0), values.squeeze(0), self._dim**-0.5)  # an index would copy
 
     def output(self, y: mx.array, gate: mx.array) -> mx.array:
-        """Returns the rest of the layer, from what :meth:`look` returned."""
+        """Returns the output of the layer, from the result of :meth:`look`."""
         y = y.swapaxes(0, 1) * mx.sigmoid(gate)
         return self.o_proj(y.reshape(y.shape[0], self._heads * self._dim))
 
     def uses_kernels(self) -> bool:
-        """Returns whether one token goes through :meth:`heads` and :meth:`attend`."""
+        """Returns whether a single token runs through the kernels :meth:`heads` and :meth:`attend`."""
         sizes = self._heads, self._kv_heads, self._dim, self._config.rotary_dims, self.q_norm.dtype
         return supports(*sizes[:3]) and use_kernel("attention", *sizes)
 
     def heads(self, x: mx.array, place: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """One token, by kernels: query [Hq, 1, D], key and value [1, Hkv, 1, D], and gate [1, Hq · D]."""
+        """Returns query [Hq, 1, D], key and value [1, Hkv, 1, D], and gate [1, Hq · D] of one token, by kernels."""
         q, k, v = self.qkv_proj(x)
         q, k, gate = qk_norm_rope_kernel(
             q, k, self.q_norm, self.k_norm, place=place, frequencies=self._frequencies, eps=self._config.rms_norm_eps
@@ -122,5 +120,5 @@ class GatedAttention(Module):
         return q, k[None], v.reshape(1, self._kv_heads, 1, self._dim), gate
 
     def attend(self, q: mx.array, gate: mx.array, keys: mx.array, values: mx.array, sizes: mx.array) -> mx.array:
-        """Returns the rest of the layer, once key and value are in the cache."""
+        """Returns the output of the layer, after key and value are in the cache."""
         return self.o_proj(decode_attention_kernel(q, keys, values, sizes, gate, self._dim**-0.5))

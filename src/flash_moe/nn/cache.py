@@ -1,4 +1,4 @@
-"""The caches of a sequence: keys and values, or a recurrent state, in each layer."""
+"""The caches of a sequence: each layer has keys and values, or a recurrent state."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from ..config import FULL_ATTENTION, ModelConfig
 
-KV_STEP = 256  # a KV cache's capacity is a multiple of this
+KV_STEP = 256  # the capacity of a KV cache is a multiple of this number
 
 
 class KVCache:
-    """Keys and values of all tokens so far, in memory that grows in steps.
+    """The keys and values of all tokens so far, in memory that grows in steps.
 
     Shape:
         keys, values: [1, Hkv, capacity, D], of which the first ``length`` tokens are valid.
@@ -29,7 +29,7 @@ class KVCache:
         self.length = 0
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Adds [1, Hkv, T, D] keys and values; returns those of all tokens, [1, Hkv, S, D]."""
+        """Appends keys and values [1, Hkv, T, D], and returns those of all tokens, [1, Hkv, S, D]."""
         start = self.length
         self._lengthen(keys.shape[2])
         self.keys[:, :, start : self.length] = keys
@@ -44,40 +44,43 @@ class KVCache:
             self.values = mx.concatenate([self.values, room], axis=2)
 
     def extend(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Adds tokens whose keys and values the caller writes in place, behind those before.
+        """Makes room for further tokens, whose keys and values the caller writes in place.
 
         Returns:
-            keys and values, [Hkv, capacity, D], in the memory of the cache.
+            The keys and values, [Hkv, capacity, D], in the memory of the cache.
         """
         self._lengthen(tokens)
         mx.eval(self.keys, self.values)
         return np.array(self.keys, copy=False)[0], np.array(self.values, copy=False)[0]
 
     def _more(self) -> int:
-        """Returns tokens to make room for: what is missing, and an eighth of what is there, so that growth is rarer and
+        """Returns the number of tokens to add: those needed, plus an eighth of the length, so that growth becomes
         rarer.
         """
         capacity = self.keys.shape[2]
         return -(-max(self.length - capacity, capacity // 8) // KV_STEP) * KV_STEP
 
     def undo(self) -> Callable[[], None]:
-        """Returns what takes back the tokens added from now on, of which keys and values are written again."""
+        """Returns a function that removes the tokens that are added from now on.
+
+        Their keys and values are then written again.
+        """
         return partial(self.cut_back, self.length)
 
     def cut_back(self, length: int) -> None:
-        """Forgets all but the first ``length`` tokens."""
+        """Truncates the cache to its first ``length`` tokens."""
         self.length = length
 
     def fork(self, length: int) -> KVCache:
-        """Returns another cache that holds the first ``length`` tokens, in memory of its own."""
+        """Returns a copy of the cache with the first ``length`` tokens."""
         other = copy.copy(self)
-        # Computed now, and never a view: what lies in this cache's memory may be written in place later.
+        # Evaluated now and never a view, because the memory of this cache may be written in place later.
         other.length, other.keys, other.values = length, self.keys[:, :, :length] * 1, self.values[:, :, :length] * 1
         mx.eval(other.keys, other.values)
         return other
 
     def holds(self, length: int) -> bool:
-        """Returns whether the cache can be cut back to ``length``."""
+        """Returns whether the cache can be truncated to ``length``."""
         return length <= self.length
 
     @property
@@ -86,9 +89,9 @@ class KVCache:
 
 
 class DeltaCache:
-    """The state of a Gated DeltaNet layer; its size does not depend on the number of tokens.
+    """The recurrent state of a Gated DeltaNet layer. Its size does not depend on the number of tokens.
 
-    A state cannot be cut back, so those at certain lengths, the marks, are kept.
+    A state cannot be truncated, so copies at certain lengths, the marks, are kept.
 
     Shape:
         conv: [taps - 1, C], the last inputs of the convolution.
@@ -106,14 +109,15 @@ class DeltaCache:
         self.marks: dict[int, tuple[mx.array, mx.array]] = {}
 
     def spans(self, tokens: int) -> list[int]:
-        """Returns the lengths of the spans into which marks cut the next ``tokens`` tokens."""
+        """Returns the lengths of the spans into which marks divide the next ``tokens`` tokens."""
         cuts = [cut for length in sorted(self.wanted) if 0 < (cut := length - self.length) < tokens]
         return [end - start for start, end in zip([0, *cuts], [*cuts, tokens], strict=True)]
 
     def in_place(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns conv and recurrent state in memory that the caller changes to those after further tokens.
+        """Returns the convolution and recurrent states in memory that the caller updates in place for further tokens.
 
-        The length is ahead of them until :meth:`changed` says that it has: an interrupted change must be noticed.
+        Until the caller calls :meth:`changed`, the length is greater than that of the states, so that an interrupted
+        update is detected.
         """
         if not self._changes_in_place:
             self.conv, self.state = mx.array(np.array(self.conv)), mx.array(np.array(self.state))
@@ -123,17 +127,17 @@ class DeltaCache:
         return np.array(self.conv, copy=False), np.array(self.state, copy=False)
 
     def kept(self) -> tuple[mx.array, mx.array]:
-        """Returns the states as they are now, to be kept: what changes in place later is a copy of them."""
+        """Returns the current states for keeping. Later updates in place change a copy of them."""
         self._changes_in_place = False
         return self.conv, self.state
 
     def changed(self) -> None:
-        """Keeps a copy of the states if a mark is wanted here."""
+        """Ends an update in place, and keeps a copy of the states if a mark is requested at this length."""
         if self.length in self.wanted:
             self.marks[self.length] = mx.array(np.array(self.conv)), mx.array(np.array(self.state))
 
     def advance(self, tokens: int, conv: mx.array, state: mx.array) -> None:
-        """Takes the states after further tokens."""
+        """Replaces the states by those after further tokens."""
         self.conv, self.state, self.length = conv, state, self.length + tokens
         self._changes_in_place = False
         if self.length in self.wanted:
@@ -149,12 +153,12 @@ class DeltaCache:
         return restore
 
     def cut_back(self, length: int) -> None:
-        """Goes back to a mark."""
+        """Truncates the cache to a mark."""
         (self.conv, self.state), self.length = self.marks[length], length
         self._changes_in_place = False
 
     def fork(self, length: int) -> DeltaCache:
-        """Returns another cache that holds the first ``length`` tokens: all of this one, or those up to a mark."""
+        """Returns a copy of the cache with the first ``length`` tokens: all of them, or those up to a mark."""
         self.kept()
         other = copy.copy(self)
         other.marks = {mark: states for mark, states in self.marks.items() if mark <= length}
@@ -163,7 +167,7 @@ class DeltaCache:
         return other
 
     def holds(self, length: int) -> bool:
-        """Returns whether the cache can be cut back to ``length``."""
+        """Returns whether the cache can be truncated to ``length``."""
         return length in self.marks
 
     @property
@@ -180,8 +184,8 @@ class SequenceCache:
     """The caches of all layers of one sequence.
 
     Attributes:
-        tokens: the ids they stand for, so far.
-        marks: lengths to which they can be cut back.
+        tokens: the token ids in the caches.
+        marks: lengths to which the caches can be truncated.
     """
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
@@ -191,16 +195,16 @@ class SequenceCache:
 
     @property
     def length(self) -> int:
-        """How many tokens the layers hold."""
+        """The number of tokens in the layers."""
         return self.layers[0].length
 
     @property
     def sound(self) -> bool:
-        """Whether all layers hold the same tokens; a forward pass that fails half-way leaves some behind."""
+        """Whether all layers hold the same number of tokens, which is not the case after a failed pass."""
         return all(layer.length == len(self.tokens) for layer in self.layers)
 
     def mark(self, lengths: Sequence[int]) -> None:
-        """Asks for marks at these lengths, the present one or some that lie ahead; drops all others."""
+        """Requests marks at the current length or at greater ones, and drops all other marks."""
         self.marks = sorted(lengths)
         for layer in self._delta_layers:
             layer.wanted = frozenset(lengths)
@@ -209,18 +213,18 @@ class SequenceCache:
                 layer.marks[layer.length] = layer.kept()
 
     def reach(self, length: int) -> int:
-        """Returns the longest length, up to ``length``, to which the cache can be cut back; 0 for none."""
+        """Returns the greatest length, at most ``length``, to which the cache can be truncated; 0 if there is none."""
         return max((mark for mark in self.marks if mark <= length), default=0)
 
     def cut_back(self, length: int) -> None:
-        """Forgets all tokens from ``length``, a mark, on."""
+        """Truncates all caches to ``length``, which is a mark."""
         for layer in self.layers:
             layer.cut_back(length)
         del self.tokens[length:]
         self.mark([mark for mark in self.marks if mark <= length])
 
     def fork(self, length: int) -> SequenceCache:
-        """Returns another cache of the first ``length`` tokens: all of them, or those up to a mark."""
+        """Returns a copy of the cache with the first ``length`` tokens: all of them, or those up to a mark."""
         other = copy.copy(self)
         other.layers, other.tokens = [layer.fork(length) for layer in self.layers], self.tokens[:length]
         other.mark([mark for mark in self.marks if mark <= length])
@@ -239,10 +243,10 @@ class SequenceCache:
             raise
 
     def recover(self) -> bool:
-        """Makes a cache sound whose last pass failed half-way, by going back to a mark that all layers hold.
+        """Repairs a cache after a failed pass: truncates it to a mark that all layers hold.
 
         Returns:
-            Whether there is one.
+            Whether there is such a mark.
         """
         if self.sound:
             return True
@@ -252,7 +256,7 @@ class SequenceCache:
 
     @property
     def held(self) -> list[int]:
-        """Lengths to which the cache can be cut back now, ascending; its own where it is sound."""
+        """Returns the lengths to which the cache can be truncated now, ascending."""
         marks = [mark for mark in self.marks if mark <= len(self.tokens) and all(x.holds(mark) for x in self.layers)]
         return [*marks, len(self.tokens)] if self.sound else marks
 
@@ -262,15 +266,15 @@ class SequenceCache:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """All arrays, for evaluating or measuring them."""
+        """Returns all arrays, to evaluate or measure them."""
         return [array for layer in self.layers for array in layer.arrays]
 
     @property
     def marked_arrays(self) -> list[mx.array]:
-        """The arrays of the marks."""
+        """Returns the arrays of the marks."""
         return [array for layer in self._delta_layers for mark in layer.marks.values() for array in mark]
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all caches and marks."""
+        """The bytes of all caches and marks."""
         return sum(array.nbytes for array in self.arrays + self.marked_arrays)

@@ -1,4 +1,4 @@
-"""Decides whether a model runs through the kernels of the CPU."""
+"""Decides whether a model runs through the CPU kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..ops.dispatch import on_gpu
 from ..record import PROJECTIONS, RecordLayout
 
 _log = logging.getLogger(__name__)
-_FEWEST_WEIGHTS = 1 << 20  # of a token; below it, 0.3 s to load the kernels are more than they save
+_FEWEST_WEIGHTS = 1 << 20  # weights per token; below this, loading the kernels (0.3 s) takes longer than they save
 
 
 def uses_cpu_kernels(
@@ -26,10 +26,10 @@ def uses_cpu_kernels(
     dtype: mx.Dtype,
     wanted: bool | None,
 ) -> bool:
-    """Decides by device, size of the model and what is installed.
+    """Returns whether a model uses the CPU kernels, from the device, the size of the model and the installed packages.
 
     Args:
-        wanted: as ``kernels`` of :meth:`flash_moe.Model.load`; ``FLASH_MOE_KERNELS`` counts, too.
+        wanted: ``kernels`` of :meth:`flash_moe.Model.load`. ``FLASH_MOE_KERNELS`` applies too.
     """
     setting = os.environ.get("FLASH_MOE_KERNELS", "").lower()
     if on_gpu() or not on_cpu(dtype) or wanted is False or setting == "off":
@@ -49,7 +49,7 @@ def uses_cpu_kernels(
 
 @cache
 def _hint() -> None:
-    """Tells once what is missing."""
+    """Logs once that Numba is missing."""
     _log.warning("without Numba the CPU is about 20 times slower; install it with: pip install 'flash-moe[cpu]'")
 
 
@@ -59,7 +59,7 @@ def supported(layout: RecordLayout) -> bool:
 
 
 def token_weights(config: ModelConfig, experts_per_token: int) -> int:
-    """Returns about how many weights a token is multiplied with."""
+    """Returns the approximate number of weights that a token uses."""
     c, attention = config, config.layer_types.count("full_attention")
     mixer = c.hidden_size * (2 * c.key_dim + 3 * c.value_dim) * (c.num_hidden_layers - attention)
     mixer += c.hidden_size * c.head_dim * (3 * c.num_attention_heads + 2 * c.num_key_value_heads) * attention

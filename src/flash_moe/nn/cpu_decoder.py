@@ -1,4 +1,4 @@
-"""The whole network over NumPy arrays and the kernels of the CPU."""
+"""Runs the whole network with NumPy arrays and the CPU kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .sparse_moe import SparseMoE
 
 
 class CpuLayer:
-    """A layer of the decoder; y, [T, H], is the residual stream of some sequences and changes in place."""
+    """A layer of the decoder. It updates y [T, H], the residual stream of one or more sequences, in place."""
 
     def __init__(self, config: Any, layer: Any, weights: Weights) -> None:
         norms = layer.input_layernorm, layer.post_attention_layernorm
@@ -34,11 +34,11 @@ class CpuLayer:
         self.mlp(self._mixed(y, caches, run), y, run)
 
     def front(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> None:
-        """All of a sparse layer but its routed experts, as they are timed apart."""
+        """Runs a sparse layer without its routed experts, for separate timing."""
         self.mlp.front(self._mixed(y, caches, run), y, run)
 
     def _mixed(self, y: np.ndarray, caches: Sequence[KVCache | DeltaCache], run: Pass) -> np.ndarray:
-        """Adds the mixer's output to y and returns y after the norm behind it."""
+        """Adds the mixer's output to y, and returns y after the next norm."""
         h = run.room("normed", y.shape[1])
         rms_norm(y, self._input_norm, self._eps, h)
         self._mixer(h, y, caches, run)
@@ -46,17 +46,17 @@ class CpuLayer:
         return h
 
     def router_logits(self, residual: np.ndarray) -> np.ndarray:
-        """As :meth:`~.decoder.DecoderLayer.router_logits`."""
+        """Returns the router logits, as :meth:`~.decoder.DecoderLayer.router_logits` does."""
         h = aligned(*residual.shape)
         rms_norm(residual, self._post_norm, self._eps, h)
         return self.mlp.router_logits(h)
 
 
 class CpuDecoder:
-    """Runs a :class:`~.decoder.Decoder`, whose weights and caches it uses where they are.
+    """Runs a :class:`~.decoder.Decoder` with its weights and caches, without copying them.
 
     Args:
-        threads: that work on a token; None takes one per physical core.
+        threads: number of threads; None takes one per physical core.
     """
 
     def __init__(self, decoder: Any, threads: int | None) -> None:
@@ -77,10 +77,10 @@ class CpuDecoder:
         counts: Sequence[int],
         passed: Callable[[int], None] | None = None,
     ) -> mx.array:
-        """As :meth:`~.decoder.Decoder.run_through`; everything has been computed when it returns.
+        """Runs tokens as :meth:`~.decoder.Decoder.run_through` does. The results are evaluated when it returns.
 
         Args:
-            passed: called with the number of layers that are done, after each.
+            passed: function that is called after each layer with the number of completed layers.
         """
         y = aligned(tokens.size, self._config.hidden_size)
         y[:] = view(self._embedding.rows(tokens, mx.float32))
@@ -93,12 +93,15 @@ class CpuDecoder:
         return mx.array(y)
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """As :meth:`~.decoder.Decoder.logits`."""
+        """Returns logits, as :meth:`~.decoder.Decoder.logits` does."""
         return mx.array(self._head(view(hidden), aligned(hidden.shape[0], self._head.rows)))
 
 
 def turns(frequencies: np.ndarray, firsts: Sequence[int], counts: Sequence[int]) -> np.ndarray:
-    """Cosines and sines, [T, 2, rotary / 2] float32, of the angles of positions: ``counts`` from ``firsts`` on."""
+    """Returns cosines and sines [T, 2, rotary / 2] float32 of the angles of positions.
+
+    Each sequence has ``counts`` positions from ``firsts`` on.
+    """
     positions = np.concatenate([first + np.arange(count) for first, count in zip(firsts, counts, strict=True)])
     angles = positions[:, None] * frequencies
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

@@ -1,6 +1,6 @@
-"""The decoder's layers over NumPy arrays and the kernels of the CPU, for one token or many.
+"""The mixers of the decoder with NumPy arrays and the CPU kernels, for one or many tokens.
 
-Weights stay where the modules of :mod:`flash_moe.nn` keep them, caches too; MLX computes nothing.
+Weights and caches stay in the memory of the modules of :mod:`flash_moe.nn`. MLX computes nothing here.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .mlp import SwiGLU
 
 @dataclass
 class Pass:
-    """The state that the layers of one forward pass share: T tokens, and memory that one layer leaves to the next.
+    """The state of one forward pass over T tokens, and work memory that all layers share.
 
     Attributes:
-        counts: tokens of each sequence; their rows lie one after the other.
-        turns: [T, 2, rotary / 2] float32, cosines and sines of the positions' angles.
-        tokens: T.
+        counts: number of tokens of each sequence. Their rows follow each other.
+        turns: [T, 2, rotary / 2] float32, cosines and sines of the angles of the positions.
+        tokens: the number of tokens T.
     """
 
     counts: Sequence[int]
@@ -46,21 +46,21 @@ class Pass:
         self.tokens = sum(self.counts)
 
     def room(self, name: str, columns: int) -> np.ndarray:
-        """Returns [T, columns] float32 of any content."""
+        """Returns work memory, [T, columns] float32, with arbitrary content."""
         if (room := self._rooms.get((name, columns))) is None:
             room = self._rooms[name, columns] = aligned(self.tokens, columns)
         return room
 
 
 class Weights:
-    """Describes stored weights to kernels, and keeps the memory that they name by address."""
+    """Describes stored weights for kernels, and keeps the memory behind their addresses alive."""
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
         self._keep: list[np.ndarray] = []
 
     def matrix(self, layer: Linear) -> Matrix:
-        """Returns a linear layer's matrix, where it lies."""
+        """Returns the matrix of a linear layer, in place."""
         q = layer.quantization
         held = layer.weight, layer.scales, layer.biases, layer.global_scale
         parts = [part for part in held if part is not None]
@@ -74,17 +74,17 @@ class Weights:
         return Matrix(fmt, rows, columns, (places[0], places[1], places[2]))
 
     def products(self, layers: Sequence[Linear]) -> Products:
-        """Returns linear layers of one input."""
+        """Returns the products of linear layers with the same input."""
         return Products([self.matrix(layer) for layer in layers], self.workers)
 
     def swiglu(self, mlp: SwiGLU) -> Swiglu:
-        """Returns an MLP's three matrices."""
+        """Returns the three matrices of an MLP."""
         gate, up = (self.matrix(layer) for layer in mlp.gate_up_proj.groups)
         return Swiglu(gate, up, self.matrix(mlp.down_proj))
 
 
 class DeltaMixer:
-    """y += Gated DeltaNet of h; see :class:`~.gated_delta_net.GatedDeltaNet`."""
+    """Computes y += GatedDeltaNet(h); see :class:`~.gated_delta_net.GatedDeltaNet`."""
 
     def __init__(self, config: ModelConfig, layer: GatedDeltaNet, weights: Weights) -> None:
         self._in, self._out = weights.products(layer.in_proj.groups), weights.products([layer.out_proj])
@@ -99,7 +99,7 @@ class DeltaMixer:
         out = run.room("mixed", self._out.columns)
         spans = [cache.spans(count) for cache, count in zip(caches, run.counts, strict=True)]
         firsts = [end - count for end, count in zip(accumulate(run.counts), run.counts, strict=True)]
-        for several in zip_longest(*spans):  # a sequence's next span needs the states behind the one before
+        for several in zip_longest(*spans):  # the next span of a sequence needs the states after the previous one
             parts = []
             for i, tokens in enumerate(several):
                 if tokens:
@@ -113,7 +113,7 @@ class DeltaMixer:
 
 
 class AttentionMixer:
-    """y += attention of h; see :class:`~.attention.GatedAttention`."""
+    """Computes y += attention(h); see :class:`~.attention.GatedAttention`."""
 
     def __init__(self, config: ModelConfig, layer: GatedAttention, weights: Weights) -> None:
         inputs = layer.qkv_proj.groups
@@ -142,6 +142,6 @@ class AttentionMixer:
 
 
 def bias_of(layers: Sequence[Linear]) -> np.ndarray | None:
-    """Returns what linear layers of one input add to their outputs, if anything."""
+    """Returns the joined biases of linear layers with the same input; None if they have none."""
     biases = [view(layer.bias.astype(mx.float32)) for layer in layers if layer.bias is not None]
     return np.concatenate(biases) if biases else None

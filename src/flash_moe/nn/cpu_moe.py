@@ -1,4 +1,4 @@
-"""The Mixture of Experts over NumPy arrays and the kernels of the CPU."""
+"""The Mixture of Experts with NumPy arrays and the CPU kernels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .mlp import SwiGLU
 from .prefetch import LayerPrefetch
 from .sparse_moe import SparseMoE, check_routing
 
-_AT_ONCE = 8  # experts of many rows that are computed together, while those behind them are read
-_SMALL = 1 << 20  # bytes of records that are computed together, however many they are
+_AT_ONCE = 8  # experts with many rows that are computed together, while the next ones are read
+_SMALL = 1 << 20  # bytes of records that are computed together, regardless of their number
 
 
 class DenseMlp:
-    """y += MLP of h."""
+    """Computes y += MLP(h)."""
 
     def __init__(self, mlp: SwiGLU, weights: Weights) -> None:
         self._experts = Experts(None, weights.swiglu(mlp), weights.workers)
@@ -36,10 +36,10 @@ class DenseMlp:
 
 
 class CpuMoE:
-    """y += what the experts make of h; see :class:`~.sparse_moe.SparseMoE`.
+    """Computes y += MoE(h); see :class:`~.sparse_moe.SparseMoE`.
 
     Attributes:
-        prefetch: reads ahead for the next layer; None does not.
+        prefetch: prefetches for the next layer; None if prefetching is off.
     """
 
     def __init__(self, moe: SparseMoE, weights: Weights) -> None:
@@ -69,7 +69,10 @@ class CpuMoE:
     def _of_all_ranks(
         self, sums: Sums, arranged: Arranged, ids: np.ndarray, weights: np.ndarray, shared: Rows, y: np.ndarray
     ) -> None:
-        """The experts of this rank's share, and the sum of all ranks' parts, of which the first has all else."""
+        """Computes the experts of this rank's share, and adds the outputs of all ranks.
+
+        Only rank 0 adds the rest of the layer.
+        """
         own, rest, residual = sums.share.owns(self._layer, ids), [shared], y
         if sums.rank != 0:
             rest, residual = [], y.copy()
@@ -83,20 +86,20 @@ class CpuMoE:
         y[:] = np.array(sums.add(mx.array(y), self._layer, ids))
 
     def front(self, h: np.ndarray, y: np.ndarray, run: Pass) -> None:
-        """All but the routed experts, as they are timed apart."""
+        """Runs everything except the routed experts, for separate timing."""
         arranged, _, _, _, shared = self._routed(h, run)
         self._experts.add(arranged, [shared], y)
 
     def experts(self, h: np.ndarray, ids: np.ndarray, weights: np.ndarray, y: np.ndarray) -> None:
-        """The routed experts of many tokens alone: ids [T, K] int64 and weights [T, K] float32."""
+        """Runs only the routed experts of many tokens, with ids [T, K] int64 and weights [T, K] float32."""
         self._rows(self._experts.arrange(h), ids, weights, y)
 
     def _routed(self, h: np.ndarray, run: Pass) -> tuple[Arranged, np.ndarray, np.ndarray, np.ndarray, Rows]:
-        """Returns h for the experts; logits of the gates; ids and weights, [T, K]; and the shared expert's rows."""
+        """Returns the reordered h, logits of the gates, ids and weights [T, K], and rows of the shared expert."""
         logits = self.gates(h, run.room("gates", self.gates.rows))
         ids, weights = np.empty((run.tokens, self._k), np.int64), np.empty((run.tokens, self._k), np.float32)
         shared_gate = logits[:, -1]
-        with np.errstate(over="ignore"):  # exp may overflow to inf, where the gate is 0
+        with np.errstate(over="ignore"):  # exp may overflow to inf; the gate is 0 there
             shared = Rows(None, np.arange(run.tokens), 1 / (1 + np.exp(-shared_gate)))
         probabilities = logits[:, :-1].copy()
         route(probabilities, self._normalize, ids, weights)
@@ -106,7 +109,7 @@ class CpuMoE:
     def _token(
         self, arranged: Arranged, logits: np.ndarray, ids: np.ndarray, weights: np.ndarray, shared: Rows, y: np.ndarray
     ) -> None:
-        """Each expert as soon as its record is there; those that are in memory anyway together."""
+        """Computes the experts of one token: those in memory together, and each other as soon as it is loaded."""
         if self._choice is not None:
             probabilities = np.exp(logits - logits.max())
             probabilities /= probabilities.sum()
@@ -122,7 +125,10 @@ class CpuMoE:
         residual: np.ndarray,
         y: np.ndarray,
     ) -> None:
-        """Adds experts of one token, [n], and the rest; the next layer's are predicted from the residual."""
+        """Adds the experts of one token, [n], and the rest.
+
+        Predicts the experts of the next layer from the residual.
+        """
         chosen, one = ids.tolist(), np.zeros(1, np.int64)
         records = self._store.fetch_bytes(self._layer, chosen)
         if self._store.holds_everything:
@@ -146,11 +152,12 @@ class CpuMoE:
         own: np.ndarray | None = None,
         before: Sequence[Rows] = (),
     ) -> None:
-        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens.
+        """Computes the experts of many tokens. Each used expert is fetched once, in sorted order, and multiplied with
+        all its tokens.
 
         Args:
-            own: which of the ids are computed, [T, K]; None for all.
-            before: what is computed ahead of the first of them.
+            own: mask [T, K] of the ids to compute; None for all.
+            before: rows to compute before the first of them.
         """
         order = np.argsort(ids, axis=None, kind="stable")
         if own is not None:

@@ -1,4 +1,4 @@
-"""Layers and products that run through the kernels of the CPU, to be timed as those of MLX are."""
+"""Layers and products with the CPU kernels, for timing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .timed import TimedLayer
 
 
 class CpuTimedLayer(TimedLayer):
-    """As :class:`TimedLayer`; arguments and results are arrays of MLX, new ones every time."""
+    """A layer like :class:`TimedLayer`. Arguments and results are MLX arrays; each result is a new array."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._weights = Weights(workers())  # keeps the memory that kernels read
+        self._weights = Weights(workers())  # keeps the memory that kernels read alive
         self._on_cpu = CpuLayer(self._config, self._layer, self._weights)
         self._frequencies = np.array(self._config.rope_frequencies)
 
@@ -48,7 +48,7 @@ class CpuTimedLayer(TimedLayer):
 
 
 def product(layer: Linear, x: mx.array) -> Callable[[], mx.array]:
-    """Returns what multiplies x, [1, in], with a linear layer."""
+    """Returns a function that multiplies x [1, in] with a linear layer."""
     weights, row = Weights(workers()), np.array(x)
     products = weights.products([layer])
 

@@ -1,4 +1,4 @@
-"""One token through one layer on a GPU, traced: describing the work anew for every token costs more than doing it."""
+"""Runs one token through one layer on a GPU in traces, because describing the graph takes longer than computing it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .sparse_moe import SparseMoE
 
 
 class DecodeStep:
-    """The parts of a layer's step that have fixed shapes, each traced once.
+    """The parts of a layer's step with fixed shapes, each traced once.
 
-    What is not traced: writing to a KV cache, which a trace would do in a copy; MLX's own attention, whose shapes change
-    with every token; and the experts where the host fetches them. Where the store holds the whole layer, its bank is one
-    more argument, and the experts end the trace.
+    Three parts are not traced: writing to a KV cache, which a trace would copy; MLX's own attention, whose shapes
+    change with every token; and experts that the host fetches. If the layer is fully resident, its bank is one more
+    argument, and the trace includes the experts.
 
     Args:
         mixer: attention or Gated DeltaNet.
         moe: the layer's experts.
-        input_norm, post_norm: weights [H] of the norms before the two.
-        eps: of both norms.
+        input_norm, post_norm: weights [H] of the norms before the mixer and the experts.
+        eps: epsilon of both norms.
     """
 
     def __init__(self, mixer: Any, moe: SparseMoE, input_norm: mx.array, post_norm: mx.array, eps: float) -> None:
@@ -60,25 +60,25 @@ class DecodeStep:
         return y
 
     def ahead(self, x: mx.array, cache: KVCache | DeltaCache, bank: Bank, table: mx.array) -> list[mx.array]:
-        """Runs the layer with the experts that are loaded; of others the output is wrong.
+        """Runs the layer with the loaded experts. If an expert is not loaded, the output is wrong.
 
         Args:
             x, cache: as above.
-            bank, table: of :meth:`~flash_moe.experts.store.ExpertStore.ahead`.
+            bank, table: the results of :meth:`~flash_moe.experts.store.ExpertStore.ahead`.
 
         Returns:
-            The output [1, H], and all that :meth:`SparseMoE.experts` takes; not evaluated.
+            The output [1, H] and the arguments of :meth:`SparseMoE.experts`, not evaluated.
         """
         if isinstance(bank, mx.array) and self._moe.uses_kernel(x):
             found = self._run(x, cache, (bank, table))
-        else:  # the same pieces are traced as when the host fetches, so no bit depends on what was fused with what
+        else:  # traces the same parts as when the host fetches, so that fusion gives the same bits
             h, ids, weights, rest = routed = self._run(x, cache, ())
             found = [self._moe.traced_bank(h, table[ids].reshape(-1), weights, rest, bank), *routed]
         mx.async_eval(found)
         return found
 
     def _run(self, x: mx.array, cache: KVCache | DeltaCache, bank: tuple[mx.array, ...]) -> list[mx.array]:
-        """Returns what :meth:`_finish_layer` returns."""
+        """Runs the traced parts, and returns the result of :meth:`_finish_layer`."""
         found: list[mx.array]
         if isinstance(cache, DeltaCache):
             conv, state, *found = self._delta(x, cache.conv, cache.state, *bank)
@@ -110,8 +110,8 @@ class DecodeStep:
         return self._finish_layer(x, self._mixer.attend(*attention), *bank)
 
     def _finish_layer(self, x: mx.array, mixed: mx.array, *bank: mx.array) -> list[mx.array]:
-        """Returns what the experts take; behind the layer's output with a bank and a table of slots, in its place with
-        a bank.
+        """Returns the arguments of the experts. With a bank, it returns the output of the layer instead; with a bank
+        and a table of slots, both.
         """
         h, x = add_rms_norm(mixed, x, self._post_norm, self._eps)
         ids, weights, rest = self._moe.route(h, x)

@@ -29,22 +29,22 @@ from .weights import Weights
 
 
 class Decoder(Module):
-    """The whole network, for one sequence.
+    """The whole network.
 
     Args:
-        weights: resident weights; each layer's are evaluated before the next is built.
-        store: where routed experts come from.
+        weights: resident weights. Those of a layer are evaluated before the next layer is built.
+        store: the store of the routed experts.
         experts_per_token: K.
-        dtype: of activations.
-        progress: called after each layer with the number of layers built.
-        use_kernels: whether ops may run as this library's own kernels; None those that proved themselves.
-        streaming: what is done about experts that are not in memory.
-        sums: adds what several machines computed, each of its own experts; None for one machine.
+        dtype: dtype of activations.
+        progress: function that is called after each layer with the number of layers built.
+        use_kernels: whether ops may run as this library's kernels; None uses those that passed their trial.
+        streaming: options for experts that are not in memory.
+        sums: adds the expert outputs of several machines; None for a single machine.
 
     Attributes:
-        streaming: as given; choice: chooses the experts of single tokens; None where the options leave that to the router.
-        prefetcher: predicts and counts; None without the option.
-        run_ahead: runs single tokens where experts are kept in a bank on a GPU; None elsewhere.
+        streaming: the options. choice: changes the experts of single tokens; None if the router alone decides.
+        prefetcher: predicts experts and counts predictions; None if prefetching is off.
+        run_ahead: runs single tokens ahead, if a bank on a GPU keeps experts; else None.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Decoder(Module):
         for i in range(config.num_hidden_layers):
             with kernels(use_kernels):
                 layer = DecoderLayer(config, i, weights.at("layers").at(i), store, experts_per_token, self.choice, sums)
-            mx.async_eval(layer.parameters())  # read while the layer before is waited for
+            mx.async_eval(layer.parameters())  # read while the previous layer is evaluated
             if self.layers:
                 mx.eval(self.layers[-1].parameters())
-                clear_cache()  # what loading a layer left over would otherwise stay allocated
+                clear_cache()  # frees temporary memory of loading the layer
             self.layers.append(layer)
             if progress is not None:
                 progress(i + 1)
@@ -87,15 +87,15 @@ class Decoder(Module):
             self.prefetcher = Prefetcher(store, experts_per_token, share=WHOLE if sums is None else sums.share)
             connect(self.prefetcher, self.layers, SparseMoE)
         self.run_ahead: RunAhead | None = None
-        waits = streaming.prefetch or streaming.changes_experts or sums is not None  # for the host in every layer
+        waits = streaming.prefetch or streaming.changes_experts or sums is not None  # the host waits in every layer
         if store.keeps_experts and on_gpu() and not waits:
             self.run_ahead = RunAhead(self.layers, store)
 
     def run_on_cpu(self, threads: int | None = None) -> None:
-        """Runs tokens through the kernels of the CPU from now on, which takes Numba.
+        """Runs tokens through the CPU kernels from now on. This needs Numba.
 
         Args:
-            threads: that work on a token; None takes one per physical core.
+            threads: number of threads; None takes one per physical core.
         """
         from .cpu_decoder import CpuDecoder
 
@@ -103,12 +103,12 @@ class Decoder(Module):
 
     @property
     def runs_on_cpu_kernels(self) -> bool:
-        """Whether tokens run through the kernels of the CPU."""
+        """Whether tokens run through the CPU kernels."""
         return self._cpu is not None
 
     @contextmanager
     def serving(self, task: Task) -> Iterator[None]:
-        """Within it all passes are for this task: they count in its counters, and end when it is cancelled."""
+        """Runs all passes inside the block for this task: they use its counters, and end when it is cancelled."""
         pairs = (self.prefetcher, task.prefetch), (self.choice, task.choice), (self.run_ahead, task.ahead)
         counted = [(shared, shared.counters, own) for shared, own in pairs if shared is not None]
         with self._store.counting(task.store):
@@ -129,14 +129,14 @@ class Decoder(Module):
         return SequenceCache(self.config, self.dtype)
 
     def __call__(self, tokens: mx.array, cache: SequenceCache) -> mx.array:
-        """Runs T more tokens of a sequence.
+        """Runs T further tokens of a sequence.
 
         Args:
             tokens: [T] int32.
-            cache: what the tokens before left behind; extended in place.
+            cache: the cache of the earlier tokens, extended in place.
 
         Returns:
-            Hidden states [T, H] after the final norm. They and the cache's arrays may not have been evaluated yet.
+            The hidden states [T, H] after the final norm. They and the arrays of the cache may not be evaluated yet.
         """
         if tokens.size > 1 or self.run_ahead is None:
             with nullcontext() if tokens.size > 1 or self.prefetcher is None else self.prefetcher.token():
@@ -146,14 +146,13 @@ class Decoder(Module):
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def run_through(self, tokens: mx.array, caches: Sequence[SequenceCache], counts: Sequence[int]) -> mx.array:
-        """Runs further tokens of some sequences through all layers; experts are fetched once for all.
+        """Runs further tokens of several sequences through all layers. Experts are fetched once for all of them.
 
         Args:
-            tokens: [T] int32, those of the first sequence first.
-            counts: how many of each.
+            tokens: [T] int32, the tokens of the sequences one after the other.
+            counts: number of tokens of each sequence.
 
-        Returns:
-            As :meth:`__call__`.
+        Returns: The hidden states, as :meth:`__call__` returns them.
         """
         if self._cpu is not None:
             return self._cpu(tokens, caches, counts, self._passed)
@@ -170,7 +169,10 @@ class Decoder(Module):
         return [len(tokens)]  # see Network.chunks
 
     def run(self, tokens: Sequence[int], cache: SequenceCache, last: int) -> mx.array:
-        """Runs further tokens of a sequence; see :class:`~.network.Network`. Of several, all but logits is evaluated."""
+        """Runs further tokens of a sequence; see :class:`~.network.Network`.
+
+        With several tokens, everything except the logits is evaluated.
+        """
         if len(tokens) > 1:
             hidden = self._run_many([tokens], [cache])
         else:
@@ -180,7 +182,7 @@ class Decoder(Module):
         return self.logits(hidden[-last:]) if last else mx.zeros((0, self.config.vocab_size))
 
     def run_together(self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache]) -> mx.array:
-        """Runs further tokens of several sequences, at least one of each; experts are fetched once for all.
+        """Runs further tokens of several sequences, at least one of each. Experts are fetched once for all of them.
 
         Returns:
             Logits [N, V] float32 of the last token of each.
@@ -192,7 +194,7 @@ class Decoder(Module):
     def _run_many(self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache]) -> mx.array:
         counts = [len(own) for own in tokens]
         with ExitStack() as undoing:
-            for cache in caches if max(counts) > 1 else ():  # of single tokens, old states would cost too much
+            for cache in caches if max(counts) > 1 else ():  # for single tokens, keeping old states takes too long
                 undoing.enter_context(cache.undone_on_error())
             hidden = self.run_through(mx.array(list(chain(*tokens)), dtype=mx.int32), caches, counts)
             for own, cache in zip(tokens, caches, strict=True):
@@ -201,7 +203,7 @@ class Decoder(Module):
         return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """Turns [T, H] hidden states into [T, V] float32 logits."""
+        """Returns the logits [T, V] float32 of hidden states [T, H]."""
         if self._cpu is not None:
             return self._cpu.logits(hidden)
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head

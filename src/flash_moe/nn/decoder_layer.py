@@ -1,4 +1,4 @@
-"""A layer of the decoder: mixer and feed-forward network, each behind its norm."""
+"""A layer of the decoder: mixer and feed-forward network, each after its norm."""
 
 from __future__ import annotations
 
@@ -64,23 +64,23 @@ class DecoderLayer(Module):
         return self._rest(x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache))
 
     def together(self, x: mx.array, caches: Sequence[KVCache | DeltaCache], counts: Sequence[int]) -> mx.array:
-        """As :meth:`__call__` for tokens of several sequences, counts[i] of the i-th, one after the other in x."""
+        """Runs tokens of several sequences as :meth:`__call__` does: counts[i] rows of x per sequence."""
         return self._rest(x + self.mixer.together(rms_norm(x, self.input_layernorm, self._eps), caches, counts))
 
     def _rest(self, x: mx.array) -> mx.array:
-        mx.async_eval(x)  # the device starts while the host still describes the rest
+        mx.async_eval(x)  # the device starts while the host describes the rest
         h = rms_norm(x, self.post_attention_layernorm, self._eps)
         x = self.mlp(h, x) if isinstance(self.mlp, SparseMoE) else x + self.mlp(h)
         mx.async_eval(x)
         return x
 
     def ahead(self, x: mx.array, cache: KVCache | DeltaCache) -> list[mx.array]:
-        """One token through a sparse layer, with the experts that the store's bank has; see :meth:`DecodeStep.ahead`."""
+        """Runs one token through a sparse layer with the loaded experts; see :meth:`DecodeStep.ahead`."""
         assert self._step is not None
         return self._step.ahead(x, cache, *self.mlp.ahead())
 
     def describe(self, x: mx.array, cache: KVCache | DeltaCache) -> None:
-        """Describes the layer's work on x [T, H], but that of the routed experts, as :func:`needed_kernels` wants it."""
+        """Describes the graph of the layer for x [T, H] without the routed experts, for :func:`needed_kernels`."""
         mixed = self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
         h, x = add_rms_norm(mixed, x, self.post_attention_layernorm, self._eps)
         if isinstance(self.mlp, SparseMoE):
@@ -89,16 +89,16 @@ class DecoderLayer(Module):
             self.mlp(h)
 
     def front(self, x: mx.array, cache: KVCache | DeltaCache) -> tuple[mx.array, ...]:
-        """Returns all of a sparse layer that does not need the routed experts.
+        """Runs the part of a sparse layer that does not need the routed experts.
 
         Returns:
-            What the experts take, [T, H], and :meth:`SparseMoE.route` of it.
+            The inputs of the experts, [T, H], and the results of :meth:`SparseMoE.route` for them.
         """
         x = x + self.mixer(rms_norm(x, self.input_layernorm, self._eps), cache)
         h = rms_norm(x, self.post_attention_layernorm, self._eps)
         return h, *self.mlp.route(h, x)
 
     def router_logits(self, residual: mx.array) -> mx.array:
-        """Returns a sparse layer's router logits, [T, E] float32, for a residual stream, [T, H], behind the mixer."""
+        """Returns the router logits [T, E] float32 for the residual stream [T, H] after the mixer."""
         logits: mx.array = self.mlp.gates(rms_norm(residual, self.post_attention_layernorm, self._eps))[0]
         return logits.astype(mx.float32)

@@ -1,8 +1,8 @@
-"""Drops or replaces missing experts of a decoded token, as the options say.
+"""Drops or replaces missing experts of a decoded token, according to the options.
 
-The router's K likeliest experts are changed in two ways, each off by default and bounded by a number that the user
-gives: missing experts give way to nearly as likely ones that are in memory, and missing experts of little weight are
-left out. The functions are pure; ``in_memory`` is asked about as few experts as decide the matter.
+The K most probable experts of the router are changed in two ways. Missing experts are replaced by almost equally
+probable ones in memory, and missing experts with a small weight are left out. Both are off by default, and the user
+sets their limits. The functions have no side effects, and call ``in_memory`` for as few experts as possible.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class ChoiceCounters:
     """Counters over all decoded tokens and layers.
 
     Attributes:
-        routed: experts that the router chose.
-        dropped: those of them that were left out; ``swapped``: those that gave way to another.
+        routed: number of experts that the router chose.
+        dropped: number of experts that were left out. ``swapped``: number of experts that were replaced by others.
         routed_mass: sum of the router probabilities of the chosen experts.
-        dropped_mass: sum over dropped experts. ``swapped_mass``: sum over swaps of what the probability fell by.
+        dropped_mass: the same sum over dropped experts. ``swapped_mass``: sum of the decreases in probability over all
+            swaps.
     """
 
     routed: int = 0
@@ -38,10 +39,10 @@ class ChoiceCounters:
 
 
 class ExpertChoice:
-    """Chooses for one token and layer at a time, and counts.
+    """Chooses the experts of one token in one layer at a time, and counts the changes.
 
     Args:
-        k: experts per token.
+        k: number of experts per token.
         normalize: whether the weights of the used experts are rescaled to sum to one.
     """
 
@@ -50,11 +51,11 @@ class ExpertChoice:
         self.counters = ChoiceCounters()
 
     def __call__(self, probabilities: np.ndarray, in_memory: InMemory) -> tuple[np.ndarray, np.ndarray]:
-        """Decides on one token.
+        """Chooses the experts of one token.
 
         Args:
             probabilities: [E] float32, the router's softmax.
-            in_memory: which of some experts can be used without reading.
+            in_memory: function that tells which of some experts can be used without a read.
 
         Returns:
             ids [n] int64 and weights [n] float32, 1 <= n <= K.
@@ -83,24 +84,26 @@ class ExpertChoice:
 def swaps(
     probabilities: np.ndarray, order: np.ndarray, missing: np.ndarray, regret: float, in_memory: InMemory
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns as many replacements of missing experts by others in memory as there can be, at the least loss of probability.
+    """Finds as many replacements of missing experts by experts in memory as possible, with the least loss of
+    probability.
 
-    A replacement is at least 1 - ``regret`` times as likely as what it replaces.
+    The probability of a replacement is at least 1 - ``regret`` times that of the missing expert.
 
     Args:
-        probabilities: [E]. order: [E], all experts by falling probability. missing: [K] bool, of the first K of them.
+        probabilities: [E]. order: [E], all experts by descending probability. missing: [K] bool, for the first K of
+            them.
 
     Returns:
-        Places [n] among the chosen, and the experts [n] that take them.
+        The positions [n] among the chosen experts, and the experts [n] that replace them.
     """
     k = len(missing)
-    out = np.flatnonzero(missing)[::-1]  # the least likely first
+    out = np.flatnonzero(missing)[::-1]  # the least probable first
     least = (1 - regret) * probabilities[order[out]]
     others = order[k : k + int(np.count_nonzero(probabilities[order[k:]] >= least[0]))]
-    present = (e for e in others.tolist() if in_memory([e])[0])  # the likeliest first, asked for one by one
+    present = (e for e in others.tolist() if in_memory([e])[0])  # the most probable first, queried one by one
     into = np.array(list(islice(present, len(out))), int)
-    # n swaps cost least between the n least likely missing and the n likeliest others, and if those can be paired at
-    # all, then the likeliest with the likeliest.
+    # The cheapest n swaps are between the n least probable missing experts and the n most probable others. If any
+    # pairing of these is allowed, then so is the one in order of probability.
     for n in range(len(into), 0, -1):
         if (probabilities[into[:n]] >= least[:n][::-1]).all():
             return out[:n][::-1], into[:n]
@@ -108,10 +111,10 @@ def swaps(
 
 
 def cold(probabilities: np.ndarray, missing: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns which of the chosen experts are left out: missing ones whose share is below the threshold, but never all.
+    """Returns a mask of chosen experts to leave out: missing ones whose share is below the threshold, but never all.
 
     Args:
-        probabilities: [K], of the chosen experts. missing: [K] bool.
+        probabilities: [K], probabilities of the chosen experts. missing: [K] bool.
 
     Returns:
         [K] bool.

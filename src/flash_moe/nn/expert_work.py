@@ -1,4 +1,4 @@
-"""What a token does with the records of its experts on a GPU, by itself: stores are compared by what is really done."""
+"""The work of a token on the records of its experts on a GPU, for timing stores."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..record import RecordLayout
 
 
 class ExpertWork:
-    """Fetches the experts of a token and multiplies with them, as decoding does.
+    """Fetches the experts of a token and computes them, as decoding does.
 
-    That is by the kernels, or by MLX's products on banks by part or on records where each lies.
+    It uses the kernels, or MLX's products on banks by part or on records in place.
 
     Args:
-        layouts: of the records, by layer.
-        dtype: of activations.
-        kernels: whether experts run as this library's kernels.
+        layouts: the record layouts, by layer.
+        dtype: dtype of activations.
+        kernels: whether experts use this library's kernels.
 
     Attributes:
-        name: of the kind of work, for remembering which store suited it.
+        name: name of the kind of work, under which the faster store is stored.
     """
 
     def __init__(self, layouts: Mapping[int, RecordLayout], dtype: mx.Dtype, *, kernels: bool) -> None:
@@ -31,7 +31,7 @@ class ExpertWork:
         self.name = "kernels" if kernels else "ops"
 
     def __call__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
-        """Does the work of one token in one layer, to its end."""
+        """Does the work of one token in one layer, including its evaluation."""
         records = store.fetch(layer, experts)
         outputs = self._multiply(records, self._layouts[layer], len(experts))
         for y in outputs:

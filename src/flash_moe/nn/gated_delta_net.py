@@ -15,7 +15,7 @@ from .cache import DeltaCache
 from .module import Module
 from .weights import Weights
 
-L2_EPS = 1e-6  # added to the sum of squares of q and k, as transformers' l2norm does
+L2_EPS = 1e-6  # added to the sum of squares of q and k, as in transformers' l2norm
 
 
 class GatedDeltaNet(Module):
@@ -52,10 +52,10 @@ class GatedDeltaNet(Module):
         return y
 
     def together(self, x: mx.array, caches: Sequence[DeltaCache], counts: Sequence[int]) -> mx.array:
-        """As :meth:`__call__` for tokens of several sequences, those of the first one first.
+        """Runs tokens of several sequences as :meth:`__call__` does; the rows of the sequences follow each other.
 
         Args:
-            counts: how many tokens of x are of each sequence.
+            counts: number of tokens of each sequence in x.
         """
         projected = self.in_proj(x)
         if len(caches) > 1 and max(counts) == 1:
@@ -76,7 +76,10 @@ class GatedDeltaNet(Module):
         return self.out_proj(outputs[0] if len(outputs) == 1 else mx.concatenate(outputs))
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Returns the layer as a function of its states: output, new conv state, new recurrent state."""
+        """Computes the layer as a function of its states.
+
+        Returns the output, the new conv state and the new recurrent state.
+        """
         c, (heads, dv, dk) = self._config, state.shape
         sizes = c.linear_num_key_heads, heads, dk, dv, self.conv1d.shape[0], x.dtype
         if x.shape[0] == 1 and supports(dk) and use_kernel("delta_net", *sizes):

@@ -1,4 +1,4 @@
-"""The work of a layer beside its weights, on any machine: bytes of its cache, and operations."""
+"""The work of a layer in addition to its weights: bytes of its cache, and operations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..config import FULL_ATTENTION, ModelConfig
 
 @dataclass(frozen=True)
 class LayerWork:
-    """The work of a layer; layers with the same mixer, and with or without routed experts alike, have the same.
+    """The work of a layer. It depends only on the mixer and on whether the layer has routed experts.
 
     Attributes:
-        mixer: its name.
-        sparse: whether there are routed experts, of which nothing is counted here.
-        kv_per_token: bytes of a token's keys and values.
+        mixer: name of the mixer.
+        sparse: whether the layer has routed experts, which are not counted here.
+        kv_per_token: bytes of keys and values per token.
         state: bytes of the cache that do not grow with the context.
-        flops: operations of one token in products.
-        pair_flops: operations of one token and one key; 0 where the mixer does not attend.
+        flops: operations per token in products.
+        pair_flops: operations per pair of token and key; 0 if the mixer is not attention.
     """
 
     mixer: str
@@ -32,7 +32,7 @@ def layer_work(config: ModelConfig, layer: int, float_bytes: int) -> LayerWork:
     """Computes the work of a layer.
 
     Args:
-        float_bytes: of one float as activations have it.
+        float_bytes: bytes of a float in activations.
     """
     c, mixer, sparse = config, config.layer_types[layer], config.sparse_layers[layer]
     rows = 3 * c.shared_expert_intermediate_size + c.num_experts + 1 if sparse else 3 * c.intermediate_size

@@ -1,7 +1,7 @@
-"""Many sequences through one layer before the next is built, so that memory for one layer is enough.
+"""Runs many sequences through one layer before the next is built, so that memory holds only one layer.
 
-Mixers run per sequence, each with a fresh cache. A layer hands out the work of its routed experts for the
-rows of all sequences together, so each expert is needed once.
+Mixers run each sequence separately with a new cache. A layer returns the work of its routed experts for the rows of all
+sequences together, so each expert is needed only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .linear import Embedding, Linear
 from .sparse_moe import SparseMoE, chosen_experts
 from .weights import Weights
 
-_CHUNK = 1024  # tokens of a sequence that go through a layer together
+_CHUNK = 1024  # tokens of a sequence that pass through a layer together
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Routed:
 
 
 class Layerwise:
-    """A network of which each part is read when it is used, and gone when its user is; every part can be read once.
+    """A network whose parts are read on use and freed afterwards. Each part can be read only once.
 
     Args:
-        arrays, quantization: as for :class:`Weights`; the arrays are lazy.
+        arrays, quantization: as for :class:`Weights`. The arrays are lazy.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Layerwise:
         self._config, self._arrays, self._quantization = config, dict(arrays), quantization
 
     def embedded(self, sequences: Sequence[Sequence[int]], dtype: mx.Dtype) -> list[mx.array]:
-        """Returns the vectors of the tokens of each sequence, [T, H] in ``dtype``."""
+        """Returns the embedded tokens of each sequence, [T, H] in ``dtype``."""
         table = self._table("embed_tokens")
         states = [table.rows(mx.array(list(tokens)), dtype) for tokens in sequences]
         mx.eval(states)
@@ -67,11 +67,11 @@ class Layerwise:
         """Runs all sequences through one layer, in place.
 
         Args:
-            store: knows the layouts of records; none is fetched.
+            store: provides the record layouts; no record is fetched.
             states: the hidden states of each sequence, [T, H].
 
         Returns:
-            What the layer's routed experts still have to add (see :func:`add_rows`), or None for a dense layer.
+            The work of the layer's routed experts, whose result :func:`add_rows` adds; None for a dense layer.
 
         Raises:
             NumericalError: the router produced NaN.
@@ -97,7 +97,7 @@ class Layerwise:
                     chosen.append(chosen_experts(ids, routing_weights, layer))
                     factors.append(np.array(routing_weights))
         for child in module.modules():
-            child.clear()  # modules and their traced functions refer to each other, so nothing else frees them
+            child.clear()  # modules and their traced functions form reference cycles, so this frees them
         clear_cache()
         if not sparse:
             return None
@@ -121,13 +121,13 @@ class Layerwise:
         return self._take(name).embedding(name, self._config.vocab_size, self._config.hidden_size)
 
     def _take(self, path: str) -> Weights:
-        """Returns the weights below ``path``, under their full names."""
+        """Removes and returns the weights below ``path``, under their full names."""
         names = [name for name in self._arrays if name.startswith(f"{path}.")]
         return Weights({name: self._arrays.pop(name) for name in names}, self._quantization)
 
 
 def add_rows(states: list[mx.array], rows: np.ndarray) -> None:
-    """Adds [N, H] rows, those of one sequence after those of the other, to the hidden states, in place."""
+    """Adds rows [N, H], in the order of the sequences, to the hidden states in place."""
     ends = np.cumsum([len(x) for x in states])
     for number, mine in enumerate(np.split(rows, ends[:-1])):
         states[number] = states[number] + mx.array(mine).astype(states[number].dtype)

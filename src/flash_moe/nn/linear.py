@@ -13,11 +13,12 @@ from ..ops.dispatch import on_gpu
 from ..ops.linear import dequantized, linear
 from .module import Module
 
-_JOIN_BYTES = 8 << 20  # on the CPU: above this a product takes longer than starting it, and copying takes long, too
+_JOIN_BYTES = 8 << 20  # on the CPU: above this, a product takes longer than its start, and a copy takes long too
 
 
 class Linear(Module):
-    """y = x · Wᵀ + b; with a global scale (nvfp4) W is what its parts say times that scale over the largest one.
+    """y = x · Wᵀ + b; with a global scale (nvfp4), W is the dequantised weight times that scale divided by the largest
+    scale.
 
     Shape:
         x: [T, in] to y: [T, out].
@@ -49,7 +50,7 @@ class Linear(Module):
 
 
 class Linears(Module):
-    """Several linear layers of the same input; neighbours that are stored alike are multiplied as one matrix.
+    """Several linear layers with the same input. Adjacent layers of the same format are multiplied as one matrix.
 
     Shape:
         x: [T, in] to one [T, out_i] per layer.
@@ -74,13 +75,13 @@ class Linears(Module):
         return outputs
 
     def together(self, x: mx.array) -> mx.array:
-        """Returns all outputs one after the other, [T, Σ out_i]."""
+        """Returns all outputs joined along the last axis, [T, Σ out_i]."""
         outputs = [layer(x) for layer in self.groups]
         return mx.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
 
 
 def _groups(layers: Sequence[Linear]) -> list[list[Linear]]:
-    """Neighbours to join: stored alike, and not so large that copying them costs more than it saves."""
+    """Groups adjacent layers with the same format, unless copying them takes longer than it saves."""
     limit = sys.maxsize if on_gpu() else _JOIN_BYTES
     groups: list[list[Linear]] = []
     for layer in layers:
@@ -98,7 +99,7 @@ def _storage(layer: Linear) -> tuple[Quantization | None, bool, bool, mx.Dtype]:
 
 
 def _joined(layers: Sequence[Linear]) -> Linear:
-    """One layer with the rows of all."""
+    """Returns one layer with the rows of all layers."""
     weight = mx.concatenate([layer.weight for layer in layers])
     scales, biases, bias = (
         None if getattr(layers[0], name) is None else mx.concatenate([getattr(layer, name) for layer in layers])
@@ -108,14 +109,14 @@ def _joined(layers: Sequence[Linear]) -> Linear:
 
 
 class Embedding(Linear):
-    """A table of token vectors; as a linear layer it is the tied output head."""
+    """A table of token vectors. As a linear layer, it is the tied output head."""
 
     def rows(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
         """Returns the vectors of token ids: [T] int32 to [T, H] in ``dtype``."""
         if self.quantization is None or self.scales is None:
             return self.weight[ids].astype(dtype)
         scales, biases = self.scales[ids], None
-        if self.biases is not None:  # affine: scales are floats, too
+        if self.biases is not None:  # affine: scales are floats too
             scales, biases = scales.astype(dtype), self.biases[ids].astype(dtype)
         rows = dequantized(self.weight[ids], scales, biases, self.quantization, dtype)
         return rows if self.global_scale is None else rows * self._factor(dtype)

@@ -9,7 +9,7 @@ from .weights import Weights
 
 
 class SwiGLU(Module):
-    """The expert that all tokens share, or the MLP of a layer without routed experts.
+    """The shared expert, or the MLP of a layer without routed experts.
 
     Shape:
         x: [T, H] to [T, H].

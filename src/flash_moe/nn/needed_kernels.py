@@ -1,4 +1,4 @@
-"""The kernels that a model could use: its layers describe a token and a prompt, without computing them."""
+"""Finds the kernels that a model could use: its layers describe a token and a prompt, without computing them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .expert_choice import ExpertChoice
 from .streaming_options import StreamingOptions
 from .weights import Weights
 
-_TOKENS = 64  # of a prompt
+_TOKENS = 64  # tokens of a prompt
 
 
 class _NoStore(ExpertStore):
-    """Says where records would lie, and has none."""
+    """A store that has the layouts of records but no records."""
 
     def _arrive(self, layer: int, experts: Sequence[int]) -> Iterator[Any]:
         raise NotImplementedError("layers that are only described fetch nothing")
@@ -31,10 +31,10 @@ class _NoStore(ExpertStore):
         return [False] * len(experts)
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
-        """Nothing can be read ahead."""
+        """Does nothing: there is nothing to read."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
 
 def needed_kernels(
@@ -46,11 +46,11 @@ def needed_kernels(
     streaming: StreamingOptions,
     sums: Sums | None = None,
 ) -> list[Case]:
-    """Returns the case of every kernel that could run in this network, each once.
+    """Returns the cases of all kernels that could run in this network, each once.
 
     Args:
-        weights: lazy arrays, of which none is evaluated on a GPU.
-        layouts, experts_per_token, dtype, streaming, sums: as the decoder will get them.
+        weights: lazy arrays. None of them is evaluated on a GPU.
+        layouts, experts_per_token, dtype, streaming, sums: the arguments of the decoder.
     """
     store = _NoStore(layouts, config.num_experts)
     choice = ExpertChoice(experts_per_token, config.norm_topk_prob, streaming) if streaming.changes_experts else None

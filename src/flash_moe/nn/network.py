@@ -1,6 +1,4 @@
-"""The interface of a network that a generation uses, which our networks and mlx-lm's implement; and a generation's task,
-for several take turns with one network.
-"""
+"""The interface between generation and networks: Network, its caches, and the task of a generation."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from .streaming_options import StreamingOptions
 
 
 class Dimensions(Protocol):
-    """The facts of a model that code outside its network uses; see :class:`~flash_moe.config.ModelConfig`."""
+    """The dimensions of a model that code outside its network uses; see :class:`~flash_moe.config.ModelConfig`."""
 
     @property
     def model_type(self) -> str: ...
@@ -47,12 +45,12 @@ class Cache(Protocol):
     def nbytes(self) -> int: ...
     @property
     def held(self) -> list[int]:
-        """Lengths to which the cache can be cut back now, also after a pass that failed."""
+        """Returns the lengths to which the cache can be truncated now, even after a failed pass."""
 
     def mark(self, lengths: Sequence[int]) -> None: ...
 
     def reach(self, length: int) -> int:
-        """Returns the longest length, up to ``length``, to which the cache can be cut back; 0 for none."""
+        """Returns the greatest length, at most ``length``, to which the cache can be truncated; 0 if there is none."""
 
     def cut_back(self, length: int) -> None: ...
 
@@ -67,9 +65,10 @@ class Network(Protocol):
     """Runs tokens of one sequence at a time.
 
     Attributes:
-        layers: of which a pass reports each to its task.
-        streaming: what is done about experts that are not in memory.
-        choice, prefetcher, run_ahead: as :class:`~flash_moe.nn.decoder.Decoder` has them; None for what there is not.
+        layers: the layers; a pass reports each of them to its task.
+        streaming: options for experts that are not in memory.
+        choice, prefetcher, run_ahead: as in :class:`~flash_moe.nn.decoder.Decoder`; None for features that the network
+            does not have.
     """
 
     layers: Any
@@ -82,19 +81,19 @@ class Network(Protocol):
         """Returns an empty cache for a new sequence."""
 
     def serving(self, task: Task) -> AbstractContextManager[None]:
-        """Within, what is counted and what can be cancelled is the task's."""
+        """Runs all passes inside the block for this task: they use its counters, and end when it is cancelled."""
 
     def chunks(self, tokens: Sequence[int], cache: Any, last: int) -> list[int]:
-        """Returns how many tokens go through the layers together in :meth:`run`, one number for each time."""
+        """Returns the chunks of :meth:`run`: the numbers of tokens that pass through the layers together."""
 
     def run(self, tokens: Sequence[int], cache: Any, last: int) -> mx.array:
-        """Runs further tokens of a sequence, which its cache takes over.
+        """Runs further tokens of a sequence, and adds them to its cache.
 
         Args:
-            last: how many tokens at the end logits are wanted of.
+            last: number of tokens at the end whose logits are returned.
 
         Returns:
-            [last, V] float32; they may not have been evaluated yet.
+            The logits [last, V] float32, which may not be evaluated yet.
         """
 
 
@@ -103,11 +102,11 @@ class Task:
     """The counters of one generation's forward passes, and its cancellation.
 
     Attributes:
-        store, prefetch, choice, ahead: counters of this task alone.
-        cancelled: asked by every layer, and while it waits for reads; where it says yes, the pass ends with
-            :class:`~flash_moe.errors.Cancelled`.
-        passed: called with the number of layers that a pass has gone through, after each; a pass that it ends by an
-            exception fails.
+        store, prefetch, choice, ahead: counters of this task only.
+        cancelled: function that is called in every layer and during waits for reads. If it returns True, the pass ends
+            with :class:`~flash_moe.errors.Cancelled`.
+        passed: function that is called after each layer with the number of layers that the pass has completed. If it
+            raises an exception, the pass fails.
     """
 
     store: StoreStats = field(default_factory=StoreStats)

@@ -1,8 +1,8 @@
-"""Reads the experts that the next layer will probably choose, right behind those of this one.
+"""Prefetches the experts that the next layer will probably choose, after the reads of the current layer.
 
-What a layer adds to the residual stream is small against what is there, so the next layer's norm and router applied to
-this layer's residual choose mostly the experts that they will choose in earnest (Eliseev and Mazur 2023, "Fast
-Inference of Mixture-of-Experts Language Models with Offloading").
+A layer adds only a small vector to the residual stream. So the next layer's norm and router, applied to this layer's
+residual, choose mostly the experts that the next layer will use (Eliseev and Mazur 2023, "Fast Inference of
+Mixture-of-Experts Language Models with Offloading").
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..experts.store import ExpertStore, StoreStats
 from ..share import WHOLE, Share
 from .prefetch_switch import PrefetchSwitch
 
-Router = Callable[[Any], Any]  # [1, H], the residual stream, to [1, E] float32 logits; arrays of MLX or NumPy
+Router = Callable[[Any], Any]  # maps the residual stream [1, H] to logits [1, E] float32; MLX or NumPy arrays
 
 
 @dataclass
 class PrefetchCounters:
-    """Counters over the decoded tokens and layers that a prediction was made for.
+    """Counters over all decoded tokens and layers with a prediction.
 
     Attributes:
-        tokens: decoded tokens with predictions.
-        needed: experts that were fetched; ``found``: those of them that had been predicted.
+        tokens: number of decoded tokens with predictions.
+        needed: number of fetched experts. ``found``: number of fetched experts that were predicted.
     """
 
     tokens: int = 0
@@ -39,11 +39,11 @@ class PrefetchCounters:
 
 
 class Prefetcher:
-    """The predictions that the layers of one decoder share, and counters of how many are right.
+    """The predictions of all layers of a decoder, and counters of correct ones.
 
     Args:
-        k: experts that are predicted per layer.
-        clock: gives seconds.
+        k: number of predicted experts per layer.
+        clock: function that returns the time in seconds.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Prefetcher:
         self.switch, self.counters = PrefetchSwitch(), PrefetchCounters()
         self.active = False
         self._store, self._k, self._share, self._clock = store, k, share, clock
-        self._predicted: dict[int, frozenset[int]] = {}  # by layer
+        self._predicted: dict[int, frozenset[int]] = {}  # predicted experts by layer
 
     @contextmanager
     def token(self) -> Iterator[None]:
-        """Around the pass of a single token through all layers."""
+        """Encloses the pass of a single token through all layers."""
         self.active = self.switch.on
         start = self._clock()
         try:
@@ -70,7 +70,7 @@ class Prefetcher:
         self.switch.record(self._clock() - start, spent.bytes_missing, loaded)
 
     def predict(self, layer: int, logits: Any) -> None:
-        """Starts to read the likeliest experts of a layer. logits: [1, E] float32."""
+        """Starts to read the most probable experts of a layer. logits: [1, E] float32."""
         values = np.array(logits)[0]
         likeliest = np.argsort(-values, kind="stable")[: self._k]  # the last requests can still be cancelled
         experts = likeliest[self._share.owns(layer, likeliest)].tolist()
@@ -78,14 +78,14 @@ class Prefetcher:
         self._store.prefetch(layer, experts)
 
     def needed(self, layer: int, experts: Sequence[int]) -> None:
-        """Compares what a layer fetched with what was predicted for it."""
+        """Compares the fetched experts of a layer with the predicted ones."""
         if (predicted := self._predicted.pop(layer, None)) is not None:
             self.counters.needed += len(experts)
             self.counters.found += len(predicted.intersection(experts))
 
 
 def connect(shared: Prefetcher, layers: Sequence[Any], sparse: type) -> None:
-    """Lets every layer whose ``mlp`` is of the type ``sparse`` prefetch for the next one."""
+    """Connects every layer whose ``mlp`` has the type ``sparse`` with the next one, for prefetching."""
     found = [(i, layer) for i, layer in enumerate(layers) if isinstance(layer.mlp, sparse)]
     for (i, layer), following in zip_longest(found, found[1:]):
         router = None if following is None else (following[0], following[1].router_logits)
@@ -93,26 +93,24 @@ def connect(shared: Prefetcher, layers: Sequence[Any], sparse: type) -> None:
 
 
 class LayerPrefetch:
-    """One layer's part.
+    """The prefetching of one layer.
 
     Args:
-        following: the next layer that has experts, and its router; None for the last one.
+        following: the next layer with experts, and its router; None for the last layer.
     """
 
     def __init__(self, shared: Prefetcher, layer: int, following: tuple[int, Router] | None) -> None:
         self._shared, self._layer, self._following = shared, layer, following
 
     def logits(self, residual: Any) -> Any:
-        """Returns what the next layer's router says of this residual stream, [1, E] float32, not evaluated; None if
-        nobody asks.
-        """
+        """Returns the next router's logits for this residual stream, [1, E] float32, not evaluated; None if not needed."""
         if not self._following or not self._shared.active:
             return None
         found = self._following[1](residual)
-        return found.astype(mx.float32) if isinstance(found, mx.array) else found  # NumPy knows no bfloat16
+        return found.astype(mx.float32) if isinstance(found, mx.array) else found  # NumPy does not support bfloat16
 
     def reading(self, experts: Sequence[int], logits: Any) -> None:
-        """This layer's experts are being read; those of the next line up behind them, so that the disk never rests."""
+        """Queues reads of the next layer's experts behind the reads of this layer, so that the disk stays busy."""
         self._shared.needed(self._layer, experts)
         if self._following and logits is not None:
             self._shared.predict(self._following[0], logits)

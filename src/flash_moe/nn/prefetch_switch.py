@@ -1,4 +1,4 @@
-"""Decides by trial whether prefetching saves time: tokens with it against tokens without."""
+"""Decides in trials whether prefetching saves time: times tokens with and without it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Literal
 Decision = Literal["nothing to load", "measuring", "on", "off"]
 
 PHASE = 8  # tokens
-ORDER = (False, True, True, False)  # so that neither side gains from caches that fill up meanwhile
+ORDER = (False, True, True, False)  # alternating, so that neither side benefits from caches that fill meanwhile
 TRIAL = PHASE * len(ORDER)  # tokens
-QUIET = 8  # tokens in a row for which nothing was loaded, after which there is nothing to predict for
-RECHECK = 1000  # tokens after which a decision is measured again
-GAIN = 0.02  # share of the time that prefetching has to save
+QUIET = 8  # consecutive tokens without loads, after which predictions are pointless
+RECHECK = 1000  # tokens after which a decision is tested again
+GAIN = 0.02  # minimum share of the time that prefetching must save
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Means per token of one trial.
+    """The means per token of one trial.
 
     Attributes:
-        seconds, seconds_without: of the network, with prefetching and without.
-        missing, missing_without: expert bytes that had to be read, with prefetching and without: about the same in both
-            if the trial was fair.
+        seconds, seconds_without: seconds of the network, with and without prefetching.
+        missing, missing_without: missing expert bytes, with and without prefetching. They are about the same if the
+            trial was fair.
     """
 
     seconds: float
@@ -32,22 +32,22 @@ class Comparison:
 
     @property
     def saved(self) -> float:
-        """Share of the time per token that prefetching saved; negative if it cost some."""
+        """The share of the time per token that prefetching saved; negative if it was slower."""
         return 1 - self.seconds / self.seconds_without if self.seconds_without else 0.0
 
 
 class PrefetchSwitch:
-    """On where a trial showed a gain, off where it did not or where no expert has to be loaded.
+    """Turns prefetching on if a trial showed a gain, and off otherwise or if no expert has to be loaded.
 
     Attributes:
-        compared: the last trial that was finished; None before.
+        compared: the last completed trial; None before the first.
     """
 
     def __init__(self) -> None:
         self.compared: Comparison | None = None
         self._pays = False
         self._quiet = QUIET
-        self._trial: list[tuple[float, int]] | None = []  # seconds and missing bytes; None once it is decided
+        self._trial: list[tuple[float, int]] | None = []  # seconds and missing bytes; None after the decision
         self._age = 0
 
     @property
@@ -59,7 +59,7 @@ class PrefetchSwitch:
 
     @property
     def decision(self) -> Decision:
-        """Returns the present decision."""
+        """Returns the current decision."""
         if self._quiet >= QUIET:
             return "nothing to load"
         if self._trial is not None:
@@ -67,7 +67,7 @@ class PrefetchSwitch:
         return "on" if self._pays else "off"
 
     def record(self, seconds: float, missing: int, loaded: int) -> None:
-        """Counts a token: its seconds, the missing bytes of its experts, and all bytes that were read or copied for it."""
+        """Records a token: its seconds, the missing bytes of its experts, and all bytes read or copied for it."""
         if self._quiet < QUIET:
             self._count(seconds, missing)
         self._quiet = 0 if loaded else self._quiet + 1

@@ -1,10 +1,10 @@
-"""A token through many layers before the host knows its experts; the host looks afterwards, and corrects.
+"""Runs a token through many layers before the host knows its experts; the host checks and corrects afterwards.
 
-Where the bank keeps many experts, all that a token needs are often loaded. Then a table on the device says where they
-are, and nobody has to wait for the host in every layer: the host reads the ids of several layers back at a time. If a
-layer lacked an expert, what was computed behind it is wrong: the host has the expert read, computes that layer's experts
-as always, and the token goes ahead again from there. Recurrent states from before are kept for that, and arrays are
-immutable; of keys and values only the last token's are wrong, and are written again.
+If the bank keeps many experts, all experts of a token are often loaded. A table on the device maps them to their slots,
+so the device need not wait for the host in every layer. The host reads the ids of several layers back together. If a
+layer lacked an expert, all later results are wrong. The host then fetches the expert, computes the experts of that
+layer as usual, and continues from there. For this, old recurrent states are kept. In the KV caches, only the last token
+is wrong, and it is written again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..experts.store import ExpertStore
 from .cache import DeltaCache, KVCache
 from .sparse_moe import SparseMoE
 
-PHASE = 8  # tokens that run in one way before its time is compared with the other's
+PHASE = 8  # tokens of a phase, after which the times of both ways are compared
 RECHECK = 16  # phases after which the slower way is tried again
-GAIN = 0.05  # share of the time that running ahead must promise to be tried
-_WAIT = 1.0  # of the time a layer takes: what waiting for the host adds, as a first guess
-_AGAIN = 0.5  # of the time a layer takes: computing its experts again
+GAIN = 0.05  # minimum predicted saving for which running ahead is tried
+_WAIT = 1.0  # initial estimate: time of a wait for the host, relative to the time of a layer
+_AGAIN = 0.5  # time to compute the experts again, relative to the time of a layer
 
 Caches = Sequence[KVCache | DeltaCache]
 
@@ -35,10 +35,10 @@ class AheadCounters:
     """Counters of single tokens.
 
     Attributes:
-        waited: tokens that waited for the host in every layer.
-        ahead: tokens that ran ahead.
-        clean: those of them that lacked no expert.
-        restarts: layers behind which tokens ran ahead again.
+        waited: number of tokens that waited for the host in every layer.
+        ahead: number of tokens that ran ahead.
+        clean: number of tokens that ran ahead and lacked no expert.
+        restarts: number of layers from which tokens continued again because of a missing expert.
     """
 
     waited: int = 0
@@ -48,15 +48,16 @@ class AheadCounters:
 
 
 class AheadSwitch:
-    """Chooses the way that was faster lately, phase by phase; tries the other one from time to time.
+    """Chooses the way that was faster recently, phase by phase, and tries the other one from time to time.
 
     Args:
-        layers: of the model.
+        layers: number of layers of the model.
 
     Attributes:
         ahead: whether the next token runs ahead.
-        length: layers that it then runs before the host looks.
-        seconds: of a token when waiting (False) and when running ahead (True); absent before it was tried.
+        length: number of layers that it then runs before the host checks.
+        seconds: seconds of a token with waiting (False) and with running ahead (True); a way that was not tried is
+            absent.
     """
 
     def __init__(self, layers: int) -> None:
@@ -68,7 +69,7 @@ class AheadSwitch:
         self._since_try = RECHECK
 
     def record(self, seconds: float, misses: int) -> None:
-        """Counts a token: its seconds, and how many of its experts were not loaded."""
+        """Records a token: its seconds, and the number of its experts that were not loaded."""
         self._phase.append(seconds)
         self._misses += misses
         if len(self._phase) < PHASE:
@@ -86,15 +87,16 @@ class AheadSwitch:
 
 
 def best_length(missing: float, layers: int) -> tuple[int, float]:
-    """Chooses how many layers to run before the host looks.
+    """Chooses the number of layers to run before the host checks.
 
-    With q the chance that a layer lacks nothing, c layers bring a token forward by (1 - q^c) / (1 - q) of them.
+    With q the probability that a layer lacks no expert, c layers advance a token by (1 - q^c) / (1 - q) layers on
+    average.
 
     Args:
-        missing: the chance that a layer lacks an expert.
+        missing: probability that a layer lacks an expert.
 
     Returns:
-        The number, and the share of the time that it promises to save.
+        The number of layers, and the predicted share of time saved.
     """
     hit, best = 1 - missing, (1, 1 + _WAIT)
     for length in (*(2**i for i in range(1, 10) if 2**i < layers), layers):
@@ -106,7 +108,7 @@ def best_length(missing: float, layers: int) -> tuple[int, float]:
 
 @dataclass
 class _Step:
-    """A layer that was run ahead: its index and output, what undoes it, and what its experts take, the ids first but one."""
+    """A layer that ran ahead: its index, its output, a function that undoes it, and the arguments of its experts."""
 
     layer: int
     output: mx.array
@@ -115,15 +117,15 @@ class _Step:
 
 
 class RunAhead:
-    """Runs single tokens, one way or the other.
+    """Runs single tokens, ahead or with a wait in every layer.
 
     Args:
-        layers: of the decoder.
-        store: keeps experts and has a table of slots.
+        layers: the layers of the decoder.
+        store: a store that keeps experts and has tables of slots.
 
     Attributes:
-        counters: of the task that is served.
-        switch: chooses; tests may put another in its place.
+        counters: the counters of the current task.
+        switch: chooses the way; tests may replace it.
     """
 
     def __init__(self, layers: Sequence[Any], store: ExpertStore) -> None:
@@ -137,14 +139,14 @@ class RunAhead:
 
         Args:
             x: [1, H], the token's embedding.
-            caches: of the layers, extended in place.
+            caches: the caches of the layers, extended in place.
 
         Returns:
-            [1, H]; the same bits in both ways.
+            The output [1, H], with the same bits in both ways.
         """
         start, ahead, before = time.perf_counter(), self.switch.ahead, self._store.stats.bytes_loaded
         y = self._ahead(x, caches) if ahead else self._wait(x, caches)
-        mx.eval(y)  # so that both ways are timed alike; the next token needs it anyway
+        mx.eval(y)  # so that both ways are timed equally; the next token needs it anyway
         self.switch.record(time.perf_counter() - start, (self._store.stats.bytes_loaded - before) // self._record)
         self.counters.ahead += ahead
         self.counters.waited += not ahead
@@ -167,7 +169,7 @@ class RunAhead:
             loaded = self._store.use_loaded([step.layer for step in sparse], chosen)
             if loaded == len(sparse):
                 continue
-            mx.eval(x)  # nothing may still read the slots that a fetch overwrites
+            mx.eval(x)  # no computation may still read the slots that a fetch overwrites
             missing = sparse[loaded]
             for step in steps[missing.layer + 1 - steps[0].layer :]:
                 step.undo()

@@ -13,13 +13,13 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
     """Copies the shared expert into a record.
 
     Args:
-        weights: of the shared expert.
-        intermediate_size: its width.
-        layout: of the layer's records.
+        weights: weights of the shared expert.
+        intermediate_size: width of the shared expert.
+        layout: layout of the layer's records.
 
     Returns:
-        The record, [words] uint32, and the weights anew, as views of it; None where the shared expert is not stored
-        as the routed ones are.
+        The record, [words] uint32, and the weights as views of it; None if the shared expert has another format than
+            the routed ones.
     """
     if intermediate_size != layout.intermediate_size:
         return None
@@ -38,7 +38,7 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
                 return None
             cast = array.astype(DTYPES[part.dtype])
             if cast.dtype != array.dtype and not mx.array_equal(cast.astype(array.dtype), array):
-                return None  # scales of more digits than the records have
+                return None  # scales with a higher precision than those of the records
             words += [_words(cast), mx.zeros((_gap(layout, part.offset + part.nbytes),), dtype=mx.uint32)]
             views[part.key] = (part, array.dtype)
     record = mx.concatenate(words)
@@ -57,6 +57,6 @@ def _words(array: mx.array) -> mx.array:
 
 
 def _gap(layout: RecordLayout, end: int) -> int:
-    """Returns words from the end of a part to the start of the next, or to the end of the record."""
+    """Returns the number of words from the end of a part to the start of the next, or to the end of the record."""
     starts = [part.offset for part in layout.parts] + [layout.stride]
     return (min(start for start in starts if start >= end) - end) // 4

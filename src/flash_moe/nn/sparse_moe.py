@@ -36,9 +36,9 @@ from .weights import Weights
 class SparseMoE(Module):
     """residual + Σ_k weight_k · expert_k(x) + sigmoid(shared_expert_gate · x) · shared_expert(x).
 
-    Reading the K indices back is the one point of a layer where the host waits for the device; what follows is
-    started and not waited for. Where the store holds the whole layer, kernels find the records by themselves, and the
-    host never waits.
+    The host waits for the device only once per layer, when it reads the K indices back. It starts the rest of the layer
+    without waiting. If the layer is fully resident, kernels look up the records on the device, and the host never
+    waits.
 
     Shape:
         x, residual: [T, H] to [T, H].
@@ -46,12 +46,12 @@ class SparseMoE(Module):
     Args:
         layer: index of the layer, for the store and for errors.
         experts_per_token: K.
-        choice: decides which experts a single token uses, on the host; None uses those that the router chose.
-        sums: adds what several machines computed, each of its own experts; None for one machine.
+        choice: changes the experts of a single token on the host; None uses those that the router chose.
+        sums: adds the expert outputs of several machines; None for a single machine.
 
     Attributes:
-        layer, store, k, choice, sums: as given; normalize: whether the weights of a token's experts sum to one.
-        prefetch: reads ahead for the next layer; None does not.
+        layer, store, k, choice, sums: the arguments. normalize: whether the weights of a token's experts sum to one.
+        prefetch: prefetches for the next layer; None if prefetching is off.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SparseMoE(Module):
         self.choice, self.sums = None if store.holds_everything else choice, sums
         self.prefetch: LayerPrefetch | None = None
         self._layout = store.layouts[layer]
-        self._fewest = self.k if choice is None and sums is None else 1  # experts that a token may use
+        self._fewest = self.k if choice is None and sums is None else 1  # number of experts that a token may use
         self._layout_json = json.dumps(self._layout.to_json())
         shared, self._record = weights.at("shared_expert"), None
         if on_gpu() and kernels_wanted() is not False and self._supported() and sums is None:
@@ -84,7 +84,7 @@ class SparseMoE(Module):
         return self.experts(x, *self.route(x, residual))
 
     def uses_kernel(self, x: mx.array) -> bool:
-        """Returns whether the experts of these tokens [T, H] are computed by kernels."""
+        """Returns whether kernels compute the experts of these tokens [T, H]."""
         shared = int(self._record is not None)
         sizes = self._fewest, self.k, shared, self._layout_json, x.dtype
         return x.shape[0] == 1 and self._supported() and use_kernel("experts", *sizes)
@@ -93,21 +93,22 @@ class SparseMoE(Module):
         return expert_kernels.supports(self._layout, self.k + 1)
 
     def whole(self, x: mx.array) -> Bank | None:
-        """Returns the store's bank of the layer for one token, where it has one and products can choose from it."""
+        """Returns the bank of a fully resident layer for one token, if products can use it; else None."""
         router_decides = self.choice is None and self.prefetch is None and self.sums is None
         in_place = self.store.by_part or self.uses_kernel(x)
         return self.store.whole(self.layer, self.k) if router_decides and in_place else None
 
     def ahead(self) -> tuple[Bank, mx.array]:
-        """Returns the store's bank and the table of the layer's slots in it, for a token that runs ahead."""
+        """Returns the store's bank and the table of slots of the layer, for a token that runs ahead."""
         return self.store.ahead(self.layer)
 
     def route(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Returns all that does not need the routed experts.
+        """Computes everything that does not need the routed experts.
 
         Returns:
-            ids [T, K]; weights [T, K], or [T, K + 1] where the shared expert is computed with the routed ones; and what
-            their sum is added to, [T, H]. Where the host chooses, K is E here, and the weights are not normalised.
+            The ids [T, K]; the weights [T, K], or [T, K + 1] if the shared expert is computed with the routed ones; and
+                the rest [T, H], to which the sum of the experts is added. If the host chooses the experts, K is E here,
+                and the weights are not normalised.
         """
         router, shared_gate = self.gates(x)
         chosen = (self.k, self.normalize) if self.choice is None or x.shape[0] > 1 else (router.shape[1], False)
@@ -117,22 +118,22 @@ class SparseMoE(Module):
         return ids, weights, residual + mx.sigmoid(shared_gate) * self.shared_expert(x)
 
     def describe(self, x: mx.array, residual: mx.array) -> None:
-        """Describes :meth:`route` with kernels and without, and asks for the routed experts' kernel."""
+        """Describes :meth:`route` with and without kernels, and queries the kernel of the routed experts."""
         self.route(x, residual)
         if self._record is not None and not self.uses_kernel(x) and self.choice is None and x.shape[0] == 1:
             route(self.gates(x)[0], self.k, self.normalize, self.gates(x)[1])
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
-        """Fetches the routed experts and adds their part to the rest."""
+        """Fetches the routed experts and adds their outputs to the rest."""
         one = x.shape[0] == 1
         ahead = self.prefetch.logits(rest) if one and self.prefetch is not None else None
         mx.async_eval(ids, weights)
-        # in an evaluation of its own, for which the host does not wait: it computes the shared expert during the fetch
+        # in a separate evaluation, which the host does not wait for: the shared expert is computed during the fetch
         mx.async_eval(*([rest] if self._adds_rest else []), *([] if ahead is None else [ahead]))
         if (
             one and self.choice is None and kernel.back_end() == "cuda"
-        ):  # where a look at the weights moves them to the host
-            chosen = np.array(ids)  # and NaN shows in the logits
+        ):  # on CUDA, where reading the weights would move them to the host
+            chosen = np.array(ids)  # NaN then appears in the logits
         else:
             chosen = chosen_experts(ids, weights, self.layer)
         if self.sums is not None:
@@ -145,13 +146,13 @@ class SparseMoE(Module):
 
     @property
     def _adds_rest(self) -> bool:
-        """Whether this machine adds residual and shared expert: of several, the first alone."""
+        """Whether this machine adds the residual and the shared expert; in a group, only rank 0 does."""
         return self.sums is None or self.sums.rank == 0
 
     def _of_all_ranks(
         self, sums: Sums, x: mx.array, chosen: np.ndarray, weights: mx.array, rest: mx.array, ahead: mx.array | None
     ) -> mx.array:
-        """Returns the experts of this rank's share, and the sum of all ranks' parts."""
+        """Computes the experts of this rank's share, and returns the sum over all ranks."""
         own = sums.share.owns(self.layer, chosen)
         part = rest if self._adds_rest else mx.zeros_like(rest)
         if x.shape[0] > 1:
@@ -164,10 +165,13 @@ class SparseMoE(Module):
         return sums.add(part, self.layer, chosen).astype(x.dtype)
 
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: Bank) -> mx.array:
-        """As :meth:`experts` for one token, without a wait: the records are rows of a bank. NaN shows in the logits."""
+        """Computes the experts of one token from rows of a bank, without a wait of the host.
+
+        NaN appears in the logits.
+        """
         if isinstance(bank, dict) or not self.uses_kernel(x):
             rows = rows.reshape(-1)
-            if isinstance(bank, mx.array):  # whole records are copied; the arithmetic is that of other banks
+            if isinstance(bank, mx.array):  # copies whole records; the arithmetic is the same as for other banks
                 bank, rows = bank[rows], mx.arange(rows.size, dtype=mx.uint32)
             y = experts_in_place(x, bank, enough(rows), self._layout)
             return add_weighted(rest, weights.reshape(-1), y)
@@ -176,7 +180,7 @@ class SparseMoE(Module):
         )
 
     def _choose(self, choice: ExpertChoice, ids: np.ndarray, weights: mx.array) -> tuple[np.ndarray, mx.array]:
-        """From all experts and their probabilities, [1, E], to those that are used, [1, n]."""
+        """Chooses the used experts [1, n] from all experts and their probabilities [1, E]."""
         count = ids.shape[1]
         probabilities = np.empty(count, np.float32)
         probabilities[ids[0]] = np.array(weights)[0, :count]
@@ -190,7 +194,7 @@ class SparseMoE(Module):
         records: Records | Arrivals
         if not self.uses_kernel(x) and takes_each(self._layout, x.dtype):
             records = self.store.fetch_each(self.layer, chosen, meanwhile)
-            y = rest + experts_for_token(x, records, weights[0], self._layout)  # all have arrived when it returns
+            y = rest + experts_for_token(x, records, weights[0], self._layout)  # waits for all records
         else:
             records = self.store.fetch(self.layer, chosen, meanwhile)
             y = self._of_records(x, records, weights, rest)
@@ -198,10 +202,10 @@ class SparseMoE(Module):
         return y
 
     def _of_records(self, x: mx.array, records: Records, weights: mx.array, rest: mx.array) -> mx.array:
-        """Returns experts that have all arrived, added to the rest."""
+        """Computes experts whose records are all loaded, and adds them to the rest."""
         if records.rows is not None and on_gpu():
             bank, rows = records.arrays[0], list(records.rows)
-            if isinstance(bank, dict):  # as :func:`enough` does, without a launch
+            if isinstance(bank, dict):  # like :func:`enough`, but without a launch
                 rows += rows[-1:] * (fewest_products() - len(rows))
             y: mx.array = self.traced_bank(x, mx.array(rows, dtype=mx.uint32), weights, rest, bank)
             return y
@@ -214,24 +218,24 @@ class SparseMoE(Module):
         return expert_kernels.experts_for_token(x, records.arrays, weights, self._layout, shared=shared, residual=rest)
 
     def _of_each(self, x: mx.array, weights: mx.array, rest: mx.array, *records: mx.array) -> mx.array:
-        """Returns experts from where each record lies, in the arithmetic of a bank's, added to the rest."""
+        """Computes experts from separate records in place, with the arithmetic of a bank, and adds them to the rest."""
         layout, rows = self._layout, mx.arange(len(records), dtype=mx.uint32)
-        if kernel.back_end() == "cuda":  # where mapped records are copies anyway
+        if kernel.back_end() == "cuda":  # mapped records are copies there anyway
             y = experts_in_place(x, mx.stack(list(records)), enough(rows), layout)
             return add_weighted(rest, weights.reshape(-1), y)
         each = [experts_in_place(x, parts_of(record, layout), rows[:1], layout) for record in records]
         return add_weighted(rest, weights.reshape(-1), mx.concatenate(each))
 
     def _of_group(self, x: mx.array, records: Records, counts: np.ndarray) -> mx.array:
-        """Returns rows that are sorted by record: [R, H] to [R, H]."""
+        """Computes rows [R, H] that are sorted by record; the result is [R, H]."""
         count = x.shape[0]
-        if (more := fewest_products() - count) > 0:  # of the last record, so that groups of any size give the same bits
+        if (more := fewest_products() - count) > 0:  # repeats the last row, so that all groups give the same bits
             x = mx.concatenate([x, mx.repeat(x[-1:], more, axis=0)])
             return self._of_group(x, records, np.append(counts[:-1], counts[-1] + more))[:count]
         if records.rows is None or not self.store.by_part:
             return experts_for_rows(x, records.stacked(), counts.tolist(), self._layout)
         slots = np.repeat(np.array(records.rows, np.uint32), counts)
-        order = np.argsort(slots, kind="stable")  # rows of one record stay together, and slots ascend
+        order = np.argsort(slots, kind="stable")  # rows of a record stay adjacent, in the order of slots
         rows, back = mx.array(slots[order]), mx.array(np.argsort(order))
         return experts_in_place(x[mx.array(order)], records.arrays[0], rows, self._layout, grouped=True)[back]
 
@@ -239,10 +243,11 @@ class SparseMoE(Module):
         return self._record if weights.shape[1] > routed else None
 
     def _for_rows(self, x: mx.array, chosen: np.ndarray, weights: mx.array, own: np.ndarray | None = None) -> mx.array:
-        """Many tokens: every touched expert is fetched once, in sorted order, and multiplied with all its tokens.
+        """Computes the experts of many tokens. Each used expert is fetched once, in sorted order, and multiplied with
+        all its tokens.
 
         Args:
-            own: which of the chosen experts are computed, [T, K]; None for all.
+            own: mask [T, K] of the chosen experts to compute; None for all.
         """
         tokens, k = chosen.shape
         order = np.argsort(chosen, axis=None, kind="stable")
@@ -267,13 +272,13 @@ class SparseMoE(Module):
         inverse = np.full(chosen.size, order.size)
         inverse[order] = np.arange(order.size)
         if order.size < chosen.size:
-            outputs.append(mx.zeros_like(x[:1]))  # what the experts of other ranks add here
+            outputs.append(mx.zeros_like(x[:1]))  # zeros for the experts of other ranks
         y = mx.concatenate(outputs)[mx.array(inverse)].reshape(tokens, k, -1)
         return (weights[..., None] * y.astype(mx.float32)).sum(axis=1).astype(x.dtype)
 
 
 def chosen_experts(ids: mx.array, weights: mx.array, layer: int) -> np.ndarray:
-    """Returns the ids [T, K] on the host.
+    """Reads the ids [T, K] back to the host.
 
     Raises:
         NumericalError: a weight is NaN.

@@ -1,4 +1,4 @@
-"""The options for experts that are not in memory; by default they are read."""
+"""The options for experts that are not in memory. By default, they are read."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from ..errors import ArgumentError
 
 @dataclass(frozen=True)
 class StreamingOptions:
-    """For tokens that run alone, as in decoding; several tokens of a prompt at a time are run exactly.
+    """Options for tokens that run alone, as in decoding. Chunks of a prompt are always computed exactly.
 
     Attributes:
-        prefetch: read what the next layer will probably need, behind the reads of this one. Changes no output.
-        drop_cold_below: a chosen expert that is not in memory is left out if its share of the routing weights is
-            smaller than this; at least one expert stays. 0 drops nothing.
-        prefer_cached: a chosen expert that is not in memory gives way to one that is, if that one's router probability
-            is at least 1 - prefer_cached times its own. 0 changes nothing.
+        prefetch: whether to read the experts that the next layer will probably need, after the reads of the current
+            layer. Changes no output.
+        drop_cold_below: a chosen expert that is not in memory is left out if its share of the routing weights is below
+            this value. At least one expert stays. 0 drops nothing.
+        prefer_cached: a chosen expert that is not in memory is replaced by one that is, if the router probability of
+            the replacement is at least 1 - prefer_cached times that of the chosen expert. 0 replaces nothing.
 
     Raises:
         ArgumentError: a number is not from 0 to 1.
@@ -36,7 +37,7 @@ class StreamingOptions:
 
     @property
     def changes_experts(self) -> bool:
-        """Whether other experts may be used than the router's K likeliest."""
+        """Whether the used experts may differ from the router's K most probable ones."""
         return bool(self.drop_cold_below or self.prefer_cached)
 
 

@@ -1,4 +1,4 @@
-"""A single layer of the network, to be timed."""
+"""A single layer of the network, for timing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .weights import Weights
 
 
 class TimedLayer:
-    """A layer with a store for its experts; x is [T, H] in the dtype of activations.
+    """A layer with a store for its experts. x is [T, H] in the dtype of activations.
 
     Args:
-        weights: of the layer, which are read now.
+        weights: weights of the layer, which are read immediately.
         store, experts_per_token: as for :class:`~.decoder_layer.DecoderLayer`.
-        dtype: of activations.
+        dtype: dtype of activations.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TimedLayer:
         mx.eval(self._layer.parameters())
 
     def new_cache(self, context: int) -> KVCache | DeltaCache:
-        """Returns a cache; where the layer attends, it holds ``context`` tokens."""
+        """Returns a cache; in an attention layer, it holds ``context`` tokens."""
         config, cache = self._config, layer_cache(self._config, self._index, self._dtype)
         if context and isinstance(cache, KVCache):
             shape = (1, config.num_key_value_heads, context, config.head_dim)
@@ -46,15 +46,15 @@ class TimedLayer:
         return cache
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaCache) -> mx.array:
-        """Returns the whole layer."""
+        """Runs the whole layer."""
         return self._layer(x, cache)
 
     def front(self, x: mx.array, cache: KVCache | DeltaCache) -> list[mx.array]:
-        """Returns the layer without its routed experts."""
+        """Runs the layer without its routed experts."""
         sparse = isinstance(self._layer.mlp, SparseMoE)
         return list(self._layer.front(x, cache)) if sparse else [self(x, cache)]
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
-        """Returns the routed experts alone; see :meth:`SparseMoE.experts`."""
+        """Runs only the routed experts; see :meth:`SparseMoE.experts`."""
         y: mx.array = self._layer.mlp.experts(x, ids, weights, rest)
         return y

@@ -1,4 +1,4 @@
-"""Hands each module its own weights, and checks that they are what the configuration asks for."""
+"""Gives each module its weights, and checks their shapes against the configuration."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Weights:
 
     Args:
         arrays: all resident arrays by canonical name.
-        quantization: how each quantised module is quantised, by canonical path.
-        join: whether linear layers of one input may be copied into one matrix.
+        quantization: quantisation of each quantised module, by canonical path.
+        join: whether linear layers with the same input may be copied into one matrix.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Weights:
         """Returns the array ``name``, which must have this shape.
 
         Raises:
-            CheckpointError: it is missing or has another shape.
+            CheckpointError: the array is missing or has another shape.
         """
         path = self._join(name)
         if (array := self._arrays.get(path)) is None:
@@ -53,7 +53,7 @@ class Weights:
         return array
 
     def linear(self, name: str, out_features: int, in_features: int, *, bias: bool = False) -> Linear:
-        """Returns the linear layer ``name``, quantised or not as the checkpoint has it."""
+        """Returns the linear layer ``name`` in the format of the checkpoint."""
         parts = self._matrix(name, out_features, in_features)
         own = self.at(name)
         return Linear(
@@ -61,19 +61,19 @@ class Weights:
         )
 
     def linears(self, out_features: Mapping[str, int], in_features: int, *, bias: bool = False) -> Linears:
-        """Returns several linear layers of the same input: names to output sizes."""
+        """Returns several linear layers with the same input; ``out_features`` maps names to output sizes."""
         layers = [self.linear(name, out, in_features, bias=bias) for name, out in out_features.items()]
         return Linears(layers, join=self._join_linears)
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
-        """Returns the embedding table ``name``, quantised or not as the checkpoint has it."""
+        """Returns the embedding table ``name`` in the format of the checkpoint."""
         own = self.at(name)
         return Embedding(*self._matrix(name, rows, width), None, own._arrays.get(own._join("global_scale")))
 
     def _matrix(
         self, name: str, rows: int, columns: int
     ) -> tuple[mx.array, mx.array | None, mx.array | None, Quantization | None]:
-        """Returns weight, scales and biases of a matrix, and how it is quantised; None for what it does not have."""
+        """Returns weight, scales, biases and quantisation of a matrix; missing ones are None."""
         own = self.at(name)
         q = self._quantization.get(own._path)
         if q is None:

@@ -1,4 +1,4 @@
-"""Memory that macOS keeps wired for the GPU: that of the weights which every token reads."""
+"""Keeps the memory of the resident weights wired on macOS."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import weakref
 
 import mlx.core as mx
 
-_held: dict[int, int] = {}  # bytes by the identity of who needs them
+_held: dict[int, int] = {}  # bytes by the id of their owner
 
 
 def keep_wired(owner: object, nbytes: int) -> None:
-    """Asks macOS to keep so much more of MLX's memory wired, until ``owner`` is freed. Elsewhere nothing happens.
+    """Asks macOS to keep ``nbytes`` more of MLX's memory wired until ``owner`` is freed. On other systems, it does
+    nothing.
 
-    Memory that is not wired may be compressed while the page cache fills with experts, and then the next token waits for
-    weights. MLX wires what it holds and what it allocates next, until the limit is reached. So this comes right before the
-    weights are loaded, and leaves no room for what comes later: pages with experts stay the system's to take back. A higher
-    limit that somebody else has set stays.
+    Memory that is not wired may be compressed while the page cache fills with experts. The next token would then wait
+    for weights. MLX wires its current memory and later allocations until the limit is reached. So this function is
+    called directly before the weights are loaded, with a limit that leaves no room for later allocations. The system
+    can still reclaim the pages of experts. A higher limit that the program has set is not changed.
 
     Args:
-        nbytes: of the weights, of what loading them takes, and of all that MLX holds already.
+        nbytes: bytes of the weights, of temporary memory during loading, and of all memory that MLX already holds.
     """
     if not mx.metal.is_available() or mx.default_device() == mx.cpu:
         return
@@ -35,7 +36,10 @@ def _release(key: int) -> None:
 
 
 def _set_limit(before: int) -> None:
-    """Sets the limit to what is held, at most the system's; ``before`` is what this module had set it to."""
+    """Sets the limit to the wired bytes, at most that of the system.
+
+    ``before`` is the limit that this module set last.
+    """
     most = int(mx.device_info()["max_recommended_working_set_size"])
     previous = mx.set_wired_limit(min(sum(_held.values()), most))
     if previous > min(before, most):

@@ -134,8 +134,8 @@ class Source:
     reopened: Callable[[], Resident]
 
     def units(self, layer: int) -> Iterator[tuple[str, list[Part], list[int]]]:
-        """The parts of prepared records that have to be made together: their linear layer, the parts, and the indices of the
-        stored parts that they are made of.
+        """Yields groups of parts that must be converted together: the linear layer, the parts, and the indices of their
+        stored parts.
         """
         layout = self.records.layouts[layer]
         changed = changed_projections(layout, self.target[layer])
@@ -148,22 +148,22 @@ class Source:
 
 @dataclass(frozen=True)
 class OwnRecords:
-    """The records of a model of our own; counterpart of :class:`.adapted.AdaptedRecords`."""
+    """The records of a model that runs on our own network; counterpart of :class:`.adapted.AdaptedRecords`."""
 
     checkpoint: ModelFiles
     layouts: Mapping[int, RecordLayout]
 
     def prepare(self, layer: int, records: np.ndarray, linears: Sequence[str] = PROJECTIONS) -> np.ndarray:
-        """Returns records [N, stride] uint8 as the files hold them with what MLX has for them, changed in place."""
+        """Converts records [N, stride] uint8 from the form in the files to MLX's form, in place."""
         adopt(self.checkpoint, layer, self.layouts[layer], records, linears)
         return records
 
     def stored_part(self, layer: int, part: Part) -> int:
-        """Returns which part of the stored records a part is made of."""
+        """Returns the index of the stored part that a part is made of."""
         return self.layouts[layer].parts.index(part)
 
     def is_whole(self, layer: int, linear: str) -> bool:
-        """Returns whether a linear layer is prepared as one."""
+        """Returns whether all parts of a linear layer must be converted together."""
         scaled = self.layouts[layer].linears[linear].global_scale is not None
         return scaled or isinstance(stored_part(self.checkpoint, layer, linear, "weight"), IntegerPart)
 

@@ -55,7 +55,7 @@ class ResidentFiles:
         return {file: mine for file, mine in groups.items() if mine}
 
     def files(self, name: str) -> frozenset[Path]:
-        """Returns the files that the array of a canonical name is made of."""
+        """Returns the files that contain the data of an array."""
         stored = self._checkpoint.resident
         others = ["scales"] if stored[name].dtype == "F8_E4M3" else []
         if isinstance(stored[name], IntegerPart):

@@ -156,7 +156,7 @@ class _Conversion:
                 stream.flush()
                 os.fsync(stream.fileno())
         if work.resident:
-            resident = self.source.reopened()  # the files are others than when they were opened before
+            resident = self.source.reopened()  # other files than at the previous opening
             for name in work.resident:
                 arrays = resident.converted([name])
                 temporary = self.matrices / f"{name}.tmp"
@@ -164,7 +164,7 @@ class _Conversion:
                 temporary.replace(self.matrices / f"{name}.safetensors")
 
     def _made(self, layer: int, linear: str, parts: list[Part], record: np.ndarray) -> list[tuple[Part, np.ndarray]]:
-        """Returns parts of the target, and their bytes, from these parts of a prepared record."""
+        """Returns the target parts, with their bytes, for parts of a converted record."""
         source, target = self.source.records.layouts[layer], self.target[layer]
         (record,) = self.source.records.prepare(layer, record[None], [linear])
         if linear not in changed_projections(source, target):

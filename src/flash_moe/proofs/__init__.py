@@ -1,1 +1,1 @@
-"""Kernels that prove themselves on the user's own GPU before they are used."""
+"""Tests kernels on the user's own GPU before they are used."""

@@ -1,4 +1,4 @@
-"""The process in which kernels are tried: one that crashes or hangs takes nothing of the user's with it.
+"""The separate process that tries kernels, so that a crash or a hang does not affect the user's program.
 
 :class:`Worker` starts it, asks, and ends it when it does not answer. The process runs :func:`main`, which reads one case
 a line from its standard input, as JSON, and answers with a line when it has compared and compiled it; and where it reads
@@ -30,8 +30,11 @@ from ..ops.dispatch import Case
 from ..ops.kernel import back_end
 from .trial import Verdict
 
-START_SECONDS = 30.0  # for a process to load MLX and to start the GPU, with a cold disk
-CASE_SECONDS = {"metal": 8.0, "cuda": 90.0}  # for a case's kernels, MLX's too, to be compiled, run and timed
+START_SECONDS = 30.0  # seconds for a process to load MLX and start the GPU, with a cold disk
+CASE_SECONDS = {
+    "metal": 8.0,
+    "cuda": 90.0,
+}  # seconds to compile, run and time the kernels of a case, including those of MLX
 # Processes that compile side by side, before one after the other times its kernels. NVRTC takes seconds for each kernel of
 # each process, and uses one core; Apple's compiler, a fraction of a second.
 COMPILERS = {"metal": 1, "cuda": 8}
@@ -39,14 +42,14 @@ _MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe
 
 
 class NoAnswer(Exception):
-    """The process ended or was ended, for the reason given."""
+    """The process ended or was ended, with the reason."""
 
 
 class Worker:
     """A process that tries kernels.
 
     Args:
-        main: the program that it runs, which finds this process's module paths as its first argument.
+        main: the program to run. Its first argument is the module path of this process.
 
     Raises:
         NoAnswer: the process cannot be started.
@@ -61,7 +64,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", main, json.dumps(sys.path)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-                env=os.environ | {"MLX_ENABLE_TF32": "0"},  # references are float32
+                env=os.environ | {"MLX_ENABLE_TF32": "0"},  # so that references are computed in float32
             )  # fmt: skip
         except OSError as error:
             self._errors.close()
@@ -81,7 +84,7 @@ class Worker:
         """Has the process compare a case and compile what is to be timed.
 
         Raises:
-            NoAnswer: it crashed, or did not answer in this time; it has ended.
+            NoAnswer: the process crashed or did not answer in this time. It has ended.
         """
         self._ask(case, seconds)
 
@@ -96,7 +99,7 @@ class Worker:
             self._process.stdin.write(json.dumps(what).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # what it died of shows when its answer is waited for
+            pass  # the cause appears during the wait for its answer
         return self._line(seconds)
 
     def close(self) -> None:
@@ -129,13 +132,13 @@ class Worker:
 
 
 def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("inf")) -> Iterator[tuple[Case, Verdict]]:
-    """Yields each case and its verdict, from a process that is started anew after a kernel that ended it.
+    """Yields each case and its verdict. If a kernel ends the process, a new process tries the next ones.
 
     Where compiling takes long, several processes do it side by side, and are timed one after the other. Cases that went
     wrong there, perhaps since memory did not suffice for all, are tried again alone.
 
     Args:
-        deadline: of :func:`time.monotonic`; cases whose turn would come later are left out.
+        deadline: time of :func:`time.monotonic` after which no further case is tried.
 
     Raises:
         NoAnswer: no process can be started.
@@ -168,7 +171,7 @@ def _judged_together(
     count = min(COMPILERS[back_end() or "metal"], os.cpu_count() or 1, len(cases))
     if count < 2:
         return
-    waiting, now = iter(cases), time.monotonic()  # one for all threads
+    waiting, now = iter(cases), time.monotonic()  # one deadline for all threads
     end = now + (deadline - now) / 2
     workers: dict[Worker, list[Case]] = {}
 
@@ -201,9 +204,9 @@ def _judged_together(
 
 
 def main() -> None:
-    """Answers until its input ends."""
+    """Answers cases until the end of the input."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what compilers print must not stand among the answers
+    os.dup2(2, 1)  # keeps output of compilers out of the answers
     from .trial import prepare
     from .trials import trial_of
 
@@ -218,7 +221,7 @@ def main() -> None:
                 prepared.append(prepare(trial_of(case)))
             else:
                 verdict = prepared.popleft()()
-        except Exception as error:  # whatever the compiler or the GPU has against it
+        except Exception as error:  # any error of the compiler or the GPU
             verdict = Verdict(False, False, f"{type(error).__name__}: {_first_lines(str(error))}")
             if case is not None:
                 prepared.append(partial(copy, verdict))

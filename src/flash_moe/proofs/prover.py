@@ -1,4 +1,4 @@
-"""Decides which of a model's kernels are used on this machine: proven once, then remembered."""
+"""Decides which kernels of a model are used on this machine: tests them once and stores the verdicts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .trial import Verdict
 
 logger = logging.getLogger(__name__)
 
-# After these no further kernel is tried; the rest follows with the next model. With CUDA, MLX compiles its own kernels
-# for a second each, which it would otherwise do with the first tokens.
+# Seconds after which no further kernel is tried; the next load tries the rest. With CUDA, MLX also compiles its own
+# kernels here, a second each, which would otherwise delay the first tokens.
 SECONDS = {"metal": 10.0, "cuda": 240.0}
-_TRIES = 2  # of a kernel that ends its process
+_TRIES = 2  # trials of a kernel that ends its process
 _FILE, _VERSION, _ENVIRONMENTS = "kernels.json", 1, 8
 
 Judge = Callable[..., Iterable[tuple[Case, Verdict]]]
@@ -38,16 +38,16 @@ Judge = Callable[..., Iterable[tuple[Case, Verdict]]]
 def prove(
     cases: Iterable[Case], progress: Callable[[int, int], None] | None = None, judge: Judge = judged
 ) -> dict[Case, Verdict]:
-    """Has every case tried that this machine does not remember, and lets those that are right and faster be used.
+    """Tries every case without a stored verdict, and enables the kernels that are correct and faster.
 
-    Whatever goes wrong costs only speed: a kernel without a verdict is not used.
+    Failures cost only speed: a kernel without a verdict is not used.
 
     Args:
-        progress: called with the number of cases that are decided, and of all.
-        judge: stands in for the process that tries kernels.
+        progress: function that is called with the number of decided cases and the total number.
+        judge: replaces the process that tries kernels.
 
     Returns:
-        The verdicts, also the remembered ones.
+        All verdicts, including the stored ones.
     """
     wanted, environment = list(cases), environment_key()
     remembered = {_key(case): verdict for case, verdict in _entries(recall(_FILE, _VERSION).get(environment))}
@@ -81,14 +81,14 @@ def prove(
 
 
 def name_of(case: Case) -> str:
-    """Returns a case for people: the op and its sizes."""
+    """Describes a case for people: the op and its sizes."""
     op, *sizes = case
     return f"{op} ({', '.join(str(size) for size in sizes if not str(size).startswith('{'))})"
 
 
 @cache
 def environment_key() -> str:
-    """Returns what verdicts depend on: device, build of the system, MLX's version and the kernels' own files."""
+    """Returns the key of stored verdicts: device, system build, MLX version and the sources of the kernels."""
     device = mx.device_info(mx.default_device())
     digest = hashlib.sha256()
     for file in sorted([*kernel_sources.folder().iterdir(), *Path(kernel_sources.__file__).parent.glob("*.py")]):
@@ -103,7 +103,7 @@ def _key(case: Case) -> str:
 
 
 def _entries(stored: Any) -> Iterable[tuple[Case, Verdict]]:
-    """Returns the verdicts of an entry of the file; those that are damaged are left out."""
+    """Returns the verdicts of an entry of the file, without damaged ones."""
     for key, fields in stored.items() if isinstance(stored, dict) else ():
         try:
             yield tuple(json.loads(key)), Verdict(**fields)

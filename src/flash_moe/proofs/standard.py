@@ -1,4 +1,4 @@
-"""The cases of Qwen3.5-397B-A17B, for machines that have no model yet."""
+"""The cases of Qwen3.5-397B-A17B, for machines without a model."""
 
 from __future__ import annotations
 

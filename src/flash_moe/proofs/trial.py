@@ -1,4 +1,4 @@
-"""One kernel against its reference and against MLX's ops, on fresh random inputs."""
+"""Compares one kernel with its reference and with MLX's ops, on new random inputs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import mlx.core as mx
 from ..ops.dispatch import kernels
 from ..ops.kernel import poisoned
 
-# The largest error relative to the largest value, and the norm of all errors relative to that of all values. One
-# rounding of the output makes 0.4% and 0.17% in bfloat16; a mistake in one part of many shows in the norm.
+# Limits of the largest error relative to the largest value, and of the norm of all errors relative to that of all values.
+# In bfloat16, one rounding of the output gives 0.4% and 0.17%. A mistake in a small part of the output appears in the norm.
 TOLERANCE = {mx.float32: (1e-4, 1e-4), mx.float16: (2e-3, 6e-4), mx.bfloat16: (1.6e-2, 4e-3)}
-_CACHES = 64 << 20  # bytes of operands that a GPU's caches do not hold
-_MOST_SETS = 8  # of operands
-_SECONDS, _REPEATS = 0.003, 5  # of launches that are evaluated together, and how often they are
+_CACHES = 64 << 20  # bytes of operands that exceed the caches of a GPU
+_MOST_SETS = 8  # maximum sets of operands
+_SECONDS, _REPEATS = 0.003, 5  # launches that are evaluated together, and repetitions
 _TRACING = 4  # tracing makes MLX's ops less than this much faster; to compile their trace takes CUDA many seconds
 
 Arrays = Sequence[mx.array]
@@ -29,12 +29,12 @@ class Trial:
     """The operands and functions of a trial.
 
     Attributes:
-        kernel: the op as the kernel computes it, from one set of operands.
-        reference: the same in float32.
-        usual: the op as MLX computes it where the kernel is not used; only timed.
-        operands: makes a set of random operands.
-        dtype: of the op's outputs.
-        timed: the kernel as it is timed, where ``kernel`` does more.
+        kernel: function that computes the op with the kernel, from one set of operands.
+        reference: function that computes the op in float32.
+        usual: function that computes the op with MLX's ops; it is only timed.
+        operands: function that returns a set of random operands.
+        dtype: dtype of the outputs.
+        timed: function to time instead of ``kernel``, if ``kernel`` does more work.
         traced: whether the op runs in traces, as it does in decoding.
     """
 
@@ -52,13 +52,13 @@ class Verdict:
     """The result of a trial.
 
     Attributes:
-        right: whether it computes what its reference does.
-        used: whether it is right and faster than MLX's ops.
-        reason: why not, for people; empty where it is used.
-        error, tolerance: the largest error relative to the largest value, and what is allowed.
-        seconds, mlx_seconds: of a call, launching included; 0 where it was not timed.
-        ended: how often the process ended or did not answer in time; after the first time the kernel is tried again with
-            the next model, since what was compiled until then does not take time any more.
+        right: whether the kernel matches its reference.
+        used: whether the kernel is right and faster than MLX's ops.
+        reason: reason why the kernel is not used; empty if it is used.
+        error, tolerance: the largest error relative to the largest value, and its limit.
+        seconds, mlx_seconds: seconds of a call, including the launch; 0 if it was not timed.
+        ended: number of times that the process ended or did not answer in time. After the first time, the next load
+            tries the kernel again, because compiled kernels then take no more time.
     """
 
     right: bool
@@ -72,10 +72,10 @@ class Verdict:
 
 
 def judge(trial: Trial) -> Verdict:
-    """Runs a trial: is the kernel right, and if so, is it faster?
+    """Runs a trial: checks whether the kernel is right and, if so, whether it is faster.
 
     Raises:
-        Exception: whatever compiling or running raises; the kernel is not to be used then.
+        Exception: any error of compiling or running; then the kernel must not be used.
     """
     return prepare(trial)()
 
@@ -99,7 +99,7 @@ def prepare(trial: Trial) -> Callable[[], Verdict]:
         mx.eval(expected)
     largest, norm = TOLERANCE[trial.dtype]
     error, relative_norm = (max(values) for values in zip(*map(_errors, found, expected), strict=True))
-    if not (error <= largest and relative_norm <= norm):  # NaN is wrong, too
+    if not (error <= largest and relative_norm <= norm):  # NaN is wrong too
         what = f"its error is {error:.1e} of the largest value, {relative_norm:.1e} in the norm"
         wrong = Verdict(False, False, f"{what}; {largest:.0e} and {norm:.0e} are allowed", error, largest)
         return lambda: wrong
@@ -114,14 +114,16 @@ def prepare(trial: Trial) -> Callable[[], Verdict]:
 
 
 def _errors(found: mx.array, expected: mx.array) -> tuple[float, float]:
-    """Returns largest error relative to the largest value, and norm of the errors relative to that of the values."""
+    """Returns the largest error relative to the largest value, and the norm of the errors relative to that of the
+    values.
+    """
     if found.shape != expected.shape:
         return float("nan"), float("nan")
     a, b = found.astype(mx.float32), expected.astype(mx.float32)
     difference = mx.abs(a - b)
     scale, norm = mx.maximum(mx.abs(b).max(), 1e-9), mx.maximum(mx.sqrt(mx.square(b).sum()), 1e-9)
     error, relative = difference.max() / scale, mx.sqrt(mx.square(difference).sum()) / norm
-    # a maximum may pass over NaN
+    # a maximum may ignore NaN
     return (error.item(), relative.item()) if mx.isfinite(difference).all().item() else (float("inf"), float("inf"))  # type: ignore[return-value]
 
 
@@ -169,7 +171,7 @@ def _all_sets(function: Callable[..., Any], width: int, traced: bool) -> Callabl
 
 
 def _rounds(traced: Callable[..., Any], flat: list[mx.array]) -> Callable[[], float]:
-    """Returns a function that times enough rounds together that starting and draining the GPU do not count."""
+    """Returns a function that times enough rounds together to make the start and end of GPU work negligible."""
 
     def seconds(rounds: int) -> float:
         start = time.perf_counter()

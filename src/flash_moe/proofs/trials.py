@@ -1,6 +1,6 @@
-"""The trials of all kernels: random operands at the sizes of a case, the reference, and MLX's ops for the same.
+"""The trials of all kernels: random operands with the sizes of a case, the reference, and MLX's ops.
 
-Every function takes what follows the op in a :data:`~flash_moe.ops.dispatch.Case`, in that order.
+The arguments of each function are the elements after the op in a :data:`~flash_moe.ops.dispatch.Case`, in order.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ..record import RecordLayout
 from ..rope import frequencies
 from .trial import Trial
 
-_ROWS = 8192  # of a matrix, dequantised at a time
-_CONTEXT = 1000  # keys in the cache of a trial of attention, of a capacity that is a little larger
-_TOKENS = 150  # of a prompt: two chunks and a part of one
+_ROWS = 8192  # rows of a matrix that are dequantised together
+_CONTEXT = 1000  # keys in the cache of a trial of attention; the capacity is a little larger
+_TOKENS = 150  # tokens of a prompt: two chunks and a part of one
 _EPS, _THETA = 1e-6, 1e7
 # Numbers from 1 to 16 and from -16 to -1 that all dtypes tell apart: of two alike, either could be chosen.
 _DISTINCT = np.concatenate(
@@ -42,7 +42,7 @@ def trial_of(case: Case) -> Trial:
     """Returns the trial of a case.
 
     Raises:
-        KeyError: there is no such op.
+        KeyError: the op is unknown.
     """
     op, *sizes = case
     return TRIALS[str(op)](*sizes)
@@ -63,7 +63,7 @@ def _codes(rows: int, columns: int, bits: int) -> mx.array:
 
 
 def _scales(rows: int, columns: int, q: Quantization, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """Returns scales and biases with which weights have mean zero and keep the size of what they multiply."""
+    """Returns scales and biases that give the weights a mean of zero and products the size of their inputs."""
     shape, size = (rows, columns // q.group_size), columns**-0.5 / (1 << (q.bits - 1))
     scales = (size * (1 + mx.random.uniform(shape=shape))).astype(dtype)
     biases = scales.astype(mx.float32) * -((1 << q.bits) - 1) / 2 + _random(*shape, scale=0.1 * columns**-0.5)
@@ -71,7 +71,7 @@ def _scales(rows: int, columns: int, q: Quantization, dtype: mx.Dtype) -> tuple[
 
 
 def _product(x: mx.array, matrix: mx.array) -> mx.array:
-    """Returns [T, in] times [out, in] in float32, by sums: products of matrices may be rounded to fewer bits."""
+    """Returns [T, in] times [out, in] in float32 through sums, because matrix products may use fewer bits."""
     return mx.concatenate([(matrix * row).sum(axis=-1)[None] for row in x.astype(mx.float32)])
 
 
@@ -112,7 +112,7 @@ def _experts(fewest: int, count: int, shared: int, layout_json: str, x_dtype: st
 
     def in_bank(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, used: int = count) -> mx.array:
         last = mx.contiguous(bank[count]) if shared else None
-        rows = mx.arange(used - 1, -1, -1, dtype=mx.uint32)  # not in the order of the bank
+        rows = mx.arange(used - 1, -1, -1, dtype=mx.uint32)  # in another order than in the bank
         weights = mx.concatenate([weights[:used][::-1], weights[count:]])
         return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, shared=last, residual=residual)
 
