@@ -1,6 +1,6 @@
-"""The families of models that have a network of their own; what is special to one lies in its file.
+"""The families of models that run on this library's own network. Each family has its own file.
 
-Adding a family takes a file and a line of :data:`FAMILIES`.
+To add a family, add a file and a line in :data:`FAMILIES`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _OWN = {model_type: family for family in FAMILIES for model_type in family.model
 
 
 def is_adapted(folder: Path) -> bool:
-    """Returns whether the model of a checkpoint runs on mlx-lm's network, since this library has none of its own for
-    it.
+    """Returns whether the model of a checkpoint runs on mlx-lm's network, because this library has no network for it.
 
     Raises:
-        ConfigError: nobody has, or mlx-lm is missing or too old.
+        ConfigError: mlx-lm has no network for it either, or is missing or too old.
     """
     model_type = _model_type(folder)
     if model_type in _OWN:
@@ -52,10 +51,10 @@ def _model_type(folder: Path) -> str:
 
 
 def open_model(folder: Path, *, adopt: bool = False) -> ModelFiles:
-    """Opens a checkpoint folder by the rules of its family; reads config.json and headers only.
+    """Opens a checkpoint folder with the rules of its family. It reads only config.json and headers.
 
     Args:
-        adopt: take weights that other libraries have quantised, to convert them.
+        adopt: whether to accept weights that other libraries have quantised, for conversion.
 
     Raises:
         ConfigError: config.json is missing, or describes a model that cannot be run.
@@ -65,12 +64,12 @@ def open_model(folder: Path, *, adopt: bool = False) -> ModelFiles:
 
 
 def open_checkpoint(folder: Path) -> ModelFiles | AdaptedFiles:
-    """Opens a checkpoint of any family for what all have: dimensions, records, files; errors are those of :func:`open_model`."""
+    """Opens a checkpoint of any family. The errors are those of :func:`open_model`."""
     return AdaptedFiles.open(folder) if is_adapted(folder) else open_model(folder)
 
 
 def family_of(model_type: str) -> Family:
-    """Returns the family of a ``model_type`` of config.json. ConfigError where this library has no network for it."""
+    """Returns the family of a ``model_type``. Raises ConfigError if this library has no network for it."""
     if model_type not in _OWN:
         raise ConfigError(
             f"model_type is {model_type!r}, but this is for networks of flash_moe's own: {', '.join(_OWN)}; leave it out for "

@@ -1,4 +1,4 @@
-"""config.json, and typed look-ups in it; what its entries mean is a family's business."""
+"""Reads config.json, with typed look-ups. The families interpret its entries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import ConfigError
 
-MAX_DIMENSION = 1 << 30  # far above any model: a damaged file asks for more
+MAX_DIMENSION = 1 << 30  # far above any model; only a damaged file has more
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Returns the content of ``folder/config.json`` as it stands."""
+    """Returns the content of ``folder/config.json`` unchanged."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 class Reader:
-    """Typed look-ups in config.json that fail with the key's name."""
+    """Typed look-ups in config.json. Errors name the key."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values

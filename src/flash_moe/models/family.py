@@ -1,4 +1,4 @@
-"""The interface of a family of models, and a checkpoint that is read by its rules."""
+"""The interface of a family of models, and a checkpoint that is read with the rules of its family."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from ..ops.foreign_weights import affine_of, from_fp8
 from ..record import RecordLayout
 from ..share import WHOLE, Share
 
-_SAMPLE = 4096  # bytes of a weight that its identity takes
+_SAMPLE = 4096  # bytes of each weight that the identity covers
 
 
 @dataclass(frozen=True)
 class ResidentWeights:
-    """Arrays by canonical name, and how each quantised module is quantised."""
+    """The resident arrays by canonical name, and the quantisation of each quantised module."""
 
     arrays: Mapping[str, mx.array]
     quantization: Mapping[str, Quantization]
@@ -55,7 +55,7 @@ class ModelFiles(Checkpoint):
     """A checkpoint folder of a known family.
 
     Attributes:
-        family: whose conventions its weights follow.
+        family: the family, which defines the conventions of the weights.
         config: the dimensions of its network.
     """
 
@@ -64,7 +64,7 @@ class ModelFiles(Checkpoint):
 
     @classmethod
     def open_as(cls, family: Family, folder: Path, raw: Mapping[str, Any], *, adopt: bool = False) -> ModelFiles:
-        """Opens a folder as a checkpoint of ``family``; arguments are those of :meth:`Checkpoint.open`."""
+        """Opens a folder as a checkpoint of ``family``. The arguments are those of :meth:`Checkpoint.open`."""
         config = family.config(raw)
         return cls.open(
             folder, raw, config.experts, names=family.canonical_name, adopt=adopt, family=family, config=config
@@ -72,7 +72,7 @@ class ModelFiles(Checkpoint):
 
     @property
     def dimensions(self) -> Dimensions:
-        """What is known of the model outside of its network."""
+        """The dimensions that code outside the network uses."""
         return self.config
 
     @property
@@ -82,20 +82,20 @@ class ModelFiles(Checkpoint):
         return {"F32": "float32", "F16": "float16"}.get(stored, "bfloat16")
 
     def experts_for(self, wanted: int | None) -> int:
-        """Returns K where ``wanted`` is asked for; see :func:`~flash_moe.checks.resolve_experts_per_token`."""
+        """Returns K for a requested number; see :func:`~flash_moe.checks.resolve_experts_per_token`."""
         return resolve_experts_per_token(wanted, self.config.num_experts_per_tok)
 
     @property
     def head(self) -> str:
-        """The canonical path of the matrix that turns hidden states into logits."""
+        """The canonical path of the output head."""
         return "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
 
     def layer_work(self, layer: int, float_bytes: int) -> LayerWork:
-        """Returns what a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
+        """Returns the work of a layer in addition to its weights; a float in activations has ``float_bytes`` bytes."""
         return layer_work(self.config, layer, float_bytes)
 
     def held_bytes(self, float_bytes: int) -> dict[str, int]:
-        """Returns bytes that each tensor but the experts' takes in memory, with activations of ``float_bytes`` bytes."""
+        """Returns the bytes of each resident tensor in memory; a float in activations has ``float_bytes`` bytes."""
         sizes = {"U32": 4, "U8": 1}
         return {
             name: math.prod(info.shape)
@@ -110,20 +110,18 @@ class ModelFiles(Checkpoint):
         dtype: mx.Dtype,
         kernels: bool | None = None,
     ) -> bool:
-        """Returns whether the network runs through the kernels of the CPU; see
-        :func:`~.nn.cpu_choice.uses_cpu_kernels`.
-        """
+        """Returns whether the network runs through the CPU kernels; see :func:`~.nn.cpu_choice.uses_cpu_kernels`."""
         return uses_cpu_kernels(self.config, layouts, experts_per_token, dtype, kernels)
 
     def layerwise(self, dtype: mx.Dtype) -> Layerwise:
-        """Returns the network one layer at a time, each read when it is used."""
+        """Returns the network for use one layer at a time; each layer is read on use."""
         resident = self.load_resident(dtype)
         return Layerwise(self.config, resident.arrays, resident.quantization)
 
     def timed_layer(
         self, layer: int, arrays: Mapping[str, mx.array], store: ExpertStore, experts_per_token: int, dtype: mx.Dtype
     ) -> TimedLayer:
-        """Returns a layer by itself, with these arrays for its stored ones."""
+        """Returns a single layer that uses the given arrays instead of stored ones."""
         cpu = self.uses_cpu_kernels(store.layouts, experts_per_token, dtype)
         found = self.family.in_one_convention(self, arrays, dtype, cpu)
         weights = Weights(found.arrays, found.quantization, join=not cpu).at("layers").at(layer)
@@ -135,23 +133,23 @@ class ModelFiles(Checkpoint):
         return CpuTimedLayer(*arguments)
 
     def records(self, share: Share | None = WHOLE) -> RecordTable:
-        """Where the experts' records are; reads headers only.
+        """Locates the records of the experts. It reads only headers.
 
         Args:
-            share: of the experts that are needed; None for what the folder holds.
+            share: the share of the experts that is needed; None for all experts in the folder.
 
         Raises:
-            CheckpointError: a layer's experts are missing, incomplete, or of the wrong dtype or shape.
+            CheckpointError: the experts of a layer are missing or incomplete, or have the wrong dtype or shape.
         """
         table = self.family.records(self)
         return table if share is None else table.of_share(share)
 
     def read_resident(self) -> dict[str, mx.array]:
-        """Returns all weights but the routed experts, lazily, as stored; FP8 as what it stands for, integers in MLX's
+        """Returns all resident weights as lazy arrays in their stored form, with FP8 dequantised and integers in MLX's
         order.
 
         Raises:
-            CheckpointError: a tensor has a dtype that no weight has.
+            CheckpointError: a tensor has an unsupported dtype.
         """
         arrays = read_arrays(self)
         for name, info in self.resident.items():
@@ -168,20 +166,20 @@ class ModelFiles(Checkpoint):
         return arrays
 
     def load_resident(self, dtype: mx.Dtype, keep_matrices: bool = False) -> ResidentWeights:
-        """Returns all weights but the routed experts, in one convention; see :meth:`Family.in_one_convention`.
+        """Returns all resident weights in the convention of the network; see :meth:`Family.in_one_convention`.
 
         Raises:
-            CheckpointError: a tensor has a dtype that no weight has, lacks its quantisation, or has an impossible shape.
+            CheckpointError: a tensor has an unsupported dtype or an invalid shape, or its quantisation is missing.
         """
         return self.family.in_one_convention(self, self.read_resident(), dtype, keep_matrices)
 
     @property
     def sum_widths(self) -> dict[int, int]:
-        """Numbers that a token's experts add up to, by layer."""
+        """The width of the sum of a token's experts, by layer."""
         return dict.fromkeys(self.shape.layers, self.shape.hidden_size)
 
     def identity(self, layouts: Mapping[int, RecordLayout]) -> str:
-        """Returns a digest of the model: dimensions, forms of the records, and how each always-read weight begins."""
+        """Returns a digest of the model: dimensions, record layouts, and the first bytes of each resident weight."""
         found = hashlib.blake2b(repr((self.config, sorted(layouts.items()))).encode(), digest_size=8)
         for name, info in sorted(self.resident.items()):
             found.update(f"{name} {info.dtype} {info.shape}".encode())
@@ -198,13 +196,13 @@ class ModelFiles(Checkpoint):
         streaming: StreamingOptions = PLAIN,
         sums: Sums | None = None,
     ) -> list[Case]:
-        """Returns the cases of all kernels that the network could use; only headers are needed.
+        """Returns the cases of all kernels that the network could use. It reads only headers.
 
         Args:
-            layouts: of the records, by layer.
+            layouts: the record layouts, by layer.
 
         Raises:
-            CheckpointError: as :meth:`load_network`.
+            CheckpointError: see :meth:`load_network`.
         """
         empty = {name: mx.zeros(info.shape, dtype=DTYPES[info.dtype]) for name, info in self.resident.items()}
         found = self.family.in_one_convention(self, empty, dtype)
@@ -222,11 +220,10 @@ class ModelFiles(Checkpoint):
         threads: int | None = None,
         sums: Sums | None = None,
     ) -> Decoder:
-        """Returns the network with its resident weights in memory; arguments are those of
-        :class:`~.nn.decoder.Decoder`.
+        """Loads the resident weights and returns the network. The arguments are those of :class:`~.nn.decoder.Decoder`.
 
         Raises:
-            CheckpointError: a weight is missing, malformed or does not belong to the others, or a file was changed meanwhile.
+            CheckpointError: a weight is missing or malformed or does not match the others, or a file changed meanwhile.
         """
         cpu = self.uses_cpu_kernels(store.layouts, experts_per_token, dtype, kernels)
         resident = self.load_resident(dtype, keep_matrices=cpu)
@@ -234,7 +231,7 @@ class ModelFiles(Checkpoint):
         try:
             decoder = Decoder(self.config, weights, store, experts_per_token, dtype, progress, kernels, streaming, sums)
         except RuntimeError:
-            check_unchanged(self.resident.values())  # it may say that a file ends too early
+            check_unchanged(self.resident.values())  # the error may be that a file ends too early
             raise
         check_unchanged(self.resident.values())
         if cpu:
@@ -246,8 +243,8 @@ class Family(ABC):
     """The conventions of a family's checkpoints.
 
     Attributes:
-        model_types: what config.json calls it.
-        float32: endings of names of arrays that stay in float32 whatever the activations have.
+        model_types: values of ``model_type`` in config.json.
+        float32: suffixes of names of arrays that stay in float32 regardless of the dtype of activations.
     """
 
     model_types: tuple[str, ...]
@@ -258,33 +255,33 @@ class Family(ABC):
         """Reads the dimensions from the content of config.json.
 
         Raises:
-            ConfigError: it describes a model that cannot be run.
+            ConfigError: config.json describes a model that cannot be run.
         """
 
     def canonical_name(self, name: str) -> str | None:
-        """Turns a name of the files into a canonical one; None for tensors that text decoding does not need."""
+        """Maps a name in the files to the canonical name; None for tensors that text decoding does not need."""
         return canonical_name(name)
 
     def records(self, files: ModelFiles) -> RecordTable:
-        """Finds the experts' records; see :meth:`ModelFiles.records`."""
+        """Locates the records of the experts; see :meth:`ModelFiles.records`."""
         return RecordTable.of(files)
 
     @abstractmethod
     def in_one_convention(
         self, files: ModelFiles, stored: Mapping[str, mx.array], dtype: mx.Dtype, keep_matrices: bool = False
     ) -> ResidentWeights:
-        """Brings arrays as ``files`` stores them, all or those of some layers, to what the network takes.
+        """Converts stored arrays, of all or some layers, to the convention of the network.
 
-        Floating point arrays are cast to ``dtype``; with ``keep_matrices`` those of matrices stay as they are stored.
+        Float arrays are cast to ``dtype``. With ``keep_matrices``, matrices keep their stored dtype.
 
         Raises:
-            CheckpointError: a tensor lacks its quantisation, or has an impossible shape.
+            CheckpointError: the quantisation of a tensor is missing, or its shape is invalid.
         """
 
     @abstractmethod
     def mlx_name(self, canonical: str) -> str:
-        """Returns the name that mlx-lm gives to a canonical one."""
+        """Returns mlx-lm's name for a canonical name."""
 
     @abstractmethod
     def mlx_array(self, files: ModelFiles, name: str, array: mx.array) -> mx.array:
-        """Returns a stored array as mlx-lm would store it."""
+        """Converts a stored array to the form of mlx-lm."""

@@ -1,4 +1,4 @@
-"""Qwen3.5-MoE and its successors of the same architecture (Qwen3.6, Qwen3.8): their config.json, and their weights.
+"""Qwen3.5-MoE and its successors of the same architecture (Qwen3.6, Qwen3.8): config.json and weights.
 
 Hugging Face stores RMSNorm weights as w - 1, except that of the gated norm, and convolutions as [C, 1, taps]; mlx-lm
 stores w and [C, taps, 1]. The network takes w and [taps, C].
@@ -21,7 +21,7 @@ from ..rope import Yarn, attention_factor
 from .config_json import Reader
 from .family import Family, ModelFiles, ResidentWeights
 
-_MAX_LAYERS, _MAX_EXPERTS = 10_000, 1_000_000  # far above any model: a damaged file asks for more
+_MAX_LAYERS, _MAX_EXPERTS = 10_000, 1_000_000  # far above any model; only a damaged file has more
 _PLAIN_ROPE = ("default", "mrope", None)  # for text, interleaved m-RoPE equals plain RoPE
 _log = logging.getLogger(__name__)
 _ZERO_CENTRED = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight")
@@ -80,7 +80,9 @@ class Qwen35(Family):
 
 
 def _is_of_matrix(canonical: str, array: mx.array) -> bool:
-    """Returns whether an array is of a linear layer's or an embedding's matrix; convolutions have three dimensions."""
+    """Returns whether an array belongs to the matrix of a linear layer or an embedding; convolutions have three
+    dimensions.
+    """
     return array.ndim == 2 and canonical.endswith((".weight", ".scales", ".biases"))
 
 
@@ -89,7 +91,7 @@ def _is_zero_centred(canonical: str) -> bool:
 
 
 def _taps_first(array: mx.array, info: TensorInfo, hugging_face: bool) -> mx.array:
-    """Returns a stored convolution, [C, 1, taps] in Hugging Face's convention and [C, taps, 1] in MLX's, as [taps, C]."""
+    """Converts a stored convolution, [C, 1, taps] (Hugging Face) or [C, taps, 1] (MLX), to [taps, C]."""
     axis = 1 if hugging_face else 2
     if array.ndim != 3 or array.shape[axis] != 1:
         expected = "[C, 1, taps]" if hugging_face else "[C, taps, 1]"
@@ -101,7 +103,7 @@ def _taps_first(array: mx.array, info: TensorInfo, hugging_face: bool) -> mx.arr
 
 
 def text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the part of config.json that describes the language model. ConfigError where it is no object."""
+    """Returns the section of config.json for the language model. Raises ConfigError if it is not an object."""
     text = raw.get("text_config", raw)
     if not isinstance(text, Mapping):
         raise ConfigError(f"config.json: text_config is {type(text).__name__}, expected an object")
@@ -117,7 +119,7 @@ def _parsed(raw: Mapping[str, Any]) -> ModelConfig:
     heads, kv_heads = get.integer("num_attention_heads"), get.integer("num_key_value_heads")
     key_heads, value_heads = get.integer("linear_num_key_heads"), get.integer("linear_num_value_heads")
     hidden = get.integer("hidden_size")
-    head_dim = get.integer("head_dim", 256)  # as transformers has it
+    head_dim = get.integer("head_dim", 256)  # as in transformers
     experts = get.integer("num_experts", most=_MAX_EXPERTS)
     top_k = get.integer("num_experts_per_tok")
     positions = get.integer("max_position_embeddings", 32768)
@@ -164,7 +166,7 @@ def _parsed(raw: Mapping[str, Any]) -> ModelConfig:
 def _rope(
     raw: Mapping[str, Any], text: Mapping[str, Any], head_dim: int, positions: int
 ) -> tuple[float, int, Yarn | None]:
-    """Returns base of the rotary frequencies, number of rotated dimensions, and YaRN, wherever config.json states it."""
+    """Returns the base of the rotary frequencies, the number of rotated dimensions, and the parameters of YaRN."""
     inner, outer = _rope_sections(text), [] if text is raw else _rope_sections(raw)
     scaled = next((section for section in (*inner, *outer) if section["rope_type"] == "yarn"), None)
     plain = {key: value for section in reversed([*inner, *outer]) for key, value in section.items()}
@@ -178,7 +180,7 @@ def _rope(
                 "not the %s of the other section. Copy rope_theta into the section with yarn.", plain["rope_theta"],
             )  # fmt: skip
     else:
-        rope = {**plain, **scaled}  # beside text_config, where transformers does not look
+        rope = {**plain, **scaled}  # next to text_config, where transformers does not look
     get = Reader({**text, **rope})
     dims = int(head_dim * get.number("partial_rotary_factor", 0.25))
     if dims % 2 or not 0 < dims <= head_dim:
@@ -188,9 +190,7 @@ def _rope(
 
 
 def _rope_sections(owner: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the sections about RoPE, what they state under the newer names; that which counts first in transformers
-    is first.
-    """
+    """Returns the sections about RoPE with the newer names of keys, in the order of priority of transformers."""
     sections = []
     for key in ("rope_scaling", "rope_parameters"):
         section = owner.get(key) or {}
@@ -212,7 +212,7 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _yarn(rope: Mapping[str, Any], text: Mapping[str, Any], theta: float, positions: int) -> Yarn:
     get, key = Reader(rope), "original_max_position_embeddings"
-    original = Reader(text).number(key, get.number(key, positions))  # of the two, transformers prefers that outside
+    original = Reader(text).number(key, get.number(key, positions))  # transformers prefers the outer one
     factor = get.number("factor", positions / original)
     fast, slow = get.number("beta_fast", 32.0), get.number("beta_slow", 1.0)
     if factor < 1 or theta <= 1:

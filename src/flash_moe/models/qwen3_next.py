@@ -1,4 +1,4 @@
-"""Qwen3-Next: as Qwen3.5, but the projections of Gated DeltaNet are stored interleaved by key head."""
+"""Qwen3-Next: like Qwen3.5, but the projections of Gated DeltaNet are interleaved by key head."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Qwen3Next(Qwen35):
 
 
 def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quantization], config: ModelConfig) -> None:
-    """Replaces Qwen3-Next's in_proj_qkvz and in_proj_ba by the four projections of Qwen3.5 (rows are only permuted)."""
+    """Replaces in_proj_qkvz and in_proj_ba by the four projections of Qwen3.5, which only permutes rows."""
     heads, ratio = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     dk, dv = config.linear_key_head_dim, config.linear_value_head_dim * ratio
     for name in [n for n in arrays if ".in_proj_qkvz" in n or ".in_proj_ba" in n]:
@@ -64,7 +64,7 @@ def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quan
 
 
 def _row_blocks(heads: int, widths: tuple[int, ...]) -> list[np.ndarray]:
-    """Returns row indices of each block when every head stores ``widths`` rows one block after the other."""
+    """Returns the row indices of each block, if every head stores its blocks of ``widths`` rows one after the other."""
     rows = np.arange(heads * sum(widths)).reshape(heads, -1)
     ends = np.cumsum(widths)
     return [rows[:, end - width : end].reshape(-1) for end, width in zip(ends, widths, strict=True)]

@@ -54,9 +54,7 @@ class KVCache:
         return np.array(self.keys, copy=False)[0], np.array(self.values, copy=False)[0]
 
     def _more(self) -> int:
-        """Returns the number of tokens to add: those needed, plus an eighth of the length, so that growth becomes
-        rarer.
-        """
+        """Returns the number of tokens to add: those needed, or at least an eighth of the length."""
         capacity = self.keys.shape[2]
         return -(-max(self.length - capacity, capacity // 8) // KV_STEP) * KV_STEP
 

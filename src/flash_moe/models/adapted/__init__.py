@@ -1,7 +1,7 @@
-"""Networks of mlx-lm, whose routed experts are streamed: for every family that mlx-lm knows and this library does not.
+"""Networks of mlx-lm with streamed experts, for every family that mlx-lm knows and this library does not.
 
-Nothing here is special to one of them. Where mlx-lm computes with experts, in SwitchGLU and SwitchMLP, their weights come
-from an expert store; everything else, activations and biases included, stays mlx-lm's.
+No code here is specific to one family. The weights of mlx-lm's expert modules, SwitchGLU and SwitchMLP, come from an
+expert store. Everything else, including activations and biases, is mlx-lm's.
 """
 
 from .expert_modules import stream_experts

@@ -1,4 +1,4 @@
-"""mlx-lm's caches of one sequence, which can be cut back: some to any length, others to where a copy was kept."""
+"""mlx-lm's caches of one sequence. Some can be truncated to any length, others only to a saved copy."""
 
 from __future__ import annotations
 
@@ -14,51 +14,54 @@ from .library import module
 
 
 class AdaptedCache:
-    """As :class:`~flash_moe.nn.cache.SequenceCache`, of layers of whatever kind mlx-lm's network makes.
+    """The caches of one sequence, like :class:`~flash_moe.nn.cache.SequenceCache`, for mlx-lm's kinds of caches.
 
-    Keys and values of all tokens are cut back to any length. Rotating caches and recurrent states are copied at the marks.
+    Plain KV caches can be truncated to any length. Rotating caches and recurrent states are copied at the marks.
 
     Attributes:
         layers: mlx-lm's caches.
-        tokens: the ids they stand for.
-        marks: lengths to which they can be cut back, or will be when they are reached.
+        tokens: the token ids in the caches.
+        marks: lengths to which the caches can be truncated, now or when that length is reached.
     """
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers, self.tokens, self.marks = layers, list[int](), list[int]()
-        self._kept: dict[int, dict[int, Any]] = {}  # mark to copies of the layers that cannot be cut
+        self._kept: dict[int, dict[int, Any]] = {}  # copies at each mark of the layers that cannot be truncated
         self._failed = False
 
     @property
     def sound(self) -> bool:
-        """Whether the last pass came to its end."""
+        """Whether the last pass completed."""
         return not self._failed
 
     def reach(self, length: int) -> int:
-        """Returns the longest length, up to ``length``, to which the cache can be cut back; 0 for none."""
+        """Returns the greatest length, at most ``length``, to which the cache can be truncated; 0 if there is none."""
         if not self._uncut:
             return length
         return max((mark for mark in self._kept if mark <= length), default=0)
 
     def mark(self, lengths: Sequence[int]) -> None:
-        """Asks for marks at these lengths, the present one or some that lie ahead; drops all others."""
+        """Requests marks at the current length or at greater ones, and drops all other marks."""
         self.marks = sorted(lengths)
         self._kept = {length: kept for length, kept in self._kept.items() if length in lengths}
         self.reached()
 
     def reached(self) -> None:
-        """Keeps copies if a mark is wanted at the present length. An array is copied when one of both is changed."""
+        """Keeps copies if a mark is requested at the current length.
+
+        Arrays are copied only when one of them changes.
+        """
         length = len(self.tokens)
         if length in self.marks and length not in self._kept:
             self._kept[length] = self._copies()
 
     def cut_back(self, length: int) -> None:
-        """Forgets all tokens from ``length``, which :meth:`reach` returned, on."""
+        """Truncates the cache to ``length``, a result of :meth:`reach`."""
         self._restore(length, self._kept.get(length, {}))
         self.mark([mark for mark in self.marks if mark <= length])
 
     def fork(self, length: int) -> AdaptedCache:
-        """Returns another cache of the first ``length`` tokens: all of them, or as :meth:`cut_back` would."""
+        """Returns a copy of the cache with the first ``length`` tokens: all of them, or as after :meth:`cut_back`."""
         other = AdaptedCache(copy.deepcopy(self.layers))
         other.tokens, other.marks, other._kept = list(self.tokens), list(self.marks), dict(self._kept)
         if length < len(other.tokens):
@@ -67,27 +70,27 @@ class AdaptedCache:
 
     @property
     def held(self) -> list[int]:
-        """Lengths to which the cache can be cut back now, ascending; its own where it is sound."""
+        """Returns the lengths to which the cache can be truncated now, ascending; its own if it is sound."""
         length = len(self.tokens)
         reached = [mark for mark in self.marks if mark < length and self.reach(mark) == mark]
         return [*reached, length] if not self._failed or self.reach(length) == length else reached
 
     def recover(self) -> bool:
-        """Makes a cache sound whose last pass failed, by going back to a mark. Returns whether it is sound."""
+        """Repairs a cache after a failed pass: truncates it to a mark. Returns whether the cache is sound."""
         if self._failed and (length := self.reach(len(self.tokens))):
             self.cut_back(length)
         return not self._failed
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """A pass runs within: if it does not come to its end, the layers disagree."""
+        """Encloses a pass. If the pass does not complete, the cache is marked as not sound."""
         self._failed = True
         yield
         self._failed = False
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """Takes back what a pass that fails half-way has done."""
+        """Restores the cache if the pass inside the block fails."""
         count, kept = len(self.tokens), self._copies()
         try:
             yield
@@ -97,12 +100,12 @@ class AdaptedCache:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """All arrays, for evaluating or measuring them."""
+        """Returns all arrays, to evaluate or measure them."""
         return arrays_of(self.layers)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all layers and marks."""
+        """The bytes of all layers and marks."""
         kept = [layer for layers in self._kept.values() for layer in layers.values()]
         return sum(array.nbytes for array in arrays_of([*self.layers, *kept]))
 

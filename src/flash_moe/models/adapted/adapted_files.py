@@ -1,4 +1,4 @@
-"""A checkpoint of another family opened as a model: mlx-lm's network, and our stores for its experts."""
+"""Opens a checkpoint of another family as a model: mlx-lm's network with our stores for its experts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from .headers import k_key, tensors, text_config
 from .library import load_checked
 from .work import held_bytes, layer_works
 
-_OUTPUTS = {("down_proj", "weight"), ("fc2", "weight")}  # of SwitchGLU and SwitchMLP
-_POSITIONS = 1 << 20  # where config.json does not say how long a context may be
+_OUTPUTS = {("down_proj", "weight"), ("fc2", "weight")}  # linear layers of SwitchGLU and SwitchMLP
+_POSITIONS = 1 << 20  # if config.json does not state a context length
 
 
 @dataclass(frozen=True)
 class AdaptedConfig:
-    """The known facts of a model of another family.
+    """The dimensions of a model of another family.
 
     Attributes:
         num_experts_per_tok: the model's own K.
@@ -50,14 +50,14 @@ class AdaptedConfig:
 
 @dataclass(frozen=True)
 class AdaptedFiles:
-    """A checkpoint of another family: mlx-lm's network of which no weight has been read, and where its experts are.
+    """A checkpoint of another family: mlx-lm's network without its weights, and the locations of its experts.
 
     Attributes:
-        raw_config: config.json as it stands.
-        quantization: that part of it as mlx-lm understands it; None for floats.
-        held: the tensors of the files that mlx-lm reads.
-        network: mlx-lm's own.
-        experts_per_token: the K it is opened for.
+        raw_config: the content of config.json.
+        quantization: its quantisation section as mlx-lm interprets it; None for floats.
+        held: the tensors in the files that mlx-lm reads.
+        network: mlx-lm's network.
+        experts_per_token: the K of the network.
     """
 
     folder: Path
@@ -73,16 +73,16 @@ class AdaptedFiles:
 
     @classmethod
     def open(cls, folder: Path, experts_per_token: int | None = None, dtype: mx.Dtype | None = None) -> AdaptedFiles:
-        """Opens a folder; reads config.json and headers only.
+        """Opens a folder. It reads only config.json and headers.
 
         Args:
-            experts_per_token: None, or the default, for the model's own.
-            dtype: of activations and always-needed weights; None for those of the files.
+            experts_per_token: K; None, or the default, means the model's own K.
+            dtype: dtype of activations and resident weights; None means that of the files.
 
         Raises:
             ConfigError: mlx-lm is missing or too old, or has no expert modules in this network.
-            CheckpointError: the files do not hold what the network needs.
-            ArgumentError: K is out of range, or cannot be chosen for this family.
+            CheckpointError: the files do not contain the tensors that the network needs.
+            ArgumentError: K is out of range, or cannot be changed for this family.
         """
         raw = read_config(folder)
         changed, k = _chosen(raw, experts_per_token)
@@ -106,24 +106,26 @@ class AdaptedFiles:
 
     @property
     def _heads(self) -> int:
-        """Width of all attention heads together."""
+        """Returns the total width of all attention heads."""
         heads = _attribute(self.network, self.raw_config, ("num_attention_heads", "n_head", "num_heads")) or 1
         width = _attribute(self.network, self.raw_config, ("head_dim", "v_head_dim")) or 0
         return heads * width or self.dimensions.hidden_size
 
     def records(self, share: Share | None = WHOLE) -> RecordTable:
-        """Where the experts' records are.
+        """Locates the records of the experts.
 
         Args:
-            share: of the experts that are needed; None for what the folder holds.
+            share: the share of the experts that is needed; None for all experts in the folder.
 
         Raises:
-            CheckpointError: the folder holds another share.
+            CheckpointError: the folder contains another share.
         """
         return self.experts.table if share is None else self.experts.table.of_share(share)
 
     def identity(self) -> str:
-        """Returns a digest of the model: config.json, forms of the records, always-read weights, and vectors of these."""
+        """Returns a digest of the model: config.json, record layouts, and resident weights with samples of their
+        vectors.
+        """
         table, resident = self.experts.table, sorted(self.resident.items())
         found = hashlib.blake2b(repr((self.raw_config, sorted(table.layouts.items()))).encode(), digest_size=8)
         for name, array in resident:
@@ -134,7 +136,7 @@ class AdaptedFiles:
 
     @property
     def sum_widths(self) -> dict[int, int]:
-        """Numbers that the experts of a token make, by layer: an output for each."""
+        """The total width of the separate outputs of a token's experts, by layer."""
         widths = {}
         for layer, places in enumerate(self.experts.places):
             (rows,) = {place.shape[0] for (linear, name), place in places.items() if (linear, name) in _OUTPUTS}
@@ -143,7 +145,7 @@ class AdaptedFiles:
 
     @property
     def shape(self) -> ExpertShape:
-        """What the routed experts are like; those of the first layer."""
+        """The number and sizes of the routed experts, from the first layer."""
         layouts, known = self.experts.table.layouts, self.dimensions
         rows = next(iter(layouts[0].linears.values())).rows
         return ExpertShape(known.num_experts, known.num_experts_per_tok, known.hidden_size, rows, tuple(layouts))
@@ -155,7 +157,7 @@ class AdaptedFiles:
         return str(next(floats, mx.bfloat16)).rpartition(".")[2]
 
     def experts_for(self, wanted: int | None) -> int:
-        """Returns K where ``wanted`` is asked for: None and the default are the model's own."""
+        """Returns K for a requested number. None and the default mean the model's own K."""
         return (
             self.experts_per_token if wanted is None else _chosen(self.raw_config, wanted)[1] or self.experts_per_token
         )
@@ -165,37 +167,37 @@ class AdaptedFiles:
         return False
 
     def held_bytes(self, float_bytes: int) -> dict[str, int]:
-        """Returns bytes that the always-needed weights take in memory, by layer and of :attr:`head`."""
+        """Returns the bytes of the resident weights in memory, by layer and for :attr:`head`."""
         return held_bytes(self.resident, float_bytes)
 
     def layer_work(self, layer: int, float_bytes: int) -> LayerWork:
-        """Returns what a layer takes beside its weights, with activations of ``float_bytes`` bytes."""
+        """Returns the work of a layer in addition to its weights; a float in activations has ``float_bytes`` bytes."""
         if float_bytes not in self._works:
             self._works[float_bytes] = layer_works(self.network, self._heads, float_bytes)
         return self._works[float_bytes][layer]
 
     @property
     def metadata(self) -> dict[Path, Mapping[str, str]]:
-        """The safetensors metadata of each file with always-needed weights."""
+        """The safetensors metadata of each file with resident weights."""
         return {file: read_header(file).metadata for file in sorted({info.file for info in self.held.values()})}
 
     @property
     def resident(self) -> dict[str, mx.array]:
-        """All weights but those of experts, by their names in the network, not read yet."""
+        """The resident weights as lazy arrays, by their names in the network."""
         mine = {f"{path}.{'.'.join(key)}" for path, switch in self.experts.modules for key, _ in parameters(switch)}
         return {name: array for name, array in tree_flatten(self.network.parameters()) if name not in mine}
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the always-needed weights."""
+        """The bytes of the resident weights."""
         return sum(array.nbytes for array in self.resident.values())
 
     def reopened(self) -> AdaptedFiles:
-        """Returns the same with weights that are read from the files of now."""
+        """Opens the same checkpoint again, with weights from the current files."""
         return replace(self, network=load_checked(self.folder, {})[0])
 
     def resident_files(self) -> dict[str, frozenset[Path]]:
-        """Returns the files that each of :attr:`resident` is made of; reads headers only."""
+        """Returns the files that contain the data of each array in :attr:`resident`. It reads only headers."""
         return {name: found.files for name, found in traced_from(self.folder, self.network, [*self.resident]).items()}
 
     def load(
@@ -205,15 +207,15 @@ class AdaptedFiles:
         progress: Callable[[int, int], None] | None = None,
         share: Share = WHOLE,
     ) -> AdaptedNetwork:
-        """Reads the always-needed weights and opens the expert store; no expert is read. To be called once.
+        """Reads the resident weights and opens the expert store, without reading experts. Call it only once.
 
         Args:
             expert_io, expert_cache: see :meth:`flash_moe.Model.load`.
-            progress: called with the bytes that the resident store has read, and all.
-            share: of the experts, that the store has.
+            progress: function that is called with the bytes that the resident store has read, and the total.
+            share: the share of the experts in the store.
 
         Raises:
-            CheckpointError: a file was changed since its header was read.
+            CheckpointError: a file has changed since its header was read.
             ArgumentError: an argument is out of range.
         """
         table = self.records(share)
@@ -230,7 +232,7 @@ class AdaptedFiles:
 
 
 def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any], int | None]:
-    """Entries of config.json that another K changes, and K; None where config.json does not say it."""
+    """Returns the entries of config.json that another K changes, and K; None if config.json does not state K."""
     key, text = k_key(raw), text_config(raw)
     own = None if key is None else text[key]
     if wanted is None or is_default(wanted):
@@ -248,7 +250,7 @@ def _chosen(raw: Mapping[str, Any], wanted: int | None) -> tuple[dict[str, Any],
 
 
 def _cast(model: Any, dtype: mx.Dtype) -> None:
-    """As mlx_lm.convert does it: what a network needs in float32 stays so."""
+    """Casts weights as mlx_lm.convert does: weights that the network needs in float32 are not cast."""
     allowed = getattr(model, "cast_predicate", lambda path: True)
 
     def cast(path: str, array: mx.array) -> mx.array:
@@ -258,9 +260,7 @@ def _cast(model: Any, dtype: mx.Dtype) -> None:
 
 
 def _attribute(model: Any, raw: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """Returns the first of these in config.json, or else in what the network was built from, where defaults are filled
-    in.
-    """
+    """Returns the first of these entries in config.json, or else in the network's arguments, which include defaults."""
     text, language = text_config(raw), getattr(model, "language_model", None)
     owners = (getattr(owner, name, None) for owner in (model, language) for name in ("args", "config"))
     filled = [getattr(args, "text_config", args) for args in owners]

@@ -1,4 +1,4 @@
-"""A network of mlx-lm behind the interface that generation uses."""
+"""A network of mlx-lm with the interface that generation uses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class AdaptedNetwork:
     """Runs mlx-lm's network; counterpart of :class:`~flash_moe.nn.decoder.Decoder`.
 
     Attributes:
-        layers: mlx-lm's own; store: where the experts come from.
-        streaming, prefetcher, choice, run_ahead: as the decoder's, all off: they need a router of our own.
+        layers: the layers of mlx-lm's network. store: the store of the experts.
+        streaming, prefetcher, choice, run_ahead: as in the decoder, but all off, because they need our own router.
     """
 
     streaming: StreamingOptions = PLAIN
@@ -38,7 +38,7 @@ class AdaptedNetwork:
 
     @contextmanager
     def serving(self, task: Task) -> Iterator[None]:
-        """Within it all passes are for this task: they count in its counters, and end when it is cancelled."""
+        """Runs all passes inside the block for this task: they use its counters, and end when it is cancelled."""
         with self.store.counting(task.store):
             try:
                 self.store.stop_if(task.cancelled)
@@ -49,26 +49,27 @@ class AdaptedNetwork:
                 self.store.stop_if(None)
 
     def join(self, sums: Sums) -> None:
-        """Computes the experts of one share from now on, and takes the others from other machines."""
+        """Joins a group: from now on, computes only the experts of one share, and gets the others from other machines."""
         self._shared.sums = sums
 
     def chunks(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> list[int]:
-        """Returns how many tokens go through the layers together in :meth:`run`, one number for each time."""
+        """Returns the chunks of :meth:`run`: the numbers of tokens that pass through the layers together."""
         first, count = len(cache.tokens), len(tokens)
         ends = {count - last, count, *(mark - first for mark in cache.marks)}
         inner = sorted(end for end in ends if 0 < end <= count)
         return [end - start for start, end in zip([0, *inner], inner, strict=False)]
 
     def run(self, tokens: Sequence[int], cache: AdaptedCache, last: int) -> mx.array:
-        """Runs T more tokens of a sequence; they are added to ``cache.tokens``.
+        """Runs T further tokens of a sequence, and adds them to ``cache.tokens``.
 
-        Tokens whose logits are not wanted run by themselves, since mlx-lm makes logits of all that run together.
+        Tokens whose logits are not needed run separately, because mlx-lm computes the logits of all tokens of a pass.
 
         Returns:
-            Logits [last, V] float32 of the last ones. They and the cache have been evaluated.
+            The logits [last, V] float32 of the last tokens. They and the cache are evaluated.
         """
         wanted, start, found = len(tokens) - last, 0, []
-        undo = cache.undone_on_error() if len(tokens) > 1 else nullcontext()  # of one token, copies would cost too much
+        # For a single token, copies would take too long.
+        undo = cache.undone_on_error() if len(tokens) > 1 else nullcontext()
         with undo, cache.passing():
             for count in self.chunks(tokens, cache, last):
                 end = start + count
@@ -83,7 +84,7 @@ class AdaptedNetwork:
         return mx.concatenate(found) if found else mx.zeros((0, 0))
 
     def _tell(self, start: int, end: int, count: int) -> None:
-        """Has expert modules report, while the tokens from ``start`` to ``end`` of ``count`` run, as layers are asked to."""
+        """Makes expert modules report progress while the tokens ``start`` to ``end`` of ``count`` run, as layers do."""
         passed, layers, modules = self._passed, len(self.layers), len(self.store.layouts)
         if passed is not None:
             self._shared.passed = lambda done: passed(

@@ -1,4 +1,4 @@
-"""The experts of a network of mlx-lm, streamed from the files of its checkpoint."""
+"""Streams the experts of a network of mlx-lm from the files of its checkpoint."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ _CONVERT = "convert the checkpoint with mlx_lm.convert"
 def stream_experts(
     model: Any, folder: str | os.PathLike[str], *, expert_io: ExpertIO = "auto", expert_cache: int = 0
 ) -> ExpertStore:
-    """Has a model of mlx-lm read its routed experts from files when a token asks for them.
+    """Makes a model of mlx-lm read its routed experts from files when a token needs them.
 
-    Load the model with ``mlx_lm.load(folder, lazy=True)``, so that no expert is in memory before; all other weights are
-    read here. Afterwards it is used as ever: with ``mlx_lm.generate``, ``batch_generate``, ``mlx_lm.server`` or a loop of
-    your own, in any thread.
-    Numbers stay the same bit for bit. It can no longer be trained, compiled as a whole or split over machines.
+    Load the model with ``mlx_lm.load(folder, lazy=True)``, so that its experts are not in memory yet. This function
+    reads all other weights. Afterwards, use the model as before: with ``mlx_lm.generate``, ``batch_generate``,
+    ``mlx_lm.server`` or your own loop, in any thread. The results stay the same bit for bit. The model can no longer be
+    trained, compiled as a whole or split over machines.
 
     Args:
-        model: what ``mlx_lm.load`` or ``mlx_lm.utils.load_model`` returned.
-        folder: the checkpoint that it was loaded from, or what :func:`flash_moe.convert` made of it.
+        model: the result of ``mlx_lm.load`` or ``mlx_lm.utils.load_model``.
+        folder: the checkpoint of the model, or its conversion by :func:`flash_moe.convert`.
         expert_io: how experts are read, see :meth:`flash_moe.Model.load`.
-        expert_cache: bytes of experts kept in memory beyond those of the current token.
+        expert_cache: bytes of memory for experts beyond those of the current token.
 
     Returns:
-        The store: its counters say what was read; ``close()`` it when the model is no longer used.
+        The store, which has counters of reads. Call ``close()`` on it when you no longer use the model.
 
     Raises:
         ConfigError: mlx-lm is missing or too old, or the model has no experts in SwitchGLU or SwitchMLP modules.
-        CheckpointError: the files do not hold the model's experts as it uses them.
-        ArgumentError: an argument is out of range, or the model streams already.
+        CheckpointError: the files do not contain the model's experts in a usable form.
+        ArgumentError: an argument is out of range, or the model already streams its experts.
     """
     path = Path(folder)
     experts = ExpertModules.of(model, path)
     store = open_store(experts.table, expert_io, experts_per_token(path) or 1, expert_cache)
     experts.attach(store)
-    mx.eval(model.parameters())  # read by this thread, they can be used by all
+    mx.eval(model.parameters())  # evaluated in this thread, so that all threads can use them
     return store
 
 
 @dataclass(frozen=True)
 class ExpertModules:
-    """The expert modules of a network, in the order of the layers, and where their parameters are.
+    """The expert modules of a network, in the order of the layers, and the locations of their parameters.
 
     Attributes:
-        modules: path and module of each.
-        table: their records.
-        places: where their parameters lie in a record.
+        modules: path and module of each expert module.
+        table: the records of the experts.
+        places: the places of the parameters in a record.
     """
 
     modules: Sequence[tuple[str, Any]]
@@ -75,12 +75,12 @@ class ExpertModules:
 
     @classmethod
     def of(cls, model: Any, folder: Path) -> ExpertModules:
-        """Finds the records of a network, that of a packed or of any other checkpoint; reads headers only.
+        """Locates the records of a network in a packed or other checkpoint. It reads only headers.
 
         Raises:
-            ConfigError: it has no expert modules.
-            CheckpointError: a parameter is not in the files, or there in another form.
-            ArgumentError: its experts are streamed already.
+            ConfigError: the network has no expert modules.
+            CheckpointError: a parameter is not in the files, or has another form there.
+            ArgumentError: the experts are already streamed.
         """
         found = modules(model)
         counts = {next(array for _, array in parameters(switch)).shape[0] for _, switch in found}
@@ -101,11 +101,11 @@ class ExpertModules:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters, as the network has them."""
+        """The bytes of all parameters of the expert modules."""
         return sum(array.nbytes for _, switch in self.modules for _, array in parameters(switch))
 
     def attach(self, store: ExpertStore) -> Shared:
-        """Gives every module its experts out of a store. Returns what all of them share."""
+        """Makes every module fetch its experts from a store. Returns the state that all modules share."""
         shared = Shared()
         for layer, (_, switch) in enumerate(self.modules):
             dtypes = {key: array.dtype for key, array in parameters(switch)}
@@ -114,7 +114,7 @@ class ExpertModules:
 
 
 def modules(model: Any) -> list[tuple[str, Any]]:
-    """Returns path and module of every expert module, in the order of the layers; errors are those of ExpertModules.of."""
+    """Returns the path and the module of every expert module, in the order of layers."""
     found = expert_modules(model)
     if not found:
         raise ConfigError(
@@ -127,7 +127,7 @@ def modules(model: Any) -> list[tuple[str, Any]]:
 
 
 def parameters(switch: Any) -> Iterator[tuple[Key, mx.array]]:
-    """The parameters of the linear layers of experts, but not those of whatever else hangs on a module."""
+    """Yields the parameters of the linear layers of experts, without other parameters of a module."""
     layers = module("models.switch_layers")
     for linear, m in switch.children().items():
         if isinstance(m, (layers.SwitchLinear, layers.QuantizedSwitchLinear)):
@@ -137,7 +137,7 @@ def parameters(switch: Any) -> Iterator[tuple[Key, mx.array]]:
 
 
 def quantization(switch: Any) -> dict[str, Quantization]:
-    """Returns how the linear layers of an expert module are quantised; those that are not are left out."""
+    """Returns the quantisation of the quantised linear layers of an expert module."""
     return {
         linear: Quantization(m.bits, m.group_size, m.mode)
         for linear, m in switch.children().items()
@@ -167,10 +167,10 @@ def _packed(
 
 
 def traced_from(folder: Path, model: Any, wanted: Sequence[str]) -> dict[str, Found]:
-    """Returns where these parameters of a network come from; those that it makes itself are left out.
+    """Returns the sources of parameters of a network, without parameters that the network creates itself.
 
     Raises:
-        CheckpointError: mlx-lm cannot make the network's weights of the files.
+        CheckpointError: mlx-lm cannot map the files to the network's weights.
     """
     held = tensors(folder)
     stored: dict[str, mx.array] = {}
@@ -178,7 +178,7 @@ def traced_from(folder: Path, model: Any, wanted: Sequence[str]) -> dict[str, Fo
         stored.update(mx.load(str(file)))  # type: ignore[arg-type]
     try:
         return traced(getattr(model, "sanitize", dict), held, stored, wanted)
-    except Exception as error:  # whatever a network of mlx-lm raises about weights that it cannot arrange
+    except Exception as error:  # any error of a network of mlx-lm about weights that it cannot arrange
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"mlx-lm cannot arrange the weights of {folder}: {reason:.500}; {_CONVERT}") from error
 
@@ -212,5 +212,5 @@ def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> 
 
 
 def _fits(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
-    """Returns whether they are the same, or floats: models may be cast."""
+    """Returns whether the dtypes are equal or both floats, because models may be cast."""
     return stored == wanted or (stored in _FLOATS and wanted in _FLOATS)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint as mlx-lm sees them."""
+"""Reads the headers of the files that mlx-lm loads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _K_KEYS = (
 
 
 def tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Returns all tensors by name, of the files that mlx-lm loads: ``model*.safetensors``.
+    """Returns all tensors by name in the files that mlx-lm loads: ``model*.safetensors``.
 
     Raises:
-        CheckpointError: a file is malformed, or the index names others than are there.
+        CheckpointError: a file is malformed, or the index does not match the files.
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
@@ -48,19 +48,19 @@ def tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the part of config.json that describes the language model."""
+    """Returns the section of config.json for the language model."""
     text = raw.get("text_config")
     return text if isinstance(text, Mapping) else raw
 
 
 def k_key(raw: Mapping[str, Any]) -> str | None:
-    """Returns what config.json calls the number of experts that a token uses; None where it is not known."""
+    """Returns the key of K in config.json; None if it is unknown."""
     text = text_config(raw)
     return next((key for key in _K_KEYS if type(text.get(key)) is int), None)
 
 
 def experts_per_token(folder: Path) -> int | None:
-    """Returns the model's own K; None where config.json does not say."""
+    """Returns the model's own K; None if config.json does not state it."""
     raw = read_config(folder)
     key = k_key(raw)
     return None if key is None else text_config(raw)[key]

@@ -1,4 +1,4 @@
-"""mlx-lm, which is optional: imported when a model needs it, or one error that says what to install."""
+"""Imports mlx-lm, which is optional, when a model needs it; an error says what to install."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...dtypes import DTYPES
 from ...errors import CheckpointError, ConfigError
 from ..config_json import read_config
 
-OLDEST = (0, 32, 2)  # the first with what is used here: infer_quant_config, global scales, caches with a state
+OLDEST = (0, 32, 2)  # the first version with infer_quant_config, global scales and caches with a state
 _INSTALL = 'pip install "flash-moe[mlx-lm]"'
 
 
@@ -30,7 +30,7 @@ def module(name: str) -> Any:
     try:
         found = importlib.import_module(f"mlx_lm.{name}")
         release = version("mlx-lm")
-    except ImportError as error:  # PackageNotFoundError is one
+    except ImportError as error:  # includes PackageNotFoundError
         raise ConfigError(f"this needs mlx-lm, which cannot be imported ({error}): {_INSTALL}") from error
     numbers = tuple(int(part) for part in release.split(".")[:3] if part.isdigit())
     if numbers < OLDEST:
@@ -39,24 +39,24 @@ def module(name: str) -> Any:
 
 
 def knows(model_type: str) -> bool:
-    """Returns whether mlx-lm has a network for a ``model_type`` of config.json. ConfigError as for :func:`module`."""
+    """Returns whether mlx-lm has a network for a ``model_type``. Raises ConfigError as :func:`module` does."""
     utils = module("utils")
     name = utils.MODEL_REMAPPING.get(model_type, model_type)
     if not name.replace("-", "_").isidentifier() or importlib.util.find_spec(f"mlx_lm.models.{name}") is None:
         return False
-    return hasattr(module(f"models.{name}"), "Model")  # others are parts of networks
+    return hasattr(module(f"models.{name}"), "Model")  # other modules are parts of networks
 
 
 def load_lazily(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Returns mlx-lm's network of a checkpoint, and config.json as mlx-lm understands it.
+    """Returns mlx-lm's network of a checkpoint, and config.json as mlx-lm interprets it.
 
-    No weight has been read; the experts of a packed checkpoint are no weights at all.
+    No weight is read. The experts of a packed checkpoint are not weights of this network.
 
     Args:
-        changed: entries of config.json that are to be others.
+        changed: entries of config.json to replace.
 
     Raises:
-        ConfigError, CheckpointError: mlx-lm cannot build or load it.
+        ConfigError, CheckpointError: mlx-lm cannot build or load the network.
     """
     utils, manifest = module("utils"), Manifest.load(folder)
     classes = utils._get_classes if manifest is None else partial(_with_made_up_experts, manifest)
@@ -67,7 +67,7 @@ def load_lazily(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str
 
 
 def load_checked(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """As :func:`load_lazily`, with a CheckpointError for what a network of mlx-lm raises about weights that do not fit it."""
+    """Calls :func:`load_lazily`, and converts errors of mlx-lm's networks about weights to CheckpointError."""
     try:
         return load_lazily(folder, changed)
     except (ConfigError, CheckpointError, MemoryError):
@@ -83,7 +83,7 @@ def load_checked(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[st
 
 
 def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[type, type]:
-    """Returns the classes of a network that finds experts in its checkpoint where a manifest names their records."""
+    """Returns the classes of a network with placeholders for the experts whose records are in a manifest."""
     model_class, args_class = module("utils")._get_classes(config)
 
     def sanitize(self: Any, weights: dict[str, mx.array]) -> Any:
@@ -98,14 +98,14 @@ def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[t
 
 
 def expert_modules(model: Any) -> list[tuple[str, Any]]:
-    """Returns path and module of every SwitchGLU and SwitchMLP of a network, in the order of the layers."""
+    """Returns the path and the module of every SwitchGLU and SwitchMLP of a network, in the order of the layers."""
     layers = module("models.switch_layers")
     found = [(path, m) for path, m in model.named_modules() if isinstance(m, (layers.SwitchGLU, layers.SwitchMLP))]
     return sorted(found, key=lambda item: [int(p) if p.isdigit() else -1 for p in item[0].split(".")])
 
 
 def modules_of(model: Any, manifest: Manifest) -> list[tuple[str, Any]]:
-    """As :func:`expert_modules`; CheckpointError unless a packed checkpoint's manifest has as many layers."""
+    """Returns :func:`expert_modules`. Raises CheckpointError if the manifest has a different number of layers."""
     found = expert_modules(model)
     if sorted(manifest.layers) != list(range(len(found))):
         raise CheckpointError(

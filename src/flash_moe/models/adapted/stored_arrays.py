@@ -1,4 +1,4 @@
-"""The places of an expert module's parameters in files, and records made of them."""
+"""The locations of an expert module's parameters in files, and the records that they form."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ...errors import CheckpointError
 from ...formats import Quantization
 from ...record import Part, RecordLayout
 
-Key: TypeAlias = tuple[str, str]  # linear layer, name of the parameter
+Key: TypeAlias = tuple[str, str]  # linear layer and name of the parameter
 _ORIGIN = np.zeros(8, np.uint8)
 
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Some elements of a tensor of a file.
+    """A selection of the elements of a tensor in a file.
 
     Attributes:
-        view: which ones: strides, and an address that counts from that of an array here. It has no content; NumPy does the
-            arithmetic of slices and transpositions.
+        view: an array without data whose address and strides describe the selection. NumPy computes slices and
+            transpositions of it.
     """
 
     info: TensorInfo
@@ -38,28 +38,28 @@ class TensorSlice:
 
     @classmethod
     def whole(cls, info: TensorInfo) -> TensorSlice:
-        """Returns all of a tensor."""
+        """Returns a slice with all elements of a tensor."""
         item = DTYPE_BITS[info.dtype] // 8
         return cls(info, contiguous(_ORIGIN[:item].view(f"u{item}"), info.shape))
 
     @property
     def start(self) -> int:
-        """Bytes before the first element."""
+        """The number of bytes before the first element."""
         return self.view.ctypes.data - _ORIGIN.ctypes.data
 
 
 def contiguous(first: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Elements one behind the other, from the first of an array on; none is touched."""
+    """Returns a contiguous view that starts at the first element of an array, without accessing its memory."""
     strides = [first.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape))]
     return as_strided(first, shape, strides, writeable=False)
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array as files hold it: slices one after the other, along the first axis, which is that of experts.
+    """An array as it is stored in files: slices that follow each other along the first axis, that of experts.
 
     Attributes:
-        dtype: of the array; the file may call the same bytes otherwise.
+        dtype: dtype of the array. The file may have another name for the same bytes.
     """
 
     slices: tuple[TensorSlice, ...]
@@ -76,25 +76,27 @@ class StoredArray:
 
     @cached_property
     def experts(self) -> tuple[TensorSlice, ...]:
-        """The share of each expert; that of the first alone where all are in one tensor."""
+        """The slice of each expert; only that of the first expert if all are in one tensor."""
         if len(self.slices) == 1:
             return (TensorSlice(self.slices[0].info, self.slices[0].view[0, ...]),)
         return tuple(TensorSlice(s.info, s.view[i, ...]) for s in self.slices for i in range(len(s.view)))
 
     @property
     def is_extent(self) -> bool:
-        """Whether an expert's bytes lie one behind the other, in their order."""
+        """Whether the bytes of an expert are contiguous and in order."""
         return bool(self.experts[0].view.flags.c_contiguous)
 
     @property
     def tensor_share(self) -> int:
-        """Bytes of an expert in the tensor, or of the tensor where each expert has its own."""
+        """The bytes of an expert in the tensor, or of the whole tensor if each expert has its own."""
         info = self.slices[0].info
         return info.nbytes // self.shape[0] if len(self.slices) == 1 else info.nbytes
 
     @property
     def is_regular(self) -> bool:
-        """Whether records can be made of it: all experts alike, each in its own share of a tensor or in its own tensor."""
+        """Whether it can form records: all experts have the same form, in equal shares of a tensor or in separate
+        tensors.
+        """
         first = self.experts[0]
         if len(self.slices) == 1:
             return self.is_extent or (self.slices[0].view.strides[0], first.info.shape[0]) == (
@@ -104,7 +106,9 @@ class StoredArray:
         return len(alike) == 1 and len(self.experts) == len(self.slices)
 
     def extents(self, at: int) -> Extents:
-        """Where the records' bytes are: those of each expert, or its whole share where they are no extent."""
+        """Returns the extents of the records: the bytes of each expert, or its whole share of the tensor if they are
+        not contiguous.
+        """
         step = self.slices[0].view.strides[0]
         places = [(p.info.file, p.info.offset + self.is_extent * p.start) for p in self.experts]
         nbytes = self.experts[0].view.nbytes if self.is_extent else self.tensor_share
@@ -112,7 +116,7 @@ class StoredArray:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the part of a record that :meth:`extents` fills."""
+        """The shape of the record's part that :meth:`extents` fills."""
         view, info = self.experts[0].view, self.slices[0].info
         if self.is_extent:
             return view.shape or (1,)
@@ -123,7 +127,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a parameter in a record: elements of a part, counted and strided in elements."""
+    """The place of a parameter in a record: elements of a part, with offset and strides in elements."""
 
     part: Part
     start: int
@@ -132,16 +136,16 @@ class Place:
 
     @classmethod
     def whole(cls, part: Part, shape: tuple[int, ...]) -> Place:
-        """Returns all of a part."""
+        """Returns the place that covers a whole part."""
         return cls(part, 0, shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))))
 
     @property
     def is_part(self) -> bool:
-        """Whether it is all of the part."""
+        """Whether the parameter is the whole part."""
         return self == Place.whole(self.part, self.shape) and math.prod(self.shape) == math.prod(self.part.shape)
 
     def of(self, records: np.ndarray) -> np.ndarray:
-        """Returns the parameter of every record [N, stride] uint8: [N, ...] of unsigned integers, a view."""
+        """Returns a view of the parameter in every record [N, stride] uint8, as unsigned integers [N, ...]."""
         item = DTYPE_BITS[self.part.dtype] // 8
         first = records[:1, self.part.offset + self.start * item :][0, :item].view(f"u{item}")
         strides = (records.strides[0], *(item * stride for stride in self.strides))
@@ -151,17 +155,18 @@ class Place:
 def layer_records(
     sources: Mapping[Key, StoredArray], quantization: Mapping[str, Quantization]
 ) -> tuple[RecordLayout, list[Extents], dict[Key, Place]]:
-    """Returns the layout of a layer's records, where their parts are in files, and where parameters are in records.
+    """Returns the layout of a layer's records, the extents of their parts, and the places of parameters in records.
 
-    A parameter whose elements are no extent, as rows that alternate with another's or a transposed matrix, is a view
-    of all that its tensor holds of an expert; such a part belongs to all linear layers that look at it.
+    If the elements of a parameter are not contiguous, for instance interleaved rows or a transposed matrix, the
+    parameter is a view of the whole share of an expert in the tensor. All linear layers with views of such a part use
+    it.
 
     Args:
-        sources: of every parameter of the expert module.
-        quantization: of its quantised linear layers.
+        sources: stored array of every parameter of the expert module.
+        quantization: quantisation of its quantised linear layers.
 
     Raises:
-        CheckpointError: an expert's share is no extent and no share of a tensor.
+        CheckpointError: the bytes of an expert are neither contiguous nor an equal share of a tensor.
     """
     shared: dict[Hashable, list[Key]] = {}
     for key, source in sources.items():

@@ -1,4 +1,4 @@
-"""mlx-lm's expert modules, SwitchGLU and SwitchMLP, with experts that are fetched when they are asked for."""
+"""mlx-lm's expert modules, SwitchGLU and SwitchMLP, with experts that are fetched on use."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ...formats import GLOBAL_SCALE
 from ...machines.sums import Sums
 from .stored_arrays import Key, Place
 
-_SORTED = 64  # indices from which on mlx-lm sorts them; kernels for sorted ones take no strided matrices
+_SORTED = 64  # number of indices above which mlx-lm sorts them; its kernels for sorted indices need contiguous matrices
 
 
 class Streamed:
-    """Mixed into the class of an expert module whose parameters were taken away: fetches the experts of each call."""
+    """A mixin for an expert module without parameters, which fetches the experts of each call."""
 
     _stream: LayerStream
 
@@ -31,7 +31,7 @@ class Streamed:
 
 
 def stream(switch: Any, layer: LayerStream) -> None:
-    """Changes the class of an expert module; its own attributes stay, its parameters go."""
+    """Changes the class of an expert module and removes its parameters. Its other attributes stay."""
     for linear, name in layer.dtypes:
         dict.pop(switch[linear], name)
     switch.__class__ = type(f"Streamed{type(switch).__name__}", (Streamed, type(switch)), {})
@@ -43,9 +43,9 @@ class Shared:
     """The state that the layers of a network share.
 
     Attributes:
-        turn: held while records are fetched and described; several threads may run one network.
-        passed: called with the number of expert modules that have run, when the next one begins.
-        sums: collects the outputs of experts that other machines compute; None for one machine.
+        turn: lock for fetching records and describing their use, because several threads may run one network.
+        passed: function that is called when an expert module begins, with the number of modules that have run.
+        sums: collects the outputs of experts on other machines; None for a single machine.
     """
 
     turn: RLock = field(default_factory=RLock)
@@ -55,13 +55,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class LayerStream:
-    """The experts of one layer.
+    """The streamed experts of one layer.
 
     Attributes:
-        kind: the module's own class.
-        places: where its parameters lie in a record.
-        dtypes: what they have in the network, which may differ from the files.
-        shared: what all layers of the network share.
+        kind: the original class of the module.
+        places: the places of its parameters in a record.
+        dtypes: dtypes of the parameters in the network, which may differ from the files.
+        shared: the state that all layers of the network share.
     """
 
     store: ExpertStore
@@ -73,11 +73,11 @@ class LayerStream:
 
     @cached_property
     def _is_stored_so(self) -> bool:
-        """Whether the parameters are parts of a record as they are; of a whole bank nothing else is wanted."""
+        """Whether all parameters are whole parts of a record, so that a bank by part can be used directly."""
         return all(place.is_part and DTYPES[place.part.dtype] == self.dtypes[key] for key, place in self.places.items())
 
     def __call__(self, module: Any, x: mx.array, indices: mx.array) -> mx.array:
-        """Runs the module's own forward on the experts that ``indices`` [..., K] names for x [..., H]: [..., K, H]."""
+        """Runs the original module on x [..., H] with the experts in ``indices`` [..., K]; the result is [..., K, H]."""
         chosen = np.array(indices)
         experts, local = np.unique(chosen, return_inverse=True)
         local = local.reshape(indices.shape)
@@ -91,7 +91,7 @@ class LayerStream:
             return self._in_groups(module, x, experts, local)
 
     def _of_all_ranks(self, sums: Sums, module: Any, x: mx.array, chosen: np.ndarray) -> mx.array:
-        """Returns each output from the rank whose expert it is. All other ranks add zeros to it, which changes no bit."""
+        """Returns each output from the rank that owns the expert. All other ranks add zeros, which changes no bit."""
         own = sums.share.owns(self.layer, chosen)
         part = mx.zeros((*chosen.shape, sums.widths[self.layer] // chosen.shape[-1]), dtype=x.dtype)
         if own.any():
@@ -104,10 +104,10 @@ class LayerStream:
     def _in_groups(
         self, module: Any, x: mx.array, experts: np.ndarray, local: np.ndarray, own: np.ndarray | None = None
     ) -> mx.array:
-        """Returns rows sorted by expert, as many experts at a time as a fetch may ask for.
+        """Computes rows sorted by expert, in groups of at most as many experts as a fetch may request.
 
         Args:
-            own: what is computed, of the shape of ``local``; the output is 0 elsewhere. None for everything.
+            own: mask of the outputs to compute, with the shape of ``local``; other outputs are 0. None for all.
         """
         capacity, k = self.store.capacity, local.shape[-1]
         order = np.argsort(local, axis=None, kind="stable")
@@ -133,7 +133,7 @@ class LayerStream:
     def _run(self, module: Any, x: mx.array, experts: Sequence[int], local: np.ndarray) -> mx.array:
         records = self.store.fetch(self.layer, experts)
         bank, rows = _bank(records, in_place=self._is_stored_so and local.size < _SORTED)
-        own = copy.copy(module)  # the module itself is shared by all threads
+        own = copy.copy(module)  # all threads share the module itself
         for linear in {linear for linear, _ in self.dtypes}:
             own[linear] = copy.copy(module[linear])
         for (linear, name), array in _parameters(bank, self.places, self.dtypes):
@@ -143,15 +143,15 @@ class LayerStream:
                 own[linear] = Scaled(own[linear])
         y: mx.array = self.kind.__call__(own, x, mx.array(rows[local].astype(np.uint32)))
         records.used_by(y)
-        mx.async_eval(y)  # so that another thread can wait for it, and the device starts
+        mx.async_eval(y)  # starts the device, and lets another thread wait for the result
         return y
 
 
 class Scaled:
-    """A linear layer of experts whose outputs are multiplied with global scales: MLX takes those on a GPU only.
+    """A linear layer of experts that multiplies its outputs with global scales, which MLX supports only on a GPU.
 
     Args:
-        linear: of mlx-lm, which loses its global scales and its biases.
+        linear: layer of mlx-lm, whose global scales and biases are moved to this object.
     """
 
     def __init__(self, linear: Any) -> None:
@@ -165,7 +165,7 @@ class Scaled:
 
 
 def _bank(records: Records, in_place: bool) -> tuple[mx.array, np.ndarray]:
-    """Returns records as an array [N, words], and which of its rows each of them is."""
+    """Returns the records as an array [N, words], and the row of each record in it."""
     if records.rows is not None and in_place and not _on_cuda():
         return records.arrays[0], np.array(records.rows)
     stacked = records.stacked()
@@ -179,7 +179,7 @@ def _on_cuda() -> bool:
 def _parameters(
     bank: mx.array, places: Mapping[Key, Place], dtypes: Mapping[Key, mx.Dtype]
 ) -> Iterator[tuple[Key, mx.array]]:
-    """The parameters of a module as views of records [N, words], in these dtypes."""
+    """Yields the parameters of a module as views of records [N, words], in the given dtypes."""
     count, words = bank.shape
     flat = bank.reshape(-1)
     typed = {"U32": flat}
@@ -189,6 +189,6 @@ def _parameters(
         strides = (4 * words // stored.itemsize, *place.strides)
         start = place.part.offset // stored.itemsize + place.start
         array = mx.as_strided(stored, (count, *place.shape), strides, start)
-        if _on_cuda():  # which takes no strided matrices
+        if _on_cuda():  # it needs contiguous matrices
             array = mx.contiguous(array)
         yield key, array.astype(dtypes[key])

@@ -1,7 +1,8 @@
-"""The tensors in files that a network's arrays are made of.
+"""Traces the arrays of a network to the tensors in files that they are made of.
 
-A network of mlx-lm has a method ``sanitize``, which turns a published checkpoint's names and shapes into its own. It runs here
-on arrays without content, and MLX tells which operations it described. What only cuts, transposes or stacks is followed.
+A network of mlx-lm has a method ``sanitize``, which converts the names and shapes of a published checkpoint to its own.
+Here, it runs on arrays without data, and MLX reports the operations of the graph. Operations that only slice, transpose
+or stack are traced.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .stored_arrays import StoredArray, TensorSlice, contiguous
 
 @dataclass(frozen=True)
 class Computed:
-    """An array that no file holds: the operation that makes it, and the files that it needs."""
+    """An array that is in no file: the operation that computes it, and the files with its inputs."""
 
     operation: str
     files: frozenset[Path] = frozenset()
@@ -39,12 +40,12 @@ def traced(
     arrays: Mapping[str, mx.array],
     wanted: Sequence[str],
 ) -> dict[str, Found]:
-    """Returns where arrays come from that ``sanitize`` makes; no weight is read.
+    """Returns the sources of the arrays that ``sanitize`` returns, without reading weights.
 
     Args:
         held: the tensors of the files.
         arrays: the same, lazily loaded, for their shapes and dtypes.
-        wanted: names of results. Those that there are none of are left out.
+        wanted: names of results. Names that do not exist are ignored.
     """
     names: list[str] = []
 
@@ -77,7 +78,7 @@ def traced(
 
 @contextmanager
 def _without_copies() -> Iterator[None]:
-    """Within, arrays are not made contiguous, which MLX cannot tell about. Other threads get the same values."""
+    """Replaces ``mx.contiguous`` inside the block, because MLX cannot report it. Other threads get the same values."""
     copying = mx.contiguous
     mx.contiguous = lambda array, *_, **__: array
     try:
@@ -92,7 +93,7 @@ def _followed(
     inputs: Sequence[Found],
     outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
 ) -> list[Found]:
-    """Returns what an operation's outputs, of these shapes and dtypes, are."""
+    """Returns the sources of an operation's outputs, which have these shapes and dtypes."""
     sources = [source for source in inputs if isinstance(source, StoredArray)]
     computed = [source for source in inputs if isinstance(source, Computed)]
     unknown = Computed(operation, frozenset[Path]().union(*(source.files for source in inputs)))
@@ -112,7 +113,9 @@ def _followed(
 def _changed(
     source: StoredArray, operation: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: mx.Dtype, start: int
 ) -> StoredArray | None:
-    """One output; of a split that which begins at ``start``. None where it is no view of the same elements."""
+    """Returns the source of one output (in a split, that which begins at ``start``); None if it is not a view of the
+    input.
+    """
     many = len(source.slices) > 1
     if many and (shape[:1] != source.shape[:1] or (operation == "Transpose" and arguments[0][0] != 0)):
         return None
@@ -146,7 +149,7 @@ def _changed(
 
 
 def _reshaped(view: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Returns the same elements in another shape; None where they would have to be copied."""
+    """Returns a view with another shape; None if this would need a copy."""
     if view.flags.c_contiguous:
         return contiguous(view, shape)
     if [n for n in view.shape if n > 1] != [n for n in shape if n > 1]:

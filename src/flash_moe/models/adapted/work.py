@@ -1,4 +1,4 @@
-"""The work of the layers of mlx-lm's networks, from passes that are described and never evaluated."""
+"""Determines the work of the layers of mlx-lm's networks, from described passes that are never evaluated."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .adapted_cache import arrays_of
 from .library import expert_modules, module
 
 _LAYER = re.compile(r"\.(\d+)\.")
-_SHORT, _LONG = 256, 512  # tokens of two passes, whose caches differ by what a token adds
+_SHORT, _LONG = 256, 512  # tokens of two passes; the difference of their caches gives the bytes per token
 
 
 def layer_of(name: str) -> int | None:
-    """Returns the layer that a weight belongs to, by its name."""
+    """Returns the layer of a weight, from its name."""
     found = _LAYER.search(f"{name}.")
     return None if found is None else int(found[1])
 
 
 def layer_works(network: Any, heads: int, float_bytes: int) -> list[LayerWork]:
-    """Returns what each layer takes. No weight is read.
+    """Returns the work of each layer, without reading weights.
 
     Args:
-        network: mlx-lm's, whose experts are not streamed.
-        heads: width of all attention heads together.
-        float_bytes: of one float as activations have it.
+        network: mlx-lm's network, without streamed experts.
+        heads: total width of all attention heads.
+        float_bytes: bytes of a float in activations.
     """
     layers, sparse = len(network.layers), {layer_of(path) for path, _ in expert_modules(network)}
     weights: Counter[int | None] = Counter()
@@ -38,7 +38,7 @@ def layer_works(network: Any, heads: int, float_bytes: int) -> list[LayerWork]:
         if not path.startswith(experts) and isinstance(matrix := m.get("weight"), mx.array) and matrix.ndim > 1:
             weights[layer_of(path)] += matrix.size * 32 // m.bits if "scales" in m else matrix.size
     caches = _cache_bytes(network, float_bytes)
-    caches += [("none", 0, 0)] * (layers - len(caches))  # layers without a cache have none in the list
+    caches += [("none", 0, 0)] * (layers - len(caches))  # layers without a cache are not in the list
     return [
         LayerWork(kind, i in sparse, per_token, state, 2.0 * weights[i], 4.0 * heads if per_token else 0.0)
         for i, (kind, per_token, state) in enumerate(caches[:layers])
@@ -46,7 +46,7 @@ def layer_works(network: Any, heads: int, float_bytes: int) -> list[LayerWork]:
 
 
 def _cache_bytes(network: Any, float_bytes: int) -> list[tuple[str, int, int]]:
-    """Returns of each cache its kind, the bytes that a token adds, and those that do not grow."""
+    """Returns for each cache its kind, its bytes per token, and its bytes that do not grow."""
     short, long = (_passed(network, tokens) for tokens in (_SHORT, _LONG))
     found = []
     for before, after in zip(short, long, strict=True):
@@ -65,7 +65,7 @@ def _passed(network: Any, tokens: int) -> Sequence[Any]:
     kinds = [type(switch) for switch in experts]
     try:
         for switch, kind in zip(experts, kinds, strict=True):
-            switch.__class__ = type("Skipped", (kind,), {"__call__": _skip})  # MLX knows no global scales on the CPU
+            switch.__class__ = type("Skipped", (kind,), {"__call__": _skip})  # MLX on the CPU lacks global scales
         network(mx.zeros((1, tokens), mx.int32), cache=caches)
     finally:
         for switch, kind in zip(experts, kinds, strict=True):
@@ -74,7 +74,7 @@ def _passed(network: Any, tokens: int) -> Sequence[Any]:
 
 
 def _skip(switch: Any, x: mx.array, indices: mx.array) -> mx.array:
-    """Returns something of the shape of what experts make of x [..., H]: [..., K, H]."""
+    """Returns an array with the shape of the experts' outputs for x [..., H]: [..., K, H]."""
     return mx.broadcast_to(x[..., None, :], (*indices.shape, x.shape[-1]))
 
 
@@ -85,8 +85,8 @@ def _bytes(cache: Any, float_bytes: int) -> int:
 
 
 def held_bytes(resident: Mapping[str, mx.array], float_bytes: int) -> dict[str, int]:
-    """Returns bytes that weights take in memory, under names like those of our own networks: by layer, the head, and
-    all else.
+    """Returns the bytes of weights in memory, by layer, for the head, and for all others, with names as in our own
+    networks.
     """
     head = [name for name in resident if "lm_head" in name] or [name for name in resident if "embed" in name]
     found: Counter[str] = Counter()
