@@ -110,7 +110,7 @@ def _term_rows(plan: Plan, seconds: dict[str, Seconds | None], shown: Callable[[
 
 def _notes(plan: Plan) -> list[str]:
     notes = [f"Expected shares assume experts used in proportion to rank^-{plan.skew:g}, and memory that"]
-    notes.append("forgets the least recently used. Weights are loaded; times are for one sequence.")
+    notes.append("evicts the least recently used. Weights are loaded; times are for one sequence.")
     notes.append("GB of memory are 1,024^3 bytes and GB of files 1,000^3, as Apple counts them.")
     if plan.group.machines > 1:
         busiest = percent(plan.group.busiest(plan.needs.experts_per_token))
