@@ -1,6 +1,6 @@
 """What bits and K cost in quality, on a small float checkpoint such as that of tools/demo_model.
 
-    python benchmarks/quality.py MASTER FOLDER [--cases 500] [--fewer-cases 250] [--processes 2]
+    python benchmarks/quality.py MASTER FOLDER [--texts 300] [--cases 500] [--fewer-cases 250] [--k 10 4 6 2] [--processes 2]
 
 Every recipe is made from the float checkpoint MASTER and measured at every K: perplexity and divergence (from the
 master at its own K) on the replies in held-out conversations, tool calls by greedy decoding. FOLDER keeps the recipes,
@@ -106,15 +106,16 @@ class Task:
     k: int
     master: Path
     states: Path
+    texts: int
     cases: int
 
 
-def remember(master: Path, file: Path) -> None:
+def remember(master: Path, file: Path, texts: int) -> None:
     """Writes what the master at its own K makes of the held-out conversations, once for all cells."""
     if file.exists():
         return
     model = LayerwiseModel.open(master, experts_per_token=None)
-    states = model.final_states([sequence.tokens for sequence in read_sequences(CHATS, model.tokenizer)])
+    states = model.final_states([sequence.tokens for sequence in read_sequences(CHATS, model.tokenizer, limit=texts)])
     partial = file.with_name(f"partial-{file.name}")
     np.save(partial, np.concatenate([np.array(state.astype(mx.float32)) for state in states]))
     partial.replace(file)
@@ -136,11 +137,11 @@ def make(name: str, source: Path, place: Path, tokens: list[list[int]]) -> None:
     print(f"made {name!r} in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def prepare(pool: Any, master: Path, folder: Path, states: Path) -> dict[str, Path]:
+def prepare(pool: Any, master: Path, folder: Path, states: Path, texts: int) -> dict[str, Path]:
     """Makes the recipes and the reference's states, as far as they are missing; returns where the recipes are."""
     tokens = write_calibration(master, folder / "calibration.jsonl")
     places = {name: folder / name.replace(",", "").replace(" ", "-") for name in RECIPES} | {FLOAT: master}
-    waiting = [pool.apply_async(remember, (master, states))]
+    waiting = [pool.apply_async(remember, (master, states, texts))]
     for first in (True, False):  # what is made from the master, then what is made from that
         for name, recipe in RECIPES.items():
             if recipe.source is not None and (recipe.source == FLOAT) is first:
@@ -155,7 +156,7 @@ def measure(task: Task) -> dict[str, Any]:
     start = time.monotonic()
     model = LayerwiseModel.open(task.checkpoint, experts_per_token=task.k)
     reference = Remembered.open(task.master, experts_per_token=None, states=task.states)
-    scores = token_scores(model, read_sequences(CHATS, model.tokenizer), reference)
+    scores = token_scores(model, read_sequences(CHATS, model.tokenizer, limit=task.texts), reference)
     scored = time.monotonic()
     with Model.load(task.checkpoint, experts_per_token=task.k, expert_io="resident") as loaded:
         calls = tool_call_score(read_tool_call_cases(CALLS, task.cases), greedy(loaded, MAX_TOKENS, False))
@@ -174,12 +175,12 @@ def measure(task: Task) -> dict[str, Any]:
     }
 
 
-def begin(master: Path, folder: Path, cases: dict[int, int]) -> None:
+def begin(master: Path, folder: Path, texts: int, cases: dict[int, int]) -> None:
     """Makes ``folder`` for results of this checkpoint, or checks that it is."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(filter(Path.is_file, master.iterdir())):
         digest.update(file.read_bytes())
-    run = {"master": digest.hexdigest(), "cases": {str(k): count for k, count in cases.items()}}
+    run = {"master": digest.hexdigest(), "texts": texts, "cases": {str(k): count for k, count in cases.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "run.json"
     if not described.exists():
@@ -192,21 +193,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("master", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--texts", type=int, default=300, help="conversations per cell")
+    parser.add_argument("--k", type=int, nargs="+", default=KS, choices=KS, help="measure these K, in this order")
     parser.add_argument("--cases", type=int, default=500, help="tool-call prompts per cell at the master's own K")
     parser.add_argument("--fewer-cases", type=int, default=250, help="the same at other K")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     master, folder = options.master, options.folder
     cases = dict.fromkeys(KS, options.fewer_cases) | {OWN_K: options.cases}
-    begin(master, folder, cases)
+    begin(master, folder, options.texts, cases)
     file, states, start = folder / "results.jsonl", folder / "reference.npy", time.monotonic()
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(r["recipe"], r["k"]) for r in results}
-    cells = [(name, k) for k in KS for name in RECIPES if (name, k) not in done]
+    cells = [(name, k) for k in options.k for name in RECIPES if (name, k) not in done]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        places = prepare(pool, master, folder, states)
+        places = prepare(pool, master, folder, states, options.texts)
         print(f"the recipes and the reference are there after {time.monotonic() - start:.0f} s", flush=True)
-        tasks = [Task(name, places[name], k, master, states, cases[k]) for name, k in cells]
+        tasks = [Task(name, places[name], k, master, states, options.texts, cases[k]) for name, k in cells]
         for count, result in enumerate(pool.imap_unordered(measure, tasks), start=1):
             results.append(result)
             with file.open("a") as stream:
@@ -220,7 +223,8 @@ def main() -> None:
                 flush=True,
             )
     command = (
-        f"python benchmarks/quality.py {master} {folder} --cases {options.cases} --fewer-cases {options.fewer_cases}"
+        f"python benchmarks/quality.py {master} {folder} --texts {options.texts} --cases {options.cases} "
+        f"--fewer-cases {options.fewer_cases}"
     )
     print(f"\n`{command}`\n\n{table(results, list(RECIPES))}\n\n{summary(results, FLOAT, NAIVE)}")
 
