@@ -77,7 +77,7 @@ def cuda_source(name: str, headers: Sequence[str], defines: str) -> tuple[str, s
     """Returns body and header for ``mx.fast.cuda_kernel`` of the kernel ``name``.
 
     MLX hashes the whole text at every launch, 0.35 µs for each 1,000 characters, so the sources are included, not copied;
-    with their checksums, for MLX keeps compiled kernels on disk under that hash.
+    with their checksums, because MLX finds compiled kernels by that hash.
 
     Raises:
         ValueError: the Metal text uses something that has no counterpart here.
