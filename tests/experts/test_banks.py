@@ -44,6 +44,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "on_gpu", lambda: True)
     monkeypatch.setattr(sparse_moe, "kernels_wanted", lambda: False)
     monkeypatch.setattr(experts_ops, "use_blas", lambda *_: False)
+    monkeypatch.setattr(experts_ops, "on_cpu", lambda *_: False)
     monkeypatch.setattr(mx, "compile", lambda function: function)
     monkeypatch.setattr(loading, "prove_kernels", lambda *_: (True, Copying()))
     return
