@@ -7,15 +7,15 @@ import numpy as np
 
 from .blas import to_numpy, use_blas
 
-_QUERIES = 256  # computed at a time on the CPU
+_QUERIES = 256  # queries that are computed together on the CPU
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Returns softmax attention in which the last query sees all keys and each earlier one a key less.
+    """Returns causal softmax attention: the last query attends to all keys, and each earlier one to one key less.
 
     Args:
         q: [Hq, T, D] queries of the newest T tokens.
-        k, v: [Hkv, S, D] keys and values of all S >= T tokens; query heads share KV heads in groups.
+        k, v: [Hkv, S, D] keys and values of all S >= T tokens. Query heads share KV heads in groups.
         scale: factor on the scores, 1 / sqrt(D).
 
     Returns:
@@ -28,8 +28,8 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
 
 def _blas_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Returns a block of queries at a time, with the keys that it sees: the scores stay in the cache, and half are
-    never made.
+    """Computes attention for blocks of queries with their visible keys, so that scores stay in the cache and half of
+    them are skipped.
     """
     heads, tokens, dim = q.shape
     kv_heads, context, _ = k.shape
@@ -40,7 +40,7 @@ def _blas_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.a
     for start in range(0, tokens, _QUERIES):
         stop = min(start + _QUERIES, tokens)
         seen, count = context - tokens + stop, stop - start
-        ahead = ~np.tri(count, dtype=bool)  # of the block's own keys those that a query does not see
+        ahead = ~np.tri(count, dtype=bool)  # masks the keys of the block that a query must not attend to
         for kv_head in range(kv_heads):
             for head in range(group):
                 scores = (queries[kv_head, head, start:stop] * scale) @ keys[kv_head, :, :seen]

@@ -1,4 +1,4 @@
-"""Depthwise causal convolution over time, continued from the last inputs."""
+"""Depthwise causal convolution over time, with a state of the last inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def causal_conv(x: mx.array, weight: mx.array, state: mx.array) -> tuple[mx.arra
     if tokens == 1 and on_cpu(x.dtype):
         y = (inputs * weight).sum(axis=0, keepdims=True)
         return y * mx.sigmoid(y), inputs[1:]
-    if tokens == 1:  # rows are views, so that a trace makes one launch of all this
+    if tokens == 1:  # rows are views, so that a trace fuses all of this into one launch
         rows = [inputs[i : i + 1].astype(mx.float32) * weight[i : i + 1].astype(mx.float32) for i in range(taps)]
         y = sum(rows[1:], rows[0])
         return (y * mx.sigmoid(y)).astype(x.dtype), inputs[1:]

@@ -1,7 +1,7 @@
-"""Our kernels' Metal as CUDA: the same files, behind a prelude that defines what they use.
+"""Compiles the Metal sources of our kernels as CUDA, after a prelude that defines the functions they use.
 
-The subset of Metal in which the kernels are written is what this file lets through. Whatever else Metal has is
-reported when the kernel is built, with its line; nothing is passed on in the hope that it means the same.
+This file defines the subset of Metal that kernels may use. All other constructs of Metal raise an error with the line
+when the kernel is built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import kernel_sources
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 
-# What the prelude defines. Everything after `metal::` must be one of these.
+# Names that the prelude defines. Every name after `metal::` must be one of these.
 MATH = (
     *("abs", "as_type", "ceil", "clamp", "cos", "dot", "exp", "exp2", "fabs", "floor", "fma", "fmax", "fmin"),
     *("isfinite", "isinf", "isnan", "log", "log2", "max", "min", "pow", "rint", "round", "rsqrt", "select", "sign"),
@@ -69,18 +69,18 @@ _UNSUPPORTED = {
     ),
     r"\bgrid_(?:size|origin)\b": "this attribute",
 }  # fmt: skip
-# `threadgroup` becomes `__shared__`, which a pointer's type cannot carry.
+# `threadgroup` becomes `__shared__`, which cannot be part of a pointer type.
 _POINTER = r"\bthreadgroup\b\s+(?:const\s+)?[\w:]+(?:<[^<>;(){}]*>)?(?:\s+const)?\s*(?:[*&]|\(\s*&)"
 
 
 def cuda_source(name: str, headers: Sequence[str], defines: str) -> tuple[str, str]:
-    """Returns body and header for ``mx.fast.cuda_kernel`` of the kernel ``name``.
+    """Returns the body and the header of the kernel ``name`` for ``mx.fast.cuda_kernel``.
 
     MLX hashes the whole text at every launch, 0.35 µs for each 1,000 characters, so the sources are included, not copied;
     with their checksums, because MLX finds compiled kernels by that hash.
 
     Raises:
-        ValueError: the Metal text uses something that has no counterpart here.
+        ValueError: the Metal text uses an unsupported construct.
     """
     body = kernel_sources.read(f"{name}.metal")
     check(body, defines + "".join(kernel_sources.read(f"{stem}.h.metal") for stem in headers))
@@ -94,7 +94,7 @@ def cuda_source(name: str, headers: Sequence[str], defines: str) -> tuple[str, s
 
 
 def check(body: str, header: str) -> None:
-    """Raises ValueError, with every line that is no Metal of the subset that CUDA can compile with the prelude."""
+    """Raises ValueError for constructs outside the supported subset of Metal, and names their lines."""
     problems = _problems("header", _without_comments(header)) + _problems("body", _without_comments(body))
     if problems:
         raise ValueError("cannot be compiled as CUDA:\n" + "\n".join(problems))
@@ -110,7 +110,7 @@ def _without_comments(text: str) -> str:
 
 
 def _problems(name: str, text: str) -> list[str]:
-    """One message per unsupported construct of a text without comments."""
+    """Returns one message per unsupported construct of a text without comments."""
     found = []
     threadgroup = r"\bthreadgroup\b" if name == "header" else _POINTER
     patterns = _UNSUPPORTED | {threadgroup: "threadgroup memory other than the body's own variables"}

@@ -11,10 +11,10 @@ from .attention import attention
 from .kernel import Kernel, Template
 from .scalars import floats, integers
 
-_THREADS = 256  # of a threadgroup of the first kernel, as in its source
-_TILE = 32  # keys that it takes at a time
-_CHUNK = 64  # fewest keys of a threadgroup: below, its partial sums weigh as much as its keys and values
-_THREADGROUPS = 128  # enough to fill the GPUs that this runs on
+_THREADS = 256  # threads of a threadgroup of the first kernel, as in its source
+_TILE = 32  # keys of a tile
+_CHUNK = 64  # minimum keys of a threadgroup; with fewer, partial sums take as many bytes as keys and values
+_THREADGROUPS = 128  # enough threadgroups to fill current GPUs
 _COMBINE_THREADS = 64
 _SHARED_FLOATS = 8192  # 32 KiB of threadgroup memory
 
@@ -23,7 +23,7 @@ _COMBINE = Kernel("decode_attention_combine", ["best", "total", "sums", "gate", 
 
 
 def supports(heads: int, kv_heads: int, dim: int) -> bool:
-    """Returns whether :func:`decode_attention_kernel` takes heads like these."""
+    """Returns whether :func:`decode_attention_kernel` supports these heads."""
     return dim % 32 == 0 and heads // kv_heads * (dim + 2 * _TILE + 1) <= _SHARED_FLOATS
 
 
@@ -35,7 +35,7 @@ def decode_attention_reference(
     Args:
         q: [Hq, 1, D]; query heads share KV heads in groups of Hq / Hkv.
         keys, values: [..., Hkv, capacity, D] with leading axes of 1, the whole buffers of the cache, dtype of q.
-        length: tokens in the cache, the new one included, at least 1; rows beyond are not read.
+        length: number of tokens in the cache, including the new one, at least 1. Later rows are not read.
         gate: [1, Hq · D].
         scale: factor on the scores, 1 / sqrt(D).
 
@@ -48,7 +48,7 @@ def decode_attention_reference(
 
 
 def cache_sizes(length: int, keys: mx.array) -> mx.array:
-    """Returns what :func:`decode_attention_kernel` reads of a cache at run time: valid keys, capacity, chunk size,
+    """Returns the sizes that :func:`decode_attention_kernel` reads at run time: valid keys, capacity, chunk size,
     chunks.
     """
     kv_heads, capacity = keys.shape[-3:-1]
@@ -58,13 +58,13 @@ def cache_sizes(length: int, keys: mx.array) -> mx.array:
 def decode_attention_kernel(
     q: mx.array, keys: mx.array, values: mx.array, sizes: mx.array, gate: mx.array, scale: float
 ) -> mx.array:
-    """As :func:`decode_attention_reference`, by the kernels; D is a multiple of 32.
+    """Computes :func:`decode_attention_reference` with the kernels; D must be a multiple of 32.
 
     Args:
-        sizes: of the cache; see :func:`cache_sizes`. An array, so that a trace serves every length.
+        sizes: result of :func:`cache_sizes`. It is an array, so that one trace serves every length.
 
     Raises:
-        ValueError: When D or the number of query heads per KV head does not suit the kernel.
+        ValueError: the kernel does not support D or the number of query heads per KV head.
     """
     (heads, _, dim), (kv_heads, capacity) = q.shape, keys.shape[-3:-1]
     group = heads // kv_heads
@@ -95,7 +95,10 @@ def decode_attention_kernel(
 
 
 def split(capacity: int, kv_heads: int) -> tuple[int, int]:
-    """Returns keys per chunk, a multiple of the tile, and the number of chunks; those beyond the valid keys stay empty."""
+    """Returns the keys per chunk, a multiple of the tile, and the number of chunks.
+
+    Chunks past the valid keys are empty.
+    """
     most = max(1, _THREADGROUPS // kv_heads)
     chunk = max(_CHUNK, -(-capacity // (most * _TILE)) * _TILE)
     return chunk, -(-capacity // chunk)

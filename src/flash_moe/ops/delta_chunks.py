@@ -5,17 +5,17 @@ from __future__ import annotations
 import mlx.core as mx
 
 CHUNK = 64  # tokens of a triangular system; a power of two
-_SMALLEST = 1.2e-38  # a normal float32, for decays of 0
-_TOGETHER = 32  # chunks whose systems are solved at once, which bounds memory
+_SMALLEST = 1.2e-38  # a small normal float32, which replaces decays of 0
+_TOGETHER = 32  # chunks whose systems are solved together; this limits memory
 
 
 def gated_delta_chunks(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Returns the contract of :func:`.gated_delta.gated_delta`.
+    """Runs the recurrence, with the contract of :func:`.gated_delta.gated_delta`.
 
-    All that does not depend on the state is computed for many chunks together; what is left for each chunk in turn are
-    four products with the state. Everything is float32, whose products CUDA rounds to TF32 unless
+    Everything that does not depend on the state is computed for many chunks together. Then each chunk in turn needs
+    only four products with the state. All arithmetic is float32, but CUDA rounds products to TF32 unless
     ``MLX_ENABLE_TF32=0`` is set.
     """
     outputs = []
@@ -43,7 +43,7 @@ def _run(
     until_end = between[..., -1:, :].swapaxes(-1, -2)
     kt = k.swapaxes(-1, -2)
     inverse = _inverse(mx.tril(beta * between * (k @ kt), -1))
-    own, of_state = inverse @ (beta * v), inverse @ (beta * since_start * k)  # what a token writes: own - of_state · Sᵀ
+    own, of_state = inverse @ (beta * v), inverse @ (beta * since_start * k)  # a token writes own - of_state · Sᵀ
     within, faded_q, kept_k = between * (q @ kt), since_start * q, until_end * k
     remaining = since_start[..., -1:, :]
 
@@ -58,7 +58,7 @@ def _run(
 
 
 def _chunks(a: mx.array, key_heads: int, group: int, width: int) -> mx.array:
-    """Returns [T, ...] to float32 [N, Hk, G, C, width]; the last chunk is filled up with zeros, which change nothing."""
+    """Reshapes [T, ...] to float32 [N, Hk, G, C, width]. The last chunk is padded with zeros, which have no effect."""
     missing = -a.shape[0] % CHUNK
     a = a.astype(mx.float32).reshape(-1, key_heads, group, width)
     if missing:
@@ -67,9 +67,9 @@ def _chunks(a: mx.array, key_heads: int, group: int, width: int) -> mx.array:
 
 
 def _decay_between(log_decay: mx.array) -> mx.array:
-    """Returns [..., C, 1] to [..., C, C]: the product of the decays after token j up to token i, and 0 for j > i.
+    """Returns [..., C, C] for [..., C, 1]: the product of the decays after token j up to token i, and 0 for j > i.
 
-    Each is a sum of its own logarithms: differences of one running sum would lose small decays beside large ones.
+    The logarithm of each product is summed separately, because differences of cumulative sums would lose small terms.
     """
     ones = mx.ones((CHUNK, CHUNK))
     sums = mx.cumsum(log_decay * mx.tril(ones, -1), axis=-2)
@@ -77,13 +77,13 @@ def _decay_between(log_decay: mx.array) -> mx.array:
 
 
 def _inverse(lower: mx.array) -> mx.array:
-    """Returns (I + L)⁻¹ for strictly lower triangular L [..., C, C], block by block: [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0],
+    """Returns (I + L)⁻¹ for strictly lower triangular L [..., C, C], by blocks: [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0],
     [-D⁻¹BA⁻¹, D⁻¹]].
 
-    As stable as forward substitution, unlike the series of L's powers, which grow before they vanish.
+    This is as stable as forward substitution. The power series of L is not, because its terms grow before they vanish.
     """
     *batch, size, _ = lower.shape
-    inverse, width = mx.ones((*batch, size, 1, 1)), 1  # of the blocks of this width on the diagonal
+    inverse, width = mx.ones((*batch, size, 1, 1)), 1  # inverses of the diagonal blocks of this width
     while width < size:
         count = size // (2 * width)
         blocks = lower.reshape(*batch, count, 2, width, count, 2, width)[..., :, 1, :, :, 0, :]

@@ -1,4 +1,4 @@
-"""Gated DeltaNet from its input projections to the input of its output projection, by MLX's ops."""
+"""Gated DeltaNet between its input and output projections, with MLX's ops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def delta_net(
         qk_scale: [2, 1, 1], factors on the normalised q and k.
         log_decay, dt_bias: [Hv].
         norm_weight: [Dv].
-        l2_eps, eps: of the norms of q and k, and of the output.
+        l2_eps, eps: epsilons of the norms of q and k, and of the output norm.
 
     Returns:
         y [T, Hv · Dv] in the dtype of qkv, and the new conv_state and state.
@@ -47,8 +47,8 @@ def delta_net_of_each(
     """Returns :func:`delta_net` for one token of each of N sequences.
 
     Args:
-        qkv, z, b, a: a row for each sequence.
-        conv_states, states: N each.
+        qkv, z, b, a: one row per sequence.
+        conv_states, states: N states each.
     """
     count = qkv.shape[0]
     inputs = mx.concatenate([mx.stack(list(conv_states)), qkv[:, None]], axis=1)  # [N, taps, C]
@@ -65,11 +65,11 @@ def _inputs(
     mixed: mx.array, b: mx.array, a: mx.array, state_shape: tuple[int, ...], qk_scale: mx.array, log_decay: mx.array,
     dt_bias: mx.array, l2_eps: float, step: bool,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
-    """Returns q, k, v, decay and beta as :func:`gated_delta` takes them, or :func:`gated_delta_step`."""
+    """Returns q, k, v, decay and beta for :func:`gated_delta` or :func:`gated_delta_step`."""
     tokens, (heads, dv, dk) = mixed.shape[0], state_shape
     qk, v = mx.split(mixed, [mixed.shape[1] - heads * dv], axis=-1)
     qk, v = l2_norm(qk.reshape(tokens, 2, -1, dk), l2_eps) * qk_scale, v.reshape(tokens, heads, dv)
-    if step:  # shaped and converted where a trace makes one launch of it and of its neighbours
+    if step:  # reshaped and converted here, where a trace fuses this with adjacent ops
         qk, shape = qk.astype(mx.float32), (qk.shape[2], -1, 1, 1)
         a, b, dt_bias, log_decay = (array.reshape(shape) for array in (a, b, dt_bias, log_decay))
     dt = mx.logaddexp(a.astype(mx.float32) + dt_bias, 0.0)  # softplus
@@ -79,7 +79,7 @@ def _inputs(
 
 def _gated(y: mx.array, z: mx.array, norm_weight: mx.array, eps: float, dtype: mx.Dtype) -> mx.array:
     """Returns norm(y) · silu(z): [T, Hv, Dv] to [T, Hv · Dv]."""
-    # MLX would convert a weight of another dtype in a launch of its own
+    # MLX would convert a weight of another dtype in a separate launch
     y = rms_norm(y, norm_weight, eps) if y.dtype == norm_weight.dtype else rms_norm(y, None, eps) * norm_weight
     shape, z = z.shape, z.reshape(y.shape).astype(mx.float32)
     return (y * (z * mx.sigmoid(z))).astype(dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""The Gated DeltaNet step of one token, from its input projections to the input of its output projection.
+"""The Gated DeltaNet step of one token between its input and output projections.
 
 Kernel: ``delta_net_step.metal``; notes in docs/kernels.md.
 """
@@ -12,7 +12,7 @@ from .gated_delta import gated_delta_reference
 from .kernel import Kernel
 from .norm_kernel import rms_norm_reference
 
-THREADS = 512  # per value head: a lane has 8 float4 of a 128 × 128 state
+THREADS = 512  # threads per value head: each has 8 float4 of a 128 × 128 state
 
 _KERNEL = Kernel(
     "delta_net_step", ["projected", "constants", "conv_weight", "conv_state", "state"], ["y", "new_conv", "new_state"]
@@ -22,21 +22,21 @@ Step = tuple[mx.array, mx.array, mx.array]
 
 
 def supports(key_dim: int) -> bool:
-    """Returns whether :func:`delta_net_step_kernel` takes keys of this width."""
+    """Returns whether :func:`delta_net_step_kernel` supports keys of this width."""
     return key_dim % 4 == 0
 
 
 def pack_constants(
     log_decay: mx.array, dt_bias: mx.array, norm_weight: mx.array, *, l2_eps: float, eps: float
 ) -> mx.array:
-    """Returns a layer's constants as one array, since every input of a launch costs the host time.
+    """Packs the constants of a layer into one array, because each input of a launch costs host time.
 
     Args:
         log_decay: [Hv], -exp(A_log).
         dt_bias: [Hv].
-        norm_weight: [Dv] of the gated norm.
+        norm_weight: [Dv], weight of the gated norm.
         l2_eps: added to Σq² and Σk².
-        eps: of the gated norm.
+        eps: epsilon of the gated norm.
 
     Returns:
         [2 · Hv + Dv + 2] float32.
@@ -51,17 +51,17 @@ def delta_net_step_reference(
 ) -> Step:  # fmt: skip
     """Returns y = norm(S · q) · silu(z) after S ← g·S, S ← S + β·(v − S·k)⊗k, in float32.
 
-    q, k, v = silu(conv(qkv)), with q / |q| / sqrt(Dk) and k / |k|; g = exp(log_decay · softplus(a + dt_bias)) and
-    β = sigmoid(b). Value heads share key heads in groups of Hv / Hk. Within, nothing is rounded to the dtype of the
-    input.
+    q, k, v = silu(conv(qkv)), with q / |q| / sqrt(Dk) and k / |k|; g = exp(log_decay · softplus(a + dt_bias)) and β =
+    sigmoid(b). Value heads share key heads in groups of Hv / Hk. Intermediate values are not rounded to the dtype of
+    the input.
 
     Args:
         projected: [1, C + Hv · Dv + 2 · Hv], the outputs qkv, z, b and a of the input projections, one after the
             other, with C = 2 · Hk · Dk + Hv · Dv.
-        conv_state: [taps - 1, C], qkv of the last tokens.
+        conv_state: [taps - 1, C], qkv of the previous tokens.
         state: [Hv, Dv, Dk] float32.
         conv_weight: [taps, C], taps >= 2.
-        constants: of :func:`pack_constants`.
+        constants: result of :func:`pack_constants`.
         key_heads: Hk.
 
     Returns:
@@ -90,7 +90,7 @@ def delta_net_step_kernel(
     projected: mx.array, conv_state: mx.array, state: mx.array, *,
     conv_weight: mx.array, constants: mx.array, key_heads: int,
 ) -> Step:  # fmt: skip
-    """As :func:`delta_net_step_reference`, by the kernel; Dk is a multiple of 4."""
+    """Computes :func:`delta_net_step_reference` with the kernel; Dk must be a multiple of 4."""
     heads, dv, dk = state.shape
     y, new_conv, new_state = _KERNEL(
         [projected, constants, conv_weight, conv_state, state],

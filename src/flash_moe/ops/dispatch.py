@@ -1,4 +1,4 @@
-"""Decides which ops run as kernels on a GPU: those that proved right and faster there, all, or none."""
+"""Decides which ops run as kernels on a GPU: those that passed their trial, all, or none."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from . import kernel
 VARIABLE = "FLASH_MOE_KERNELS"
 _SETTINGS = {"off": False, "on": True, "auto": None, "": None}
 
-Case = tuple[str | int, ...]  # an op, and all that its kernels are compiled for
+Case = tuple[str | int, ...]  # an op, and the sizes and dtypes that its kernels are compiled for
 
-_accepted: set[Case] = set()  # proven in this process, or remembered from another
+_accepted: set[Case] = set()  # cases with a positive verdict, from this process or a stored one
 _allowed: ContextVar[bool | None] = ContextVar("flash_moe_kernels", default=None)
 _needed: ContextVar[dict[Case, None] | None] = ContextVar("flash_moe_kernels_needed", default=None)
 
@@ -34,12 +34,12 @@ def use_kernel(op: str, *sizes: int | str | mx.Dtype) -> bool:
 
 
 def kernels_wanted() -> bool | None:
-    """Returns whether all kernels are used (True), none (False), or those that proved themselves (None).
+    """Returns whether all kernels are used (True), none (False), or those that passed their trial (None).
 
-    ``FLASH_MOE_KERNELS=off`` goes before what a program asks for, and that before ``on``.
+    ``FLASH_MOE_KERNELS=off`` overrides the program's choice, and the program's choice overrides ``on``.
 
     Raises:
-        ArgumentError: the variable is none of on, off and auto.
+        ArgumentError: the variable is not on, off or auto.
     """
     setting = os.environ.get(VARIABLE, "").lower()
     if setting not in _SETTINGS:
@@ -49,12 +49,12 @@ def kernels_wanted() -> bool | None:
 
 
 def accept(cases: Iterable[Case]) -> None:
-    """Lets these run as kernels from now on, in this process."""
+    """Enables the kernels of these cases in this process."""
     _accepted.update(cases)
 
 
 def on_gpu() -> bool:
-    """Returns whether arrays are computed on a GPU."""
+    """Returns whether MLX computes on a GPU."""
     return kernel.back_end() is not None
 
 
@@ -65,7 +65,7 @@ def dtype_name(dtype: mx.Dtype) -> str:
 
 @contextmanager
 def kernels(allowed: bool | None) -> Iterator[None]:
-    """Within: all kernels (True), none (False), or those that proved themselves (None)."""
+    """Sets the kernels for the block: all (True), none (False), or those that passed their trial (None)."""
     token = _allowed.set(allowed)
     try:
         yield
@@ -75,7 +75,7 @@ def kernels(allowed: bool | None) -> Iterator[None]:
 
 @contextmanager
 def kernels_needed() -> Iterator[dict[Case, None]]:
-    """Within, no op runs as a kernel; collects the cases of those that could."""
+    """Collects the cases of ops that could run as kernels inside the block. No op runs as a kernel there."""
     found: dict[Case, None] = {}
     token = _needed.set(found)
     try:

@@ -1,7 +1,7 @@
-"""The experts of one token in two launches, straight from their records.
+"""Computes the experts of one token in two launches, directly from their records.
 
-``kernels/expert_gate_up.metal`` computes silu(gate·x) · (up·x) of every record, ``kernels/expert_down.metal`` the
-weighted sum of their down projections and, where given, the residual. The shared expert is one more record.
+``kernels/expert_gate_up.metal`` computes silu(gate·x) · (up·x) for every record. ``kernels/expert_down.metal`` computes
+the weighted sum of the down projections, and adds a residual if there is one. The shared expert is one more record.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from .kernel import SIMD, Kernel, Template
 from .quantized_matvec import HOISTED, lanes_per_row
 
 _MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")  # enum Mode of kernels/quantized.h.metal
-MAX_RECORDS = 17  # 16 routed experts and the shared one; Metal has 31 buffers for a kernel
-_SIMDGROUPS = 4  # per threadgroup of expert_gate_up
-_LANES = (32, 16, 8)  # that may share a row
-_GATE_UP_ROWS, _DOWN_ROWS = 2, 4  # of each matrix, for a set of lanes
+MAX_RECORDS = 17  # 16 routed experts and the shared one; a Metal kernel has at most 31 buffers
+_SIMDGROUPS = 4  # simdgroups per threadgroup of expert_gate_up
+_LANES = (32, 16, 8)  # numbers of lanes that may share a row
+_GATE_UP_ROWS, _DOWN_ROWS = 2, 4  # rows of each matrix per set of lanes
 
 
 @dataclass(frozen=True)
 class Source:
-    """The place of the records of a launch.
+    """The location of the records of a launch.
 
     Attributes:
-        buffers: kernel inputs: one per record; or a bank [N, words], the rows of its records, and perhaps one more.
-        separate: how many buffers are records of their own; 0 for a bank.
-        shared: whether a bank's records are followed by one in a buffer of its own.
-        template: STRIDE, words from one record of a bank to the next, and ROUTED, how many are in the bank.
+        buffers: inputs of the kernel: one per record, or a bank [N, words], the rows of the records in it, and
+            optionally one more record.
+        separate: number of buffers that are single records; 0 for a bank.
+        shared: whether one more record follows in a separate buffer after those of a bank.
+        template: STRIDE, the words from one record of a bank to the next, and ROUTED, the number of records in the
+            bank.
     """
 
     buffers: list[mx.array]
@@ -42,7 +44,7 @@ class Source:
 
 
 def supports(layout: RecordLayout, count: int) -> bool:
-    """Returns whether :func:`experts_for_token` takes ``count`` records of this layout: SwiGLU, quantised by MLX."""
+    """Returns whether :func:`experts_for_token` supports ``count`` records of this layout: SwiGLU, quantised by MLX."""
     if count > MAX_RECORDS or set(layout.linears) != set(PROJECTIONS):
         return False
     kinds = ((p.quantization, p.bias) for _, p in layout.projections)
@@ -62,14 +64,14 @@ def experts_for_token(
 ) -> mx.array:
     """Returns residual + Σ_k weights[k] · down_k(silu(gate_k·x) · up_k·x) for one token.
 
-    With only the first four arguments this is the contract of :func:`.experts.experts_for_token`.
+    With only the first four arguments, it has the contract of :func:`.experts.experts_for_token`.
 
     Args:
-        x: [1, H], float; its memory starts at a multiple of 16 bytes.
-        records: a bank [N, words] uint32 with one record a row, or K arrays of [words] uint32.
-        weights: K elements float32, the routing weights; one more, of the shared expert, where that is given.
-        rows: the K rows of the bank that are the records, as K elements uint32 or integers; all of them by default.
-        shared: [words] uint32, the shared expert's record, of the same layout.
+        x: [1, H], float. Its memory must start at a multiple of 16 bytes.
+        records: a bank [N, words] uint32 with one record per row, or K arrays of [words] uint32.
+        weights: K elements float32, the routing weights, and one more for the shared expert if there is one.
+        rows: rows of the K records in the bank, as K elements uint32 or integers; None means all rows.
+        shared: [words] uint32, the record of the shared expert, with the same layout.
         residual: [1, H], the dtype of x.
 
     Returns:
@@ -83,7 +85,7 @@ def experts_for_token(
 def find_records(
     records: mx.array | Sequence[mx.array], rows: mx.array | Sequence[int] | None, shared: mx.array | None
 ) -> Source:
-    """Returns how kernels find the records of :func:`experts_for_token`."""
+    """Returns the location of the records of :func:`experts_for_token` for kernels."""
     last = [] if shared is None else [shared]
     if not isinstance(records, mx.array):
         buffers = [*records, *last]
@@ -136,7 +138,7 @@ def down(
 
 
 def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Template:
-    """Returns type of scales, bits and group size of a projection, and the words of a record at which its parts lie."""
+    """Returns the type of scales, the bits and the group size of a projection, and the offsets of its parts in words."""
     q, scales = projection.quantization, projection.scales
     assert q is not None and scales is not None
     words = {f"{name}_{part.name.upper()}": part.offset // 4 for part in projection.parts}
@@ -148,7 +150,7 @@ def _places(name: str, projection: ProjectionLayout, prefix: str = "") -> Templa
 
 
 def _record_access(separate: int, shared: bool) -> tuple[list[str], str]:
-    """Returns input names for the records, and what RECORD(k) means: templates cannot choose between buffers."""
+    """Returns the input names for the records and the macro RECORD(k), because templates cannot select buffers."""
     if separate:
         names = [f"record{k}" for k in range(separate)]
         choice = "".join(f"(k) == {k} ? {name} : " for k, name in enumerate(names[:-1])) + names[-1]
@@ -161,14 +163,14 @@ def _record_access(separate: int, shared: bool) -> tuple[list[str], str]:
 
 @cache
 def gate_up_kernel(separate: int, shared: bool) -> Kernel:
-    """Returns the kernel for records that are found like this; see :class:`Source`."""
+    """Returns the kernel for records in this form; see :class:`Source`."""
     names, defines = _record_access(separate, shared)
     return Kernel("expert_gate_up", ["x", *names], ["h"], headers=["quantized"], defines=defines)
 
 
 @cache
 def down_kernel(separate: int, shared: bool, residual: bool) -> Kernel:
-    """Returns the same for the down projections, with or without a residual."""
+    """Returns the kernel of the down projections, with or without a residual."""
     names, defines = _record_access(separate, shared)
     defines += f"#define RESIDUAL(i) {'float(residual[i])' if residual else '0.0f'}\n"
     inputs = ["h", "weights", *names, *(["residual"] if residual else [])]

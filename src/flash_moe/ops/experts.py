@@ -1,4 +1,4 @@
-"""SwiGLU experts, multiplied straight from their records."""
+"""Computes SwiGLU experts directly from their records."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from . import kernel
 from .blas import cpu_streams, on_cpu, to_numpy, use_blas
 from .foreign_weights import from_fp8
 
-_FUSED = 6  # experts whose outputs are added up in one launch: each is two more inputs, of which a launch has few
-_LARGE = 256 << 10  # bytes of a record that is worth a stream
-_BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
+_FUSED = 6  # experts whose outputs are added in one launch; each takes two more inputs, and a launch has few
+_LARGE = 256 << 10  # minimum bytes of a record for a separate stream
+_BLOCK_WEIGHTS = 1 << 24  # weights that are dequantised together on the CPU: 64 MiB of float32
 
 
 def experts_for_token(
@@ -27,8 +27,8 @@ def experts_for_token(
 
     Args:
         x: [1, H], float.
-        records: [K, words] uint32, one record a row; or K arrays of [words], which :func:`takes_each` says is better: each
-            is computed with while those behind it are waited for.
+        records: [K, words] uint32, one record per row; or, if :func:`takes_each` is True, K arrays of [words], each of
+            which is used while the next ones are loaded.
         weights: [K] float32, the routing weights.
 
     Returns:
@@ -39,7 +39,7 @@ def experts_for_token(
         y = _side_by_side(x, records, layout)
     elif on_cpu(x.dtype):
         y = _all_at_once(x, records, layout)
-    else:  # not every GPU back end of MLX has batched quantised products
+    else:  # some GPU back ends of MLX have no batched quantised products
         y = experts_for_rows(mx.broadcast_to(x, (count, x.shape[1])), records, [1] * count, layout)
     return weighted_sum(weights, y)
 
@@ -52,14 +52,14 @@ def experts_in_place(
     *,
     grouped: bool = False,
 ) -> mx.array:
-    """Returns down(silu(gate·x) · up·x) of an expert for each row of x, by MLX's gathered products.
+    """Returns down(silu(gate·x) · up·x) of one expert per row of x, with MLX's gathered products.
 
     Args:
-        x: [R, H], float, or [1, H] for the same row throughout.
-        parts: the records, by :attr:`~flash_moe.record.Part.key`: [N, ...] arrays, which are used where they lie if scales
-            have the dtype of x; or [N, words] uint32, of which all parts are copied.
-        rows: [R] uint32, which record each row of x goes to.
-        grouped: whether ``rows`` ascends, so that rows of one record are multiplied together.
+        x: [R, H], float, or [1, H] for the same row for all experts.
+        parts: the records as [N, ...] arrays by :attr:`~flash_moe.record.Part.key`, which are used in place if scales
+            have the dtype of x; or as [N, words] uint32, from which all parts are copied.
+        rows: [R] uint32, the record for each row of x.
+        grouped: whether ``rows`` is in ascending order, so that rows of one record are multiplied together.
 
     Returns:
         [R, H] in the dtype of x.
@@ -72,29 +72,32 @@ def experts_in_place(
 
 
 def fewest_products() -> int:
-    """Returns how many gathered products MLX is asked for at least.
+    """Returns the minimum number of gathered products in one call.
 
-    For fewer than 8, MLX 0.32.4 on CUDA takes another kernel, which gives other bits and is slower.
+    For fewer than 8, MLX 0.32.4 on CUDA uses another kernel, which rounds differently and is slower.
     """
     return 8 if kernel.back_end() == "cuda" else 1
 
 
 def enough(rows: mx.array) -> mx.array:
-    """Returns the rows [K] of a token's experts, the last repeated up to :func:`fewest_products`."""
+    """Returns the rows [K] of a token's experts, with the last one repeated up to :func:`fewest_products` rows."""
     count, least = rows.size, fewest_products()
     return rows if count >= least else rows[_numbers(least, last=count - 1)]
 
 
 @lru_cache(maxsize=64)
 def _numbers(count: int, *, last: int) -> mx.array:
-    """Returns 0, 1, ... and no more than the last, [count] uint32: MLX would make them for each product, in a launch."""
+    """Returns 0, 1, ... up to ``last``, [count] uint32.
+
+    Otherwise MLX would create these indices in a launch for each product.
+    """
     numbers = mx.minimum(mx.arange(count), last).astype(mx.uint32)
     mx.eval(numbers)
     return numbers
 
 
 def parts_of(record: mx.array, layout: RecordLayout) -> dict[str, mx.array]:
-    """Returns the parts of one record [words] uint32, as :func:`experts_in_place` takes them: views, [1, ...] each."""
+    """Returns the parts of one record [words] uint32 for :func:`experts_in_place`, as views [1, ...]."""
     return {
         part.key: record[part.offset // 4 : (part.offset + part.nbytes) // 4]
         .view(DTYPES[part.dtype])
@@ -109,10 +112,10 @@ def weighted_sum(weights: mx.array, y: mx.array) -> mx.array:
 
 
 def add_weighted(rest: mx.array, weights: mx.array, y: mx.array) -> mx.array:
-    """Returns rest + Σ_k weights[k] · y[k] in float32, for a trace, which makes one launch of it where K is small.
+    """Returns rest + Σ_k weights[k] · y[k] in float32. In a trace with a small K, this is one launch.
 
     Args:
-        rest: [1, H]; weights: [K] float32; y: [K, H], or more rows that do not count, in the dtype of rest.
+        rest: [1, H]. weights: [K] float32. y: [K, H] in the dtype of rest; further rows are ignored.
 
     Returns:
         [1, H] in the dtype of rest.
@@ -126,14 +129,12 @@ def add_weighted(rest: mx.array, weights: mx.array, y: mx.array) -> mx.array:
 
 
 def takes_each(layout: RecordLayout, dtype: mx.Dtype) -> bool:
-    """Returns whether :func:`experts_for_token` is faster with each record as an array of its own."""
+    """Returns whether :func:`experts_for_token` is faster with a separate array for each record."""
     return layout.stride >= _LARGE and on_cpu(dtype)
 
 
 def _side_by_side(x: mx.array, records: Iterable[mx.array], layout: RecordLayout) -> mx.array:
-    """Returns [K, H]: each record as soon as it is there, from where it lies, on a stream per core and none of the
-    others.
-    """
+    """Returns the outputs [K, H]. Computes each record in place as soon as it is loaded, on one stream per core."""
     streams, outputs = cpu_streams(), []
     plain = all(projection.quantization is None for _, projection in layout.projections)
     for i, record in enumerate(records):
@@ -147,19 +148,19 @@ def _side_by_side(x: mx.array, records: Iterable[mx.array], layout: RecordLayout
 
 
 def _all_at_once(x: mx.array, records: mx.array, layout: RecordLayout) -> mx.array:
-    """Returns [K, H], by batched products."""
+    """Returns the outputs [K, H], with batched products."""
     h, views = x[None], _Views(records)
     h = _swiglu(_batched(h, views, layout.gate_proj), _batched(h, views, layout.up_proj))
     return _batched(h, views, layout.down_proj).reshape(len(records), -1)
 
 
 def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
-    """Returns down_g(silu(gate_g·x) · up_g·x) for rows that are sorted by expert.
+    """Returns down_g(silu(gate_g·x) · up_g·x) for rows sorted by expert g.
 
     Args:
-        x: [R, H], float; the first counts[0] rows belong to the first record, and so on.
-        records: [G, words] uint32, one record a row.
-        counts: rows of each record, summing to R.
+        x: [R, H], float. The first counts[0] rows belong to the first record, and so on.
+        records: [G, words] uint32, one record per row.
+        counts: number of rows of each record, with sum R.
 
     Returns:
         [R, H] in the dtype of x.
@@ -173,7 +174,7 @@ def experts_for_rows(x: mx.array, records: mx.array, counts: Sequence[int], layo
 
 
 def _blas_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: RecordLayout) -> mx.array:
-    """On the CPU: a block of experts dequantised at a time, then BLAS for one expert after the other."""
+    """Computes rows on the CPU: dequantises a block of experts, then uses BLAS for one expert after the other."""
     rows, out = to_numpy(x), np.empty(x.shape, np.float32)
     ends = np.cumsum(counts)
     step = max(1, _BLOCK_WEIGHTS // (3 * layout.hidden_size * layout.intermediate_size))
@@ -183,7 +184,7 @@ def _blas_rows(x: mx.array, records: mx.array, counts: Sequence[int], layout: Re
         for g, (gate, up, down) in enumerate(zip(gates, ups, downs, strict=True), start=first):
             mine = slice(ends[g] - counts[g], ends[g])
             gated = rows[mine] @ gate.T
-            with np.errstate(over="ignore"):  # exp may overflow to inf for very negative gates: silu is 0 there
+            with np.errstate(over="ignore"):  # exp may overflow to inf for very negative gates, where silu is 0
                 gated /= 1 + np.exp(-gated)
             gated *= rows[mine] @ up.T
             np.matmul(gated, down.T, out=out[mine])
@@ -211,7 +212,7 @@ class _Views:
         return mx.as_strided(typed, (self._count, *part.shape), (stride, *inner), first)
 
     def quantized(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Returns weight, scales and biases; scales of a byte stay as they are, and have no biases."""
+        """Returns weight, scales and biases. Scales of one byte are not converted, and have no biases."""
         assert projection.scales is not None
         weight, scales = self.part(projection.weight), self.part(projection.scales)
         if projection.biases is None:
@@ -219,15 +220,15 @@ class _Views:
         return weight, scales.astype(dtype), self.part(projection.biases).astype(dtype)
 
     def whole(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array | None]:
-        """As :meth:`quantized`, copied where they are strided, which MLX on CUDA does not take.
+        """Returns :meth:`quantized` with strided arrays copied, because MLX on CUDA does not accept them.
 
-        Elsewhere, too: rows that share a record would each read it over the bus.
+        On a GPU with host memory, this also prevents each row from reading its record over the bus again.
         """
         weight, scales, biases = self.quantized(projection, dtype)
         return mx.contiguous(weight), mx.contiguous(scales), None if biases is None else mx.contiguous(biases)
 
     def factor(self, projection: ProjectionLayout, dtype: mx.Dtype) -> mx.array | None:
-        """Returns what outputs are to be multiplied with, [N, 1, 1]; MLX takes a global scale only on a GPU."""
+        """Returns the factor [N, 1, 1] for the outputs; MLX supports a global scale only on a GPU."""
         if projection.global_scale is None:
             return None
         return (self.part(projection.global_scale)[..., None] / GLOBAL_SCALE).astype(dtype)
@@ -244,7 +245,7 @@ class _Views:
 
 
 class _Parts(_Views):
-    """Parts that are arrays of their own, and not strided."""
+    """The parts of records as separate, contiguous arrays."""
 
     def __init__(self, parts: Mapping[str, mx.array]) -> None:
         self._parts = parts
@@ -260,7 +261,7 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 def _batched(x: mx.array, views: _Views, projection: ProjectionLayout) -> mx.array:
-    """Returns [1 or K, 1, in] times every record: [K, 1, out]."""
+    """Multiplies [1 or K, 1, in] with every record; the result is [K, 1, out]."""
     if (q := projection.quantization) is None:
         return x @ views.matrix(projection, x.dtype).swapaxes(-1, -2)
     y = mx.quantized_matmul(x, *views.quantized(projection, x.dtype), transpose=True, **q.to_json())
@@ -276,11 +277,11 @@ def _gathered(
     grouped: bool = True,
     rows: mx.array | None = None,
 ) -> mx.array:
-    """Returns rows of x, [.., 1, in], all or those that ``rows`` names, times the records that ``index`` names: [R, 1,
+    """Multiplies rows of x [.., 1, in], all or those in ``rows``, with the records in ``index``; the result is [R, 1,
     out].
     """
     if (q := projection.quantization) is None:
-        dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # MLX on the CPU takes nothing else
+        dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # MLX on the CPU supports only this
         w = views.matrix(projection, dtype).swapaxes(-1, -2)
         # MLX 0.32.4 on CUDA is wrong with sorted_indices
         return mx.gather_mm(x.astype(dtype), w, lhs_indices=rows, rhs_indices=index).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Weights as other libraries store them: integers in their order, and e4m3 with scales."""
+"""Converts weights of other libraries: integers in another order, and e4m3 with scales."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import numpy as np
 
 from ..formats import FP8_BLOCK
 
-_AWQ = (0, 2, 4, 6, 1, 3, 5, 7)  # which column the i-th integer of a word is of
+_AWQ = (0, 2, 4, 6, 1, 3, 5, 7)  # column of the i-th integer of a word
 
 
 def affine_of(
     order: str, bits: int, zero: int, rows: int, weight: mx.array, scales: mx.array, zeros: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Brings N matrices into MLX's order.
+    """Converts N matrices of integers to MLX's affine form.
 
     Args:
-        order, bits, zero: as :class:`~flash_moe.checkpoint.integers.IntegerForm` has them.
-        rows: outputs of a matrix.
-        weight, zeros: [N, words] uint32 as they are stored; zeros may be followed by anything.
-        scales: [N, rows · groups], float, as they are stored.
+        order, bits, zero: as in :class:`~flash_moe.checkpoint.integers.IntegerForm`.
+        rows: number of outputs of a matrix.
+        weight, zeros: [N, words] uint32 in the stored order. Bytes after the zeros are ignored.
+        scales: [N, rows · groups], float, in the stored order.
 
     Returns:
         weight [N, rows, words] uint32, scales and biases [N, rows, groups] in the dtype of the stored scales.
@@ -32,7 +32,7 @@ def affine_of(
     places = bits * np.argsort(_AWQ if order == "awq" else range(per_word))
 
     def unpacked(words: mx.array) -> mx.array:
-        """Returns [N, lines, words] as integers, [N, lines, rows]."""
+        """Unpacks words [N, lines, words] to integers [N, lines, rows]."""
         codes = (words[..., None] >> mx.array(places.astype(np.uint32))) & (2**bits - 1)
         return codes.reshape(n, -1, rows)
 
@@ -49,12 +49,12 @@ def affine_of(
 
 
 def from_fp8(codes: mx.array, scales: mx.array) -> mx.array:
-    """Returns the weights that codes and scales stand for, rounded to bfloat16 as the libraries do when they
-    dequantise.
+    """Dequantises FP8 weights and rounds them to bfloat16, as the libraries do.
 
     Args:
         codes: [..., out, in] uint8, e4m3.
-        scales: [..., a, b] float: a is 1, ``out`` or the number of blocks of 128 rows, b the same for columns; or a number.
+        scales: a scalar, or [..., a, b] float, where a is 1, ``out`` or the number of blocks of 128 rows, and b is the
+            same for columns.
 
     Returns:
         [..., out, in] bfloat16.

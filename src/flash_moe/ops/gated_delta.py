@@ -14,9 +14,9 @@ from .blas import on_cpu, to_numpy, use_blas
 from .delta_chunks import gated_delta_chunks
 from .dispatch import use_kernel
 
-CHUNK = 64  # tokens solved together on the CPU
-_CHUNKS_FROM = 16  # tokens; fewer are faster one after the other
-_STEP_STATE = 1 << 18  # elements of a state above which one token, too, is worth leaving MLX's graph for on the CPU
+CHUNK = 64  # tokens that are solved together on the CPU
+_CHUNKS_FROM = 16  # minimum tokens for chunks; fewer are faster one after the other
+_STEP_STATE = 1 << 18  # minimum elements of a state for which one token on the CPU also uses NumPy
 
 
 def gated_delta(
@@ -25,7 +25,7 @@ def gated_delta(
     """Runs the recurrence over T tokens.
 
     Args:
-        q, k: [T, Hk, Dk], normalised and scaled; value heads share key heads in groups of Hv / Hk.
+        q, k: [T, Hk, Dk], normalised and scaled. Value heads share key heads in groups of Hv / Hk.
         v: [T, Hv, Dv].
         decay: [T, Hv] float32, the factor g in (0, 1].
         beta: [T, Hv], the writing strength in (0, 1).
@@ -46,8 +46,8 @@ def gated_delta(
 
 
 def steps(tokens: int) -> bool:
-    """Returns whether these run through :func:`gated_delta_step`: one on CUDA, where MLX's own op is made of some
-    twenty others.
+    """Returns whether tokens run through :func:`gated_delta_step`: a single token on CUDA, where MLX's op is about
+    twenty launches.
     """
     return tokens == 1 and kernel.back_end() == "cuda"
 
@@ -55,7 +55,8 @@ def steps(tokens: int) -> bool:
 def gated_delta_step(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """One token in three launches, where it is traced: a product with the state, the new state, and a product with that.
+    """Runs one token, in three launches if it is traced: a product with the state, the new state, and a product with
+    it.
 
     Args:
         q, k: [1, Hk, Dk] float32.
@@ -80,7 +81,7 @@ def gated_delta_step(
 def gated_delta_reference(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Returns the recurrence as it is written above, token by token in float32; same contract."""
+    """Runs the recurrence as written above, token by token in float32, with the same contract."""
     dtype = q.dtype
     tokens, key_heads, dk = k.shape
     heads, dv = v.shape[1:]
@@ -103,7 +104,7 @@ def gated_delta_reference(
 def _blas_step(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """One token, head by head, so that a head's state stays in the cache between its passes."""
+    """Runs one token head by head in NumPy, so that the state of a head stays in the processor's cache."""
     new_state = mx.zeros(state.shape)
     mx.eval(q, k, v, decay, beta, state, new_state)
     qs, ks, vs, decays, betas = (np.array(array, copy=False)[0] for array in (q, k, v, decay, beta))
@@ -140,13 +141,13 @@ def _blas_chunked(
 def _chunk(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, log_decay: np.ndarray, beta: np.ndarray, state: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One chunk: all [Hv, C, ·]; state [Hv, Dv, Dk]."""
-    total = np.cumsum(log_decay, axis=1)  # log of the decay from the chunk's start; float64, since differences count
+    """Computes one chunk; arrays are [Hv, C, ·], and the state is [Hv, Dv, Dk]."""
+    total = np.cumsum(log_decay, axis=1)  # log of the decay since the start; float64, for accurate differences
     between = np.tril(np.exp(np.minimum(total[:, :, None] - total[:, None, :], 0.0).astype(np.float32)))
     faded, kt = np.exp(total.astype(np.float32))[..., None], k.transpose(0, 2, 1)
     system = np.tril(beta[..., None] * between * (k @ kt), -1) + np.eye(k.shape[1], dtype=np.float32)
     target = beta[..., None] * (v - faded * (k @ state.transpose(0, 2, 1)))
-    writes = np.linalg.solve(system, target)  # what each token adds to the state
+    writes = np.linalg.solve(system, target)  # the vectors that tokens add to the state
     y = faded * (q @ state.transpose(0, 2, 1)) + (between * (q @ kt)) @ writes
     remaining = between[:, -1, :, None]
     new_state = faded[:, -1, :, None] * state + (remaining * writes).transpose(0, 2, 1) @ k

@@ -1,7 +1,7 @@
-"""A kernel: one Metal source, launched through MLX on the device that is there.
+"""A kernel: one Metal source, launched through MLX on the current device.
 
-The body of kernel ``name`` is ``kernels/name.metal``; helper functions it shares with others are in the headers it
-names. MLX compiles it for Apple GPUs; for NVIDIA GPUs :mod:`.cuda` adapts the same text.
+The body of kernel ``name`` is in ``kernels/name.metal``. Helper functions that several kernels share are in header
+files. MLX compiles the text for Apple GPUs; for NVIDIA GPUs, :mod:`.cuda` adapts it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _poisoned: ContextVar[bool] = ContextVar("flash_moe_poisoned", default=False)
 
 
 def back_end() -> str | None:
-    """Returns how kernels run here: "metal", "cuda", or None where there is no GPU. Tests put an emulator in its place."""
+    """Returns the back end of kernels: "metal", "cuda", or None without a GPU. Tests replace it by an emulator."""
     if mx.default_device() == mx.cpu:
         return None
     return "metal" if mx.metal.is_available() else "cuda"
@@ -33,7 +33,7 @@ def back_end() -> str | None:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within, outputs hold what no kernel computes until one writes them: NaN, or numbers out of all range."""
+    """Fills outputs inside the block with values that no kernel computes: NaN, or numbers outside the valid range."""
     token = _poisoned.set(True)
     try:
         yield
@@ -48,7 +48,7 @@ class Kernel:
         name: stem of the Metal source.
         inputs, outputs: names of the buffers in the body.
         headers: stems of ``.h.metal`` files with helper functions, in order.
-        defines: generated text in front of the headers, for what templates cannot express.
+        defines: generated text before the headers, for code that templates cannot express.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Kernel:
     ) -> None:
         self.name, self.inputs, self.outputs = name, list(inputs), list(outputs)
         self._headers, self._defines = tuple(headers), defines
-        self._compiled: dict[Any, Any] = {}  # by the function that compiled it
+        self._compiled: dict[Any, Any] = {}  # compiled kernels by the function that compiled them
 
     @cached_property
     def body(self) -> str:
@@ -70,7 +70,7 @@ class Kernel:
 
     @cached_property
     def header(self) -> str:
-        """The Metal text of its helper functions."""
+        """The Metal text of the kernel's helper functions."""
         return self._defines + "".join(kernel_sources.read(f"{stem}.h.metal") for stem in self._headers)
 
     def _compile(self) -> Any:
@@ -80,7 +80,7 @@ class Kernel:
             body, header = self.body, self.header
             if on_cuda:
                 body, header = cuda_source(self.name, self._headers, self._defines)
-            # MLX compiles anew whenever a kernel of one name changes its text
+            # MLX recompiles a kernel if its text changes under the same name
             name = f"{self.name}_{crc32(self._defines.encode()):08x}" if self._defines else self.name
             self._compiled[make] = make(
                 name=name, input_names=self.inputs, output_names=self.outputs, source=body, header=header
@@ -100,8 +100,8 @@ class Kernel:
         """Launches the kernel.
 
         Args:
-            grid: threads along x, y, z: multiples of ``threadgroup``, for CUDA has only whole blocks.
-            threadgroup: threads of one threadgroup; their number is a multiple of 32.
+            grid: threads along x, y, z. They must be multiples of ``threadgroup``, because CUDA has only whole blocks.
+            threadgroup: threads of one threadgroup along x, y, z. Their total number must be a multiple of 32.
         """
         options: dict[str, float] = {}
         if _poisoned.get():

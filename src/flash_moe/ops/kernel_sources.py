@@ -1,4 +1,4 @@
-"""The texts of the kernels' sources."""
+"""Reads the sources of kernels."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def folder() -> Path:
 
 @cache
 def read(name: str) -> str:
-    """Returns the text of one source file, by its name."""
+    """Returns the text of a source file by name."""
     return (folder() / name).read_text(encoding="utf-8")

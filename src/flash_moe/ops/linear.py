@@ -1,4 +1,4 @@
-"""x · Wᵀ (+ bias), with W plain or quantised."""
+"""Linear layers: x · Wᵀ (+ bias), with W plain or quantised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .blas import matmul, to_numpy, use_blas
 from .dispatch import use_kernel
 from .quantized_matvec import quantized_matvec, supports
 
-_BLOCK_WEIGHTS = 1 << 24  # weights dequantised at a time on the CPU: 64 MiB of float32
+_BLOCK_WEIGHTS = 1 << 24  # weights that are dequantised together on the CPU: 64 MiB of float32
 
 
 def linear(
@@ -26,8 +26,8 @@ def linear(
     Args:
         x: [T, in], float.
         weight: [out, in] float, or [out, in · bits / 32] uint32 when quantised.
-        scales, biases: [out, in / group_size], the dtype of x; None when not quantised. Where the mode is not affine,
-            scales are uint8 and biases None.
+        scales, biases: [out, in / group_size], the dtype of x; None if W is not quantised. In modes other than affine,
+            scales are uint8 and biases are None.
 
     Returns:
         [T, out], the dtype of x.
@@ -44,10 +44,10 @@ def linear(
     if supports(x, weight, quantization) and use_kernel("quantized_matvec", *sizes):
         return quantized_matvec(x, weight, scales, biases, quantization)
     if group_size == columns and kernel.back_end() == "cuda":
-        # MLX 0.32.4 on Hopper is wrong where a row of the matrix is a single group
+        # MLX 0.32.4 on Hopper is wrong if a row of the matrix is a single group
         return x @ dequantized(weight, scales, biases, quantization, x.dtype).T
     if group_size == 128 and x.dtype == mx.float32 and kernel.back_end() == "cuda":
-        # MLX 0.32.4 asks for more shared memory than a block may have; half a group has the same scale and bias
+        # MLX 0.32.4 requests more shared memory than a block may have; both halves of a group have its scale and bias
         group_size, scales, biases = 64, mx.repeat(scales, 2, axis=-1), mx.repeat(biases, 2, axis=-1)
     return mx.quantized_matmul(x, weight, scales, biases, transpose=True, group_size=group_size, bits=quantization.bits)
 

@@ -20,7 +20,7 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     Returns:
         [..., D] in the dtype of x.
     """
-    if on_cpu(x.dtype):  # MLX's own op falls apart into a dozen there
+    if on_cpu(x.dtype):  # MLX's own op is a dozen launches there
         scaled = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + floats(eps))
         return scaled if weight is None else scaled * weight
     return mx.fast.rms_norm(x, weight, eps)

@@ -9,8 +9,8 @@ import mlx.core as mx
 from .kernel import SIMD, Kernel
 from .scalars import floats
 
-MAX_THREADS = 1024  # of a threadgroup
-_ELEMENTS = 4  # of a thread, where the row is long enough
+MAX_THREADS = 1024  # threads of a threadgroup
+_ELEMENTS = 4  # elements of a thread, if the row is long enough
 
 _KERNEL = Kernel("add_rms_norm", ["x", "residual", "weight", "eps"], ["y", "total"])
 
@@ -31,7 +31,7 @@ def rms_norm_reference(x: mx.array, weight: mx.array, eps: float | mx.array) -> 
 
 
 def add_rms_norm_reference(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
-    """Returns the norm of a sum, which is rounded to the dtype of x before it is normalised.
+    """Returns the norm of a sum, and the sum, which is rounded to the dtype of x before the norm.
 
     Args:
         x, residual: [..., W], of one dtype.
@@ -45,7 +45,7 @@ def add_rms_norm_reference(x: mx.array, residual: mx.array, weight: mx.array, ep
 
 
 def add_rms_norm_kernel(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
-    """As :func:`add_rms_norm_reference`, by the kernel."""
+    """Computes :func:`add_rms_norm_reference` with the kernel."""
     width = x.shape[-1]
     threads = min(MAX_THREADS, SIMD * -(-width // (SIMD * _ELEMENTS)))
     y, total = _KERNEL(

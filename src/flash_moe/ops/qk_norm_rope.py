@@ -1,4 +1,4 @@
-"""From the projections of full attention to its queries, keys and gate: head norms, rotary embedding, split.
+"""Computes queries, keys and gate of full attention from its projections: head norms, rotary embedding, split.
 
 Kernel: ``qk_norm_rope.metal``; notes in docs/kernels.md.
 """
@@ -14,7 +14,7 @@ from .kernel import SIMD, Kernel
 from .norm_kernel import rms_norm_reference
 from .scalars import floats, integers
 
-_SIMDGROUPS = 4  # of a threadgroup; each has one head of one token
+_SIMDGROUPS = 4  # simdgroups of a threadgroup; each computes one head of one token
 
 _KERNEL = Kernel(
     "qk_norm_rope", ["qg", "k", "q_weight", "k_weight", "eps", "frequencies", "place"], ["q_out", "k_out", "gate"]
@@ -33,8 +33,8 @@ def qk_norm_rope_reference(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Returns q = rope(norm(q)), k = rope(norm(k)) and the gate, in float32.
 
-    With n frequencies, element i < n of a head turns with element i + n by the angle position · frequencies[i], as
-    ``mx.fast.rope(traditional=False)`` pairs them; the rest passes. Angles are exact at any position.
+    With n frequencies, elements i < n and i + n of a head rotate together by the angle position · frequencies[i], as in
+    ``mx.fast.rope(traditional=False)``. Other elements do not change. Angles are exact at any position.
 
     Args:
         qg: [T, Hq · 2 · D] output of q_proj: query and gate of each head.
@@ -42,7 +42,7 @@ def qk_norm_rope_reference(
         q_weight, k_weight: [D] weights of the head norms.
         start: position of the first token.
         frequencies: radians per position of each pair.
-        eps: of the norms.
+        eps: epsilon of the norms.
 
     Returns:
         q [Hq, T, D], k [Hkv, T, D] and gate [T, Hq · D] in the dtype of qg.
@@ -62,9 +62,7 @@ def qk_norm_rope_reference(
 
 
 def place(start: int, tokens: int) -> mx.array:
-    """Returns what :func:`qk_norm_rope_kernel` reads of a position at run time: the first token's, and how many there
-    are.
-    """
+    """Returns the array that :func:`qk_norm_rope_kernel` reads at run time: first position and number of tokens."""
     return integers(start, tokens)
 
 
@@ -78,10 +76,11 @@ def qk_norm_rope_kernel(
     frequencies: tuple[float, ...],
     eps: float,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """As :func:`qk_norm_rope_reference`, by the kernel; positions below 2^24, where float32 still counts.
+    """Computes :func:`qk_norm_rope_reference` with the kernel, for positions below 2^24, which float32 represents
+    exactly.
 
     Args:
-        place: of the tokens; see :func:`place`. An array, so that a trace serves every position.
+        place: result of :func:`place`. It is an array, so that one trace serves every position.
     """
     tokens, dim = qg.shape[0], q_weight.shape[0]
     heads, kv_heads = qg.shape[1] // (2 * dim), k.shape[1] // dim
@@ -101,13 +100,13 @@ def qk_norm_rope_kernel(
 
 
 def _turns(frequencies: tuple[float, ...]) -> np.ndarray:
-    """Returns [pairs] float64: the part of a full turn that each pair makes per position."""
+    """Returns the turns of each pair per position, [pairs] float64."""
     return np.array(frequencies) / (2 * np.pi)
 
 
 @lru_cache(maxsize=8)
 def _split_turns(frequencies: tuple[float, ...]) -> mx.array:
-    """Returns [2, pairs] float32 whose sum over the first axis is :func:`_turns` to 48 bits."""
+    """Returns [2, pairs] float32 with the sum :func:`_turns` over the first axis, accurate to 48 bits."""
     turns = _turns(frequencies)
     high = turns.astype(np.float32)
     return mx.array(np.stack([high, (turns - high).astype(np.float32)]))

@@ -1,4 +1,4 @@
-"""x · Wᵀ for a few tokens with W affinely quantised, in one kernel (``kernels/quantized_matvec.metal``)."""
+"""Computes x · Wᵀ for a few tokens with affine W in one kernel (``kernels/quantized_matvec.metal``)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..formats import Quantization
 from .kernel import SIMD, Kernel
 
 NAIVE, FUSED, HOISTED = range(3)  # enum Form of kernels/quantized.h.metal
-MAX_TOKENS = 8  # what the accumulators of a thread have room for
-_BLOCK = 32  # weights a lane reads at once
-_SIMDGROUPS = 2  # per threadgroup
+MAX_TOKENS = 8  # maximum tokens; the accumulators of a thread have no room for more
+_BLOCK = 32  # weights that a lane reads together
+_SIMDGROUPS = 2  # simdgroups per threadgroup
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 _kernel = Kernel("quantized_matvec", ["x", "w", "scales", "biases"], ["y"], headers=["quantized"])
 
 
 def lanes_per_row(columns: int, choices: Sequence[int] = (16, 8)) -> int:
-    """Returns how many lanes share a row: of the choices the first that leaves fewest idle in the last round."""
+    """Returns the number of lanes that share a row: the first choice with the fewest idle lanes in the last round."""
     blocks = columns // _BLOCK
 
     def used(lanes: int) -> float:
@@ -29,15 +29,18 @@ def lanes_per_row(columns: int, choices: Sequence[int] = (16, 8)) -> int:
 
 
 def _rows(tokens: int, out: int) -> int:
-    """Returns rows of a set of lanes: many share the reading of x, but enough sets must be left to fill the GPU."""
+    """Returns the rows per set of lanes.
+
+    More rows share the reads of x, but enough sets must remain to fill the GPU.
+    """
     if tokens > 1:
         return 4 if tokens <= 4 else 2
     return 8 if out >= 8192 else 4 if out >= 2048 else 2
 
 
 def supports(x: mx.array, weight: mx.array, quantization: Quantization | None) -> bool:
-    """Returns whether :func:`quantized_matvec` takes these: few tokens, and a matrix of more than a toy's size."""
-    # Metal gives a kernel buffers of fewer than 8 elements in another address space
+    """Returns whether :func:`quantized_matvec` supports these arguments: few tokens, and a matrix that is not tiny."""
+    # in Metal, buffers of fewer than 8 elements are in another address space
     return (
         quantization is not None
         and quantization.is_affine
@@ -56,13 +59,13 @@ def quantized_matvec(
     *,
     form: int = HOISTED,
 ) -> mx.array:
-    """Multiplies each row of x with a stored [out, in] matrix; the contract of :func:`.linear.linear`.
+    """Multiplies each row of x with a stored [out, in] matrix, with the contract of :func:`.linear.linear`.
 
     Args:
-        x: [T, in], float, T <= 8; its memory starts at a multiple of 16 bytes.
-        weight: [out, in · bits / 32] uint32, likewise aligned.
+        x: [T, in], float, T <= 8. Its memory must start at a multiple of 16 bytes.
+        weight: [out, in · bits / 32] uint32, with the same alignment.
         scales, biases: [out, in / group_size], any float dtype.
-        form: how a weight is multiplied; all sum in float32.
+        form: form of the multiplication of a weight. All forms sum in float32.
 
     Returns:
         [T, out], the dtype of x.

@@ -1,4 +1,4 @@
-"""The router: the experts of a token, and their weights."""
+"""The router: chooses the experts of a token and their weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .dispatch import use_kernel
 def route(
     logits: mx.array, k: int, normalize: bool, shared_logits: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
-    """Softmax over all experts in float32, then the K largest; the shared expert's gate may come along.
+    """Computes a softmax over all experts in float32, and chooses the K largest.
 
     Args:
         logits: [T, E], any float dtype.
         k: experts per token, 1 <= k <= E.
         normalize: whether the K weights are rescaled to sum to one.
-        shared_logits: [T, 1], of the shared expert's gate.
+        shared_logits: [T, 1], logits of the shared expert's gate; None without it.
 
     Returns:
-        ids [T, K] uint32, in no particular order, and weights [T, K] float32, followed by sigmoid(shared_logits) where
-        given. NaN logits give NaN weights.
+        ids [T, K] uint32, in no particular order, and weights [T, K] float32, followed by sigmoid(shared_logits) if
+            given. NaN logits give NaN weights.
 
     Source: transformers, ``Qwen3_5MoeTopKRouter``.
     """
@@ -38,19 +38,19 @@ def route(
 
 def _mlx_route(logits: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
     values = logits if normalize else mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
-    ids = mx.argpartition(values, kth=-k, axis=-1)[:, -k:]  # NaN sorts last, so it is among them and spreads
+    ids = mx.argpartition(values, kth=-k, axis=-1)[:, -k:]  # NaN sorts last, so it is among the chosen and propagates
     weights = mx.take_along_axis(values, ids, axis=-1)
-    if normalize:  # the softmax over all, divided by the sum of these, is the softmax over these
+    if normalize:  # the softmax over all, divided by the sum of the chosen, is the softmax over the chosen
         weights = mx.softmax(weights.astype(mx.float32), axis=-1, precise=True)
     return ids, weights
 
 
 def _numpy_route(array: mx.array, k: int, normalize: bool) -> tuple[mx.array, mx.array]:
-    """On the CPU: the host needs the ids next, so they are chosen there, in a few NumPy calls."""
+    """Routes on the CPU in a few NumPy calls, because the host needs the ids next."""
     logits = to_numpy(array)
     ids = np.argpartition(logits, -k, axis=-1)[:, -k:]
     top = logits[np.arange(len(logits))[:, None], ids]
-    largest = top.max(axis=-1, keepdims=True)  # NaN sorts last, so it is among the top and spreads
+    largest = top.max(axis=-1, keepdims=True)  # NaN sorts last, so it is among the chosen and propagates
     weights = np.exp(top - largest)
     total = weights if normalize else np.exp(logits - largest)
     weights /= total.sum(axis=-1, keepdims=True)

@@ -13,7 +13,7 @@ MAX_K = SIMD  # a lane writes one choice
 
 
 def supports(logits: mx.array, k: int) -> bool:
-    """Returns whether :func:`route` takes these."""
+    """Returns whether :func:`route` supports these arguments."""
     return logits.shape[-1] <= MAX_EXPERTS and k <= MAX_K
 
 
@@ -27,17 +27,17 @@ def _kernel(shared: bool) -> Kernel:
 def route(
     logits: mx.array, k: int, normalize: bool, shared_logits: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
-    """Softmax over all experts in float32, then the K largest; the contract of :func:`.router.route`.
+    """Computes a softmax over all experts and chooses the K largest, with the contract of :func:`.router.route`.
 
     Args:
         logits: [T, E], any float dtype, E <= 1024.
         k: experts per token, 1 <= k <= min(E, 32).
         normalize: whether the K weights are rescaled to sum to one.
-        shared_logits: [T, 1], of the shared expert's gate.
+        shared_logits: [T, 1], logits of the shared expert's gate; None without it.
 
     Returns:
-        ids [T, K] uint32 in descending order of weight, of equal ones the lower first, and weights [T, K] float32,
-        followed by sigmoid(shared_logits) where given. NaN logits give NaN weights.
+        ids [T, K] uint32 in descending order of weight (for equal weights, the lower id first), and weights [T, K]
+            float32, followed by sigmoid(shared_logits) if given. NaN logits give NaN weights.
     """
     tokens, experts = logits.shape
     shared = shared_logits is not None

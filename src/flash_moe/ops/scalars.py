@@ -1,4 +1,7 @@
-"""Numbers that ops read at run time, as small arrays. All layers of a token share them, so they are kept."""
+"""Numbers that ops read at run time, as small arrays.
+
+They are cached, because all layers of a token use the same ones.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import mlx.core as mx
 
 @lru_cache(maxsize=64)
 def floats(*values: float) -> mx.array:
-    """Returns [n] float32."""
+    """Returns the values as an array [n] float32."""
     return mx.array(values, dtype=mx.float32)
 
 
 @lru_cache(maxsize=64)
 def integers(*values: int) -> mx.array:
-    """Returns [n] int32."""
+    """Returns the values as an array [n] int32."""
     return mx.array(values, dtype=mx.int32)

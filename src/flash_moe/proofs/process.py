@@ -1,8 +1,8 @@
 """The separate process that tries kernels, so that a crash or a hang does not affect the user's program.
 
-:class:`Worker` starts it, asks, and ends it when it does not answer. The process runs :func:`main`, which reads one case
-a line from its standard input, as JSON, and answers with a line when it has compared and compiled it; and where it reads
-null, times the case that has waited longest, and answers with the verdict.
+:class:`Worker` starts the process, sends it cases, and ends it if it does not answer. The process runs :func:`main`,
+which reads one case per line from its standard input, as JSON, compares and compiles it, and answers with one line. If
+it reads null instead, it times the case that has waited longest, and answers with the verdict.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CASE_SECONDS = {
     "metal": 8.0,
     "cuda": 90.0,
 }  # seconds to compile, run and time the kernels of a case, including those of MLX
-# Processes that compile side by side, before one after the other times its kernels. NVRTC takes seconds for each kernel of
-# each process, and uses one core; Apple's compiler, a fraction of a second.
+# Processes that compile in parallel, before each times its kernels in turn. NVRTC uses one core and takes seconds per
+# kernel and process; Apple's compiler takes a fraction of a second.
 COMPILERS = {"metal": 1, "cuda": 8}
 _MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from flash_moe.proofs.process import main; main()"
 
@@ -76,12 +76,12 @@ class Worker:
             raise
 
     def judge(self, case: Case, seconds: float) -> Verdict:
-        """Returns what the process finds of a case; arguments and errors are those of :meth:`prepare`."""
+        """Returns the verdict of the process on a case. Arguments and errors are those of :meth:`prepare`."""
         self.prepare(case, seconds)
         return self.time(seconds)
 
     def prepare(self, case: Case, seconds: float) -> None:
-        """Has the process compare a case and compile what is to be timed.
+        """Makes the process compare a case with its reference and compile the functions to time.
 
         Raises:
             NoAnswer: the process crashed or did not answer in this time. It has ended.
@@ -89,7 +89,7 @@ class Worker:
         self._ask(case, seconds)
 
     def time(self, seconds: float) -> Verdict:
-        """Returns the verdict on the case that was prepared first; NoAnswer as :meth:`prepare`."""
+        """Times the case that was prepared first, and returns its verdict. Raises NoAnswer as :meth:`prepare` does."""
         answer: dict[str, Any] = json.loads(self._ask(None, seconds))
         return Verdict(**answer)
 
@@ -134,8 +134,8 @@ class Worker:
 def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("inf")) -> Iterator[tuple[Case, Verdict]]:
     """Yields each case and its verdict. If a kernel ends the process, a new process tries the next ones.
 
-    Where compiling takes long, several processes do it side by side, and are timed one after the other. Cases that went
-    wrong there, perhaps since memory did not suffice for all, are tried again alone.
+    If compiling takes long, several processes compile in parallel, and time their kernels one after the other. Cases
+    that fail there, for instance because memory was too small for all processes, are tried again alone.
 
     Args:
         deadline: time of :func:`time.monotonic` after which no further case is tried.
@@ -167,7 +167,7 @@ def judged(cases: Sequence[Case], main: str = _MAIN, deadline: float = float("in
 def _judged_together(
     cases: Sequence[Case], main: str, deadline: float, seconds: float
 ) -> Iterator[tuple[Case, Verdict]]:
-    """Yields the verdicts on kernels that are right, from several processes; none where one process is enough."""
+    """Yields the verdicts on correct kernels from several processes; no verdicts if one process is enough."""
     count = min(COMPILERS[back_end() or "metal"], os.cpu_count() or 1, len(cases))
     if count < 2:
         return
@@ -176,7 +176,7 @@ def _judged_together(
     workers: dict[Worker, list[Case]] = {}
 
     def prepare_some(_: int) -> None:
-        with suppress(NoAnswer):  # for a reason that trying alone will find
+        with suppress(NoAnswer):  # a separate trial will find the reason
             worker = Worker(main)
             prepared = workers[worker] = []
             try:

@@ -13,13 +13,13 @@ import mlx.core as mx
 from ..ops.dispatch import kernels
 from ..ops.kernel import poisoned
 
-# Limits of the largest error relative to the largest value, and of the norm of all errors relative to that of all values.
-# In bfloat16, one rounding of the output gives 0.4% and 0.17%. A mistake in a small part of the output appears in the norm.
+# Limits of the largest error relative to the largest value, and of the norm of errors relative to that of values. In
+# bfloat16, one rounding of the output gives 0.4% and 0.17%. A mistake in a small part of the output shows in the norm.
 TOLERANCE = {mx.float32: (1e-4, 1e-4), mx.float16: (2e-3, 6e-4), mx.bfloat16: (1.6e-2, 4e-3)}
 _CACHES = 64 << 20  # bytes of operands that exceed the caches of a GPU
 _MOST_SETS = 8  # maximum sets of operands
 _SECONDS, _REPEATS = 0.003, 5  # launches that are evaluated together, and repetitions
-_TRACING = 4  # tracing makes MLX's ops less than this much faster; to compile their trace takes CUDA many seconds
+_TRACING = 4  # tracing speeds up MLX's ops by less than this factor; on CUDA, compiling their trace takes many seconds
 
 Arrays = Sequence[mx.array]
 
@@ -35,7 +35,7 @@ class Trial:
         operands: function that returns a set of random operands.
         dtype: dtype of the outputs.
         timed: function to time instead of ``kernel``, if ``kernel`` does more work.
-        traced: whether the op runs in traces, as it does in decoding.
+        traced: whether the op runs in traces, as in decoding.
     """
 
     kernel: Callable[..., Arrays]
@@ -81,13 +81,13 @@ def judge(trial: Trial) -> Verdict:
 
 
 def prepare(trial: Trial) -> Callable[[], Verdict]:
-    """Compares a kernel with its reference, and compiles what is to be timed.
+    """Compares a kernel with its reference, and compiles the functions to time.
 
     Returns:
-        A function that times the kernel, for which nothing else may use the GPU, and returns the verdict.
+        A function that times the kernel and returns the verdict. No other work may use the GPU meanwhile.
 
     Raises:
-        Exception: as :func:`judge`.
+        Exception: see :func:`judge`.
     """
     operands = trial.operands()
     mx.eval(operands)

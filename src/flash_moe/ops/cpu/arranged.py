@@ -1,4 +1,4 @@
-"""x in the order of its matrices' weights, one copy per form."""
+"""Reorders x to match the stored order of weights, with one copy per form."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .rows import ARRANGE, pointer
 from .workers import Workers, run
 
 FORM = record("order target width table")
-"""A form: the address of its order, where its rows begin, bytes of a row, and a table of the rows' addresses."""
+"""A form: the address of its order, the address of its rows, the bytes per row, and a table of row addresses."""
 
 _ARRANGE = record("arrange forms count tokens columns x x_step")
 
 
 class Arranged:
-    """Room for [T, columns] in the order of each format; formats of one order share one.
+    """Memory for x [T, columns] in the order of each format. Formats with the same order share it.
 
     Attributes:
-        tokens: T.
+        tokens: the number of tokens T.
     """
 
     def __init__(self, formats: Sequence[Format], columns: int, tokens: int) -> None:
@@ -47,13 +47,13 @@ class Arranged:
         self.address = self._record.ctypes.data
 
     def fill(self, x: np.ndarray, workers: Workers) -> None:
-        """Arranges x, [T, columns] float32."""
+        """Reorders x, [T, columns] float32."""
         workers.call(fill, self.address, ARRANGE_JOB, x)
 
 
 @lru_cache(maxsize=64)
 def _forms(formats: tuple[Format, ...], columns: int) -> tuple[list[int], np.ndarray, list[int]]:
-    """Returns the form of each format; and of each form its order and the bytes of a row."""
+    """Returns the index of the form of each format, and the order and the bytes per row of each form."""
     orders = [fmt.arrangement(columns) for fmt in formats]
     widths = {order: 4 * fmt.arranged(columns) for order, fmt in zip(orders, formats, strict=True)}
     arrays = np.stack([order_array(order) for order in widths])
@@ -61,7 +61,7 @@ def _forms(formats: tuple[Format, ...], columns: int) -> tuple[list[int], np.nda
 
 
 def order_array(order: tuple[int, ...]) -> np.ndarray:
-    """Returns :meth:`Format.arrangement` as :func:`~.rows.arrange` takes it."""
+    """Returns :meth:`Format.arrangement` as an array for :func:`~.rows.arrange`."""
     array = np.zeros(16, np.int64)
     array[: len(order)] = order
     return array
@@ -69,7 +69,7 @@ def order_array(order: tuple[int, ...]) -> np.ndarray:
 
 @kernel(3)
 def _arrange(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A row of x in the order of each form."""
+    """Reorders one row of x for each form."""
     job = carray(pointer(arguments), 1, _ARRANGE)[0]
     forms = carray(pointer(job.forms), job.count, FORM)
     for i in range(job.count):
@@ -87,7 +87,7 @@ ARRANGE_JOB = _arrange.address
 
 @function(types.int64, types.int64, types.int64, MATRIX)
 def fill(block, arguments, job, x):  # type: ignore[no-untyped-def]
-    """Arranges all rows of x."""
+    """Reorders all rows of x."""
     records = carray(pointer(arguments), 1, _ARRANGE)
     records[0].x, records[0].x_step = x.ctypes.data, x.strides[0]
     run(block, job, arguments, records[0].tokens)

@@ -1,4 +1,4 @@
-"""Atomic operations, calls by address and waiting, for Numba functions. Addresses are integers."""
+"""Atomic operations, calls by address and a pause instruction for Numba functions. Addresses are integers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _ORDER = "seq_cst"
-# LLVM's intrinsics by machine, and their argument
+# LLVM intrinsics with their argument, by machine
 _PAUSES: dict[str, tuple[str, list[Any]]] = {
     "x86_64": ("llvm.x86.sse2.pause", []),
     "AMD64": ("llvm.x86.sse2.pause", []),
@@ -26,7 +26,7 @@ def _place(builder: Any, address: Any) -> Any:
 
 @intrinsic
 def load(typing, address):  # type: ignore[no-untyped-def]
-    """The 64-bit integer at an address."""
+    """Loads the 64-bit integer at an address."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.load_atomic(_place(builder, args[0]), _ORDER, 8)
@@ -36,7 +36,7 @@ def load(typing, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def store(typing, address, value):  # type: ignore[no-untyped-def]
-    """Writes a 64-bit integer."""
+    """Stores a 64-bit integer."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         builder.store_atomic(args[1], _place(builder, args[0]), _ORDER, 8)
@@ -47,7 +47,7 @@ def store(typing, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def add(typing, address, value):  # type: ignore[no-untyped-def]
-    """Adds to a 64-bit integer; returns what was there before."""
+    """Adds to a 64-bit integer and returns its previous value."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", _place(builder, args[0]), args[1], _ORDER)
@@ -57,7 +57,7 @@ def add(typing, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def exchange(typing, address, expected, value):  # type: ignore[no-untyped-def]
-    """Writes ``value`` if ``expected`` is there; returns whether it was."""
+    """Stores ``value`` if the current value is ``expected``; returns whether it was."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         result = builder.cmpxchg(_place(builder, args[0]), args[1], args[2], _ORDER, _ORDER)
@@ -68,7 +68,7 @@ def exchange(typing, address, expected, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def pause(typing):  # type: ignore[no-untyped-def]
-    """Tells the core that the program waits."""
+    """Tells the core that the program is busy-waiting."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         if (found := _PAUSES.get(platform.machine())) is not None:

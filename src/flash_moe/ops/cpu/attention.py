@@ -1,4 +1,4 @@
-"""Attention between its projections: norms, rotary embedding, cache, softmax and output gate."""
+"""Full attention between its projections: norms, rotary embedding, cache, softmax and output gate."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .rows import mix, pointer, tile
 from .vectors import ROWS, TOKENS, VECTORS, WIDTH
 from .workers import Workers, run
 
-_QUERIES = 16  # of a ticket: they read a key together
+_QUERIES = 16  # queries of a ticket, which read each key together
 _ATTENTION = record("heads kv_heads dim half q_norm k_norm factors proj_step out_step parts count")
 _PART = record("tokens blocks proj out turns keys values capacity before")
-"""Some tokens of a sequence, in blocks of queries, and its cache."""
+"""The tokens of one sequence in a pass, in blocks of queries, and the cache of the sequence."""
 
 
 def supports(dim: int) -> bool:
-    """Returns whether the kernels can be used with heads of this width."""
+    """Returns whether the kernels support heads of this width."""
     return dim % WIDTH == 0
 
 
 @helper
 def _head(source, weight, eps, turns, half, dim, target):  # type: ignore[no-untyped-def]
-    """A head's norm and rotary embedding: addresses of [D] float32."""
+    """Applies the norm and the rotary embedding to one head; addresses of [D] float32."""
     x, out = carray(pointer(source), dim, np.float32), carray(pointer(target), dim, np.float32)
     w, turn = carray(pointer(weight), dim, np.float32), carray(pointer(turns), (2, half), np.float32)
     total = f32(0)
@@ -43,7 +43,7 @@ def _head(source, weight, eps, turns, half, dim, target):  # type: ignore[no-unt
 
 @kernel(3)
 def _heads(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A token's query, key and value heads; the latter go into the cache."""
+    """Prepares the query, key and value heads of a token, and writes keys and values to the cache."""
     job = carray(pointer(arguments), 1, _ATTENTION)[0]
     parts, n = carray(pointer(job.parts), job.count, _PART), 0
     while ticket >= parts[n].tokens:
@@ -67,7 +67,7 @@ def _heads(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
 
 @kernel(3)
 def _attend(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A head and a block of queries of a part."""
+    """Computes the attention of one head for a block of queries of a part."""
     job = carray(pointer(arguments), 1, _ATTENTION)[0]
     parts, n = carray(pointer(job.parts), job.count, _PART), 0
     while ticket >= job.heads * parts[n].blocks:
@@ -76,7 +76,7 @@ def _attend(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
     part = parts[n]
     dim, h, first = job.dim, ticket % job.heads, ticket // job.heads * _QUERIES
     queries = min(_QUERIES, part.tokens - first)
-    seen = part.before + first + queries  # keys that the last of them sees
+    seen = part.before + first + queries  # keys visible to the last query
     place = 4 * dim * part.capacity * (h * job.kv_heads // job.heads)
     keys, values = part.keys + place, part.values + place
     small, xs = carray(pointer(scratch), (TOKENS, ROWS), np.float32), carray(pointer(scratch + 256), _QUERIES, np.int64)
@@ -159,12 +159,12 @@ def _run(block, arguments, heads, attend, parts, proj, out, count, tokens, block
 
 
 class Attention:
-    """A layer's constants.
+    """The attention of one layer, with its constants.
 
     Args:
         q_norm, k_norm: [D] float32.
         heads, kv_heads: Hq and Hkv.
-        rotary: dimensions of a head that turn.
+        rotary: number of rotated dimensions of a head.
     """
 
     def __init__(
@@ -192,14 +192,14 @@ class Attention:
         out: np.ndarray,
         parts: Sequence[tuple[int, int, np.ndarray, np.ndarray, int]],
     ) -> None:
-        """Runs some tokens of several sequences.
+        """Runs tokens of several sequences.
 
         Args:
-            proj: [T, 2·Hq·D + 2·Hkv·D] float32: per head query and gate; keys; values. Used up.
+            proj: [T, 2·Hq·D + 2·Hkv·D] float32: query and gate per head, then keys, then values. It is overwritten.
             turns: [T, 2, rotary / 2] float32, cosines and sines of the tokens' angles.
-            out: [T, Hq·D] float32, written.
-            parts: of each sequence its first row and the one behind its last; keys and values [Hkv, capacity, D] float32,
-                the cache; and how many tokens it holds, behind which those of these are written.
+            out: [T, Hq·D] float32, the output.
+            parts: for each sequence, the range of its rows (start, stop); the keys and values [Hkv, capacity, D]
+                float32 of its cache; and the number of tokens in the cache, after which the new ones are written.
         """
         places = [(array.ctypes.data, array.strides[0]) for array in (proj, out, turns)]
         rows, blocks, seen = np.empty(len(parts), _PART), 0, 0

@@ -1,7 +1,7 @@
-"""Compiles kernels with Numba, once per machine: machine code is kept in the user's cache folder.
+"""Compiles kernels with Numba once per machine, and stores the compiled code in the user's cache folder.
 
-Numba finds kept code again if the function itself is the same, and knows nothing of the functions that it calls. So the
-folder's name is a digest of all sources of the kernels.
+Numba reuses stored code if the function itself is unchanged, but it does not check the functions that it calls. So the
+name of the folder is a digest of all sources of the kernels.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from ...user_cache import cache_file
 _log = logging.getLogger(__name__)
 _FAST = {"fastmath": {"reassoc", "nsz", "contract", "arcp"}, "error_model": "numpy"}
 MATRIX = types.float32[:, ::1]
-_KEPT = 3  # folders of other versions that are left
+_KEPT = 3  # number of folders of other versions that are kept
 
 
 def helper(python: Callable[..., Any]) -> Any:
-    """Compiles a function into those that call it."""
+    """Marks a function that is compiled into its callers."""
     return njit(**_FAST)(python)
 
 
 def kernel(arguments: int) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles a C function of ``arguments`` int64 values, which is called by its address."""
+    """Compiles a C function with ``arguments`` int64 arguments, which is called by address."""
     return _compile(cfunc(types.void(*(types.int64,) * arguments), cache=folder() is not None, **_FAST))
 
 
 def function(*arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles a function that Python calls with these types, and that lets other threads of Python run."""
+    """Compiles a function that Python calls with these argument types, and that releases the GIL."""
     return _compile(njit([types.void(*arguments)], cache=folder() is not None, nogil=True, **_FAST))
 
 
@@ -52,7 +52,7 @@ def _compile(decorate: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any
 
 @cache
 def folder() -> Path | None:
-    """Where machine code is kept; None where no such place can be written."""
+    """Returns the folder for compiled code; None if no folder is writable."""
     given = numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
     base = Path(given) if given else cache_file("kernels")
     digest = hashlib.sha256(numba.__version__.encode())
@@ -73,7 +73,7 @@ def folder() -> Path | None:
 
 
 def _forget(base: Path, own: Path) -> None:
-    """Deletes what versions before the last few left."""
+    """Deletes the folders of old versions."""
     others = sorted((f for f in base.iterdir() if f.is_dir() and f != own), key=lambda f: f.stat().st_mtime)
     for old in others[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)

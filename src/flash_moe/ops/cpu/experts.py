@@ -1,4 +1,4 @@
-"""SwiGLU experts from where their bytes lie: y += Σ_e weight_e · down_e(silu(gate_e · x) · up_e · x)."""
+"""Computes SwiGLU experts from their records in place: y += Σ_e weight_e · down_e(silu(gate_e · x) · up_e · x)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from .products import CHUNK, KEPT, MATRIX, MATRIX_BYTES, PANEL, PRODUCT, Matrix,
 from .rows import ARRANGE, pointer
 from .workers import Workers, run
 
-_DOWN_ROWS = 72  # of a ticket
+_DOWN_ROWS = 72  # rows of a ticket
 _ROWS = 16  # hidden rows of a ticket
 
 _ENTRY = record("matrices base first count gate_xs up_xs order chunks")
-"""An expert with its rows: its matrices, where its bytes begin, tables of x, the order of its hidden rows, its tickets."""
+"""An expert with its rows: its matrices, the address of its bytes, tables of x, the order of its hidden rows, its
+tickets.
+"""
 
 _EXPERTS = record("product arrange entries count rows gates ups hiddens weights ys chunk tickets hidden_size")
 
 
 @kernel(3)
 def _gate_up(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A chunk of an expert's gate and up, and of silu(gate) · up, for all its rows."""
+    """Computes a chunk of gate, up and silu(gate) · up of an expert, for all its rows."""
     job = carray(pointer(arguments), 1, _EXPERTS)[0]
     entries = carray(pointer(job.entries), job.count, _ENTRY)
     i = 0
@@ -53,7 +55,7 @@ def _gate_up(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
 
 @kernel(3)
 def _hidden(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """Some hidden rows in the order of their expert's down projection."""
+    """Reorders hidden rows for the down projection of their expert."""
     job = carray(pointer(arguments), 1, _EXPERTS)[0]
     entries = carray(pointer(job.entries), job.count, _ENTRY)
     gates, hiddens = carray(pointer(job.gates), job.rows, np.int64), carray(pointer(job.hiddens), job.rows, np.int64)
@@ -67,7 +69,7 @@ def _hidden(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
 
 @kernel(3)
 def _down(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A chunk of the outputs of all experts, in their order, so that the sum is the same whatever arrives together."""
+    """Computes a chunk of the outputs of all experts in a fixed order, so that the sum is deterministic."""
     job = carray(pointer(arguments), 1, _EXPERTS)[0]
     entries = carray(pointer(job.entries), job.count, _ENTRY)
     first = ticket * _DOWN_ROWS
@@ -92,7 +94,7 @@ def _compute(block, arguments, gate_up, hidden, down):  # type: ignore[no-untype
 
 @dataclass(frozen=True)
 class Swiglu:
-    """The three matrices of an expert; parts are offsets in a record or addresses."""
+    """The three matrices of an expert. Their parts are offsets in a record, or addresses."""
 
     gate: Matrix
     up: Matrix
@@ -100,7 +102,7 @@ class Swiglu:
 
     @classmethod
     def of_record(cls, layout: RecordLayout) -> Swiglu:
-        """As the records of a layer have it."""
+        """Returns the matrices for records of a layout."""
         matrices = []
         for _, projection in layout.projections:
             stored = projection.format
@@ -110,17 +112,17 @@ class Swiglu:
         return cls(*matrices)
 
     def describe(self, gate_form: int, up_form: int) -> np.ndarray:
-        """Returns [3] :data:`~.products.MATRIX`."""
+        """Returns the three matrices as an array of :data:`~.products.MATRIX`."""
         rows = [self.gate.describe(gate_form), self.up.describe(up_form), self.down.describe()]
         return np.array(rows, MATRIX)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """An expert and the rows that go to it.
+    """An expert and the rows that are routed to it.
 
     Attributes:
-        base: the address of its record; None for the shared expert.
+        base: address of its record; None for the shared expert.
         tokens: [n] int64, indices of rows of x; weights: [n] float32.
     """
 
@@ -133,7 +135,7 @@ class Experts:
     """The experts of a layer.
 
     Args:
-        routed: as their records have them; None where there is only the shared one.
+        routed: the matrices of routed experts; None if there is only the shared expert.
         shared: the shared expert, with addresses instead of offsets.
     """
 
@@ -148,13 +150,13 @@ class Experts:
         self._places = [
             (m.ctypes.data, order.ctypes.data) for m, order in zip(self._matrices, self._orders, strict=True)
         ]
-        self._width = max(m.columns for m in downs)  # of hidden rows
+        self._width = max(m.columns for m in downs)  # memory for hidden rows
         self._hidden_width = max(m.format.arranged(m.columns) for m in downs)
         self._scratch = scratch_bytes(max(self._hidden_size, self._width))
         self._one = self._last = Arranged(formats, self._hidden_size, 1)
 
     def arrange(self, x: np.ndarray) -> Arranged:
-        """Returns x, [T, H] float32, as :meth:`add` takes it."""
+        """Reorders x, [T, H] float32, for :meth:`add`."""
         arranged = self._one if len(x) == 1 else self._last
         if len(x) != arranged.tokens:
             arranged = Arranged(self._formats, self._hidden_size, len(x))
@@ -164,7 +166,7 @@ class Experts:
         return arranged
 
     def add(self, arranged: Arranged, experts: Sequence[Rows], y: np.ndarray) -> None:
-        """Adds what some experts make of their rows to y, one after the other.
+        """Adds the outputs of experts for their rows to y, one expert after the other.
 
         Args:
             y: [T, H] float32.

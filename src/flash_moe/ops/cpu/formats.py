@@ -1,14 +1,15 @@
-"""The storage of weights, and the two kernels of each form: a row times a vector, and a row as float32.
+"""Storage formats of weights, and the code that unpacks each format.
 
 How a row is multiplied
     y[r] = Σ_g scale[r, g] · (Σ_i q[r, g, i] · x[g, i]) + bias[r, g] · (Σ_i x[g, i])
-The integers q become float32 as they are; scale and bias are applied once a group.
+The integers q are converted to float32. Scale and bias are applied once per group.
 
 The order of weights
-    Stored bits never move. A *pack* is the smallest run of whole bytes (or a word) that holds whole weights. A lane of a
-    vector is a pack, and one mask gives the j-th weight of 16 packs. So x is arranged once per product: [block, lane, j]
-    becomes [block, j, lane], with blocks of 16 packs, and smaller ones for what is left of a row. A weight is not shifted
-    down: 16 · q is as good as q where x is divided by 16, and powers of two change no digit.
+    Stored bits are never moved. A *pack* is the smallest number of whole bytes (or a word) that holds whole weights.
+    Each lane of a vector holds one pack, and one mask extracts the j-th weight of 16 packs. So x is reordered once per
+    product: [block, lane, j] becomes [block, j, lane], with blocks of 16 packs and smaller blocks at the end of a row.
+    Weights are not shifted down. Instead of q, the code uses 16 · q and divides x by 16, which is exact because 16 is a
+    power of two.
 
         bits  pack     weights
         4     4 bytes  8
@@ -21,9 +22,10 @@ The order of weights
     Plain floats are packs of one weight without scales.
 
 Small floats
-    In MLX's other modes q is e2m1 (mxfp4, nvfp4) or e4m3 (mxfp8), a scale e8m0, or e4m3 (nvfp4), and there is no bias. Both
-    small floats are a half with fewer bits, subnormal numbers included: shifted to their places there, machines convert
-    them. The value is then too small by a power of two, which x makes up for. Packs are 2 bytes with 4 or 2 weights.
+    In MLX's other modes, q is e2m1 (mxfp4, nvfp4) or e4m3 (mxfp8), a scale is e8m0, or e4m3 (nvfp4), and there is no
+    bias. Both small floats have the fields of a half with fewer bits, including subnormal numbers. The code shifts them
+    to the places of a half, and the machine converts them. The value is then too small by a power of two, for which x
+    compensates. Packs are 2 bytes with 4 or 2 weights.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ _PACKS = {2: (1, 4), 3: (3, 8), 4: (4, 8), 5: (5, 8), 6: (3, 4), 8: (1, 1)}  # b
 
 @dataclass(frozen=True)
 class Format:
-    """The storage of a matrix.
+    """The storage format of a matrix.
 
     Attributes:
-        dtype: of plain weights, or of scales and biases: "BF16", "F16" or "F32"; "U8" where the mode is not affine.
-        bits, group_size: 0 for plain weights.
-        mode: of quantisation.
-        global_scale: whether there is one scale more, in the place of biases.
+        dtype: dtype of plain weights, or of scales and biases: "BF16", "F16" or "F32"; "U8" in modes other than affine.
+        bits, group_size: bits and group size; 0 for plain weights.
+        mode: mode of quantisation.
+        global_scale: whether there is a global scale, in the place of biases.
     """
 
     dtype: str
@@ -58,7 +60,7 @@ class Format:
 
     @classmethod
     def of(cls, dtype: str, quantization: Quantization | None, global_scale: bool = False) -> Format:
-        """Returns the format of a stored matrix; ``dtype`` is that of the scales, where there are any."""
+        """Returns the format of a stored matrix. ``dtype`` is that of the scales if the matrix is quantised."""
         if (q := quantization) is None:
             return cls(dtype)
         return cls(dtype, q.bits, q.group_size, q.mode, global_scale)
@@ -69,23 +71,23 @@ class Format:
 
     @property
     def pack(self) -> tuple[int, int]:
-        """Bytes and weights of a pack."""
+        """The bytes and the weights of a pack."""
         if self.mode != "affine":
             return 2, 16 // self.bits
         return _PACKS[self.bits] if self.bits else (ITEM_SIZES[self.dtype], 1)
 
     @property
     def unit(self) -> int:
-        """Packs that go together where a row has fewer than 16 left."""
+        """The number of packs in the smaller blocks at the end of a row."""
         return gcd(LANES, self.group_size // self.pack[1]) if self.bits else 1
 
     def steps(self, lanes: int) -> int:
-        """Returns how many packs, of ``lanes`` lanes each, share a scale."""
+        """Returns the number of vectors of ``lanes`` packs that share a scale."""
         return max(1, self.group_size // (lanes * self.pack[1])) if self.bits else 1
 
     @property
     def shifts(self) -> tuple[int, ...]:
-        """By how many bits each weight of a pack stays shifted up; below 0 it is too small."""
+        """The bits by which each weight of a pack stays shifted up; negative if the value is too small."""
         bits, (nbytes, count) = self.bits, self.pack
         if self.mode != "affine":
             return (-TOO_SMALL[bits] - (TOO_SMALL[8] if self.mode == "nvfp4" else 0),) * count
@@ -94,22 +96,24 @@ class Format:
         return tuple(0 if bits * (j + 1) > min(8 * nbytes, 31) else bits * j for j in range(count))
 
     def arrangement(self, columns: int) -> tuple[int, ...]:
-        """Returns how :func:`~.rows.arrange` orders x: floats until its sums begin, then packs and blocks, then shifts."""
+        """Returns the order of x for :func:`~.rows.arrange`: the offset of the sums in floats, then packs and blocks,
+        then shifts.
+        """
         packs, count, block = columns // self.pack[1], self.pack[1], LANES * self.steps(LANES) if self.bits else 0
         return round_up(columns, LANES), packs, count, packs // max(block, 1) * block, block, self.unit, *self.shifts
 
     def arranged(self, columns: int) -> int:
-        """Floats of x in this order, with its sums, on whole cache lines."""
+        """Returns the number of floats of x in this order, including its sums, in whole cache lines."""
         sums = columns // self.pack[1] // self.steps(LANES) if self.bits else 0
         return round_up(columns, LANES) + round_up(sums, LANES)
 
     def row_bytes(self, e: Emitter, columns: Any) -> Any:
-        """Returns bytes of a row of ``columns`` weights."""
+        """Returns the bytes of a row of ``columns`` weights."""
         nbytes, count = self.pack
         return e.builder.mul(e.builder.sdiv(columns, I64(count)), I64(nbytes))
 
     def unpack(self, e: Emitter, address: Any, lanes: int) -> list[Any]:
-        """Returns the j-th weights of ``lanes`` packs, as float32 vectors; each is too large by its shift."""
+        """Returns the j-th weights of ``lanes`` packs as float32 vectors, each scaled by its shift."""
         if not self.bits:
             return [e.floats(self.dtype, address, lanes)]
         if self.mode != "affine":
@@ -133,17 +137,17 @@ class Format:
         return values
 
     def scales(self, e: Emitter, address: Any, count: int) -> Any:
-        """Returns scales as a float32 vector; those of nvfp4 are too small."""
+        """Returns scales as a float32 vector; scales of nvfp4 are too small by a power of two."""
         if self.mode == "affine":
             return e.floats(self.dtype, address, count)
         b, stored = e.builder, e.load(vector(I8, count), address)
         if self.mode == "nvfp4":
             return e.small_floats(b.shl(b.zext(stored, vector(I16, count)), constant(I16, [8] * count)), 8)
-        # 2^(s - 127); 0 stands for 2^-127, and becomes 0
+        # 2^(s - 127); the code 0 means 2^-127, and becomes 0
         return b.bitcast(b.shl(b.zext(stored, vector(I32, count)), constant(I32, [23] * count)), vector(FLOAT, count))
 
     def _words(self, e: Emitter, address: Any, lanes: int) -> tuple[Any, Any]:
-        """Returns packs as 32-bit integers, and the fifth bytes where there are any."""
+        """Returns packs as 32-bit integers, and their fifth bytes if they have them."""
         b, nbytes = e.builder, self.pack[0]
         kind = vector(I32, lanes)
         if nbytes == 4:

@@ -1,4 +1,4 @@
-"""Small functions of float32 for Numba kernels, which LLVM turns into vector code where they are called."""
+"""Small functions of float32 for Numba kernels, which LLVM inlines and vectorises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ f32, i32 = np.float32, np.int32
 
 @helper
 def exp(x):  # type: ignore[no-untyped-def]
-    """e^x within 2 ulp, for x from -87 to 88 and the nearer of the two beyond; the polynomial of Cephes' expf."""
+    """Returns e^x within 2 ulp, with x clamped to -87 ... 88; the polynomial is that of Cephes' expf."""
     clipped = min(max(x, f32(-87.3)), f32(88.7))
     n = np.floor(clipped * f32(1.44269504) + f32(0.5))
     r = clipped - n * f32(0.693359375) + n * f32(2.12194440e-4)
@@ -27,5 +27,5 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 @helper
 def sigmoid(x):  # type: ignore[no-untyped-def]
-    """1 / (1 + e^-x)."""
+    """Returns 1 / (1 + e^-x)."""
     return f32(1) / (f32(1) + exp(-x))

@@ -1,6 +1,7 @@
-"""Gated DeltaNet between its projections: convolution, delta rule, norm and gate; states change in place.
+"""Gated DeltaNet between its projections: convolution, delta rule, norm and gate. States are updated in place.
 
-The rule is that of :mod:`flash_moe.ops.gated_delta`, token by token: a head's state stays in the core's own cache.
+It runs the rule of :mod:`flash_moe.ops.gated_delta` token by token, so that the state of a head stays in the core's
+cache.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ _DELTA = record(
     "convolve key_heads heads dk dv taps conv_weight log_decay dt_bias norm epsilons proj_step out_step parts count"
 )
 _PART = record("tokens proj out conv state")
-"""Some tokens of a sequence, and its states."""
+"""The tokens of one sequence in a pass, and the states of the sequence."""
 
 
 @kernel(10)
 def _convolve(x, step, first, count, tokens, taps, weight, state, channels, kept):  # type: ignore[no-untyped-def]
-    """SiLU of the causal convolution of some channels, in place, the last token first; and their new state.
+    """Computes SiLU of the causal convolution of some channels in place, from the last token to the first, and updates
+    the state.
 
     Args:
-        x: address of [T, ...], ``step`` bytes from row to row; weight: of [taps, C]; state: of [taps - 1, C].
+        x: address of [T, ...], with ``step`` bytes per row. weight: address of [taps, C]. state: address of [taps - 1,
+            C].
         kept: address of memory for [taps - 1, count].
     """
     old = taps - 1
@@ -62,7 +65,7 @@ def _convolve(x, step, first, count, tokens, taps, weight, state, channels, kept
 
 @kernel(3)
 def _head(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A key head with its value heads, all tokens of a part."""
+    """Computes a key head with its value heads for all tokens of a part."""
     job = carray(pointer(arguments), 1, _DELTA)[0]
     own = carray(pointer(job.parts), job.count, _PART)[ticket // job.key_heads]
     ticket %= job.key_heads
@@ -96,7 +99,7 @@ def _head(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
             v, z = x[2 * key_dim + h * dv :], x[channels + h * dv :]
             b, a = x[channels + value_dim + h], x[channels + value_dim + job.heads + h]
             dt = a + dt_bias[h]
-            dt = dt if dt != dt else max(dt, f32(0)) + np.log1p(np.exp(-abs(dt)))  # softplus; NaN stays
+            dt = dt if dt != dt else max(dt, f32(0)) + np.log1p(np.exp(-abs(dt)))  # softplus; NaN propagates
             decay, beta = np.exp(dt * log_decay[h]), sigmoid(b)
             y, squares = out[h * dv :], f32(0)
             for i in range(dv):
@@ -128,12 +131,12 @@ def _step(block, arguments, head, parts, proj, out, count):  # type: ignore[no-u
 
 
 class GatedDelta:
-    """A layer's constants.
+    """The Gated DeltaNet of one layer, with its constants.
 
     Args:
         conv_weight: [taps, C]; log_decay, dt_bias: [Hv]; norm: [Dv]; all float32.
         key_heads, key_dim: Hk and Dk.
-        l2_eps: added to the sums of squares of q and k; eps: of the norm.
+        l2_eps: added to the sums of squares of q and k. eps: epsilon of the norm.
     """
 
     def __init__(
@@ -162,13 +165,13 @@ class GatedDelta:
     def __call__(
         self, proj: np.ndarray, out: np.ndarray, parts: Sequence[tuple[int, int, np.ndarray, np.ndarray]]
     ) -> None:
-        """Runs some tokens of several sequences.
+        """Runs tokens of several sequences.
 
         Args:
-            proj: [T, 2·Hk·Dk + 2·Hv·Dv + 2·Hv] float32: q, k, v, z, b and a; used up.
-            out: [T, Hv·Dv] float32, written.
-            parts: of each sequence its first row and the one behind its last; its conv [taps - 1, C] and its state
-                [Hv, Dv, Dk], float32, which change in place.
+            proj: [T, 2·Hk·Dk + 2·Hv·Dv + 2·Hv] float32: q, k, v, z, b and a. It is overwritten.
+            out: [T, Hv·Dv] float32, the output.
+            parts: for each sequence, the range of its rows (start, stop), its conv [taps - 1, C] and its state [Hv, Dv,
+                Dk], float32, which are updated in place.
         """
         x, y = proj.ctypes.data, out.ctypes.data
         rows = np.empty(len(parts), _PART)

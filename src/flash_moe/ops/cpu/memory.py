@@ -1,4 +1,4 @@
-"""Memory that vector code reads and writes: aligned, by address, with room for whole vectors."""
+"""Memory for vector code: aligned, addressable, with room for whole vectors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import mlx.core as mx
 import numpy as np
 
-_LINE = 64  # bytes of a cache line, and of the widest register
+_LINE = 64  # bytes of a cache line and of the widest register
 
 
 def aligned(*shape: int, dtype: type = np.float32) -> np.ndarray:
-    """Returns a new array on cache lines, not initialised."""
+    """Returns a new uninitialised array that is aligned to cache lines."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(nbytes + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
@@ -19,10 +19,9 @@ def aligned(*shape: int, dtype: type = np.float32) -> np.ndarray:
 
 
 def view(array: mx.array) -> np.ndarray:
-    """Returns NumPy's view of an MLX array's memory, of any dtype of weights (evaluates it; copies only what is not
-    contiguous).
+    """Evaluates an MLX array and returns a NumPy view of its memory; only non-contiguous arrays are copied.
 
-    bfloat16 and float16 come as uint16.
+    bfloat16 and float16 become uint16.
     """
     if array.dtype in (mx.bfloat16, mx.float16):
         array = array.view(mx.uint16)
@@ -32,5 +31,5 @@ def view(array: mx.array) -> np.ndarray:
 
 
 def record(names: str) -> np.dtype:
-    """Returns what kernels get as arguments: a record of int64 with these names."""
+    """Returns the dtype of a kernel's arguments: a record of int64 fields with these names."""
     return np.dtype([(name, np.int64) for name in names.split()])

@@ -12,7 +12,7 @@ f32 = np.float32
 
 @function(MATRIX, types.float32[::1], types.float32, MATRIX)
 def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
-    """out = x / sqrt(mean(x²) + eps) · weight: [T, D] float32, weight [D]; out may be x."""
+    """Computes out = x / sqrt(mean(x²) + eps) · weight for x [T, D] float32 and weight [D]; out may be x."""
     for t in range(x.shape[0]):
         total = f32(0)
         for i in range(x.shape[1]):

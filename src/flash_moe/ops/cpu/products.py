@@ -1,4 +1,4 @@
-"""Matrices times the rows of x, handed out in chunks of rows to all threads."""
+"""Multiplies matrices with the rows of x, in chunks of matrix rows for all threads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .vectors import ROWS, TOKENS
 from .workers import Workers, run
 
 CHUNK = 1 << 16  # weights of a ticket for one token: a few microseconds
-PANEL = 24  # rows that a thread keeps as float32 for many tokens
-BLOCK = 256  # tokens of a ticket: their x stays in the cache
-KEPT = 1 << 14  # floats of x: so small a job is kept for the next pass over as many tokens
-_ONE_BY_ONE = 4  # tokens below which each is multiplied on its own
+PANEL = 24  # rows that a thread dequantises together for many tokens
+BLOCK = 256  # tokens of a ticket, whose x stays in the cache
+KEPT = 1 << 14  # floats of x up to which a job is kept for the next pass with the same number of tokens
+_ONE_BY_ONE = 4  # tokens below which each token is multiplied separately
 
 MATRIX = record("multiply dequantize w s b rows columns form at")
-"""A matrix: its kernels, its bytes, which arrangement of x it takes, and where its outputs begin in a row of y."""
+"""A matrix: its kernels, its bytes, the form of x that it needs, and the offset of its outputs in a row of y."""
 MATRIX_BYTES = MATRIX.itemsize
 
 
@@ -35,7 +35,7 @@ class Matrix:
     """A stored matrix, [rows, columns].
 
     Attributes:
-        parts: addresses of weights, scales and biases (0 where there are none), or their offsets in a record.
+        parts: addresses of weights, scales and biases (0 if there are none), or their offsets in a record.
     """
 
     format: Format
@@ -44,20 +44,20 @@ class Matrix:
     parts: tuple[int, int, int]
 
     def describe(self, form: int = 0, at: int = 0) -> tuple[int, ...]:
-        """As a :data:`MATRIX`."""
+        """Returns the matrix as a :data:`MATRIX`."""
         kernels = multiply(self.format).address, dequantize(self.format).address
         return *kernels, *self.parts, self.rows, self.columns, form, at
 
 
 @kernel(9)
 def _product(matrix, base, xs, ys, weights, count, first, last, scratch):  # type: ignore[no-untyped-def]
-    """Multiplies rows first to last of a matrix with some rows of x.
+    """Multiplies the rows ``first`` to ``last`` of a matrix with rows of x.
 
     Args:
-        matrix: address of a :data:`MATRIX`; base: what its addresses begin at.
-        xs, ys: addresses of tables with the addresses of arranged rows of x, and of rows of y.
-        weights: address of a factor for each row, with which products are added to y; 0 writes them instead.
-        scratch: memory of this thread, :func:`scratch_bytes` of it.
+        matrix: address of a :data:`MATRIX`. base: base address of its parts.
+        xs, ys: addresses of tables with the addresses of reordered rows of x, and of rows of y.
+        weights: address of a factor per row. Products times this factor are added to y; with 0, products overwrite y.
+        scratch: work memory of this thread, :func:`scratch_bytes` bytes.
     """
     m = carray(pointer(matrix), 1, MATRIX)[0]
     x, y = carray(pointer(xs), count, np.int64), carray(pointer(ys), count, np.int64)
@@ -102,7 +102,10 @@ PRODUCT = _product.address
 
 
 def scratch_bytes(columns: int) -> int:
-    """Returns the scratch bytes of a product with ``columns`` weights a row; one token needs 4 more bytes a row of a ticket."""
+    """Returns the scratch bytes of a product with ``columns`` weights per row.
+
+    One token needs 4 more bytes per row of a ticket.
+    """
     return 4 * 64 + 4 * (PANEL + ROWS) * (columns + 16) + 4 * CHUNK // 8
 
 
@@ -111,7 +114,7 @@ _PRODUCTS = record("product matrices count forms form_count tokens table weights
 
 @kernel(3)
 def _chunk(arguments, ticket, scratch):  # type: ignore[no-untyped-def]
-    """A block of tokens times a chunk of rows."""
+    """Multiplies a block of tokens with a chunk of rows."""
     job = carray(pointer(arguments), 1, _PRODUCTS)[0]
     matrices = carray(pointer(job.matrices), job.count, MATRIX)
     block, left = ticket // job.chunks * BLOCK, ticket % job.chunks
@@ -144,10 +147,10 @@ def _multiply(block, arguments, arranged, arrange_job, chunk_job, x, y, weights)
 
 
 class Products:
-    """Several matrices times the same x.
+    """Products of several matrices with the same x.
 
     Args:
-        matrices: with the same number of columns.
+        matrices: matrices with the same number of columns.
     """
 
     def __init__(self, matrices: Sequence[Matrix], workers: Workers) -> None:
@@ -158,14 +161,14 @@ class Products:
         rows = [m.describe(form, at) for m, form, at in zip(matrices, forms, starts, strict=False)]
         self._matrices = np.array(rows, MATRIX)
         self._scratch, self._one = scratch_bytes(self.columns), self._job(1)
-        self._last = 1, self._one  # the last number of tokens whose job was small, and that job
+        self._last = 1, self._one  # number of tokens of the last small job, and that job
 
     def __call__(self, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> np.ndarray:
-        """Multiplies.
+        """Multiplies x with all matrices.
 
         Args:
-            x: [T, columns] float32; the numbers of a row side by side.
-            y: [T, rows] float32, likewise; written, or added to. Returned.
+            x: [T, columns] float32, with contiguous rows.
+            y: [T, rows] float32, with contiguous rows. It is overwritten, or added to, and returned.
         """
         tokens = len(x)
         if tokens == 1:
@@ -180,11 +183,11 @@ class Products:
         self._workers.call(
             _multiply, address, arranged, ARRANGE_JOB, _CHUNK_JOB, x, y, ones if add else 0, scratch=self._scratch
         )
-        del job  # it owns what the addresses point to
+        del job  # it owns the memory behind the addresses
         return y
 
     def _job(self, tokens: int) -> tuple[int, int, int, list[Any]]:
-        """Returns the addresses of a job, of ones for each token and of x in its forms; and what owns their memory."""
+        """Returns the addresses of a job and of its arguments, with the owners of their memory."""
         chunk = max(8, CHUNK // self.columns // 8 * 8) if tokens < _ONE_BY_ONE else PANEL
         arranged = Arranged(self._formats, self.columns, tokens)
         ones, table = np.ones(tokens, np.float32), np.empty(tokens, np.int64)

@@ -1,4 +1,4 @@
-"""Softmax over the experts and the K largest."""
+"""Routes tokens: softmax over the experts, and the K largest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ f32 = np.float32
 
 @function(MATRIX, types.boolean, types.int64[:, ::1], MATRIX)
 def route(logits, normalize, ids, weights):  # type: ignore[no-untyped-def]
-    """The K likeliest experts of each token, the likeliest first, and their weights.
+    """Chooses the K most probable experts of each token, in descending order, and their weights.
 
     Args:
-        logits: [T, E] float32, used up. normalize: whether the K weights sum to one.
-        ids: [T, K] int64, written; weights: [T, K] float32, written. NaN logits give NaN weights.
+        logits: [T, E] float32, overwritten. normalize: whether the K weights sum to one.
+        ids: [T, K] int64, an output. weights: [T, K] float32, an output. NaN logits give NaN weights.
     """
     for t in range(ids.shape[0]):
         row, k = logits[t], ids.shape[1]
@@ -37,4 +37,4 @@ def route(logits, normalize, ids, weights):  # type: ignore[no-untyped-def]
             chosen += row[best]
             row[best] = f32(-1)
         for i in range(k):
-            weights[t, i] = total if total != total else weights[t, i] / (chosen if normalize else total)  # NaN stays
+            weights[t, i] = total if total != total else weights[t, i] / (chosen if normalize else total)  # keeps NaN

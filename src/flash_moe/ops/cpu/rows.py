@@ -1,4 +1,4 @@
-"""The kernels of a format as C functions: rows times a vector, rows as float32, and x in their order of weights."""
+"""The kernels of a format as C functions: multiply rows with a vector, dequantise rows, and reorder x."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def _dequantize(typing, dtype, bits, group_size, mode, scaled, w, s, b, columns,
 
 
 def _factor(e: Emitter, address: Any) -> Any:
-    """Returns what products are to be multiplied with, from a global scale."""
+    """Returns the factor for products from a global scale."""
     return e.builder.fdiv(e.load(FLOAT, address, 4), ir.Constant(FLOAT, GLOBAL_SCALE))
 
 
-# Bytes ahead that are asked for. On a Xeon with 10 GB/s a core this doubles what the kernels read from memory; half as far
-# helps less.
+# Prefetch distance in bytes. On a Xeon with 10 GB/s per core, it doubles the speed of reads from memory; half of this
+# distance helps less.
 _AHEAD, _SCALES_AHEAD = 4096, 512
 
 
 class _Part:
-    """Blocks of a row that have the same number of lanes."""
+    """Consecutive blocks of a row with the same number of lanes."""
 
     def __init__(self, e: Emitter, fmt: Format, lanes: int, blocks: Any, before: Any, row: tuple[Any, ...]) -> None:
         nbytes, count = fmt.pack
@@ -85,7 +85,7 @@ class _Part:
 
 
 def _parts(e: Emitter, fmt: Format, w: Any, s: Any, b: Any, columns: Any, r: Any) -> list[_Part]:
-    """Returns a row as blocks of 16 lanes, and as the smaller ones behind them."""
+    """Returns the parts of a row: blocks of 16 lanes, and smaller ones at the end."""
     builder, (_, count) = e.builder, fmt.pack
     if fmt.bits:
         scales = builder.mul(builder.mul(builder.sdiv(columns, I64(fmt.group_size)), r), I64(ITEM_SIZES[fmt.dtype]))
@@ -105,7 +105,7 @@ def _parts(e: Emitter, fmt: Format, w: Any, s: Any, b: Any, columns: Any, r: Any
 
 
 def _dot(e: Emitter, fmt: Format, part: _Part, x: Any, sums: Any) -> Any:
-    """Returns a part of a row times x."""
+    """Returns the product of a part of a row with x."""
     nbytes, count = fmt.pack
     lanes, kind = part.lanes, vector(FLOAT, part.lanes)
     total = e.variable(kind)
@@ -133,13 +133,13 @@ def _dot(e: Emitter, fmt: Format, part: _Part, x: Any, sums: Any) -> Any:
 
 
 def _spread(e: Emitter, fmt: Format, part: _Part, scales: Any, block: Any) -> Any:
-    """Returns the scales (or biases) of a block, each in the lanes of its group."""
+    """Returns the scales (or biases) of a block, each repeated in the lanes of its group."""
     size = ITEM_SIZES[fmt.dtype]
     return e.spread(fmt.scales(e, e.offset(scales, block, size * part.scales), part.scales), part.lanes)
 
 
 def _expand(e: Emitter, fmt: Format, part: _Part, out: Any, factor: Any) -> None:
-    """Stores a part of a row as float32, in the order of blocks; scales are multiplied with a factor where there is one."""
+    """Stores a part of a row as float32 in the order of blocks, with scales multiplied by a factor if there is one."""
     nbytes, count = fmt.pack
     lanes, factors = part.lanes, [2.0**shift for shift in fmt.shifts]
     out = e.offset(out, part.before, 4 * count)
@@ -162,7 +162,7 @@ def _expand(e: Emitter, fmt: Format, part: _Part, out: Any, factor: Any) -> None
 
 @intrinsic(prefer_literal=True)
 def tile(typing, rows, tokens, w, stride, x, columns, out):  # type: ignore[no-untyped-def]
-    """out [tokens, rows] float32 = x · Wᵀ, for arranged rows ``stride`` bytes apart at w, and the addresses of x at ``x``."""
+    """Computes out [tokens, rows] float32 = x · Wᵀ for reordered rows at w, ``stride`` bytes apart."""
     row_count, token_count = rows.literal_value, tokens.literal_value
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -188,7 +188,9 @@ def tile(typing, rows, tokens, w, stride, x, columns, out):  # type: ignore[no-u
 
 @intrinsic(prefer_literal=True)
 def mix(typing, tokens, vectors, p, p_stride, values, stride, count, out, out_stride):  # type: ignore[no-untyped-def]
-    """out [tokens, vectors · WIDTH] float32 = p [tokens, count] · values [count, vectors · WIDTH]; strides in bytes."""
+    """Computes out [tokens, vectors · WIDTH] = p [tokens, count] · values [count, vectors · WIDTH]; strides are in
+    bytes.
+    """
     token_count, vector_count = tokens.literal_value, vectors.literal_value
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -215,7 +217,7 @@ def mix(typing, tokens, vectors, p, p_stride, values, stride, count, out, out_st
 
 @intrinsic
 def pointer(typing, address):  # type: ignore[no-untyped-def]
-    """An address as a pointer, for ``carray``."""
+    """Converts an address to a pointer, for ``carray``."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
@@ -225,7 +227,9 @@ def pointer(typing, address):  # type: ignore[no-untyped-def]
 
 @cache
 def multiply(fmt: Format) -> Any:
-    """Returns rows(w, s, b, columns, x, sums, y, first, last): y[first:last] of the product with an arranged x."""
+    """Returns a function rows(w, s, b, columns, x, sums, y, first, last), which computes y[first:last] from a reordered
+    x.
+    """
     dtype, bits, group_size, mode, scaled = astuple(fmt)
 
     @kernel(9)
@@ -237,7 +241,7 @@ def multiply(fmt: Format) -> Any:
 
 @cache
 def dequantize(fmt: Format) -> Any:
-    """Returns rows(w, s, b, columns, out, stride, first, last): those rows as arranged float32, ``stride`` bytes apart."""
+    """Returns a function rows(w, s, b, columns, out, stride, first, last), which dequantises rows to reordered float32."""
     dtype, bits, group_size, mode, scaled = astuple(fmt)
 
     @kernel(8)
@@ -249,7 +253,7 @@ def dequantize(fmt: Format) -> Any:
 
 @kernel(4)
 def _arrange(order, columns, source, target):  # type: ignore[no-untyped-def]
-    """Writes x [columns] in the order of a format, and its sums lane by lane behind it.
+    """Writes x [columns] in the order of a format, followed by its sums per lane.
 
     Args:
         order: address of :meth:`Format.arrangement`.
@@ -258,7 +262,7 @@ def _arrange(order, columns, source, target):  # type: ignore[no-untyped-def]
     shape = carray(pointer(order), 16, np.int64)
     width, packs, count, main, block, tail = shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]
     x, out = carray(pointer(source), columns, np.float32), carray(pointer(target), width, np.float32)
-    if block == 0:  # plain weights: as it is, up to a whole vector
+    if block == 0:  # plain weights: in the same order, padded to a whole vector
         for i in range(width):
             out[i] = x[i] if i < columns else np.float32(0)
         return

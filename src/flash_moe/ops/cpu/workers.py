@@ -1,8 +1,9 @@
-"""Threads that share the tickets of a job, and stay awake for a while after it.
+"""Threads that share the tickets of a job, and spin for a while before they sleep.
 
-A job is a C function ``(arguments, ticket, scratch)`` and a number of tickets; scratch is memory of the thread. Threads
-take one ticket after the other. A thread whose core is busy with something else delays nobody, except by the ticket that
-it holds. The number of tickets left and the number of the job are one word, so a thread that comes too late takes nothing.
+A job is a C function ``(arguments, ticket, scratch)`` and a number of tickets; scratch is work memory of the thread.
+Threads take one ticket after the other. If the core of a thread is busy with another program, it delays only the ticket
+that the thread holds. The number of remaining tickets and the number of the job are in one word, so a late thread
+cannot take a ticket of another job.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from .compiling import function, helper
 from .memory import aligned
 
 _WORD, _TICKETS, _FUNCTION, _ARGUMENTS, _DONE, _STOP = 0, 64, 72, 80, 128, 192
-_SCRATCH, _SCRATCH_BYTES = 88, 96  # bytes from the start of a block
+_SCRATCH, _SCRATCH_BYTES = 88, 96  # offsets in bytes from the start of a block
 _LEFT = (1 << 32) - 1
-_SPINS = 20_000  # rounds of waiting before a thread sleeps, about a millisecond
-_YIELD = 32  # rounds between offers of the core to others
+_SPINS = 20_000  # rounds of spinning before a thread sleeps, about a millisecond
+_YIELD = 32  # rounds between yields of the core
 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -38,7 +39,7 @@ def _scratch(block: int, thread: int) -> int:
 
 @helper
 def _take(block: int, thread: int) -> bool:
-    """Does a ticket, if there is one."""
+    """Processes a ticket, if there is one."""
     word = atomic.load(block + _WORD)
     left = word & _LEFT
     if left == 0:
@@ -53,7 +54,7 @@ def _take(block: int, thread: int) -> bool:
 
 @helper
 def run(block: int, function: int, arguments: int, tickets: int) -> None:
-    """Does all tickets of a job, with the help of the threads that are awake."""
+    """Processes all tickets of a job, together with the threads that are awake."""
     if tickets == 1:
         atomic.call3(function, arguments, 0, _scratch(block, 0))
         return
@@ -75,7 +76,7 @@ def run(block: int, function: int, arguments: int, tickets: int) -> None:
 
 @function(types.int64, types.int64)
 def _serve(block: int, thread: int) -> None:
-    """Does tickets until there have been none for a while."""
+    """Processes tickets until there have been none for a while."""
     rounds = 0
     while rounds < _SPINS and atomic.load(block + _STOP) == 0:
         if _take(block, thread):
@@ -88,10 +89,10 @@ def _serve(block: int, thread: int) -> None:
 
 
 class Workers:
-    """A pool; jobs of several callers take turns.
+    """A thread pool. Jobs of several callers take turns.
 
     Args:
-        threads: that work on a job, the caller's included.
+        threads: number of threads for a job, including that of the caller.
     """
 
     def __init__(self, threads: int) -> None:
@@ -104,10 +105,10 @@ class Workers:
             threading.Thread(target=_live, args=(self._sleep, thread), name="flash-moe-cpu", daemon=True).start()
 
     def call(self, function: Callable[..., Any], *arguments: Any, scratch: int = 0) -> None:
-        """Calls ``function(block, *arguments)``, a Numba function that may :func:`run` jobs.
+        """Calls ``function(block, *arguments)``, a Numba function that can :func:`run` jobs.
 
         Args:
-            scratch: bytes that each thread needs for itself.
+            scratch: bytes of work memory per thread.
         """
         with self._turn:
             if scratch > self._scratch_bytes:
@@ -128,7 +129,7 @@ class Workers:
 
 
 class _Sleep:
-    """The place where idle threads wait; it keeps the block alive while a thread looks at it."""
+    """The lock that idle threads wait for. It keeps the block alive while a thread reads it."""
 
     def __init__(self) -> None:
         self.words = aligned(32, dtype=np.int64)
@@ -148,7 +149,7 @@ class _Sleep:
         self.wake()
 
     def wait(self) -> bool:
-        """Sleeps until there may be work; False where there never will."""
+        """Sleeps until there may be work. Returns False after the pool was closed."""
         with self._lock:
             if self.words[_STOP // 8]:
                 return False
@@ -164,13 +165,13 @@ def _live(sleep: _Sleep, thread: int) -> None:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, counted once where they run several threads."""
+    """Returns the number of physical cores that this process may use."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return max(1, len({_siblings(cpu) for cpu in usable}))
 
 
 def _siblings(cpu: int) -> str:
-    """Returns the threads of a core's, as Linux names them; ``cpu`` itself where nobody knows."""
+    """Returns Linux's list of the hardware threads of a core, or ``cpu`` itself if it is unknown."""
     try:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
     except OSError:
@@ -182,8 +183,8 @@ _lock = threading.Lock()
 
 
 def workers(threads: int | None = None) -> Workers:
-    """Returns the pool of that many threads, one per physical core for None, which all who ask share as long as one
-    keeps it.
+    """Returns the shared pool with this many threads; None means one thread per physical core. It lives as long as it
+    is used.
     """
     count = physical_cores() if threads is None else threads
     with _lock:
