@@ -64,8 +64,8 @@ def write(
         weights = PUBLISHED[name](weights) if published else weights
         names = sorted(weights)
         for i in range(shards):
-            file = folder / f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-            mx.save_safetensors(str(file), {name: weights[name] for name in names[i::shards]})
+            file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
+            mx.save_safetensors(str(folder / file), {name: weights[name] for name in names[i::shards]})
     else:
         utils.save_model(folder, model)
     (folder / "config.json").write_text(json.dumps(config))

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from foreign_checkpoints import LAYOUTS, content, save, write_foreign, write_fused_fp8
+from foreign_layouts import LAYOUTS, content, save, write_foreign, write_fused_fp8
 
 from flash_moe import CheckpointError, Model
 from flash_moe.packing.convert import convert

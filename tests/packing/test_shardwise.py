@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from conversions import contents
-from foreign_checkpoints import write_foreign
+from foreign_layouts import write_foreign
 from hub_server import HubServer
 from random_checkpoint import text_config, write_checkpoint
 from shard_conversions import killed, on_little_disk, publish, served_hub  # noqa: F401

@@ -45,19 +45,19 @@ def read_arrays(checkpoint: Checkpoint) -> dict[str, mx.array]:
             stored = {}
         for name, info in checkpoint.resident.items():
             if info.file == file:
-                array = stored[info.name] if info.name in stored else _read(info)
+                array = stored[info.name] if info.name in stored else mx.array(read_bytes(info))
                 if array.dtype != DTYPES[info.dtype]:
                     array = array.view(DTYPES[info.dtype])
                 arrays[name] = array.reshape(-1 if isinstance(info, IntegerPart) else info.shape)
     return arrays
 
 
-def _read(info: TensorInfo) -> mx.array:
-    """Reads a tensor from its file immediately."""
+def read_bytes(info: TensorInfo) -> np.ndarray:
+    """Reads the bytes of a tensor from its file immediately. Raises CheckpointError if they cannot be read."""
     try:
         words = np.fromfile(info.file, np.uint8, info.nbytes, offset=info.offset)
     except OSError as error:
         raise CheckpointError(f"{info.file} cannot be read: {error}") from error
     if words.nbytes != info.nbytes:
         raise CheckpointError(f"{info.file} ends within {info.name!r}; the file is truncated: download it again")
-    return mx.array(words).view(DTYPES[info.dtype]).reshape(info.shape)
+    return words

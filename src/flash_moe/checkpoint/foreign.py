@@ -94,7 +94,9 @@ def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None
 
 def _mode(weight: TensorInfo, scales: TensorInfo) -> str | None:
     """Returns the mode of MLX with the same meaning of the bytes; None if there is none."""
-    if not weight.shape or not scales.shape or weight.shape[-1] % 4 or scales.dtype not in ("U8", "F8_E4M3", "F8_E8M0"):
+    if not scales.shape or weight.shape[:-1] != scales.shape[:-1] or weight.shape[-1] % 4:
+        return None
+    if scales.dtype not in ("U8", "F8_E4M3", "F8_E8M0"):
         return None
     codes = {"U8": 4, "F8_E4M3": 8}.get(weight.dtype, 0)
     nbytes = {mode: bits * size // 8 for mode, (bits, size) in MODES.items() if bits == codes}  # numbers of a group

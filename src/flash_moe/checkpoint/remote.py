@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,21 +72,70 @@ def local_or_headers(model: str, *, revision: str | None = None) -> Iterator[tup
         yield Path(local), None
 
 
-class Shards:
+class ShardFolder(ABC):
+    """A folder with weight files on request. The other files are sparse files with their headers.
+
+    Attributes:
+        folder: the folder.
+        store: the folder for the files that are present.
+        sizes: size of each file in bytes, by name.
+        headers_of: the bytes of each file before its data, by name.
+    """
+
+    folder: Path
+    store: Path
+    sizes: Mapping[str, int]
+    headers_of: Mapping[str, bytes]
+
+    @abstractmethod
+    def number(self, name: str) -> int:
+        """Returns the index of a weight file in the sorted list."""
+
+    @abstractmethod
+    def get(self, names: Sequence[str]) -> None:
+        """Adds these files to the store."""
+
+    def keep_in(self, beside: Callable[[str], Path]) -> None:
+        """Selects the folder for files; ``beside`` creates a folder with a name."""
+        self.store = beside("source")
+
+    def space(self, names: Collection[str]) -> int:
+        """Returns the bytes that these files need on the disk."""
+        return sum(self.sizes[name] for name in names)
+
+    def bring(self, names: Collection[str]) -> None:
+        """Removes other weight files and gets these. Complete and partial files are reused.
+
+        Raises:
+            HubError: a file could not be downloaded; call again to continue.
+        """
+        for path in self.store.iterdir():
+            if path.name.removesuffix(_PARTIAL) not in names:
+                if path.name in self.sizes:
+                    self.make_hole(path.name)
+                path.unlink()
+        self.get([name for name in sorted(names) if not (self.store / name).exists()])
+        for name in names:
+            (self.folder / name).unlink()
+            (self.folder / name).symlink_to(self.store / name)
+
+    def make_hole(self, name: str) -> None:
+        """Replaces a file of the folder by a sparse file with its header."""
+        hole = self.folder / name
+        hole.unlink(missing_ok=True)
+        hole.write_bytes(self.headers_of[name])
+        os.truncate(hole, self.sizes[name])
+
+
+class Shards(ShardFolder):
     """The weight files of a repository, which are downloaded on request.
 
     Args:
         repo, revision, token: as for :func:`.hub.resolve`. All files come from the current commit of the revision.
 
-    Attributes:
-        sizes: size of each weight file in bytes, by name.
-        store: the folder for downloaded files.
-
     Raises:
         HubError: the repository could not be read.
     """
-
-    store: Path
 
     def __init__(self, repo: str, *, revision: str | None, token: str | bool | None) -> None:
         self._repo, self._commit = repo, commit_of(repo, revision=revision, token=token)
@@ -104,36 +154,17 @@ class Shards:
 
     @contextmanager
     def headers(self) -> Iterator[Path]:
-        """Yields a folder with all text files and weight files. A weight file is complete if :meth:`bring` downloaded
-        it; otherwise it is a sparse file with its header."""
+        """Yields the folder, with all text files and weight files."""
         with TemporaryDirectory(prefix="flash-moe-headers-") as folder:
-            self._folder = Path(folder)
-            self._source.copy_all(self._files, self._folder)
-            self._holes = {name: _header(self._folder / name) for name in self._names}
-            yield self._folder
+            self.folder = Path(folder)
+            self._source.copy_all(self._files, self.folder)
+            self.headers_of = {name: _header(self.folder / name) for name in self._names}
+            yield self.folder
 
-    def bring(self, names: Collection[str]) -> None:
-        """Removes other weight files and downloads these. Complete and partial files are reused.
-
-        Raises:
-            HubError: a file could not be downloaded; call again to continue.
-        """
-        for path in self.store.iterdir():
-            if path.name.removesuffix(_PARTIAL) not in names:
-                self._unlink(path)
-        for name in sorted(names):
-            if not (self.store / name).exists():
-                self._download(name)
-            (self._folder / name).unlink()
-            (self._folder / name).symlink_to(self.store / name)
-
-    def _unlink(self, path: Path) -> None:
-        if path.name in self._holes:
-            hole = self._folder / path.name
-            hole.unlink()
-            hole.write_bytes(self._holes[path.name])
-            os.truncate(hole, self.sizes[path.name])
-        path.unlink()
+    def get(self, names: Sequence[str]) -> None:
+        """Downloads these files. Partial files are reused. Raises HubError if a download fails."""
+        for name in names:
+            self._download(name)
 
     def _download(self, name: str) -> None:
         temporary, size = self.store / f"{name}{_PARTIAL}", self.sizes[name]

@@ -26,6 +26,7 @@ from .descriptions import file_checksum, save_arrays, write_descriptions
 from .requantize import Rounding, changed_projections, requantize
 from .shardwise import convert_shardwise
 from .staging import Staging
+from .translated import LocalFiles, needs_translation
 
 _log = logging.getLogger(__name__)
 _GROUP_BYTES = 64 << 20  # source bytes of records that are converted together
@@ -111,7 +112,10 @@ def convert(
     except HubError:
         if keep or calibration is not None:
             raise
-        shards = Shards(os.fspath(source), revision=revision, token=token)
+        shards: Shards | LocalFiles = Shards(os.fspath(source), revision=revision, token=token)
+    else:
+        shards = LocalFiles(folder)
+    if calibration is None and (isinstance(shards, Shards) or needs_translation(folder)):
         with following(progress) as report:
             return convert_shardwise(shards, destination, widths, rounding, options, part, report)
     opened = open_source(folder, widths, rounding, part)

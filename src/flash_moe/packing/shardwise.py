@@ -20,7 +20,7 @@ import numpy as np
 
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.records import Extent
-from ..checkpoint.remote import Shards
+from ..checkpoint.remote import ShardFolder, Shards
 from ..errors import CheckpointError
 from ..progress import Callback, Progress
 from ..record import Part
@@ -29,6 +29,7 @@ from .conversion import Widths, open_source, warnings
 from .descriptions import file_checksum, save_arrays, write_descriptions
 from .requantize import Rounding, changed_projections, rewritten
 from .staging import Staging
+from .translated import LocalFiles, Translation, needs_translation
 
 Files = frozenset[str]
 
@@ -48,7 +49,7 @@ class _Work:
 
 
 def convert_shardwise(
-    shards: Shards,
+    shards: Shards | LocalFiles,
     destination: Path,
     widths: Widths,
     rounding: Rounding,
@@ -66,8 +67,13 @@ def convert_shardwise(
     """
     staging = Staging(destination, shards.identity() | dict(options))
     try:
-        with shards.headers() as folder:
-            conversion = _Conversion(shards, folder, staging, widths, rounding, share, progress)
+        with ExitStack() as stack:
+            folder = stack.enter_context(shards.headers())
+            files: ShardFolder | LocalFiles = shards
+            if needs_translation(folder):
+                files = translation = Translation(shards, folder)
+                folder = stack.enter_context(translation.headers())
+            conversion = _Conversion(files, folder, staging, widths, rounding, share, progress)
             with staging.writing():
                 conversion.run()
             return warnings(conversion.source.records.layouts, conversion.target)
@@ -78,7 +84,7 @@ def convert_shardwise(
 class _Conversion:
     def __init__(
         self,
-        shards: Shards,
+        shards: ShardFolder | LocalFiles,
         folder: Path,
         staging: Staging,
         widths: Widths,
@@ -100,11 +106,11 @@ class _Conversion:
 
     def run(self) -> None:
         works = self._works()
-        most = max(sum(self.shards.sizes[name] for name in files) for files in works)
+        most = max(self.shards.space(files) for files in works)
         self.staging.require_space(self.total + most)
         self.staging.begin()
         self.layers, self.matrices = self.staging.beside("layers"), self.staging.beside("matrices")
-        self.shards.store = self.staging.beside("source")
+        self.shards.keep_in(self.staging.beside)
         for done, files in enumerate(sorted(works, key=sorted), start=1):
             note = "shards-" + "-".join(str(self.shards.number(name)) for name in sorted(files))
             if not self.staging.noted(note):

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...checkpoint.foreign import foreign_section
 from ...checkpoint.packed import Manifest
 from ...checkpoint.records import RecordTable
 from ...dtypes import DTYPES
@@ -17,6 +18,7 @@ from ...errors import ArgumentError, CheckpointError, ConfigError
 from ...experts.opening import ExpertIO, open_store
 from ...experts.store import ExpertStore
 from ...formats import Quantization
+from ..config_json import read_config
 from .headers import experts_per_token, tensors
 from .library import expert_modules, module, modules_of
 from .stored_arrays import Key, Place, StoredArray, layer_records
@@ -199,8 +201,9 @@ def _checked(name: str, source: Found | None, array: mx.array, folder: Path) -> 
     if source is None:
         raise CheckpointError(f"{name} is in no file of {folder}; {_CONVERT}")
     if isinstance(source, Computed):
+        remedy = _CONVERT if foreign_section(read_config(folder)) is None else "run `flash-moe convert` first"
         raise CheckpointError(
-            f"mlx-lm computes {name} while loading {folder} ({source.operation}), so it cannot be streamed; {_CONVERT}"
+            f"mlx-lm computes {name} while loading {folder} ({source.operation}), so it cannot be streamed; {remedy}"
         )
     if source.shape != array.shape or not _fits(source.dtype, array.dtype):
         info = source.slices[0].info

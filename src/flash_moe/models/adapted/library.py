@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ...checkpoint.foreign import foreign_section
+from ...checkpoint.names import module_path
 from ...checkpoint.packed import MANIFEST, Manifest
 from ...dtypes import DTYPES
 from ...errors import CheckpointError, ConfigError
+from ...formats import GLOBAL_SCALE
 from ..config_json import read_config
 
 OLDEST = (0, 32, 2)  # the first version with infer_quant_config, global scales and caches with a state
@@ -59,7 +62,7 @@ def load_lazily(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[str
         ConfigError, CheckpointError: mlx-lm cannot build or load the network.
     """
     utils, manifest = module("utils"), Manifest.load(folder)
-    classes = utils._get_classes if manifest is None else partial(_with_made_up_experts, manifest)
+    classes = _with_all_parts if manifest is None else partial(_with_made_up_experts, manifest)
     found: tuple[Any, dict[str, Any]] = utils.load_model(
         folder, lazy=True, model_config=dict(changed), get_model_classes=classes
     )
@@ -75,11 +78,53 @@ def load_checked(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[st
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         if (section := foreign_section(read_config(folder))) is not None:
-            reason = (
-                f"it is quantised by {section['quant_method']!r}, which flash_moe converts for its own networks only; use a "
-                f"checkpoint that mlx_lm.convert has written ({reason:.200})"
-            )
+            reason = f"it is quantised by {section['quant_method']!r}; run `flash-moe convert` first ({reason:.200})"
         raise CheckpointError(f"mlx-lm cannot load {folder}: {reason:.500}") from error
+
+
+def _with_all_parts(config: dict[str, Any]) -> tuple[type, type]:
+    """Returns the classes of a network that arranges scales as it arranges weights, where its ``sanitize`` forgets them."""
+    model_class, args_class = module("utils")._get_classes(config)
+    if not config.get("quantization") or not hasattr(model_class, "sanitize"):
+        return model_class, args_class
+
+    def sanitize(self: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        arranged, found = model_class.sanitize, dict(weights)
+        found = arranged(self, found)
+        for part in ("scales", "biases", "global_scale"):
+            modules = {name.removesuffix(f".{part}") for name in found if name.endswith(f".{part}") and name in weights}
+            left = {m: f"{m}.{part}" for m in modules if f"{m}.weight" in weights and f"{m}.weight" not in found}
+            if not left:
+                continue
+            others = {name: array for name, array in weights.items() if name not in left.values()}
+            moved = arranged(self, others | {f"{m}.weight": weights[name] for m, name in left.items()})
+            found = {name: array for name, array in found.items() if name not in left.values()}
+            for name, array in moved.items():
+                if (old := found.get(name)) is not None and (old.shape, old.dtype) != (array.shape, array.dtype):
+                    found[f"{module_path(name)}.{part}"] = array
+        _multiply_in(self, found)
+        return found
+
+    return type(model_class.__name__, (model_class,), {"sanitize": sanitize}), args_class
+
+
+def _multiply_in(model: Any, weights: dict[str, mx.array]) -> None:
+    """Makes floats of NVFP4 matrices with a global scale where mlx-lm's module takes none.
+
+    MLX cannot trace the conversion from e4m3, so scales are looked up in a table; the numbers are those of mxfp4.
+    """
+    e4m3 = mx.array(np.array(mx.from_fp8(mx.arange(256, dtype=mx.uint8), dtype=mx.float32)))
+    takes = module("utils")._takes_global_scale
+    modules = dict(model.named_modules())
+    for path in [name.removesuffix(".global_scale") for name in weights if name.endswith(".global_scale")]:
+        if path not in modules or not hasattr(modules[path], "to_quantized") or takes(modules[path]):
+            continue
+        factor = weights.pop(f"{path}.global_scale") / GLOBAL_SCALE
+        words, scales = weights.pop(f"{path}.weight"), weights.pop(f"{path}.scales")
+        ones = mx.full((*words.shape[:-1], words.shape[-1] // 4), 127, mx.uint8)  # 2 to the power of 0
+        numbers = mx.dequantize(words, ones, mode="mxfp4", dtype=mx.float32).reshape(*scales.shape, 16)
+        floats = numbers * e4m3[scales][..., None] * factor
+        weights[f"{path}.weight"] = floats.reshape(*scales.shape[:-1], -1).astype(mx.bfloat16)
 
 
 def _with_made_up_experts(manifest: Manifest, config: dict[str, Any]) -> tuple[type, type]:

@@ -1,0 +1,239 @@
+"""A checkpoint that another library has quantised, as one that mlx-lm takes: weight files are translated when they are needed.
+
+mlx-lm's networks arrange weights by their names. So each tensor gets the name and form that MLX has for it: FP8 becomes bfloat16,
+all other numbers stay as they are. A translated file holds the matrices whose tensors lie in the same files of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+
+from ..checkpoint.arrays import read_bytes
+from ..checkpoint.folder import INDEX
+from ..checkpoint.foreign import adopted, foreign_section, mlx_global_scale
+from ..checkpoint.integers import IntegerForm, IntegerPart
+from ..checkpoint.names import module_path
+from ..checkpoint.quantization import QuantizationMap, StatedQuantization
+from ..checkpoint.remote import ShardFolder, Shards
+from ..checkpoint.safetensors import DTYPE_BITS, TensorInfo, build_header
+from ..dtypes import DTYPES
+from ..errors import CheckpointError
+from ..formats import FP8_BLOCK
+from ..models import is_adapted
+from ..models.adapted.headers import tensors
+from ..models.config_json import read_config
+from ..ops.foreign_weights import affine_of, from_fp8
+from .requantize import as_bytes
+
+Forms: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
+_SECTIONS = ("quantization_config", "compression_config")
+_OTHER_NAMES = (INDEX, "config.json", "hf_quant_config.json")
+
+
+def needs_translation(folder: Path) -> bool:
+    """Returns whether a checkpoint of an mlx-lm family was quantised by another library."""
+    return is_adapted(folder) and foreign_section(read_config(folder)) is not None
+
+
+class LocalFiles:
+    """A folder of this machine in the place of :class:`.remote.Shards`: all of its files are here."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names = sorted(file.name for file in folder.glob("*.safetensors"))
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells this source from others."""
+        states = {
+            file.name: [file.stat().st_size, file.stat().st_mtime_ns]
+            for file in (self._folder / name for name in ("config.json", *self._names))
+        }
+        return {"source": str(self._folder.resolve()), "files": states}
+
+    def number(self, name: str) -> int:
+        return self._names.index(name)
+
+    @contextmanager
+    def headers(self) -> Iterator[Path]:
+        yield self._folder
+
+    def keep_in(self, beside: Callable[[str], Path]) -> None:
+        """Does nothing: no file is fetched."""
+
+    def space(self, names: Collection[str]) -> int:
+        return 0
+
+    def bring(self, names: Collection[str]) -> None:
+        """Does nothing: the files are here."""
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """What is translated together: a matrix and its scales, or any other tensor.
+
+    Attributes:
+        parts: by the name that MLX has for them.
+    """
+
+    weight: str
+    parts: Mapping[str, TensorInfo]
+
+    @property
+    def files(self) -> frozenset[str]:
+        return frozenset(info.file.name for info in self.parts.values())
+
+    @property
+    def _is_fp8(self) -> bool:
+        return len(self.parts) > 1 and self.parts[self.weight].dtype == "F8_E4M3"
+
+    @property
+    def forms(self) -> Forms:
+        """The forms of the translation. CheckpointError where there is none."""
+        if self._is_fp8:
+            weight = self.parts[self.weight]
+            (scales,) = (info for name, info in self.parts.items() if name != self.weight)
+            *experts, rows, columns = weight.shape
+            allowed = [(-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)), (rows, 1), (1, 1)]
+            if scales.shape not in (*([] if experts else [(1,)]), *((*experts, *shape) for shape in allowed)):
+                raise CheckpointError(
+                    f"{scales.file}: {scales.name!r} has scales of shape {list(scales.shape)} for weights "
+                    f"of {list(weight.shape)}, expected one for each block of 128 × 128, row or matrix; convert a bf16 one"
+                )
+            return {self.weight: ("BF16", weight.shape)}
+        scalar = [name for name in self.parts if name.endswith(".global_scale")]
+        return {
+            name: (info.dtype, () if name in scalar and info.shape == (1,) else info.shape)
+            for name, info in self.parts.items()
+        }
+
+    def translated(self) -> Iterator[Any]:
+        """The content of the tensors of :attr:`forms`, as buffers."""
+        stored = {name: mx.array(read_bytes(info)) for name, info in self.parts.items()}
+        weight = self.parts[self.weight]
+        if self._is_fp8:
+            (scales,) = (n for n in self.parts if n != self.weight)
+            dtype, shape = DTYPES[self.parts[scales].dtype], self.parts[scales].shape
+            codes = stored[self.weight].reshape(-1, *weight.shape[-2:])
+            each = stored[scales].view(dtype).reshape(len(codes), *(shape[-2:] if len(shape) > 1 else (1, 1)))
+            for matrix, factors in zip(codes, each, strict=True):
+                yield as_bytes(from_fp8(matrix, factors)).data
+        elif isinstance(weight, IntegerPart):
+            words, steps, zeros = (
+                stored[name].view(DTYPES[dtype]).reshape(1, -1)
+                for name, dtype in zip(self.parts, ("U32", list(self.parts.values())[1].dtype, "U32"), strict=True)
+            )
+            form = weight.form
+            for array in affine_of(form.order, form.bits, form.zero, weight.shape[0], words, steps, zeros):
+                yield as_bytes(array[0]).data
+        else:
+            for name, array in stored.items():
+                if name.endswith(".global_scale"):
+                    array = mlx_global_scale(self.parts[name].name, array.view(mx.float32))
+                yield as_bytes(array).data
+
+
+class Translation(ShardFolder):
+    """The weight files of a checkpoint translated; counterpart of :class:`.remote.Shards`.
+
+    Args:
+        source: the files.
+        folder: with their headers.
+
+    Raises:
+        CheckpointError: the weights are stored in a way that MLX has no form for.
+    """
+
+    def __init__(self, source: Shards | LocalFiles, folder: Path) -> None:
+        self._source, self._from = source, folder
+        raw = read_config(folder)
+        form = IntegerForm.of(foreign_section(raw) or {})
+        self._matrices: dict[str, list[_Matrix]] = {}
+        matrices = _matrices(adopted(tensors(folder), form))
+        for matrix in sorted(matrices, key=lambda m: m.weight):
+            numbers = "_".join(f"{number:05d}" for number in sorted(map(source.number, matrix.files)))
+            self._matrices.setdefault(f"model-{numbers}.safetensors", []).append(matrix)
+        self._config = _plain(raw)
+        quantized = next((m for m in matrices if len(m.parts) > 1 and len(m.forms) > 1), None)
+        if quantized is not None:
+            weight, scales = list(quantized.parts.values())[:2]
+            stated = StatedQuantization(None if form is None else form.bits, None)
+            q = QuantizationMap(stated, {}, shapes_decide=True).of([], weight, scales)
+            self._config["quantization"] = q.to_json() | {"mode": q.mode}
+        forms = {n: {p: form for m in mine for p, form in m.forms.items()} for n, mine in self._matrices.items()}
+        self.headers_of = {name: build_header(mine, metadata={"format": "pt"}) for name, mine in forms.items()}
+        self.sizes = {
+            name: len(self.headers_of[name]) + sum(math.prod(s) * DTYPE_BITS[d] // 8 for d, s in mine.values())
+            for name, mine in forms.items()
+        }
+
+    def number(self, name: str) -> int:
+        return [*self._matrices].index(name)
+
+    @contextmanager
+    def headers(self) -> Iterator[Path]:
+        """Within, a folder as :meth:`.Shards.headers` has it."""
+        with TemporaryDirectory(prefix="flash-moe-translated-") as folder:
+            self.folder = Path(folder)
+            for file in self._from.iterdir():
+                if file.is_file() and file.suffix != ".safetensors" and file.name not in _OTHER_NAMES:
+                    shutil.copyfile(file, self.folder / file.name)
+            (self.folder / "config.json").write_text(json.dumps(self._config))
+            for name in self._matrices:
+                self.make_hole(name)
+            yield self.folder
+
+    def keep_in(self, beside: Callable[[str], Path]) -> None:
+        """Has files kept in folders that ``beside`` makes for a name."""
+        self.store = beside("translated")
+        self._source.keep_in(beside)
+
+    def space(self, names: Collection[str]) -> int:
+        """Returns the bytes on the disk while these files are here, with those they are made of."""
+        return super().space(names) + self._source.space(self._sources(names))
+
+    def get(self, names: Sequence[str]) -> None:
+        """Makes these files."""
+        self._source.bring(self._sources(names))
+        for name in names:
+            temporary = self.store / f"{name}.tmp"
+            with temporary.open("wb") as stream:
+                stream.write(self.headers_of[name])
+                for matrix in self._matrices[name]:
+                    for content in matrix.translated():
+                        stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.store / name)
+
+    def _sources(self, names: Collection[str]) -> frozenset[str]:
+        return frozenset[str]().union(*(matrix.files for name in names for matrix in self._matrices[name]))
+
+
+def _matrices(found: Mapping[str, TensorInfo]) -> list[_Matrix]:
+    matrices, done = [], set[str]()
+    for scales in (name for name in found if name.endswith(".scales")):
+        module = module_path(scales)
+        weight = f"{module}.weight" if f"{module}.weight" in found else module
+        names = [weight, scales, *(n for n in (f"{module}.biases", f"{module}.global_scale") if n in found)]
+        matrices.append(_Matrix(weight, {name: found[name] for name in names}))
+        done.update(names)
+    return matrices + [_Matrix(name, {name: info}) for name, info in found.items() if name not in done]
+
+
+def _plain(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns config.json without what it says of the quantisation."""
+    plain = {key: value for key, value in raw.items() if key not in _SECTIONS}
+    if isinstance(text := plain.get("text_config"), Mapping):
+        plain["text_config"] = {key: value for key, value in text.items() if key not in _SECTIONS}
+    return plain
