@@ -2,10 +2,12 @@
 
     python benchmarks/machines_397b.py FOLDER                # NCCL, kernels on
     python benchmarks/machines_397b.py FOLDER --tiny         # a small model and the ring, on any machine
+    ... --demo                                               # also compares tokens of the demo model
 
-Tokens are those of the demo model, greedy and sampled, in float32 and bfloat16. The large model is made in FOLDER, with
-random weights: 8 layers of 64 experts. Experts come out of the page cache (slots without expert_cache), or from the bank
-(expert_cache holds all of this rank's). A token's time is the median of those decoded after as many that are not counted.
+The large model is made in FOLDER, with random weights: 8 layers of 64 experts. Experts come out of the page cache (slots
+without expert_cache), or from the bank (expert_cache holds all of this rank's). A token's time is the median of those decoded
+after as many that are not counted. The demo model's tokens are greedy and sampled ones, in float32 and bfloat16; on a GPU it
+takes minutes to compile kernels for its sizes.
 """
 
 from __future__ import annotations
@@ -36,20 +38,20 @@ SHAPE = {"num_hidden_layers": LAYERS, "num_experts": EXPERTS, "num_experts_per_t
 PROMPT = [5, 17, 301, 2, 77, 1023, 8, 640]
 
 
-def measure(folder: str, tokens: int, backend: str, kernels: bool | None) -> None:
+def measure(folder: str, tokens: int, backend: str, kernels: bool | None, demo: bool, ks: list[int]) -> None:
     """Every case on this rank; rank 0 prints a line of JSON for each."""
     group = mx.distributed.init(backend=backend) if "MLX_RANK" in os.environ else None
     if group is not None:
         sum_alone(group)
-    for dtype in ("float32", "bfloat16"):
-        for k in (4, OWN_K):
+    for dtype in ("float32", "bfloat16") if demo else ():
+        for k in ks:
             with Model.load(
                 "demo", group=group, experts_per_token=k, dtype=dtype, kernels=kernels, progress=False
             ) as model:
                 if not model.follow():
                     say(case=f"demo, {dtype}, K={k}", tokens=replies(model))
-    for store in ("page cache", "bank"):
-        for k in (4, OWN_K):
+    for store in ("bank", "page cache"):
+        for k in ks:
             cache, start = 0 if store == "page cache" else 40 << 30, time.perf_counter()
             with Model.load(
                 folder,
@@ -109,7 +111,7 @@ def timed(model: Model, tokens: int) -> dict:
             before = sums.seconds
     first, steady = statistics.median(seconds[1:9]), statistics.median(seconds[tokens:])
     waited = 0.0 if sums is None else (sums.seconds - before) / tokens
-    return {"tokens": [found], "first": first, "token": steady, "sums": waited}
+    return {"first": first, "token": steady, "sums": waited, "tokens": [found]}
 
 
 def fill(model: Model) -> None:
@@ -122,7 +124,7 @@ def fill(model: Model) -> None:
             store.fetch(layer, experts[start : start + store.capacity])
 
 
-def run(folder: Path, tokens: int, ranks: int, backend: str) -> dict[str, dict]:
+def run(folder: Path, tokens: int, ranks: int, backend: str, demo: bool, ks: list[int]) -> dict[str, dict]:
     """What rank 0 prints, by case."""
     with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [free.getsockname()[1], other.getsockname()[1]]
@@ -132,7 +134,8 @@ def run(folder: Path, tokens: int, ranks: int, backend: str) -> dict[str, dict]:
     if backend == "ring":
         group = {"MLX_HOSTFILE": str(hosts)}
     command = [sys.executable, __file__, str(folder), "--measure", "--tokens", str(tokens), "--backend", backend]
-    command += ["--own-kernels"] if backend == "nccl" else []
+    command += ["--experts-per-token", *map(str, ks), *(["--own-kernels"] if backend == "nccl" else [])]
+    command += ["--demo"] if demo else []
     processes = []
     for rank in range(ranks):
         own = group | {"MLX_RANK": str(rank)} if ranks > 1 else {}
@@ -152,6 +155,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=44)
+    parser.add_argument("--experts-per-token", type=int, nargs="+", default=[4, OWN_K], metavar="K")
+    parser.add_argument("--demo", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--backend", default="nccl", choices=["nccl", "ring"])
     parser.add_argument("--out", type=Path, help="file for the results, as JSON")
@@ -159,15 +164,24 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(str(options.folder), options.tokens, options.backend, options.own_kernels or None)
+        measure(
+            str(options.folder),
+            options.tokens,
+            options.backend,
+            options.own_kernels or None,
+            options.demo,
+            options.experts_per_token,
+        )
         return
     text, backend = (TINY, "ring") if options.tiny else (FULL_SIZE, options.backend)
     options.folder.mkdir(parents=True, exist_ok=True)
     folder = make_model(options.folder, "machines", text | SHAPE, 2)
     print(f"mlx {mx.__version__}, {mx.default_device()}, {backend}; {LAYERS} layers of {EXPERTS} experts", flush=True)
-    by_ranks = {ranks: run(folder, options.tokens, ranks, backend) for ranks in (1, 2)}
-    if options.out:
-        options.out.write_text(json.dumps(by_ranks))
+    by_ranks = {}
+    for ranks in (1, 2):
+        by_ranks[ranks] = run(folder, options.tokens, ranks, backend, options.demo, options.experts_per_token)
+        if options.out:
+            options.out.write_text(json.dumps(by_ranks))
     print("case              ranks   ms per layer at first   later   of it in sums   loading, s   tokens")
     for ranks, results in by_ranks.items():
         for case, found in results.items():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from flash_moe import ArgumentError, PeerError
+from flash_moe.machines import joining
 from flash_moe.machines.following import FollowingNetwork
 from flash_moe.machines.interrupts import held_interrupts, ignored_interrupts
 from flash_moe.machines.joining import Member, _accepted, find_group
@@ -89,6 +90,63 @@ def test_auto_is_nothing_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("MLX_RANK", raising=False)
     assert find_group("auto") is find_group(None) is None
     assert find_group(mx.distributed.init()) is None  # one rank
+
+
+def test_a_rank_that_finds_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not generate by itself what rank 0 generates."""
+    monkeypatch.setenv("MLX_RANK", "1")
+    monkeypatch.delenv("MLX_HOSTFILE", raising=False)
+    with pytest.raises(PeerError, match="started as another rank than 0, but MLX knows of no other"):
+        find_group("auto")
+    monkeypatch.setattr(mx.distributed, "init", fails("[ring] Couldn't bind socket"))
+    with pytest.raises(PeerError, match=r"could not connect the ranks: .*bind"):
+        find_group("auto")
+
+
+def fails(message: str) -> Any:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError(message)
+
+    return fail
+
+
+def test_ranks_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent, numbers = threading.Event(), np.zeros(3, np.int32)
+    monkeypatch.setattr(joining, "_LOAD_SECONDS", 0.05)
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda values, group: absent.wait() and values)
+    with pytest.raises(PeerError, match="not all ranks have begun to load"):
+        joining._sum(numbers, Alone())  # type: ignore[arg-type]
+    absent.set()
+    monkeypatch.setattr(mx.distributed, "all_sum", fails("[ring] lost"))
+    with pytest.raises(PeerError, match=r"not connected any more: .*lost; start all ranks again"):
+        joining._sum(numbers, Alone())  # type: ignore[arg-type]
+
+
+def test_one_model_of_a_process_is_in_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = connections()
+    peers = Peers(0, {1: one}, 5.0)
+    joining._members.add(peers)
+    monkeypatch.setattr(joining, "find_group", lambda group: Alone())
+    monkeypatch.setattr(joining, "Member", lambda group, timeout: "joined")
+    with pytest.raises(ArgumentError, match="close it on all ranks"), joining.joined(None, 5.0):
+        pass
+    peers.close()
+    with joining.joined(None, 5.0) as member:
+        assert member == "joined"
+    other.close()
+
+
+def test_a_forked_process_leaves_the_connections_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = connections()
+    received: list[Any] = []
+    link = Link(one, received.append, lambda: None, lambda: ["beat"], 60)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: -1)
+        link.close()
+    other.send_bytes(b'["still here"]')
+    assert waited_for(lambda: received == [["still here"]])
+    link.close()
+    other.close()
 
 
 def test_interrupts_are_held() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -36,6 +37,7 @@ class FollowingNetwork:
 
     Attributes:
         rank: rank of this process, 1 or higher.
+        stop: leaves the group, and tells rank 0 unless it has closed its model.
     """
 
     def __init__(self, network: Any, sums: Sums, peers: Peers, store: Any) -> None:
@@ -44,6 +46,8 @@ class FollowingNetwork:
         store.stop_if(lambda: bool(peers.failure))  # so that a stuck read does not block this rank
         self._caches: dict[int, Any] = {}
         self._passes = 0
+        self.stop = weakref.finalize(self, _leave, peers)
+        self.stop.atexit = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
@@ -70,11 +74,6 @@ class FollowingNetwork:
                     self._answer(name, *arguments)
                 else:
                     self._change(name, *arguments)
-
-    def stop(self) -> None:
-        """Leaves the group, and tells rank 0 unless it has closed its model."""
-        self._peers.fail(f"rank {self.rank} closed its model")
-        self._peers.close()
 
     def _pass(
         self,
@@ -144,3 +143,9 @@ class FollowingNetwork:
         except Exception as error:
             _log.warning("sequence %d is dropped: %s: %s", number, type(error).__name__, error)
             self._caches.pop(number, None)
+
+
+def _leave(peers: Peers) -> None:
+    """Ends this rank's part in the group."""
+    peers.fail(f"rank {peers.rank} closed its model")
+    peers.close()

@@ -12,6 +12,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
+from weakref import WeakSet
 
 import mlx.core as mx
 import numpy as np
@@ -21,14 +22,17 @@ from ..errors import ArgumentError, PeerError
 from ..mlx_cache import communicating
 from ..share import Share
 from .following import FollowingNetwork
+from .interrupts import deadly_interrupts
 from .leading import LeadingNetwork
 from .peers import Peers
-from .ring import host_addresses
+from .ring import end_connections, host_addresses
 from .sums import Sums
 
 GroupOption = mx.distributed.Group | Literal["auto"] | None
 _LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # environment variables of mlx.launch and mpirun
+_LOAD_SECONDS = 600.0  # within which all ranks must begin to load a model
 _JOIN_SECONDS = 60.0
+_members: WeakSet[Peers] = WeakSet()  # of this process; sums of two models at once would be mixed up
 _KEY, _HOST = 32, 64  # bytes
 
 
@@ -51,10 +55,23 @@ def find_group(group: GroupOption) -> mx.distributed.Group | None:
     if isinstance(group, str) and group == "auto":
         if not launched():
             return None
-        group = mx.distributed.init()
+        group = _launched_group()
     if not isinstance(group, mx.distributed.Group):
         raise ArgumentError(f"group is {shown(group)}, expected None, 'auto' or what mx.distributed.init() returns")
     return group if group.size() > 1 else None
+
+
+def _launched_group() -> mx.distributed.Group:
+    try:
+        with deadly_interrupts():  # MLX waits here for the other ranks
+            group = mx.distributed.init()
+    except RuntimeError as error:
+        raise PeerError(f"MLX could not connect the ranks: {error}; are all started, and their ports free?") from error
+    if group.size() == 1 and any(os.environ.get(name, "0") != "0" for name in _LAUNCHED):
+        raise PeerError(
+            "this process was started as another rank than 0, but MLX knows of no other; is MLX_HOSTFILE set?"
+        )
+    return group
 
 
 class Member:
@@ -67,6 +84,7 @@ class Member:
     def __init__(self, group: mx.distributed.Group, timeout: float) -> None:
         self.rank, self._size, self._group = group.rank(), group.size(), group
         self.peers = Peers(self.rank, _connections(group), timeout)
+        _members.add(self.peers)
 
     def sums(self, stored: Share, widths: Mapping[int, int]) -> Sums:
         """Returns the sums over all ranks. The share of this rank is that of its files, or follows from its rank.
@@ -138,13 +156,17 @@ def joined(group: GroupOption, timeout: float) -> Iterator[Member | None]:
         The membership of this process; None without a group.
 
     Raises:
-        ArgumentError: the group or the timeout is invalid.
+        ArgumentError: the group or the timeout is invalid, or another model of this process is in a group.
         PeerError: the ranks could not be connected.
     """
     timeout = real("group_timeout", timeout, "seconds, 0.1 or more", 0.1)
     if (found := find_group(group)) is None:
         yield None
         return
+    if not all(peers.closed for peers in list(_members)):
+        raise ArgumentError(
+            "this process has a model in a group already; close it on all ranks before you load another"
+        )
     member = Member(found, timeout)
     try:
         yield member
@@ -164,19 +186,46 @@ def _connections(group: mx.distributed.Group) -> dict[int, Connection]:
         announced[:_KEY] = list(key)
         announced[_KEY : _KEY + len(host)] = list(host.encode())
         announced[-1] = listener.address[1]
-    total = mx.distributed.all_sum(mx.array(announced), group=group)
-    with communicating:
-        mx.eval(total)
-    if listener is not None:
-        try:
+    try:
+        values = _sum(announced, group)
+        if listener is not None:
             return _accepted(listener, group.size())
-        finally:
+    finally:
+        if listener is not None:
             listener.close()
-    values = np.array(total).tolist()
     host = bytes(values[_KEY:-1]).rstrip(b"\0").decode()
-    connection = Client((host, values[-1]), authkey=bytes(values[:_KEY]))
-    connection.send_bytes(str(group.rank()).encode())
+    try:
+        connection = Client((host, values[-1]), authkey=bytes(values[:_KEY]))
+        connection.send_bytes(str(group.rank()).encode())
+    except (OSError, EOFError, AuthenticationError) as error:
+        raise PeerError(f"rank {group.rank()} cannot reach rank 0 at {host}:{values[-1]}: {error!r}") from error
     return {0: connection}
+
+
+def _sum(values: np.ndarray, group: mx.distributed.Group) -> list[int]:
+    """Returns the sum over all ranks, as soon as all load a model; in a thread, so that Ctrl-C ends the wait."""
+    found: SimpleQueue[Any] = SimpleQueue()
+
+    def add() -> None:
+        try:
+            total = mx.distributed.all_sum(mx.array(values), group=group)
+            with communicating:
+                mx.eval(total)
+            found.put(np.array(total).tolist())
+        except RuntimeError as error:
+            found.put(error)
+
+    threading.Thread(target=add, name="flash-moe joining", daemon=True).start()
+    try:
+        total = found.get(timeout=_LOAD_SECONDS)
+    except BaseException as error:
+        end_connections(host_addresses())  # the others need not wait either
+        if isinstance(error, Empty):
+            raise PeerError(f"not all ranks have begun to load the model within {_LOAD_SECONDS:.0f} s") from None
+        raise
+    if isinstance(total, RuntimeError):
+        raise PeerError(f"the ranks are not connected any more: {total}; start all ranks again") from total
+    return list(total)
 
 
 def _accepted(listener: Listener, size: int) -> dict[int, Connection]:

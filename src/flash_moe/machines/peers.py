@@ -153,6 +153,11 @@ class Peers:
             end_connections(host_addresses())
             threading.Thread(target=self._end_if_stuck, args=(self._number,), daemon=True).start()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connections are ended, or rank 0 has ended the work."""
+        return self._closed.is_set()
+
     def close(self) -> None:
         """Sends queued messages and closes the connections."""
         self._closed.set()
