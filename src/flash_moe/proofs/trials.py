@@ -19,7 +19,7 @@ from ..ops.attention import attention as mlx_attention
 from ..ops.delta_chunks import gated_delta_chunks
 from ..ops.delta_net import delta_net
 from ..ops.dispatch import Case
-from ..ops.experts import dequantized, experts_for_token
+from ..ops.experts import add_weighted, dequantized, enough, experts_in_place, parts_of
 from ..ops.gated_delta import gated_delta, gated_delta_reference
 from ..ops.linear import linear
 from ..ops.norm import rms_norm
@@ -108,7 +108,10 @@ def _experts(fewest: int, count: int, shared: int, layout_json: str, x_dtype: st
     def operands() -> tuple[mx.array, ...]:
         weights = mx.random.uniform(0.1, 1.0, (records,))
         bank = mx.concatenate([_record(layout)[None] for _ in range(records)])
-        return _random(1, hidden, dtype=dtype), _random(1, hidden, dtype=dtype), weights, bank
+        by_part = [
+            mx.concatenate(list(arrays)) for arrays in zip(*(parts_of(r, layout).values() for r in bank), strict=True)
+        ]
+        return _random(1, hidden, dtype=dtype), _random(1, hidden, dtype=dtype), weights, bank, *by_part
 
     def in_bank(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, used: int = count) -> mx.array:
         last = mx.contiguous(bank[count]) if shared else None
@@ -116,12 +119,12 @@ def _experts(fewest: int, count: int, shared: int, layout_json: str, x_dtype: st
         weights = mx.concatenate([weights[:used][::-1], weights[count:]])
         return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, shared=last, residual=residual)
 
-    def everything(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array) -> list[mx.array]:
+    def everything(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, *_: mx.array) -> list[mx.array]:
         separate = [mx.contiguous(bank[i]) for i in range(records)]
         alone = expert_kernels.experts_for_token(x, separate, weights, layout, residual=residual)
         return [alone, *(in_bank(x, residual, weights, bank, used) for used in range(fewest, count + 1))]
 
-    def reference(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array) -> list[mx.array]:
+    def reference(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, *_: mx.array) -> list[mx.array]:
         outputs = []
         for i in range(records):
             gate, up, down = (dequantized(bank[i : i + 1], p, mx.float32)[0] for _, p in layout.projections)
@@ -131,10 +134,12 @@ def _experts(fewest: int, count: int, shared: int, layout_json: str, x_dtype: st
         sums = [sum(outputs[:used] + outputs[count:], residual.astype(mx.float32)) for used in range(fewest, count + 1)]
         return [sums[-1], *sums]
 
-    def usual(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array) -> list[mx.array]:
-        return [residual + experts_for_token(x, bank, weights, layout)]
+    def usual(x: mx.array, residual: mx.array, weights: mx.array, _: mx.array, *by_part: mx.array) -> list[mx.array]:
+        parts = dict(zip((part.key for part in layout.parts), by_part, strict=True))
+        y = experts_in_place(x, parts, enough(mx.arange(records, dtype=mx.uint32)), layout)
+        return [add_weighted(residual, weights, y)]
 
-    return Trial(everything, reference, usual, operands, dtype, timed=lambda *a: [in_bank(*a)])
+    return Trial(everything, reference, usual, operands, dtype, timed=lambda *a: [in_bank(*a[:4])])
 
 
 def _record(layout: RecordLayout) -> mx.array:

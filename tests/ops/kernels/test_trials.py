@@ -60,6 +60,13 @@ def test_no_two_logits_of_a_router_are_alike(dtype: str) -> None:
     assert all(len(np.unique(row)) == 1024 for row in np.array(logits.astype(mx.float32)))
 
 
+def test_the_experts_of_mlx_compute_the_same() -> None:
+    tried = trial_of(CASES[2])
+    operands = tried.operands()
+    (found,) = tried.usual(*operands)
+    assert max(trial._errors(found, tried.reference(*operands)[0])) < 1e-2
+
+
 def changed(tried: Trial, change: Callable[[list[mx.array]], list[mx.array]]) -> Trial:
     return replace(tried, kernel=lambda *a: change(list(tried.kernel(*a))))
 
