@@ -1,1 +1,1 @@
-"""Measurements: how fast this machine reads experts, and how fast it runs a model."""
+"""Measures the speed of expert reads and of a model on this machine."""

@@ -1,4 +1,4 @@
-"""The speed of a store's fetches: from storage, and from the page cache."""
+"""Measures the speed of a store's fetches, from the disk and from the page cache."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..experts.slots import SlotStore
 from ..experts.store import ExpertStore, Records
 
 Streaming = Literal["mapped", "slots"]
-_FEWEST = 3  # fetches before time may run out; the first is not counted where there are more
+_FEWEST = 3  # minimum number of fetches; the first is not counted if there are more
 
 
 @dataclass(frozen=True)
 class FetchSpeed:
-    """Bytes per second of fetches of ``records`` records each.
+    """The bytes per second of fetches of ``records`` records each.
 
     Attributes:
-        cold: from storage; None where the page cache could not be emptied.
-        warm: from the page cache, from which the same records were read right before.
+        cold: speed from the disk; None if the page cache could not be emptied.
+        warm: speed from the page cache, with the same records again.
     """
 
     store: Streaming
@@ -38,11 +38,11 @@ class FetchSpeed:
 
 
 def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: float) -> FetchSpeed:
-    """Measures fetches of random records, none of which is in the store's own memory.
+    """Measures fetches of random records that are not in the store's own memory.
 
     Args:
-        records: of one layer, in each fetch.
-        seconds: after which no new fetch is begun; half for cold ones, half for warm ones.
+        records: number of records of one layer in each fetch.
+        seconds: time after which no new fetch begins; half for cold fetches and half for warm ones.
 
     Raises:
         ExpertReadError: a record cannot be read.
@@ -67,7 +67,7 @@ def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: floa
 
 
 def _sets(table: RecordTable, records: int) -> Iterator[tuple[int, list[int]]]:
-    """Layer and experts of each fetch: every record once, in a random order."""
+    """Yields the layer and the experts of each fetch: every record once, in random order."""
     rng = np.random.default_rng(0)
     layers = list(table.layouts)
     orders = {layer: rng.permutation(table.num_experts) for layer in layers}
@@ -79,7 +79,7 @@ def _sets(table: RecordTable, records: int) -> Iterator[tuple[int, list[int]]]:
 def _timed(
     store: ExpertStore, sets: list[tuple[int, list[int]]], limit: float, prepare: Callable[[int, list[int]], None]
 ) -> tuple[float, list[tuple[int, list[int]]]]:
-    """Returns bytes per second of the fetches that time allows, and which they were."""
+    """Returns the bytes per second of the fetches within the time limit, and these fetches."""
     deadline = time.perf_counter() + limit
     speeds: list[tuple[int, float]] = []
     for done, (layer, experts) in enumerate(sets, start=1):
@@ -94,6 +94,6 @@ def _timed(
 
 
 def bring(records: Records) -> None:
-    """Where the device copies mapped records into its own memory before it computes with them, waits for that, too."""
+    """If the device copies mapped records into its own memory before it uses them, waits for these copies too."""
     if on_cuda() and records.rows is None:
         mx.eval(records.stacked())

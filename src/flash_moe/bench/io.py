@@ -1,4 +1,4 @@
-"""Reading experts: what the disk gives by request size and threads, and what the library's stores make of it."""
+"""Measures reads of experts: plain reads by request size and threads, and fetches of the library's stores."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..models import open_checkpoint
 from .fetches import FetchSpeed, fetch_speed
 from .raw_reads import THREADS, RawSpeed, open_files, raw_speed
 
-SIZES = (256 << 10, 1 << 20, 4 << 20)  # bytes of a request, beside that of a record
-_RAW_SHARE = 0.7  # of the time; the rest is for the stores
+SIZES = (256 << 10, 1 << 20, 4 << 20)  # request sizes in bytes, in addition to that of a record
+_RAW_SHARE = 0.7  # share of the time for plain reads; the rest is for the stores
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class IOReport:
     """All speeds in bytes per second.
 
     Attributes:
-        path: what was read: a checkpoint's folder, or a file.
-        record_bytes: of the largest record; None for a file.
-        nbytes: of all files that were read from.
-        raw: by request size and threads.
-        fetches: of the stores; empty for a file.
+        path: the folder or file that was read.
+        record_bytes: bytes of the largest record; None for a file.
+        nbytes: total bytes of the files.
+        raw: speeds of plain reads by request size and threads.
+        fetches: speeds of the stores; empty for a file.
     """
 
     path: str
@@ -39,11 +39,11 @@ class IOReport:
 
     @property
     def really_cold(self) -> bool:
-        """Whether the page cache was empty of what was read as cold, but for a hundredth."""
+        """Whether at most a hundredth of the cold bytes were in the page cache."""
         return all(speed.missing > 0.99 for speed in self.raw) and all(f.cold is not None for f in self.fetches)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON-like data."""
+        """Returns the report as JSON data."""
         return dataclasses.asdict(self) | {"really_cold": self.really_cold}
 
 
@@ -53,14 +53,14 @@ def bench_io(
     """Measures reads of a checkpoint's experts, or of any file.
 
     Args:
-        path: a folder that holds a checkpoint of any form, or a file, of which only raw reads can be measured.
-        experts_per_token: records that a store fetches together, as for a token; None means the model's own. As many
-            as in prefill are tried too.
-        seconds: of measuring, about; opening the files is not counted.
-        progress: called as ``progress(done, total)`` with measurements.
+        path: a folder with a checkpoint of any form, or a file, for which only plain reads are measured.
+        experts_per_token: number of records in a fetch, as for a token; None means the model's own K. Fetches of the
+            size in prefill are measured too.
+        seconds: approximate duration of the measurement, without opening the files.
+        progress: function that is called as ``progress(done, total)`` after each measurement.
 
     Raises:
-        ConfigError, CheckpointError: the folder holds no checkpoint, or the file is too short.
+        ConfigError, CheckpointError: the folder contains no checkpoint, or the file is too short.
         ExpertReadError: a record cannot be read.
         ArgumentError: K is not from 1 to the model's own.
     """
@@ -83,7 +83,7 @@ def bench_io(
     finally:
         for file in files:
             file.close()
-    del file, files  # pages that a mapping holds cannot be dropped
+    del file, files  # pages in a mapping cannot be dropped
     for kind, records in stores:
         assert table is not None
         fetches.append(fetch_speed(table, kind, records, (1 - share) * seconds / len(stores)))
@@ -104,6 +104,6 @@ def _experts(folder: Path, wanted: int | None) -> tuple[RecordTable, int]:
 
 
 def _fetches(table: RecordTable, k: int) -> list[tuple[Any, int]]:
-    """Stores and records a fetch: those of a token and those of prefill."""
+    """Returns the stores and the records per fetch: those of a token and those of prefill."""
     counts = sorted({min(k, table.num_experts), fetch_capacity(table, k)})
     return [(kind, count) for kind in ("mapped", "slots") for count in counts]

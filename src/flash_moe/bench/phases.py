@@ -1,4 +1,4 @@
-"""Prefill and decoding of a model, with its experts in the page cache and without."""
+"""Measures prefill and decoding of a model, with and without its experts in the page cache."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from ..models import open_checkpoint
 from .system import available_memory, disk_bytes_read
 
 _IO: dict[type[ExpertStore], str] = {MappedStore: "mapped", SlotStore: "slots", ResidentStore: "resident"}
-_WARM_UP = 32  # tokens of a prompt, and after it, that nobody counts: threads are started, kernels compiled
-_SPARE = 0.8  # of the available memory may be filled by reading experts ahead
+_WARM_UP = 32  # tokens of a first, uncounted prompt and reply, which start threads and compile kernels
+_SPARE = 0.8  # share of the available memory that may be filled with experts before warm phases
 
 Progress = Callable[[str, int, int], None]
 _REQUEST = 8 << 20  # bytes
-_CHARACTERS = 8  # per token, at the most; tokenizers make about one token of four
+_CHARACTERS = 8  # maximum characters per token; tokenizers have about four
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One kind of work under one state of the page cache.
+    """The results of one kind of work in one state of the page cache.
 
     Attributes:
         name: ``"prefill"`` or ``"decode"``.
-        cold: no expert was in memory: before a prompt, or before every decoded token, the page cache was emptied of
-            them. Otherwise it held what the runs before had left there.
-        leftover_bytes: what the system kept of the expert files when it was asked to drop them; None if not asked.
-        tokens: of all runs together.
-        seconds: per run of a prompt, or per decoded token.
-        experts: the store's counters.
-        layers: the same by layer.
-        disk_bytes: what the operating system counted as read from storage; None where it does not say.
+        cold: whether no expert was in memory: experts were dropped from the page cache before a prompt, or before every
+            decoded token. Otherwise it kept the experts of earlier runs.
+        leftover_bytes: bytes of the expert files that stayed in the page cache after the request to drop them; None
+            without a request.
+        tokens: number of tokens of all runs together.
+        seconds: seconds of each run of a prompt, or of each decoded token.
+        experts: the counters of the store.
+        layers: the counters of each layer.
+        disk_bytes: bytes read from the disk according to the operating system; None if it does not count them.
     """
 
     name: str
@@ -60,16 +61,16 @@ class Phase:
 
     @property
     def token_seconds(self) -> float:
-        """Mean seconds per token."""
+        """The mean seconds per token."""
         return sum(self.seconds) / self.tokens
 
     @property
     def fetch_seconds(self) -> float:
-        """Seconds per token in which the work waited for experts."""
+        """The seconds per token of waiting for experts."""
         return self.experts.fetch_seconds / self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON-like data; times in seconds, sizes in bytes."""
+        """Returns the results as JSON data, with times in seconds and sizes in bytes."""
         return dataclasses.asdict(self) | {
             "hit_rate": hit_rate(self.experts),
             "token_seconds": self.token_seconds,
@@ -79,7 +80,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """All phases; a resident store has no cold ones."""
+    """The results of all phases. A resident store has no cold phases."""
 
     path: str
     expert_io: str
@@ -89,32 +90,32 @@ class ModelReport:
     phases: tuple[Phase, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON-like data."""
+        """Returns the report as JSON data."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return own | {"phases": [phase.to_dict() for phase in self.phases]}
 
 
 def hit_rate(stats: StoreStats) -> float:
-    """Returns share of the requested bytes that were in memory; 1 where none were requested."""
+    """Returns the share of requested bytes that were in memory; 1 if none were requested."""
     return 1 - stats.bytes_missing / stats.bytes_requested if stats.bytes_requested else 1.0
 
 
 def bench(
     model: Model, prompt: Sequence[int], tokens: int, *, runs: int = 1, progress: Progress | None = None
 ) -> ModelReport:
-    """Measures prefill of a prompt and decoding after it, each cold and warm.
+    """Measures the prefill of a prompt and the decoding after it, each cold and warm.
 
-    Decoding draws at temperature 1 with a fixed seed, and does not end at an end of sequence. The experts are read
-    ahead for the warm phases where they all fit into free memory.
+    Decoding samples at temperature 1 with a fixed seed, and does not stop at an end of sequence. If all experts fit
+    into free memory, they are read into the page cache before the warm phases.
 
     Args:
-        prompt: token ids.
-        tokens: to decode in each phase.
-        runs: of the prompt in each phase.
-        progress: called as ``progress(phase, done, total)`` with runs or tokens.
+        prompt: token ids of the prompt.
+        tokens: number of tokens to decode in each phase.
+        runs: number of runs of the prompt in each phase.
+        progress: function that is called as ``progress(phase, done, total)`` after each run or token.
 
     Raises:
-        ArgumentError: there is no room in the model's context for prompt and tokens, or less than one of them.
+        ArgumentError: prompt and tokens do not fit into the model's context, or a number is below 1.
     """
     room = model.config.max_position_embeddings
     if not (prompt and tokens >= 1 and runs >= 1 and len(prompt) + tokens < room):
@@ -141,7 +142,7 @@ def bench(
 
 @contextmanager
 def _endless(model: Model) -> Iterator[None]:
-    """Within, no token ends a generation."""
+    """Disables end-of-sequence tokens inside the block."""
     ends, model.tokenizer.eos_token_ids = model.tokenizer.eos_token_ids, frozenset()
     try:
         yield
@@ -156,13 +157,13 @@ class _Bench:
         self.can_be_cold = self._store.can_evict
 
     def warm_up(self) -> None:
-        on_gpu = mx.default_device() == mx.gpu  # where kernels are compiled for each shape
+        on_gpu = mx.default_device() == mx.gpu  # there, kernels are compiled for each shape
         prompt = self._prompt if on_gpu else self._prompt[:_WARM_UP]
         for _ in self._stream(prompt, _WARM_UP // 4):
             pass
 
     def prefill(self, *, cold: bool) -> Phase:
-        """Returns the prompt up to its first token, ``runs`` times."""
+        """Measures the prompt up to its first token, ``runs`` times."""
         self._report(_label("prefill", cold), 0, self._runs)
         phase = _Recorder(self._model, "prefill", cold)
         for run in range(self._runs):
@@ -173,7 +174,7 @@ class _Bench:
         return phase.finish(self._runs * len(self._prompt))
 
     def decode(self, *, cold: bool) -> Phase:
-        """Returns tokens after the prompt, the first of which belongs to the prompt."""
+        """Measures decoding after the prompt. The first token counts as part of the prompt."""
         self._report(_label("decode", cold), 0, self._tokens)
         stream = self._stream(self._prompt, self._tokens + 1)
         next(stream)
@@ -186,7 +187,7 @@ class _Bench:
         return phase.finish(self._tokens)
 
     def _stream(self, prompt: list[int], tokens: int) -> Iterator[Chunk]:
-        self._model.forget()  # no run may continue the one before
+        self._model.forget()  # no run may reuse the cache of the previous one
         return self._model.stream(prompt, max_tokens=tokens, temperature=1.0, seed=0, progress=False)
 
 
@@ -195,7 +196,7 @@ def _label(name: str, cold: bool) -> str:
 
 
 class _Recorder:
-    """Adds up what happens in the timed parts of a phase."""
+    """Adds up the times and counters of the timed parts of a phase."""
 
     def __init__(self, model: Model, name: str, cold: bool) -> None:
         self._store, self._name, self._cold = model.expert_store, name, cold
@@ -206,7 +207,7 @@ class _Recorder:
         self._disk: int | None = 0
 
     def prepare(self) -> None:
-        """Empties the page cache for a cold phase, the first time with a look at what remains."""
+        """Drops experts from the page cache for a cold phase, and measures the first time how many bytes remain."""
         if self._cold:
             self._store.evict(flush=self._leftover is None)
             if self._leftover is None:
@@ -230,10 +231,10 @@ class _Recorder:
 
 
 def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Reads every file that holds experts from its beginning to its end.
+    """Reads every file with experts from beginning to end.
 
     Args:
-        progress: called as ``progress(done, total)`` in files.
+        progress: function that is called as ``progress(done, total)`` after each file.
     """
     paths, buffer = open_checkpoint(folder).records().files, read_buffer(_REQUEST)
     for number, path in enumerate(paths, start=1):
@@ -248,7 +249,7 @@ def warm(folder: Path, progress: Callable[[int, int], None] | None = None) -> No
 
 
 def sample_prompt(model: Model, tokens: int) -> list[int]:
-    """Returns the first tokens of that text, from its beginning again where it ends."""
+    """Returns the first tokens of the sample text, which is repeated if it is too short."""
     text = ""
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         text += file.read_text(encoding="utf-8")

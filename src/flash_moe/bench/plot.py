@@ -1,4 +1,4 @@
-"""A picture of a measurement: milliseconds and hit rate of every layer while decoding."""
+"""Plots a measurement: milliseconds and hit rate of every layer in decoding."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _COLOURS = {True: "#c44e52", False: "#4c72b0"}  # cold, warm
 
 
 def require_matplotlib() -> None:
-    """Raises ArgumentError where matplotlib, an optional dependency, is not installed."""
+    """Raises ArgumentError if matplotlib, an optional dependency, is not installed."""
     if find_spec("matplotlib") is None:
         raise ArgumentError("a plot needs matplotlib, which is not installed: pip install 'flash-moe[plot]'")
 
 
 def plot(report: ModelReport, file: Path) -> None:
-    """Writes a picture; its format follows from the name of the file.
+    """Writes a plot to a file. The suffix of the file determines the format.
 
     Raises:
-        ArgumentError: matplotlib is not installed, or knows no such format.
+        ArgumentError: matplotlib is not installed, or does not support the format.
     """
     require_matplotlib()
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The speed of parallel reads by request size and number of threads: the limit of what a store can reach."""
+"""Measures parallel reads by request size and number of threads, which is the limit for every store."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..experts.host_memory import read_buffer
 from ..experts.mapped_file import MappedFile
 
 THREADS = (1, 2, 4, 8, 16)
-_ALIGNMENT = 16384  # of requests, as records have it
-_FASTEST = 40e9  # bytes per second; a disk that is faster reads all that was chosen for it before time runs out
-_FEWEST = 64  # requests to choose
+_ALIGNMENT = 16384  # alignment of requests, as for records
+_FASTEST = 40e9  # assumed maximum bytes per second, which determines the number of requests
+_FEWEST = 64  # maximum number of requests
 
 
 class Request(NamedTuple):
@@ -31,11 +31,12 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class RawSpeed:
-    """Bytes per second of reads into memory that is used over and over.
+    """The bytes per second of reads into memory that is reused.
 
     Attributes:
-        cold: after the page cache was emptied; warm: the same requests again.
-        missing: share of the bytes that were missing in the page cache when the cold reads began; 1 is truly cold.
+        cold: speed after the page cache was emptied. warm: speed of the same requests again.
+        missing: share of the bytes that were missing from the page cache when the cold reads began; 1 means completely
+            cold.
     """
 
     threads: int
@@ -46,10 +47,10 @@ class RawSpeed:
 
 
 def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, seconds: float) -> RawSpeed:
-    """Reads random places, no place twice, until time runs out: cold for half of it, then the same again.
+    """Reads random places, each once, for half of the time, and then the same places again from the page cache.
 
     Raises:
-        CheckpointError: no file is as long as a request.
+        CheckpointError: all files are shorter than a request.
     """
     requests = _requests(files, request_bytes, max(_FEWEST, int(_FASTEST * seconds / request_bytes)))
     for file in files:
@@ -64,7 +65,9 @@ def raw_speed(files: Sequence[MappedFile], threads: int, request_bytes: int, sec
 
 
 def open_files(paths: Sequence[Path]) -> list[MappedFile]:
-    """Opens the files and writes their recent changes to the disk; until then these stay in memory."""
+    """Opens the files and writes their recent changes to the disk, because unwritten pages cannot be dropped from
+    memory.
+    """
     files = [MappedFile(path) for path in paths]
     for file in files:
         file.evict(flush=True)
@@ -72,7 +75,7 @@ def open_files(paths: Sequence[Path]) -> list[MappedFile]:
 
 
 def _requests(files: Sequence[MappedFile], nbytes: int, most: int) -> list[Request]:
-    """Returns up to ``most`` different places in a random order."""
+    """Returns up to ``most`` different places in random order."""
     step = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
     ends = np.cumsum([max(0, (file.size - nbytes) // step + 1) for file in files])
     if not ends[-1]:
@@ -90,10 +93,13 @@ def _requests(files: Sequence[MappedFile], nbytes: int, most: int) -> list[Reque
 def _read(
     pool: ThreadPoolExecutor, shares: list[list[Request]], nbytes: int, limit: float
 ) -> tuple[float, list[list[Request]]]:
-    """Returns bytes per second of one thread for each share, and what they had read when time ran out."""
+    """Reads with one thread per share.
+
+    Returns the bytes per second, and the requests completed within the time limit.
+    """
     buffers = [read_buffer(nbytes) for _ in shares]
     for buffer in buffers:
-        buffer.fill(1)  # memory that was touched already
+        buffer.fill(1)  # memory whose pages are already allocated
     start = time.perf_counter()
     deadline = start + limit
 

@@ -1,4 +1,4 @@
-"""Figures of the operating system: the machine's memory, and the bytes that this process read from a disk."""
+"""Information from the operating system: machine, memory, and bytes that this process read from disks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PROCESSORS = Path("/proc/cpuinfo")
 
 
 def machine_name() -> str:
-    """Returns system, architecture and number of cores."""
+    """Returns the system, the architecture and the number of cores."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def chip_name() -> str:
-    """Returns the GPU that MLX computes with and the processor, and its number of cores."""
+    """Returns the GPU that MLX uses, the processor and its number of cores."""
     names = [_processor(), f"{os.cpu_count()} cores"]
     if mx.default_device() != mx.cpu and (gpu := str(mx.device_info().get("device_name", ""))) not in ("", names[0]):
         names.insert(0, gpu)
@@ -38,7 +38,7 @@ def system_name() -> str:
 
 
 def _processor() -> str:
-    """Returns what the system calls the processor; its architecture where it does not say."""
+    """Returns the system's name of the processor, or its architecture if there is none."""
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -49,7 +49,7 @@ def _processor() -> str:
 
 
 def available_memory() -> int:
-    """Returns bytes that programs and the page cache can have: Linux's estimate, elsewhere three quarters of the
+    """Returns the bytes available to programs and the page cache: Linux's estimate, elsewhere three quarters of the
     memory.
     """
     if _MEMORY.exists():
@@ -61,9 +61,7 @@ def available_memory() -> int:
 
 
 def disk_bytes_read() -> int | None:
-    """Returns bytes that this process has made storage deliver since it began; None where the system does not count
-    them.
-    """
+    """Returns the bytes that this process has read from disks since its start; None if the system does not count them."""
     if sys.platform != "linux":
         return None
     counters = dict(line.split(": ") for line in _IO.read_text().splitlines())

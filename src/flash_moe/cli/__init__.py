@@ -1,4 +1,4 @@
-"""`flash-moe ...`: the command line, and the only place of the library that prints.
+"""The command line `flash-moe`, and the only package that prints.
 
 Modules that need MLX are imported inside the commands, so that help and usage errors appear at once.
 """
@@ -31,7 +31,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted."""
 app = typer.Typer(
     cls=Commands,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: half as long, and nothing to import
+    rich_markup_mode=None,  # plain help: half as long, without imports
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -52,8 +52,7 @@ def _options(
 ) -> None:
     """Run Mixture-of-Experts models far larger than memory.
 
-    The weights that every token needs stay in memory; the experts stay on the SSD and are read when a token asks for
-    them.
+    The weights that every token needs stay in memory. The experts stay on the SSD and are read when a token needs them.
     """
     log_to_stderr(verbose)
 
@@ -70,5 +69,5 @@ def main() -> None:
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # generated text may hold what a terminal's encoding lacks
+            stream.reconfigure(errors="replace")  # the terminal's encoding may lack characters of generated text
     app(prog_name="flash-moe")

@@ -1,4 +1,4 @@
-"""From what was typed to values: sizes, experts per token, prompts, checkpoints."""
+"""Parses arguments: sizes, experts per token, prompts, checkpoints."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _verbose(wanted: bool) -> bool:
     return wanted
 
 
-# Acts by itself: commands take it, after their name as before it, and need not look at it.
+# Its callback does the work, so commands accept it before and after their name and ignore the value.
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", callback=_verbose, help="Show on stderr what the library logs.")
 ]
@@ -135,7 +135,7 @@ ThreadsOption = Annotated[
 
 
 def experts_per_token(text: str | None, option: str = "'--experts-per-token' / '-k'") -> int | None:
-    """Returns K as ``Model.load`` takes it: None for the model's own, and its default for None."""
+    """Returns K for ``Model.load``: None for 'own', and the default for None."""
     if text is None:
         return DEFAULT_EXPERTS_PER_TOKEN
     if text == OWN:
@@ -157,7 +157,7 @@ def size(text: str, option: str) -> int:
 
 
 def one_of(value: Value, allowed: Iterable[Value], option: str) -> Value:
-    """Returns the value, if it is allowed."""
+    """Returns the value if it is allowed, and raises a usage error otherwise."""
     if value not in (allowed := tuple(allowed)):
         raise typer.BadParameter(
             f"{value} is not one of {', '.join(str(a) for a in allowed)}.", param_hint=f"'{option}'"
@@ -189,7 +189,7 @@ def _bad_prompt(message: str) -> typer.BadParameter:
 
 
 def local_checkpoint(model: str, revision: str | None = None) -> Path:
-    """Returns the folder of a checkpoint that is on this machine; nothing is downloaded.
+    """Returns the folder of a checkpoint on this machine, without downloading it.
 
     Raises:
         CheckpointError: the folder does not exist.

@@ -1,4 +1,4 @@
-"""`flash-moe bench`: how fast a model runs, and how fast its experts are read."""
+"""The command `flash-moe bench`: measures the speed of a model and of expert reads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Examples:
 
 
 class _ModelIfNotNamed(TyperGroup):
-    """Takes ``bench MODEL`` as ``bench model MODEL``."""
+    """Treats ``bench MODEL`` as ``bench model MODEL``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
@@ -47,7 +47,7 @@ app = typer.Typer(cls=_ModelIfNotNamed, rich_markup_mode=None)
 def _group() -> None:
     """Measure speed: of a model, or of reading its experts.
 
-    `flash-moe bench MODEL` is short for `flash-moe bench model MODEL`. What a model should reach, `flash-moe plan` says
+    `flash-moe bench MODEL` is short for `flash-moe bench model MODEL`. `flash-moe plan` predicts the speed of a model
     beforehand.
     """
 
@@ -72,9 +72,9 @@ def model(
 ) -> None:
     """Measure a model: prefill and decoding, cold and warm.
 
-    Cold means that no expert is in memory: the page cache is emptied of them before the prompt, and before every
-    decoded token. Warm means that they are where earlier work left them; they are read ahead if all of them fit into
-    free memory. The prompt is this library's own source text.
+    Cold means that no expert is in memory: experts are dropped from the page cache before the prompt and before every
+    decoded token. Warm means that the page cache keeps the experts of earlier work; if all of them fit into free
+    memory, they are read first. The prompt is the source text of this library.
     """
     load_options = {
         "experts_per_token": experts_per_token(k),
@@ -119,8 +119,8 @@ def io(
 ) -> None:
     """Measure reading: cold from the disk, warm from memory.
 
-    First plain reads by size and number of threads, which is what the disk can give; then the library's own two ways to
-    fetch experts. Nothing is written.
+    First, it measures plain reads by size and number of threads, which show the limit of the disk. Then it measures the
+    two streaming stores of the library. Nothing is written.
     """
     from ..bench.io import bench_io
     from ..progress import Display, Progress

@@ -1,4 +1,4 @@
-"""The results of `flash-moe bench`, in at most 80 columns."""
+"""Formats the results of `flash-moe bench` in at most 80 columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LABEL, _CELL, _NARROW = 28, 12, 8  # columns
 
 
 def model_table(report: ModelReport) -> str:
-    """Phases side by side, then the layers of decoding."""
+    """Returns a table of the phases, followed by the layers of decoding."""
     phases, k, own = report.phases, report.experts_per_token, report.model_experts_per_token
     used = f"K={k}" if k == own else f"K={k} of the model's {own}"
     lines = [report.path, f"{used}, experts {report.expert_io}, {machine_name()}", ""]

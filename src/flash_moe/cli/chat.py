@@ -1,4 +1,4 @@
-"""`flash-moe chat`: a conversation in the terminal."""
+"""The command `flash-moe chat`: a conversation in the terminal."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def command(
 ) -> None:
     """Talk to a model in the terminal.
 
-    It remembers the conversation and runs only what is new.
+    It remembers the conversation and runs only new text.
 
     Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.
     """
@@ -84,7 +84,7 @@ def command(
 
 
 class Talk:
-    """A conversation with a person: reads lines, obeys commands, shows replies."""
+    """A conversation in a terminal: reads lines, runs commands, and shows replies."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Talk:
         return self.model.chat(self._system, self._tools, confirm=_confirm, messages=messages, **self._options)
 
     def run(self) -> None:
-        """Reads and answers until the input ends."""
+        """Reads and answers messages until the input ends."""
         say(f"{self.model!r}", style=DIM)
         if sys.stdin.isatty():
             say("/help lists the commands; Ctrl-D leaves.", style=DIM)
@@ -146,7 +146,7 @@ class Talk:
         say(" · ".join(filter(None, (str(self._stats), note))), style=DIM)
 
     def _obey(self, line: str) -> bool:
-        """Obeys a command; False for the one that ends the conversation."""
+        """Runs a command. Returns False for the command that ends the conversation."""
         name, _, argument = line[1:].strip().partition(" ")
         argument = argument.strip()
         commands: dict[str, Callable[[], None]] = {
@@ -215,7 +215,7 @@ def read_tools(path: Path) -> list[Any]:
     """Returns the functions that a Python file defines, or the schemas of a JSON file.
 
     Raises:
-        OSError: the file cannot be read, or is neither.
+        OSError: the file cannot be read, or has another form.
     """
     if path.suffix == ".json":
         try:
@@ -238,7 +238,7 @@ def _path(argument: str) -> Path:
 
 
 def _confirm(call: Any) -> bool:
-    """Asks a person before a function runs; where nobody can be asked, it does not run."""
+    """Asks the user before a function runs. If no user can answer, the function does not run."""
     if not sys.stdin.isatty():
         return False
     answer = input(f"run {shown(call.name)}({shown(json.dumps(call.arguments, ensure_ascii=False))})? [y/N] ")
@@ -247,7 +247,7 @@ def _confirm(call: Any) -> bool:
 
 @contextmanager
 def _interrupting(cancel: threading.Event) -> Iterator[None]:
-    """Lets Ctrl-C cancel a reply instead of raising KeyboardInterrupt."""
+    """Makes Ctrl-C cancel a reply instead of raising KeyboardInterrupt."""
     before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
     try:
         yield
@@ -256,7 +256,7 @@ def _interrupting(cancel: threading.Event) -> Iterator[None]:
 
 
 def _lines() -> Iterator[str]:
-    """Yields what a person writes, until Ctrl-D; or the lines of stdin where it is no terminal."""
+    """Yields the lines that the user types until Ctrl-D, or the lines of stdin if it is not a terminal."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return

@@ -1,4 +1,4 @@
-"""The commands as a process: exit codes, what goes to stderr, and JSON on stdout."""
+"""The process of a command: exit codes, messages on stderr, and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from ..errors import ArgumentError, FlashMoEError
 
-# The last two are 128 + the number of the signal, as shells have it.
+# The last two are 128 + the number of the signal, as in shells.
 FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 DIM, _RED, _YELLOW = "2", "1;31", "1;33"
 _PROGRESS = "flash_moe.progress"  # the log of all progress
@@ -27,7 +27,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 
 
 class Commands(TyperGroup):
-    """The commands. A failure that is no bug is one line on stderr and an exit code."""
+    """The group of all commands. An expected failure gives one line on stderr and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])
@@ -65,7 +65,7 @@ class Commands(TyperGroup):
 
 
 def _discard_output() -> None:
-    """Lets what a broken stdout or stderr still holds go nowhere: the interpreter flushes both on its way out."""
+    """Discards buffered output of a broken stdout or stderr, which the interpreter would flush at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -74,7 +74,7 @@ def _discard_output() -> None:
 
 
 def open_closed_streams() -> None:
-    """Opens the null device for standard streams that were closed (``>&-``), before a file gets their numbers."""
+    """Opens the null device for closed standard streams (``>&-``), before another file gets their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (open for as long as the process)
@@ -86,7 +86,7 @@ def at_terminal() -> bool:
 
 
 def print_json(data: Any) -> None:
-    """Prints one JSON object; numbers that JSON does not know (NaN, infinity) become null."""
+    """Prints one JSON object. Numbers that JSON does not support (NaN, infinity) become null."""
     print(json.dumps(_finite(data), indent=2, allow_nan=False))
 
 
@@ -99,10 +99,11 @@ def _finite(data: Any) -> Any:
 
 
 def say(message: str, *, label: str = "", style: str = "") -> None:
-    """Writes one line to stderr; a terminal gets it in colour and wrapped between words.
+    """Writes one line to stderr. In a terminal, it has colour and is wrapped between words.
 
     Args:
-        label: put before the message with a colon, in ``style``; without a label the whole line has the style.
+        label: text before the message, followed by a colon, in ``style``. Without a label, the whole line has the
+            style.
     """
     line = f"{label}: {message}" if label else message
     if sys.stderr.isatty():
@@ -115,12 +116,12 @@ def say(message: str, *, label: str = "", style: str = "") -> None:
 
 
 def shown(text: str) -> str:
-    """Returns a text as a terminal may show it: escape sequences that a model writes must not drive it."""
+    """Returns a text without escape sequences, so that the output of a model cannot control the terminal."""
     return text.translate(_CONTROL)
 
 
 def write(text: str, style: str = "") -> None:
-    """Writes a piece of a reply to stdout; to a file or a pipe exactly as it is."""
+    """Writes a piece of a reply to stdout. In a file or a pipe, the text is unchanged."""
     if sys.stdout.isatty():
         text = shown(text)
         if style and text and not os.environ.get("NO_COLOR"):
@@ -130,8 +131,8 @@ def write(text: str, style: str = "") -> None:
 
 
 def fail(message: str) -> None:
-    """Writes an error to stderr, in one line."""
-    with contextlib.suppress(OSError):  # the exit code says it too
+    """Writes an error to stderr in one line."""
+    with contextlib.suppress(OSError):  # the exit code reports the error too
         say(" ".join(message.split()), label="error", style=_RED)
 
 
@@ -141,7 +142,7 @@ def warn(message: str) -> None:
 
 
 def log_to_stderr(verbose: bool) -> None:
-    """Shows the library's warnings, and with ``verbose`` all that it logs."""
+    """Shows the warnings of the library on stderr, and with ``verbose`` its whole log."""
     logger = logging.getLogger(__package__.partition(".")[0])
     logger.handlers = [_Handler()]
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)

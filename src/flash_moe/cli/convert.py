@@ -1,4 +1,4 @@
-"""`flash-moe convert`: writes the packed form of a checkpoint."""
+"""The command `flash-moe convert`: converts a checkpoint to the packed form."""
 
 from __future__ import annotations
 
@@ -109,9 +109,8 @@ def command(
 ) -> None:
     """Pack a checkpoint, so that experts are read fastest.
 
-    Takes float checkpoints as released (their experts are quantised) and checkpoints already quantised for MLX (copied
-    as they are). It can be stopped at any time: the same command continues where it was. DST appears when it is
-    complete; until then the work is in DST.partial.
+    It quantises float checkpoints, and copies weights that are already quantised for MLX. You can stop it at any time
+    and run the same command again to continue. DST appears when it is complete; until then, the work is in DST.partial.
     """
     for value, option in ((bits, "--bits"), (expert_bits, "--expert-bits"), (down_bits, "--down-bits")):
         if value is not None:

@@ -1,4 +1,4 @@
-"""`flash-moe eval`: how good a checkpoint is, in numbers."""
+"""The command `flash-moe eval`: measures the quality of a checkpoint."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def command(
 ) -> None:
     """Measure quality: perplexity, KL divergence, tool calls.
 
-    The whole text goes through one layer after the other, so that memory for one layer is enough for a checkpoint of
-    any size, and every expert is read once. A reference (another K, other bits) does the same, and both are compared
-    token by token. Tool calls are generated, greedily.
+    The whole text passes through one layer after the other. So memory holds only one layer, and every expert is read
+    once. A reference (another K, other bits) runs in the same way, and both are compared token by token. Tool calls are
+    generated greedily.
     """
     if text is None and tool_calls is None:
         raise typer.BadParameter(

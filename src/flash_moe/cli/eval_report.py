@@ -1,4 +1,4 @@
-"""The results of `flash-moe eval`, as a table of at most 80 columns or as one object."""
+"""Formats the results of `flash-moe eval` as a table of at most 80 columns or as one JSON object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LABEL, _CELL = 24, 22  # columns
 
 @dataclass(frozen=True)
 class Report:
-    """The parts of an evaluation; those that were not asked for are None."""
+    """The parts of an evaluation. Parts that were not requested are None."""
 
     model: LayerwiseModel
     reference: LayerwiseModel | None
@@ -32,7 +32,7 @@ class Report:
     called: ToolCallScore | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON-like data; a standard error is null where a single sequence says nothing about it."""
+        """Returns the results as JSON data. A standard error is null if there is only one sequence."""
         found: dict[str, Any] = {
             "model": _described(self.model),
             "reference": None if self.reference is None else _described(self.reference),
@@ -92,7 +92,7 @@ def _text_rows(scores: TokenScores) -> list[str]:
 
 
 def _decoding_rows(model: LayerwiseModel) -> list[str]:
-    """Returns how a text that was scored token by token was run."""
+    """Returns rows about the decoding of a text that was scored token by token."""
     if not isinstance(model, DecodedModel):
         return []
     rows = [_row("run", ["token by token"])]

@@ -1,4 +1,4 @@
-"""`flash-moe generate`: streams a reply to stdout and a summary to stderr."""
+"""The command `flash-moe generate`: streams a reply to stdout and a summary to stderr."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def command(
     *,
     loading: Loader,
 ) -> None:
-    """Answer a prompt; the text is streamed as it is made.
+    """Answer a prompt, and stream the text.
 
-    The last line, on stderr, says how fast it was, how many experts were used and how much was read for each token.
-    Sampling options that are not given are the checkpoint's own, or greedy where it has none.
+    The last line, on stderr, gives the speed, the number of experts per token and the bytes read per token. Sampling
+    options that are not given come from the checkpoint; if it has none, decoding is greedy.
     """
     if raw and (system is not None or thinking is not None):
         raise typer.BadParameter(

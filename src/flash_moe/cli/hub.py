@@ -1,4 +1,4 @@
-"""`flash-moe download`, `list` and `remove`: models in the cache of the Hugging Face hub."""
+"""The commands `flash-moe download`, `list` and `remove` for models in the cache of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def download(
 ) -> None:
     """Download a model from the Hugging Face hub.
 
-    Only the files that a model is run from are fetched, into the hub's cache (HF_HUB_CACHE). It can be stopped at any
-    time: the same command continues where it was. Other commands take a repository too, and download it if they must.
+    It downloads only the files that are needed to run the model, to the hub's cache (HF_HUB_CACHE). You can stop it at
+    any time and run the same command again to continue. Other commands accept a repository too, and download it if
+    necessary.
     """
     from ..amounts import format_bytes
     from ..checkpoint.hub import REPO, cache_folder, free_space, list_files, resolve
@@ -51,7 +52,7 @@ def download(
 def list_models(as_json: JsonOption = False, verbose: VerboseOption = False) -> None:
     """List the models in the hub's cache.
 
-    With what each takes on the disk, and whether it is complete.
+    Shows the size of each model on the disk, and whether it is complete.
     """
     from ..amounts import format_bytes
     from ..checkpoint.hub import cache_folder

@@ -1,4 +1,4 @@
-"""`flash-moe info`: a checkpoint in numbers."""
+"""The command `flash-moe info`: describes a checkpoint in numbers."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def command(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show what a checkpoint is, and how many bytes a token reads.
+    """Describe a checkpoint, and show how many bytes a token reads.
 
-    Only headers are read, so it is quick however large the model is, and nothing is downloaded.
+    It reads only headers, so it is fast for a model of any size, and downloads nothing.
     """
     wanted = experts_per_token(k)
 
@@ -63,7 +63,7 @@ def command(
 
 
 def _sentence(model: str, info: Info, download: Download) -> str:
-    """Returns what a download means for the disk and the memory, in words."""
+    """Returns sentences about the download, the disk and the memory."""
     size, free = format_bytes(download.nbytes), format_bytes(download.free)
     memory = f"It keeps {format_memory(info.resident_bytes)} in memory and reads its experts from the disk."
     if not download.fits:

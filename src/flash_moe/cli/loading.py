@@ -1,4 +1,4 @@
-"""Loads a model for a command, with the options that commands which generate have in common."""
+"""Loads a model for a command, with the options that all generating commands share."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from ..model import Model
 
 Loader = Callable[[str, "str | None"], "Model"]
-"""Loads a folder or a hub repository with K as it was typed."""
+"""Loads a folder or a hub repository, with K as the user typed it."""
 
 
 def load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
-    """Returns ``Model.load`` with these options, of a folder or a hub repository. Loading is worth no lines in a file.
+    """Loads a folder or a hub repository with these options. It shows progress only in a terminal.
 
-    In a group of machines this returns on rank 0 only: the others follow, and end with it.
+    In a group of machines, it returns only on rank 0. The other ranks follow until rank 0 ends.
     """
     from ..checkpoint.hub import resolve
     from ..model import Model
@@ -44,7 +44,7 @@ def load(model: str, revision: str | None, options: dict[str, Any]) -> Model:
 
 
 def loads(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of loading to a command, which gets a :data:`Loader` for its parameter ``loading``."""
+    """Adds the options of loading to a command, and passes it a :data:`Loader` as ``loading``."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     common = inspect.signature(_loader, eval_str=True).parameters
 

@@ -1,4 +1,4 @@
-"""`flash-moe plan`: what to expect of a model, before anything is downloaded."""
+"""The command `flash-moe plan`: predicts memory and speed of a model before it is downloaded."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def command(
 ) -> None:
     """Say whether a model will fit, and how fast it will be.
 
-    Nothing is downloaded: of a repository on the hub only the headers are read, a few megabytes. The command measures
-    layers with made-up weights on this machine. That takes a few seconds (a minute or two on CUDA, where MLX compiles
-    kernels at first use). It measures the reading of experts only if the checkpoint is on this machine. The table gives
-    times for no expert in memory (cold), for the expected share, and for all experts in memory (warm).
+    The model is not downloaded: from a repository on the hub, the command reads only headers, a few megabytes. It times
+    layers with random weights on this machine. That takes a few seconds (a minute or two on CUDA, where MLX compiles
+    kernels at first use). It measures reads of experts only if the checkpoint is on this machine. The table gives times
+    for no expert in memory (cold), for the expected share, and for all experts in memory (warm).
     """
     wanted = experts_per_token(k)
 

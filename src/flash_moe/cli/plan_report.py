@@ -1,4 +1,4 @@
-"""The results of `flash-moe plan`, as a sentence and as a table of at most 80 columns."""
+"""Formats the results of `flash-moe plan` as a sentence and as a table of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LABEL, _CELL = 34, 13  # columns
 
 
 def table(plan: Plan) -> str:
-    """Returns the conclusion, memory, bytes, and times term by term."""
+    """Returns the conclusion, the memory, the bytes, and the times term by term."""
     need, memory, n = plan.needs, plan.memory, plan.group.machines
     k, own = need.experts_per_token, need.dimensions.num_experts_per_tok
     form = "packed" if plan.packed else "not packed"
@@ -57,7 +57,7 @@ def table(plan: Plan) -> str:
 
 
 def conclusion(plan: Plan) -> str:
-    """Says in words whether the model runs, how fast, and whether its download fits on the disk."""
+    """Returns sentences: whether the model fits, its speed, and whether its download fits on the disk."""
     decode, prefill = plan.decode["expected"], plan.prefill["expected"]
     if not plan.memory.fits:
         text = f"It does not fit: {format_memory(-plan.memory.left)} of memory are missing."
@@ -87,7 +87,7 @@ def _download_lines(plan: Plan) -> list[str]:
 
 
 def _term_rows(plan: Plan, seconds: dict[str, Seconds | None], shown: Callable[[float], str]) -> list[str]:
-    """Returns a row for each term that is not nothing throughout."""
+    """Returns a row for each term that is not always zero."""
     costs, names = plan.costs, {}
     speeds = costs.reads
     group = seconds is plan.prefill

@@ -1,4 +1,4 @@
-"""`flash-moe report`: what the library does on this machine, as Markdown to paste into an issue."""
+"""The command `flash-moe report`: measures this machine and prints Markdown for an issue."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def command(
 ) -> None:
     """Measure this machine and print a report to share.
 
-    A block of Markdown: machine and versions, the trial of every GPU kernel, how fast experts are read, and the speed of
-    the demo model, and of MODEL, beside what `flash-moe plan` says. It holds no paths, names of files, models or users,
-    and no serial numbers. A part that cannot be measured is left out with the kind of its error; what the error says goes
-    to stderr. Reports are collected in docs/hardware.md.
+    It prints a block of Markdown with the machine, the versions, the trial of every GPU kernel and the speed of expert
+    reads. It also gives the speed of the demo model and of MODEL, beside the prediction of `flash-moe plan`. The report
+    contains no paths, no names of files, models or users, and no serial numbers. If a part cannot be measured, the
+    report gives the kind of error, and the message goes to stderr. docs/hardware.md collects the reports.
     """
     from . import report_sections as sections
 
@@ -49,7 +49,7 @@ def command(
 
 
 def _text(title: str, part: Callable[[], str]) -> str:
-    """Returns what a part says, or the kind of error that kept it from being measured, which hides no other part."""
+    """Returns the text of a part, or the kind of its error, so that an error does not affect other parts."""
     try:
         return part()
     except Exception as error:

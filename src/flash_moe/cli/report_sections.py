@@ -1,4 +1,4 @@
-"""The parts of `flash-moe report`: each measures something and returns Markdown without private data."""
+"""The parts of `flash-moe report`. Each takes a measurement and returns Markdown without private data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = ("flash-moe", "mlx", "mlx-lm", "numpy", "numba")
 
 
 def machine() -> str:
-    """Returns chip, memory, system and versions."""
+    """Returns the chip, the memory, the system and the versions."""
     import mlx.core as mx
 
     from ..bench.system import chip_name, system_name
@@ -62,10 +62,11 @@ def kernels(folder: Path | None, experts_per_token: int | None) -> str:
 
 
 def model(folder: Path, experts_per_token: int | None, prompt_tokens: int, tokens: int, seconds: float) -> str:
-    """Returns what a model is, how fast its experts are read, and its speed beside its plan.
+    """Returns a description of a model, the speed of its expert reads, and its measured and predicted speeds.
 
     Args:
-        prompt_tokens, tokens, seconds: of the prompt, to decode in each phase, and of measuring reads.
+        prompt_tokens, tokens, seconds: tokens of the prompt, tokens to decode in each phase, and seconds of measuring
+            reads.
     """
     from ..bench.io import bench_io
     from ..bench.phases import bench, sample_prompt
@@ -81,7 +82,7 @@ def model(folder: Path, experts_per_token: int | None, prompt_tokens: int, token
 
 
 def _described(files: ModelFiles, report: ModelReport) -> str:
-    """Returns a model without its name, which may be somebody's own."""
+    """Describes a model without its name, which may be private."""
     config, table = files.dimensions, files.records()
     form = "packed" if table.packed else "not packed"
     return (
@@ -92,7 +93,7 @@ def _described(files: ModelFiles, report: ModelReport) -> str:
 
 
 def _reading(report: IOReport) -> str:
-    """Returns the fastest plain reads of each size, and the stores."""
+    """Returns the fastest plain reads of each size, and the speeds of the stores."""
     rows = []
     for size in sorted({speed.request_bytes for speed in report.raw}):
         found = [speed for speed in report.raw if speed.request_bytes == size]
@@ -112,7 +113,7 @@ def _by(speed: float, threads: int) -> str:
 
 
 def _speed(planned: Plan, measured: ModelReport) -> str:
-    """Milliseconds per token as planned and as measured, by phase."""
+    """Returns the predicted and measured milliseconds per token, by phase."""
     rows = []
     for phase in measured.phases:
         state, decoding = "cold" if phase.cold else "warm", phase.name == "decode"

@@ -1,4 +1,4 @@
-"""`flash-moe selftest`: this library's kernels on the user's own GPU."""
+"""The command `flash-moe selftest`: tests the kernels of this library on the user's GPU."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def command(
 ) -> None:
     """Check the GPU kernels on this machine.
 
-    Every kernel runs on fresh random inputs, in a process of its own: it is compared with a reference in float32, and
-    timed beside MLX's ops. Loading a model does the same once with the kernels that it needs, and uses those that are
-    right and faster. Ends with exit code 1 if a kernel is wrong.
+    Every kernel runs on new random inputs in a separate process. Its results are compared with a float32 reference, and
+    its time with that of MLX's ops. The first load of a model does the same for the kernels that it needs, and uses
+    those that are right and faster. The exit code is 1 if a kernel is wrong.
     """
     from ..errors import FlashMoEError
     from ..ops.dispatch import on_gpu
@@ -74,7 +74,7 @@ def command(
 
 
 def cases_of(folder: Path, k: int | None) -> list[Case]:
-    """Returns the kernels that a checkpoint could use with K experts per token; None means its own."""
+    """Returns the cases of kernels that a checkpoint could use with K experts per token; None means its own K."""
     from ..checks import resolve_experts_per_token
     from ..loading import resolve_dtype
     from ..models import open_model

@@ -1,4 +1,4 @@
-"""`flash-moe serve`: a server for OpenAI's and Anthropic's protocols, and a page."""
+"""The command `flash-moe serve`: a server for the protocols of OpenAI and Anthropic, with a web page."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def command(
     """Serve a model to editors, agents, chat pages and SDKs.
 
     The OpenAI protocol is at /v1 (chat completions, completions, responses), Anthropic's at /v1/messages; metrics for
-    Prometheus are at /metrics. Nothing of prompts or replies is logged. Ctrl-C ends it.
+    Prometheus are at /metrics. Prompts and replies are never logged. Ctrl-C ends the server.
     """
     try:
         from ..server.listening import listener, serve

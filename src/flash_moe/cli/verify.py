@@ -1,4 +1,4 @@
-"""`flash-moe verify`: reads a whole checkpoint and looks for damage."""
+"""The command `flash-moe verify`: reads a whole checkpoint and checks it for damage."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Look for damage: compare every byte with its checksum.
 
-    Ends with exit code 1 and the name of the first damaged file, or of the layer and expert. Only what `flash-moe
-    convert` wrote has checksums; of other checkpoints it says whether all experts can be read.
+    If a file is damaged, the exit code is 1 and the message names the first damaged file, or the layer and expert. Only
+    checkpoints from `flash-moe convert` have checksums. For others, it checks whether all experts can be read.
     """
     from ..amounts import format_bytes
     from ..packing.verify import verify

@@ -1,4 +1,4 @@
-"""`flash-moe worker`: one of several machines that run a model together."""
+"""The command `flash-moe worker`: runs a rank other than 0 of a group of machines."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def command(
 ) -> None:
     """Run a share of a model's experts for another machine.
 
-    Every rank of a group but the first runs this, until the command on rank 0 ends. The model and the options must be
-    those of rank 0; the folder may hold this rank's share only (`flash-moe convert --share`). See docs/machines.md.
+    Every rank of a group except rank 0 runs this command, until the command on rank 0 ends. The model and the options
+    must be those of rank 0. The folder may contain only the share of this rank (`flash-moe convert --share`). See
+    docs/machines.md.
     """
     with loading(model, k):
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""The quality of a checkpoint: perplexity, divergence from a reference, tool calls.
+"""Measures the quality of a checkpoint: perplexity, divergence from a reference, tool calls.
 
 from flash_moe.evaluation import LayerwiseModel, divergence, perplexity, read_sequences, token_scores
 

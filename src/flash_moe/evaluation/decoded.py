@@ -1,7 +1,7 @@
-"""Hidden states as generation makes them: one token after the other through all layers.
+"""Computes hidden states as in generation: one token after the other through all layers.
 
-Slower than layer by layer, and with all resident weights in memory, but the only way to measure what acts on single
-tokens: dropping cold experts and preferring cached ones.
+This is slower than running layer by layer, and needs all resident weights in memory. But it is the only way to measure
+options that act on single tokens: dropping missing experts and preferring cached ones.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .layerwise_model import LayerwiseModel, Progress
 
 @dataclass(frozen=True)
 class DecodedModel(LayerwiseModel):
-    """A checkpoint whose texts are scored token by token.
+    """A checkpoint that scores texts token by token.
 
-    What is in memory decides what is dropped or swapped, so two runs need not agree where those options are on.
+    With these options, dropped and swapped experts depend on the state of memory, so two runs may differ.
 
     Attributes:
-        streaming: what is done about experts that are not in memory.
-        choices: for every call of :meth:`final_states`, which experts were not used; empty where the options are off.
+        streaming: options for experts that are not in memory.
+        choices: statistics of unused experts for each call of :meth:`final_states`; empty if the options are off.
     """
 
     streaming: StreamingOptions = PLAIN
@@ -36,7 +36,7 @@ class DecodedModel(LayerwiseModel):
     unit = "decoded tokens"
 
     def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[mx.array]:
-        """As :meth:`LayerwiseModel.final_states`; ``progress`` is called with tokens."""
+        """Returns the results of :meth:`LayerwiseModel.final_states`; ``progress`` counts tokens."""
         checked = self.checked(sequences)
         done, total, states = 0, sum(len(tokens) for tokens in checked), []
         store = open_store(self.checkpoint.records(), self.expert_io, self.experts_per_token)

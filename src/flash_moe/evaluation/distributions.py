@@ -1,4 +1,4 @@
-"""Next-token distributions from logits: likelihoods and divergences with sums in float64."""
+"""Next-token distributions from logits: likelihoods and divergences, summed in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import NumericalError
 
 
 class Distributions:
-    """R softmax distributions over V tokens; terms are float32 relative to each row's largest, sums are float64.
+    """R softmax distributions over V tokens. Terms are float32 relative to the largest of each row; sums are float64.
 
     Args:
         logits: [R, V] float32.
@@ -28,16 +28,16 @@ class Distributions:
         self._sums = self._terms.sum(axis=1, dtype=np.float64)
 
     def nll(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns -ln of the probability of one token per row: [R] int to [R] float64."""
+        """Returns -ln of the probability of one token per row, [R] float64, for tokens [R] int."""
         return np.log(self._sums) - self._logits[np.arange(len(tokens)), tokens]
 
     def top(self) -> np.ndarray:
-        """Returns the likeliest token of each row, [R] int."""
+        """Returns the most probable token of each row, [R] int."""
         return self._logits.argmax(axis=1)
 
     def kl(self, other: Distributions) -> np.ndarray:
         """Returns KL(self || other) in nats, [R] float64: Σ p (ln p - ln q)."""
-        # Differences of logits first: of equal distributions they are exactly 0.
+        # Takes differences of logits first, which are exactly 0 for equal distributions.
         differences = self._terms * (self._logits - other._logits)
         mean = differences.sum(axis=1, dtype=np.float64) / self._sums
-        return np.maximum(mean + np.log(other._sums) - np.log(self._sums), 0.0)  # rounding may leave -1e-9
+        return np.maximum(mean + np.log(other._sums) - np.log(self._sums), 0.0)  # rounding may give -1e-9

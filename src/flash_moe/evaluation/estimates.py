@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value measured on a sample, and its standard error; None where one cluster says nothing about it."""
+    """A value measured on a sample, and its standard error; None if there is only one cluster."""
 
     value: float
     standard_error: float | None
@@ -21,19 +21,19 @@ class Estimate:
             return f"{value:.5g}"
         if not 1e-6 * abs(value) < error or abs(value) < 1e-5:
             return f"{value:.5g} ± {error:.1g}"
-        digits = max(0, 1 - math.floor(math.log10(error)))  # two of the error's
+        digits = max(0, 1 - math.floor(math.log10(error)))  # two significant digits of the error
         return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
-    """Returns the mean of all values, with a standard error that lets values of one cluster depend on each other.
+    """Returns the mean of all values, with a standard error that allows values of one cluster to depend on each other.
 
-    With the residuals of a cluster summed to r_g, G clusters and N values, the squared standard error is
-    G / (G - 1) · Σ_g r_g² / N²: that of a ratio of sums over clusters. Clusters may differ in size.
+    With r_g the sum of the residuals of cluster g, G clusters and N values, the squared standard error is G / (G - 1) ·
+    Σ_g r_g² / N². This is the standard error of a ratio of sums over clusters, which may differ in size.
 
     Args:
         values: [N], float or bool.
-        clusters: [N] int, which cluster each value belongs to.
+        clusters: [N] int, the cluster of each value.
 
     Source: Cochran, "Sampling Techniques", 3rd edition, section 6.3; for evaluations of language models, Miller,
     "Adding Error Bars to Evals" (arXiv:2411.00640), section 2.2.
@@ -48,12 +48,14 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """Returns exp of an estimate; its standard error to first order."""
+    """Returns exp of an estimate, with the standard error to first order."""
     value, error = math.exp(estimate.value), estimate.standard_error
     return Estimate(value, None if error is None else value * error)
 
 
 def proportion(successes: int, trials: int) -> Estimate:
-    """Returns a share p of independent trials, with the binomial standard error sqrt(p (1 - p) / trials)."""
+    """Returns the share p of successes in independent trials, with the binomial standard error sqrt(p (1 - p) /
+    trials).
+    """
     p = successes / trials
     return Estimate(p, math.sqrt(p * (1 - p) / trials))

@@ -1,4 +1,4 @@
-"""The routed experts of one layer for any number of tokens: every expert is fetched once."""
+"""Computes the routed experts of one layer for any number of tokens, and fetches every expert once."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 from ..experts.store import ExpertStore
 from ..ops.experts import experts_for_rows
 
-_GROUP = 16  # experts computed together: bounds their rows where a store holds all experts
+_GROUP = 16  # experts that are computed together; limits the number of rows if a store holds all experts
 
 
 def expert_sum(h: mx.array, chosen: np.ndarray, weights: np.ndarray, layer: int, store: ExpertStore) -> np.ndarray:
     """Returns Σ_k weights[:, k] · expert_k(h).
 
-    :class:`~flash_moe.nn.sparse_moe.SparseMoE` computes the same from T · K rows side by side; here no more rows exist
-    at a time than a group of experts has.
+    :class:`~flash_moe.nn.sparse_moe.SparseMoE` computes the same with T · K rows in memory. Here, memory holds only the
+    rows of one group of experts.
 
     Args:
-        h: [T, H], what the experts take.
-        chosen: [T, K] ids of the experts.
+        h: [T, H], the inputs of the experts.
+        chosen: [T, K], ids of the experts.
         weights: [T, K] float32.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Files with one JSON object a line."""
+"""Reads files with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..errors import ArgumentError
 
 @dataclass(frozen=True)
 class Line:
-    """One object and where it is from; look-ups check its form.
+    """One object and its location. Look-ups check the form of values.
 
     Attributes:
-        where: file and line, for errors.
+        where: file and line, for error messages.
     """
 
     where: str
     values: dict[str, Any]
 
     def objects(self, key: str) -> list[dict[str, Any]] | None:
-        """Returns a list of objects, or None where the key is missing or null.
+        """Returns a list of objects, or None if the key is missing or null.
 
         Raises:
-            ArgumentError: it is something else.
+            ArgumentError: the value has another type.
         """
         value = self.values.get(key)
         if value is None or (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
@@ -35,10 +35,10 @@ class Line:
         raise self.error(key, "a list of objects")
 
     def flag(self, key: str) -> bool | None:
-        """True, false, or None where the key is missing or null.
+        """Returns True, False, or None if the key is missing or null.
 
         Raises:
-            ArgumentError: it is something else.
+            ArgumentError: the value has another type.
         """
         value = self.values.get(key)
         if value is None or isinstance(value, bool):
@@ -56,17 +56,16 @@ class Line:
         return messages
 
     def error(self, key: str, expected: str) -> ArgumentError:
-        """Returns the error that says what is wrong with a key."""
+        """Returns an error about the value of a key."""
         found = json.dumps(self.values[key]) if key in self.values else "missing"
         return ArgumentError(f"{self.where}: {key!r} is {found:.80}, expected {expected}; mend the line")
 
 
 def read_lines(file: Path, limit: int | None = None) -> Iterator[Line]:
-    """The first ``limit`` objects of a file; empty lines do not count.
+    """Yields the first ``limit`` objects of a file, and skips empty lines.
 
     Raises:
-        ArgumentError: the file is no UTF-8 text, or a line holds no JSON object.
-        OSError: it cannot be read.
+        ArgumentError: the file is not UTF-8 text, or a line is not a JSON object. OSError: the file cannot be read.
     """
     lines = ((i, line) for i, line in enumerate(read_text(file).split("\n"), start=1) if line.strip())
     for number, line in islice(lines, limit):

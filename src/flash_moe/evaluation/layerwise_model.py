@@ -1,7 +1,7 @@
-"""Hidden states of many sequences, one layer at a time, so that memory for one layer is enough for any checkpoint.
+"""Computes hidden states of many sequences one layer at a time, so that memory holds only one layer.
 
-All sequences go through a layer before the next one is read: every weight and every expert is read once, however many
-tokens there are. In memory are one layer, the experts of two fetches, and four vectors of H numbers per token.
+All sequences pass through a layer before the next one is read. So every weight and every expert is read once, for any
+number of tokens. Memory holds one layer, the experts of two fetches, and four vectors of H numbers per token.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Opened = TypeVar("Opened", bound="LayerwiseModel")
 
 @dataclass(frozen=True)
 class LayerwiseModel:
-    """A checkpoint to be run layer by layer; opening one reads headers and the tokenizer.
+    """A checkpoint that runs layer by layer. Opening it reads only headers and the tokenizer.
 
     Attributes:
         experts_per_token: K.
-        dtype: of activations.
+        dtype: dtype of activations.
         expert_io: how experts are read.
-        unit: what progress counts.
+        unit: unit of the progress.
     """
 
     checkpoint: ModelFiles
@@ -48,7 +48,7 @@ class LayerwiseModel:
     dtype: mx.Dtype
     expert_io: ExpertIO
     unit = "layers"
-    chunk_bytes = 64 << 20  # of logits at a time
+    chunk_bytes = 64 << 20  # bytes of logits that are computed together
 
     @classmethod
     def open(
@@ -61,10 +61,10 @@ class LayerwiseModel:
         revision: str | None = None,
         **own: Any,
     ) -> Opened:
-        """Opens a folder or a repository on the hub; arguments and errors are those of :meth:`flash_moe.Model.load`.
+        """Opens a folder or a repository on the hub. Arguments and errors are those of :meth:`flash_moe.Model.load`.
 
         Args:
-            own: the attributes that a subclass adds.
+            own: additional attributes of a subclass.
         """
         checkpoint = open_model(resolve(path, revision=revision))
         k = resolve_experts_per_token(experts_per_token, checkpoint.shape.experts_per_token)
@@ -73,21 +73,21 @@ class LayerwiseModel:
 
     @property
     def config(self) -> Dimensions:
-        """The model's dimensions."""
+        """The dimensions of the model."""
         return self.checkpoint.dimensions
 
     def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[mx.array]:
-        """Teacher-forced passes, each from an empty cache.
+        """Runs the sequences, each from an empty cache, and returns their final hidden states.
 
         Args:
-            sequences: token ids.
-            progress: called as ``progress(done, total)`` with layers.
+            sequences: token ids of each sequence.
+            progress: function that is called as ``progress(done, total)`` after each layer.
 
         Returns:
             The hidden states of each sequence after the final norm, [T, H].
 
         Raises:
-            CheckpointError, ExpertReadError: the weights are not what they should be.
+            CheckpointError, ExpertReadError: the weights are damaged or cannot be read.
             NumericalError: a router produced NaN.
             PromptError: a sequence is empty, or a token id is outside the vocabulary.
         """
@@ -106,8 +106,8 @@ class LayerwiseModel:
         return network.normed(states)
 
     def checked(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Returns the sequences as token ids. PromptError where one is empty, too long, or has an id that does not
-        exist.
+        """Checks sequences and returns them as token ids. Raises PromptError for an empty or too long one, or an
+        invalid id.
         """
         return check_sequences(sequences, self.config.vocab_size, self.config.max_position_embeddings)
 
@@ -116,7 +116,7 @@ class LayerwiseModel:
         return self._network().head()
 
     def shares_head(self, other: LayerwiseModel) -> bool:
-        """Returns whether another model's head is the same."""
+        """Returns whether another model has the same head."""
         return self.checkpoint.folder.resolve() == other.checkpoint.folder.resolve() and self.dtype == other.dtype
 
     def _network(self) -> Layerwise:

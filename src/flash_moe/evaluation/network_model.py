@@ -1,4 +1,4 @@
-"""Texts scored by passes through a whole network, for families that run on mlx-lm's."""
+"""Scores texts with passes through a whole network, for families that run on mlx-lm's network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .layerwise_model import LayerwiseModel, Progress
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a text, from which a pass makes logits. A slice of them, in steps of 1, are rows of the same text."""
+    """Rows of a text whose logits a pass computes. A slice with step 1 is a range of rows of the same text."""
 
     tokens: Sequence[int]
     start: int = 0
@@ -31,9 +31,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class NetworkModel(LayerwiseModel):
-    """A checkpoint of a family of mlx-lm's, whose always-needed weights are all in memory while texts are scored.
+    """A checkpoint of one of mlx-lm's families. All its resident weights are in memory while texts are scored.
 
-    It has no hidden states to be had: what stands for them are the texts, and what stands for the head is the network.
+    Hidden states are not accessible. So rows of text take the place of hidden states, and the network takes the place
+    of the head.
     """
 
     checkpoint: AdaptedFiles  # type: ignore[assignment]
@@ -49,19 +50,19 @@ class NetworkModel(LayerwiseModel):
         dtype: str | None = None,
         revision: str | None = None,
     ) -> NetworkModel:
-        """Opens a folder or a repository on the hub; arguments and errors are those of :meth:`flash_moe.Model.load`."""
+        """Opens a folder or a repository on the hub. Arguments and errors are those of :meth:`flash_moe.Model.load`."""
         folder = resolve(path, revision=revision)
         activations = given_dtype(dtype) or resolve_dtype(None, AdaptedFiles.open(folder))
         files = AdaptedFiles.open(folder, experts_per_token, activations)
         return cls(files, Tokenizer.load(folder), files.experts_per_token, activations, expert_io)
 
     def final_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[Any]:
-        """Returns the sequences, checked, as rows that :meth:`head` takes."""
+        """Checks the sequences and returns them as rows for :meth:`head`."""
         return [Rows(tokens) for tokens in self.checked(sequences)]
 
     def head(self) -> Callable[[Rows], mx.array]:  # type: ignore[override]
-        """Returns logits [T, V] of rows that are asked for in the order of each text. To be called once: it loads the
-        network.
+        """Loads the network, and returns a function that computes logits [T, V] of rows in the order of each text. Call
+        it only once.
         """
         network = self.checkpoint.load(self.expert_io, 0)
         caches: dict[str, Any] = {}
@@ -75,11 +76,11 @@ class NetworkModel(LayerwiseModel):
         return logits
 
     def shares_head(self, other: LayerwiseModel) -> bool:
-        """Returns False: what stands for the head is a network with a K of its own."""
+        """Returns False: each model uses its own network with its own K."""
         return False
 
 
 def open_scored(path: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> LayerwiseModel:
-    """Opens a checkpoint of any family to be scored; arguments are those of :meth:`LayerwiseModel.open`."""
+    """Opens a checkpoint of any family for scoring. The arguments are those of :meth:`LayerwiseModel.open`."""
     folder = resolve(path, revision=revision)
     return (NetworkModel if is_adapted(folder) else LayerwiseModel).open(folder, **options)

@@ -1,4 +1,4 @@
-"""Perplexity of a model, and its divergence from a reference: scores of tokens as a few numbers."""
+"""Summarises token scores: perplexity of a model, and divergence from a reference."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .token_scores import TokenScores
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The perplexity of a model on a text; standard errors take the tokens of a sequence as one cluster.
+    """The perplexity of a model on a text. For standard errors, each sequence is one cluster.
 
     Attributes:
-        tokens, sequences: predicted tokens, and the sequences they are from.
-        nll: mean of -ln of the tokens' probabilities.
-        perplexity: exp of that.
+        tokens, sequences: numbers of predicted tokens and of sequences.
+        nll: mean of -ln of the probabilities of tokens.
+        perplexity: exp of ``nll``.
     """
 
     tokens: int
@@ -32,16 +32,16 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The distance of a model from a reference on the same tokens; standard errors as in :class:`Perplexity`.
+    """The distance of a model from a reference on the same tokens, with standard errors as in :class:`Perplexity`.
 
     Attributes:
         kl: mean KL(reference || model) of the next-token distributions, in nats.
-        kl_999: its 99.9th percentile over tokens.
-        kl_max: its maximum.
-        same_top: share of tokens where both have the same likeliest token.
-        perplexity_ratio: perplexity of the model over that of the reference; its standard error is that of paired
-            differences, smaller than those of the two perplexities.
-        reference: the reference's perplexity.
+        kl_999: the 99.9th percentile of the KL divergence over tokens.
+        kl_max: the maximum of the KL divergence over tokens.
+        same_top: share of positions where both have the same most probable token.
+        perplexity_ratio: perplexity of the model divided by that of the reference. Its standard error is that of paired
+            differences, which is smaller than those of the two perplexities.
+        reference: perplexity of the reference.
     """
 
     kl: Estimate
@@ -64,7 +64,7 @@ def perplexity(scores: TokenScores) -> Perplexity:
 
 
 def divergence(scores: TokenScores) -> Divergence:
-    """Returns how far the model is from the reference on all tokens of ``scores``.
+    """Returns the divergence of the model from the reference on all tokens of ``scores``.
 
     Raises:
         ArgumentError: the scores were made without a reference.

@@ -1,7 +1,7 @@
-"""Greedy replies, of which the expected ones are recognised in a single pass instead of being decoded.
+"""Generates greedy replies; a single pass recognises an expected reply without decoding it.
 
-Greedy decoding gives a certain text if, and only if, each of its tokens is the likeliest after those before it, and so
-is the end after all of them. A teacher-forced pass over prompt and text tells, many times faster than decoding.
+Greedy decoding gives a text if, and only if, each of its tokens is the most probable one after the tokens before it,
+including the end of the reply. A single pass over prompt and text checks this many times faster than decoding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .tool_call_score import Reply, ToolCallCase
 
 @dataclass(frozen=True)
 class Recognized:
-    """A reply that was found to be the expected one."""
+    """A reply that equals the expected one."""
 
     raw_text: str
     finish_reason: str = "stop"
@@ -29,15 +29,15 @@ class Recognized:
 def greedy(
     model: Model, max_tokens: int, enable_thinking: bool | None = None, strict_tools: bool = False
 ) -> Callable[[ToolCallCase], Reply]:
-    """Replies of a model without any randomness.
+    """Returns a function that generates greedy replies of a model.
 
-    A reply that differs from the calls of its case as the chat template writes them, even if only in the order of
-    arguments, is decoded; so are all where streaming options act on single tokens. Two tokens that are equally likely
-    but for rounding may change places between a pass and decoding.
+    If a reply differs from the expected calls as the chat template writes them, even only in the order of arguments, it
+    is decoded. If streaming options act on single tokens, all replies are decoded. Two tokens with equal probabilities
+    up to rounding may be swapped between a pass and decoding.
 
     Args:
-        enable_thinking: for the chat template where a case does not say.
-        strict_tools: whether calls are held to the schemas of their tools.
+        enable_thinking: value for the chat template if a case does not set it.
+        strict_tools: whether to enforce the schemas of tools.
     """
 
     def reply(case: ToolCallCase) -> Reply:
@@ -62,14 +62,13 @@ def greedy(
 
 
 def expected_reply(tokenizer: Tokenizer, case: ToolCallCase, template: dict[str, Any]) -> list[int]:
-    """Returns the tokens of a reply that holds the calls of a case and nothing else, up to and with the one that ends
-    it.
+    """Returns the tokens of a reply with exactly the calls of a case, including the token that ends it.
 
     Args:
-        template: what the chat template is given beside the messages.
+        template: further variables of the chat template.
 
     Returns:
-        No tokens where the case has no calls, or the template does not write them right behind the prompt.
+        The tokens; empty if the case has no calls, or the template does not write calls directly after the prompt.
     """
     if not case.calls:
         return []
@@ -78,7 +77,7 @@ def expected_reply(tokenizer: Tokenizer, case: ToolCallCase, template: dict[str,
     prompt = tokenizer.apply_chat_template(case.messages, **template)
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=False, **template)
-    except TokenizerError:  # a template need not know calls
+    except TokenizerError:  # a template may not support calls
         return []
     tokens = tokenizer.encode(text[len(prompt) :]) if text.startswith(prompt) else []
     ends = [i for i, token in enumerate(tokens, start=1) if token in tokenizer.eos_token_ids]

@@ -1,4 +1,4 @@
-"""Text to be scored, as sequences of tokens: conversations in their chat template, or windows of plain text."""
+"""Reads texts as sequences of tokens: conversations in their chat template, or windows of plain text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WINDOW = 2048  # tokens
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Tokens that a model reads from an empty cache.
+    """A sequence of tokens that a model runs from an empty cache.
 
     Attributes:
         tokens: T token ids.
-        assistant: T flags, whether a token is one that the assistant wrote.
+        assistant: T flags, whether the assistant wrote the token.
     """
 
     tokens: tuple[int, ...]
@@ -36,18 +36,18 @@ def read_sequences(
     limit: int | None = None,
     enable_thinking: bool | None = None,
 ) -> list[TokenSequence]:
-    """Reads ``.jsonl`` files as conversations and all others as plain text.
+    """Reads a ``.jsonl`` file as conversations, and any other file as plain text.
 
     A line of a conversation file is ``{"messages": [...], "tools": [...], "enable_thinking": true}``, the last two
     optional.
 
     Args:
-        window: tokens per sequence of a plain text; what is left at its end is used only if there is nothing else.
-        limit: the most sequences.
-        enable_thinking: for the chat template where a line does not say.
+        window: tokens per sequence of a plain text. A shorter rest is used only if it is the whole text.
+        limit: maximum number of sequences.
+        enable_thinking: value for the chat template if a line does not set it.
 
     Raises:
-        ArgumentError: the file is malformed or holds no text.
+        ArgumentError: the file is malformed or empty.
         TokenizerError: there is no chat template, or messages do not fit it.
         OSError: the file cannot be read.
     """
@@ -71,7 +71,7 @@ def read_sequences(
 
 
 def calibration_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer, count: int) -> list[list[int]]:
-    """Returns the first ``count`` tokens of a file, for ``flash_moe.packing.convert.convert``; the last sequence may be
+    """Returns the first ``count`` tokens of a file, for ``flash_moe.packing.convert.convert``. The last sequence may be
     cut.
 
     Raises:
@@ -87,7 +87,7 @@ def calibration_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer, count
 
 
 def windows(tokens: Sequence[int], size: int) -> list[TokenSequence]:
-    """Cuts tokens into sequences of ``size``; a shorter rest is left out unless it is all there is."""
+    """Divides tokens into sequences of ``size``. A shorter rest is dropped unless it is the only sequence."""
     parts = [tuple(tokens[i * size : (i + 1) * size]) for i in range(max(len(tokens) // size, 1))]
     return [TokenSequence(part, (False,) * len(part)) for part in parts if part]
 
@@ -98,10 +98,10 @@ def conversation(
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool | None = None,
 ) -> TokenSequence:
-    """Returns a whole conversation as the model's chat template writes it.
+    """Returns a whole conversation as rendered by the model's chat template.
 
-    The assistant's tokens are those after each header of an assistant's message, up to and with the token that ends
-    it. The header is the first line of what the template adds for a reply.
+    The assistant's tokens are those after each header of an assistant message, up to and including the token that ends
+    the message. The header is the first line that the template adds for a reply.
 
     Raises:
         TokenizerError: there is no chat template, or the messages do not fit it.
@@ -119,7 +119,7 @@ def conversation(
 
 
 def _after(tokens: list[int], header: list[int], ends: frozenset[int]) -> tuple[bool, ...]:
-    """Returns which tokens lie between a header and the next end, which counts too."""
+    """Returns flags for the tokens between a header and the next end token, including the end token."""
     inside, flags = False, [False] * len(tokens)
     for i, token in enumerate(tokens if header and ends else ()):
         if inside:

@@ -1,4 +1,4 @@
-"""A model's scores of every token of a text, and its distance from a reference there."""
+"""Scores every token of a text with a model, and compares with a reference."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A reference's view of the same N tokens.
+    """The comparison with a reference on the same N tokens.
 
     Attributes:
-        nll: [N] float64, -ln of the probability that the reference gave the token.
-        kl: [N] float64, KL(reference || model) of the distributions that predict it, in nats.
-        same_top: [N] bool, whether both have the same likeliest token.
+        nll: [N] float64, -ln of the probability of the token in the reference.
+        kl: [N] float64, KL(reference || model) of the distributions that predict the token, in nats.
+        same_top: [N] bool, whether both have the same most probable token.
     """
 
     nll: np.ndarray
@@ -34,13 +34,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """N predicted tokens: all of every sequence but its first, which nothing predicts.
+    """The scores of N predicted tokens: all tokens of each sequence except the first.
 
     Attributes:
-        sequence: [N] int, which sequence the token belongs to.
-        assistant: [N] bool, whether it is one that the assistant wrote.
-        nll: [N] float64, -ln of the probability that the model gave it.
-        comparison: with a reference; None without one.
+        sequence: [N] int, the sequence of the token.
+        assistant: [N] bool, whether the assistant wrote the token.
+        nll: [N] float64, -ln of the probability of the token in the model.
+        comparison: the comparison with a reference; None without a reference.
     """
 
     sequence: np.ndarray
@@ -49,7 +49,7 @@ class TokenScores:
     comparison: Comparison | None = None
 
     def of_assistant(self) -> TokenScores | None:
-        """Returns the assistant's tokens alone; None if there are none."""
+        """Returns the scores of only the assistant's tokens; None if there are none."""
         if not (mask := self.assistant).any():
             return None
         c = self.comparison
@@ -63,19 +63,19 @@ def token_scores(
     reference: LayerwiseModel | None = None,
     progress: Progress | None = None,
 ) -> TokenScores:
-    """Teacher-forced passes over all sequences, through the reference first, then through the model.
+    """Runs all sequences through the reference, if there is one, then through the model, and scores their tokens.
 
-    A run leaves its final hidden states behind, [T, H] per sequence; logits exist for a few rows at a time.
+    Memory holds the final hidden states of each run, [T, H] per sequence, and the logits of a few rows at a time.
 
     Args:
-        progress: called as ``progress(stage, done, total)`` with the stages ``"reference layers"``, ``"layers"`` (or
-            ``"decoded tokens"``, for a :class:`~.decoded.DecodedModel`) and ``"tokens"``.
+        progress: function that is called as ``progress(stage, done, total)`` with the stages ``"reference layers"``,
+            ``"layers"`` (or ``"decoded tokens"``, for a :class:`~.decoded.DecodedModel`) and ``"tokens"``.
 
     Raises:
         ArgumentError: no sequence has two tokens, or the reference has another vocabulary.
-        PromptError: a sequence is longer than a model's context.
+        PromptError: a sequence is longer than the context of a model.
         NumericalError: a model produced NaN.
-        CheckpointError, ExpertReadError: weights are not what they should be.
+        CheckpointError, ExpertReadError: weights are damaged or cannot be read.
     """
     counts = [len(sequence.tokens) - 1 for sequence in sequences]
     if not any(counts):
@@ -117,7 +117,7 @@ def _logits(head: Linear, hidden: mx.array) -> np.ndarray:
 
 
 def _score(logits: list[np.ndarray], targets: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns the model's likelihoods, and the comparison if its logits come after a reference's."""
+    """Returns the likelihoods of the model, and the comparison if the logits of a reference are given."""
     *reference, model = map(Distributions, logits)
     own = model.nll(targets)
     if not reference:
@@ -126,7 +126,7 @@ def _score(logits: list[np.ndarray], targets: np.ndarray) -> tuple[np.ndarray, .
 
 
 def _check_vocabulary(model: LayerwiseModel, reference: LayerwiseModel, sequences: Sequence[TokenSequence]) -> None:
-    """Raises ArgumentError unless the tokens mean the same text to both."""
+    """Raises ArgumentError unless the tokens represent the same text in both models."""
     own, other = model.config.vocab_size, reference.config.vocab_size
     if own != other:
         raise ArgumentError(

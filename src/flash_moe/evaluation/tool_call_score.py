@@ -1,4 +1,4 @@
-"""The share of tool calls that have the right function and the right arguments."""
+"""Scores tool calls: the share with the right functions and the right arguments."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .json_lines import Line, read_lines
 
 @dataclass(frozen=True)
 class ToolCallCase:
-    """A conversation that ends where the assistant is to reply, and the calls that the reply should hold.
+    """A conversation that ends before a reply of the assistant, and the expected calls of that reply.
 
     Attributes:
-        calls: ``{"name": ..., "arguments": {...}}`` each; empty when no tool should be called.
-        enable_thinking: for the chat template unless None.
+        calls: the expected calls, each ``{"name": ..., "arguments": {...}}``; empty if no tool should be called.
+        enable_thinking: value for the chat template; None leaves it unset.
     """
 
     messages: list[dict[str, Any]]
@@ -30,7 +30,7 @@ class ToolCallCase:
 
 
 class Reply(Protocol):
-    """The part of a reply that is scored; :class:`~flash_moe.Generation` has it."""
+    """The interface of a reply that can be scored, such as :class:`~flash_moe.Generation`."""
 
     @property
     def raw_text(self) -> str: ...
@@ -41,13 +41,13 @@ class Reply(Protocol):
 
 @dataclass(frozen=True)
 class ToolCallScore:
-    """Shares of all cases, with binomial standard errors.
+    """The results as shares of all cases, with binomial standard errors.
 
     Attributes:
-        parsed: replies in which every call is well formed; a reply without calls is.
-        right_functions: those that also call the expected functions and no others, in any order.
-        right: those whose arguments are equal too.
-        cut: number of replies that ended at the limit of tokens.
+        parsed: share of replies in which every call is well formed, including replies without calls.
+        right_functions: share of replies that also call exactly the expected functions, in any order.
+        right: share of replies whose arguments are equal too.
+        cut: number of replies that ended at the token limit.
     """
 
     cases: int
@@ -68,7 +68,7 @@ def read_tool_call_cases(path: str | os.PathLike[str], limit: int | None = None)
 
     Raises:
         ArgumentError: the file is malformed or empty.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     file = Path(path)
     cases = [
@@ -95,8 +95,8 @@ def tool_call_score(
     """Generates a reply to every case and compares its calls with the expected ones.
 
     Args:
-        generate: gives the reply to a case, e.g. :func:`~flash_moe.evaluation.greedy` of a model.
-        progress: called as ``progress(done, total)`` with cases.
+        generate: function that returns the reply to a case, e.g. :func:`~flash_moe.evaluation.greedy` of a model.
+        progress: function that is called as ``progress(done, total)`` after each case.
 
     Raises:
         ArgumentError: there are no cases.
@@ -126,7 +126,7 @@ def tool_call_score(
 
 
 def same_calls(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> bool:
-    """Returns whether both hold equal calls, in any order."""
+    """Returns whether two lists contain equal calls, in any order."""
     rest = list(expected)
     for call in found:
         match = next((i for i, other in enumerate(rest) if _equal(call, other)), None)
@@ -137,7 +137,7 @@ def same_calls(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Returns equality of JSON values: 1 is 1.0, but not true."""
+    """Returns whether two JSON values are equal: 1 equals 1.0, but not true."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
     if isinstance(a, list) and isinstance(b, list):

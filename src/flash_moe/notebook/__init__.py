@@ -1,1 +1,1 @@
-"""Displays in a notebook: HTML, a stream while it is generated, pictures."""
+"""Displays in a notebook: HTML, streams during the generation, and plots."""

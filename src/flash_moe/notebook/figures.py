@@ -1,4 +1,4 @@
-"""Pictures: where the time went, what was in memory, which experts are used."""
+"""Plots: the parts of the time, the share in memory, and the uses of experts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _INK = "#808080"  # readable on white and on black
 
 
 class Picture:
-    """A figure of matplotlib that a notebook shows; its background is transparent.
+    """A figure of matplotlib that a notebook can display, with a transparent background.
 
     Attributes:
-        figure: the figure, to be changed or saved.
+        figure: the figure, which you can change or save.
     """
 
     def __init__(self, figure: Any) -> None:
         self.figure = figure
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes the picture; its format follows from the name of the file."""
+        """Writes the figure to a file. The suffix of the file determines the format."""
         self.figure.savefig(file, dpi=150)
 
     def __repr__(self) -> str:
@@ -40,7 +40,7 @@ class Picture:
 
 
 def times_of(stats: Any) -> Picture:
-    """Where the time of a reply went, and where its experts were; see :meth:`flash_moe.Stats.plot`."""
+    """Plots the parts of the time of a reply, and the share of experts in memory; see :meth:`flash_moe.Stats.plot`."""
     figure = _figure(7.5, 3.0)
     times, memory = figure.subplots(2, 1, height_ratios=(2, 1))
     tokens = max(stats.generated_tokens - 1, 1)
@@ -64,7 +64,7 @@ def times_of(stats: Any) -> Picture:
 
 
 def layers_of(by_layer: Mapping[int, Any]) -> Picture:
-    """Hits and waiting times of the layers; see :meth:`flash_moe.experts.store.ExpertStore.plot`."""
+    """Plots the hits and waiting times of the layers; see :meth:`flash_moe.experts.store.ExpertStore.plot`."""
     found = {layer: stats for layer, stats in by_layer.items() if stats.fetches}
     figure = _figure(8.0, 4.0)
     times, hits = figure.subplots(2, 1, sharex=True)
@@ -80,9 +80,7 @@ def layers_of(by_layer: Mapping[int, Any]) -> Picture:
 
 
 def uses_of(counts: Any) -> Picture:
-    """Returns how often experts are used: counts [L, E], a row for each layer, its experts from the most used to the
-    least.
-    """
+    """Plots the uses of experts for counts [L, E]: a row per layer, with its experts from the most to the least used."""
     figure = _figure(8.0, 3.6)
     axes = figure.subplots()
     ordered = -np.sort(-counts, axis=1)

@@ -1,7 +1,7 @@
-"""HTML of replies, conversations and tables. All that comes from a model or a user is text in it, never markup.
+"""HTML of replies, conversations and tables. Content from a model or a user is always text, never markup.
 
-Colours are shades of the page's own, so that light and dark pages both look right; there are no style sheets and no
-scripts, so that exported and untrusted notebooks show the same.
+Colours are shades of those of the page, so that they fit light and dark pages. There are no style sheets and no
+scripts, so that exported and untrusted notebooks look the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MARKS = {"user": "#3584e4", "assistant": "#2ea043", "tool": "#b58900", "system"
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Returns a small table of names and values."""
+    """Returns a table of names and values."""
     cells = "".join(
         f'<tr style="background:transparent"><td style="text-align:left;padding:.1em 1em .1em 0;{_DIM}">{html.escape(name)}'
         f'</td><td style="text-align:left;padding:.1em 0">{html.escape(value)}</td></tr>'
@@ -29,12 +29,12 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def text(content: str, style: str = "") -> str:
-    """Returns text whose white space counts."""
+    """Returns text with its white space preserved."""
     return f'<div style="{_TEXT};{style}">{html.escape(content)}</div>' if content else ""
 
 
 def reasoning(content: str | None, *, opened: bool = False) -> str:
-    """Returns reasoning, folded away but for its title."""
+    """Returns reasoning in a collapsible section, closed by default."""
     if not content:
         return ""
     return (
@@ -50,18 +50,18 @@ def call(name: str, arguments: Mapping[str, Any] | str) -> str:
 
 
 def result(name: str, content: str, failed: bool) -> str:
-    """Returns what came of a tool call, in a box."""
+    """Returns the result of a tool call in a box."""
     edge = "border-color:#c44e52;" if failed else ""
     return f'<div style="{_BOX};{edge}{_CODE};{_TEXT}"><b>{html.escape(name)}</b> → {html.escape(content)}</div>'
 
 
 def problem(message: str) -> str:
-    """Returns what is wrong, in a box."""
+    """Returns an error message in a box."""
     return f'<div style="{_BOX};border-color:#c44e52;{_TEXT}">{html.escape(message)}</div>'
 
 
 def footnote(line: str) -> str:
-    """Returns a line of small print."""
+    """Returns a line in small print."""
     return f'<div style="{_DIM};font-size:85%;margin-top:.4em">{html.escape(line)}</div>'
 
 
@@ -77,7 +77,7 @@ def _message(message: Mapping[str, Any]) -> str:
         for function in (made.get("function", made) for made in message.get("tool_calls") or ())
     )
     content = message.get("content") or ""
-    if not isinstance(content, str):  # parts, as OpenAI has them
+    if not isinstance(content, str):  # a list of parts, as in OpenAI's API
         content = "".join(part.get("text", f"[{part.get('type')}]") for part in content)
     style = _CODE if role == "tool" else ""
     return (

@@ -1,4 +1,4 @@
-"""Shows a stream while it is written."""
+"""Displays a stream while it is generated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..progress.views import in_notebook
 from . import html
 
-_REDRAW = 0.1  # seconds between two states of a cell
+_REDRAW = 0.1  # seconds between two updates of a cell
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -33,10 +33,10 @@ class _Chunk(Protocol):
 
 
 def show(chunks: Iterable[_Chunk]) -> None:
-    """Shows what :meth:`flash_moe.Model.stream` or a conversation's ``stream`` yields while it comes.
+    """Displays a stream of :meth:`flash_moe.Model.stream` or of a conversation while it is generated.
 
-    In the cell of a notebook, or on stdout. Reasoning is dim, and folded away in a notebook once something follows; tool
-    calls and their results are boxes; the last line says how fast it was.
+    It writes to the cell of a notebook, or to stdout. Reasoning is dim; in a notebook, it is collapsed when the answer
+    begins. Tool calls and their results are in boxes. The last line gives the speed.
     """
     if in_notebook():
         _show_in_cell(chunks)
@@ -47,7 +47,7 @@ def show(chunks: Iterable[_Chunk]) -> None:
 def _show_in_cell(chunks: Iterable[_Chunk]) -> None:
     from IPython.display import display
 
-    parts: list[tuple[str, str]] = []  # of reasoning, text, and boxes, which are HTML already
+    parts: list[tuple[str, str]] = []  # parts: reasoning, text, and boxes, which are HTML already
     stats, drawn, handle = None, 0.0, None
 
     def add(kind: str, piece: str) -> None:
@@ -83,7 +83,7 @@ def _show_in_cell(chunks: Iterable[_Chunk]) -> None:
             stats = chunk.stats
             if time.monotonic() - drawn >= _REDRAW:
                 draw()
-    finally:  # what came stays, also where the cell is interrupted
+    finally:  # the output stays, even if the cell is interrupted
         draw()
 
 
@@ -93,7 +93,7 @@ def _show_as_text(chunks: Iterable[_Chunk]) -> None:
     stats, thinking = None, False
 
     def write(piece: str, style: str = "") -> None:
-        shown = piece.translate(_CONTROL) if terminal else piece  # escape sequences of a model must not drive it
+        shown = piece.translate(_CONTROL) if terminal else piece  # a model must not control the terminal
         sys.stdout.write(f"{style}{shown}{plain if style else ''}")
 
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""The progress of long work: reports for callers, bars and lines for people."""
+"""Progress of long work: reports for callers, and bars and log lines for people."""
 
 from .display import Display, ask, following
 from .progress import Callback, Progress, ProgressOption

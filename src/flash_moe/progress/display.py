@@ -1,4 +1,4 @@
-"""Shows progress where a person can see it: one place decides where, and how often."""
+"""Displays progress in a terminal, a notebook or the log."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..errors import ArgumentError
 from .progress import Callback, Progress, ProgressOption
 from .views import Log, Notebook, Terminal, View, in_notebook, in_terminal
 
-DELAY = 1.0  # seconds before anything shows: most work is done by then
-_WINDOW = 10.0  # seconds over which speed is measured
-_RATED = ("bytes", "tokens")  # units of which people want to know the speed
+DELAY = 1.0  # seconds before a display appears; most work ends earlier
+_WINDOW = 10.0  # seconds over which the speed is measured
+_RATED = ("bytes", "tokens")  # units whose speed is displayed
 
 
 def ask(question: str) -> bool:
-    """Asks the user at the terminal; where no user can answer, the answer is yes."""
+    """Asks the user in the terminal. If no user can answer, the answer is yes."""
     if not in_terminal() or sys.stdin is None or not sys.stdin.isatty():
         return True
     sys.stderr.write(f"{question} [y/N] ")
@@ -31,14 +31,14 @@ def ask(question: str) -> bool:
 
 @contextmanager
 def following(progress: ProgressOption = True) -> Iterator[Callback | None]:
-    """Yields what is to be called with each :class:`Progress`; None where nobody listens.
+    """Yields a callback for each :class:`Progress`; None if progress is off.
 
     Args:
-        progress: True shows bars in a terminal or a notebook, and writes a line to the log now and then elsewhere. A
-            callable is called as it is.
+        progress: True shows bars in a terminal or a notebook, and elsewhere writes log lines from time to time. A
+            callable is used directly.
 
     Raises:
-        ArgumentError: it is neither.
+        ArgumentError: ``progress`` is neither a bool nor a callable.
     """
     if progress is True:
         with Display() as display:
@@ -52,7 +52,7 @@ def following(progress: ProgressOption = True) -> Iterator[Callback | None]:
 
 
 class Display:
-    """Shows one stage after the other, each only if it takes longer than a moment. Threads may share it."""
+    """Displays one stage after the other, each only if it takes longer than a second. Several threads can use it."""
 
     def __init__(self) -> None:
         self._view: View = Terminal() if in_terminal() else Notebook() if in_notebook() else Log()
@@ -69,7 +69,7 @@ class Display:
         self.close()
 
     def __call__(self, progress: Progress) -> None:
-        """Takes news."""
+        """Receives a report."""
         with self._lock:
             now = time.monotonic()
             if self._latest is None or progress.stage != self._latest.stage:
@@ -87,12 +87,12 @@ class Display:
                 self._view.show(progress, self._pace())
 
     def close(self) -> None:
-        """Takes the bar away; doing it again is fine."""
+        """Removes the bar. Further calls have no effect."""
         with self._lock:
             self._end()
 
     def _show_late(self) -> None:
-        """Shows a stage of which nothing was heard since it began."""
+        """Displays a stage that has sent no report since its beginning."""
         with self._lock:
             if self._latest is not None and time.monotonic() - self._start >= DELAY:
                 self._view.show(self._latest, self._pace())
@@ -106,7 +106,7 @@ class Display:
         self._window.clear()
 
     def _pace(self) -> str:
-        """Returns speed and time left, as far as they are known."""
+        """Returns the speed and the remaining time, if they are known."""
         assert self._latest is not None
         if len(self._window) < 2:
             return ""

@@ -1,4 +1,4 @@
-"""The report of long work on its progress."""
+"""The report of the progress of long work."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a piece of work; a callable passed as ``progress`` gets one of these. ``str()`` of it is one line.
+    """The progress of a stage of work, as passed to a ``progress`` callable. ``str()`` returns one line.
 
     Attributes:
-        stage: ``"download"``, ``"kernels"``, ``"layers"`` and ``"experts"`` while a model is loaded, ``"prompt"`` before
-            the first token, ``"generate"`` where many prompts are answered, ``"convert"``, ``"verify"``.
-        done, total: amounts of work. Tokens of a prompt that are under way count by the layers that they have passed.
-        unit: of both, in the plural; ``"bytes"`` are bytes.
-        note: what a person wants to know before a long piece of work begins; may be empty.
+        stage: ``"download"``, ``"kernels"``, ``"layers"`` and ``"experts"`` while a model is loaded, ``"prompt"``
+            before the first token, ``"generate"`` if several prompts are answered, ``"convert"``, ``"verify"``.
+        done, total: amounts of work. Tokens of a running chunk of a prompt count in proportion to the layers that they
+            have passed.
+        unit: unit of both, in the plural, such as ``"bytes"``.
+        note: information for the user before long work begins; may be empty.
     """
 
     stage: str
@@ -39,17 +40,17 @@ class Progress:
 
     @property
     def title(self) -> str:
-        """The stage in words."""
+        """The name of the stage for people."""
         return _TITLES.get(self.stage, self.stage)
 
     @property
     def share(self) -> float:
-        """Done of total, 0 to 1."""
+        """The completed share, from 0 to 1."""
         return self.done / self.total if self.total else 1.0
 
     @property
     def amount(self) -> str:
-        """How much of how much."""
+        """The completed and the total amount, for people."""
         if self.unit == "bytes":
             return f"{format_bytes(self.done)} of {format_bytes(self.total)}"
         return f"{self.done:,} of {self.total:,} {self.unit}"

@@ -1,4 +1,4 @@
-"""The displays of progress: a terminal, a cell of a notebook, the log."""
+"""The displays of progress: terminal, notebook cell and log."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 logger = logging.getLogger("flash_moe.progress")
-LINE_SECONDS = 60.0  # of a log without a line
-_REDRAW = 0.2  # seconds between two states of a notebook's bar
+LINE_SECONDS = 60.0  # maximum seconds between two lines of a log
+_REDRAW = 0.2  # seconds between two updates of a bar in a notebook
 
 
 def in_terminal() -> bool:
@@ -27,28 +27,28 @@ def in_terminal() -> bool:
 
 
 def in_notebook() -> bool:
-    """Returns whether the code runs in a kernel of Jupyter."""
+    """Returns whether the code runs in a Jupyter kernel."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
 class View(ABC):
-    """One place.
+    """A display of progress.
 
     Attributes:
-        moves: whether a stage of which nothing is heard should show.
+        moves: whether to display a stage that has sent no report yet.
     """
 
     moves = False
 
     @abstractmethod
     def show(self, progress: Progress, pace: str) -> None:
-        """Shows a state; ``pace`` begins with a separator or is empty."""
+        """Displays a report; ``pace`` begins with a separator or is empty."""
 
     @abstractmethod
     def end(self, progress: Progress, seconds: float) -> None:
-        """The stage has ended, perhaps before anything was shown of it."""
+        """Ends the display of a stage, which may not have been displayed yet."""
 
 
 class Terminal(View):
@@ -91,7 +91,7 @@ class Terminal(View):
 
 
 class Notebook(View):
-    """A bar of plain HTML, without widgets, so that stored and exported notebooks show it; a line remains of it."""
+    """A bar of plain HTML without widgets, so that saved and exported notebooks show it. A line remains at the end."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -121,7 +121,7 @@ class Notebook(View):
 
 
 def bar_html(progress: Progress, pace: str) -> str:
-    """Returns a bar with a line of text, in the colours of whatever page it stands on."""
+    """Returns a bar with a line of text, in the colours of the page."""
     note = f'<div style="opacity:.65">{html.escape(progress.note)}</div>' if progress.note else ""
     return (
         f'<div style="font-size:85%;max-width:48em">{html.escape(progress.title)} '
@@ -132,7 +132,7 @@ def bar_html(progress: Progress, pace: str) -> str:
 
 
 class Log(View):
-    """A line for every tenth of the work, and at least one a minute."""
+    """A log line for every tenth of the work, and at least one per minute."""
 
     def __init__(self) -> None:
         self._tenth, self._last = 0, 0.0
