@@ -300,7 +300,7 @@ def cancel_turns(model: Model, times: int) -> None:
             reply = chat.send(ASK, cancel=event)
             timer.cancel()
             timer.join()
-            assert reply.finish_reason == ("cancelled" if event.is_set() else reply.finish_reason)
+            assert event.is_set() or reply.finish_reason == "stop"  # The event may be set after the last token, too.
         else:
 
             async def main(chat: Conversation = chat, moment: float = moment) -> None:
