@@ -104,6 +104,7 @@ PUBLISHED: Mapping[str, Callable[[Weights], Weights]] = {
         ("mixtral", "phimoe", "minimax", "minimax_m2", "minimax_m3_vl"),
         _in("block_sparse_moe.switch_mlp", "block_sparse_moe.experts", _W),
     ),
+    "kimi_k3": _in("mlp.switch_mlp", "block_sparse_moe.experts", _W),
     "kimi_linear": _in("mlp.switch_mlp", "block_sparse_moe.experts", _W),
     "lfm2_moe": _in("feed_forward.switch_mlp", "feed_forward.experts", _W),
     "jamba": _in("feed_forward.switch_mlp", "feed_forward.experts"),

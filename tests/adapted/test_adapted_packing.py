@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from family_checkpoints import GROUP_SIZE, OWN, checkpoint, plain, utils, write
+from mlx_lm.models.switch_layers import SwitchLinear
 from published import PUBLISHED
 
 from flash_moe import ArgumentError, CheckpointError, Model, convert, stream_experts, verify
@@ -119,7 +120,15 @@ def test_every_published_family_is_packed(name: str, tmp_path: Path) -> None:
     convert(source, tmp_path / "packed", mode=None if quantized else "mxfp4", rounding="nearest")
     model = plain(source)
     if not quantized:
-        model, _ = utils.quantize_model(model, {}, 32, 4, "mxfp4")
+        predicate = getattr(model, "quant_predicate", None)
+        model, _ = utils.quantize_model(
+            model,
+            {},
+            32,
+            4,
+            "mxfp4",
+            quant_predicate=lambda path, m: isinstance(m, SwitchLinear) or predicate is None or predicate(path, m),
+        )
     np.testing.assert_array_equal(
         logits(tmp_path / "packed"), np.array(model(mx.array([PROMPT]))[0].astype(mx.float32))
     )

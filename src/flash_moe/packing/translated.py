@@ -30,7 +30,7 @@ from ..checkpoint.safetensors import DTYPE_BITS, TensorInfo, build_header
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
 from ..formats import FP8_BLOCK
-from ..models import is_adapted
+from ..models import AdaptedFiles, is_adapted
 from ..models.adapted.headers import tensors
 from ..models.config_json import read_config
 from ..ops.foreign_weights import affine_of, from_fp8
@@ -42,8 +42,14 @@ _OTHER_NAMES = (INDEX, "config.json", "hf_quant_config.json")
 
 
 def needs_translation(folder: Path) -> bool:
-    """Returns whether a checkpoint of an mlx-lm family was quantised by another library."""
-    return is_adapted(folder) and foreign_section(read_config(folder)) is not None
+    """Returns whether a checkpoint of an mlx-lm family was quantised by another library, in a form that mlx-lm does not load."""
+    if not is_adapted(folder) or foreign_section(read_config(folder)) is None:
+        return False
+    try:
+        AdaptedFiles.open(folder)
+    except CheckpointError:
+        return True
+    return False
 
 
 class LocalFiles:
