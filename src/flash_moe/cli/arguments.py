@@ -67,7 +67,10 @@ DtypeOption = Annotated[
 ]
 ThinkingOption = Annotated[
     bool | None,
-    typer.Option("--thinking/--no-thinking", help="Think before the answer, or not.  [default: as the model has it]"),
+    typer.Option(
+        "--thinking/--no-thinking",
+        help="Whether the model thinks before it answers.  [default: the model's own setting]",
+    ),
 ]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
@@ -85,7 +88,7 @@ def _verbose(wanted: bool) -> bool:
 
 # Its callback does the work, so commands accept it before and after their name and ignore the value.
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Show on stderr what the library logs.")
+    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Show the library's log on stderr.")
 ]
 
 PrefetchOption = Annotated[

@@ -61,7 +61,7 @@ def model(
     runs: Annotated[int, Option(metavar="N", min=1, help="Runs of the prompt, cold and warm each.")] = 1,
     plot_file: Annotated[
         Path | None,
-        Option("--plot", metavar="FILE", help="Write a picture of all layers; needs flash-moe[plot]."),
+        Option("--plot", metavar="FILE", help="Write a plot of all layers; needs flash-moe[plot]."),
     ] = None,
     expert_io: ExpertIOOption = ExpertIOChoice.auto,
     dtype: DtypeOption = None,
@@ -113,7 +113,7 @@ def io(
         str, Argument(metavar="PATH", help="A checkpoint's folder, or any large file.", show_default=False)
     ],
     k: ExpertsPerToken = None,
-    seconds: Annotated[float, Option(metavar="S", min=0.1, max=600, help="How long to measure, about.")] = 6.0,
+    seconds: Annotated[float, Option(metavar="S", min=0.1, max=600, help="Approximate seconds of measuring.")] = 6.0,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:

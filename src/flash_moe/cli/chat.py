@@ -63,7 +63,7 @@ def command(
         Path | None, Option(metavar="FILE", help="A Python file whose functions the model may call; it asks first.")
     ] = None,
     thinking: ThinkingOption = None,
-    max_tokens: Annotated[int, Option(metavar="N", min=1, help="The most tokens of a reply.")] = 2048,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Maximum number of tokens of a reply.")] = 2048,
     *,
     loading: Loader,
 ) -> None:

@@ -84,7 +84,7 @@ def command(
     limit: Annotated[
         int | None, Option(metavar="N", min=1, help="Use only the first N conversations, windows and tool calls.")
     ] = None,
-    max_tokens: Annotated[int, Option(metavar="N", min=1, help="The most tokens to generate for a tool call.")] = 1024,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Maximum number of tokens for a tool call.")] = 1024,
     thinking: ThinkingOption = None,
     token_by_token: Annotated[
         bool,

@@ -34,30 +34,36 @@ Examples:
 def command(
     model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     prompt: Annotated[
-        str | None, Argument(metavar="PROMPT", help="What to answer; '-' or nothing reads stdin.", show_default=False)
+        str | None, Argument(metavar="PROMPT", help="The prompt; '-' or nothing reads stdin.", show_default=False)
     ] = None,
     k: ExpertsPerToken = None,
-    max_tokens: Annotated[int, Option(metavar="N", min=1, help="The most tokens to generate.")] = 512,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Maximum number of tokens to generate.")] = 512,
     system: Annotated[str | None, Option(metavar="TEXT", help="A system message.")] = None,
     thinking: ThinkingOption = None,
-    raw: Annotated[bool, Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
+    raw: Annotated[bool, Option("--raw", help="Continue the prompt without a chat template.")] = False,
     stop: Annotated[list[str] | None, Option(metavar="TEXT", help="End before this text; may be repeated.")] = None,
     as_json: JsonOption = False,
     temperature: Annotated[
         float | None,
-        Option(metavar="T", help="0 takes the likeliest token (greedy), 1 draws as the model was trained."),
+        Option(
+            metavar="T", help="0 takes the most probable token (greedy); 1 samples from the model's own distribution."
+        ),
     ] = None,
     top_p: Annotated[
-        float | None, Option(metavar="P", help="Draw from the likeliest tokens that sum to P (above 0, at most 1).")
+        float | None,
+        Option(metavar="P", help="Sample from the most probable tokens whose sum reaches P (above 0, at most 1)."),
     ] = None,
-    top_k: Annotated[int | None, Option(metavar="N", help="Draw from the N likeliest tokens; 0: from all.")] = None,
+    top_k: Annotated[
+        int | None, Option(metavar="N", help="Sample from the N most probable tokens; 0: from all.")
+    ] = None,
     min_p: Annotated[
-        float | None, Option(metavar="P", help="Draw from tokens at least P times as likely as the likeliest (0 to 1).")
+        float | None,
+        Option(metavar="P", help="Sample from tokens at least P times as probable as the top token (0 to 1)."),
     ] = None,
     repetition_penalty: Annotated[
         float | None, Option(metavar="X", help="Above 1 makes repetition less likely; 1 is off.")
     ] = None,
-    seed: Annotated[int | None, Option(metavar="N", help="Makes the draws repeatable.")] = None,
+    seed: Annotated[int | None, Option(metavar="N", help="Makes sampling repeatable.")] = None,
     *,
     loading: Loader,
 ) -> None:

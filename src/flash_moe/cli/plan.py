@@ -31,7 +31,7 @@ Examples:
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     k: ExpertsPerToken = None,
-    prompt: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt to predict the time of.")] = 1024,
+    prompt: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt whose time is predicted.")] = 1024,
     context: Annotated[int, Option(metavar="N", min=1, help="Tokens that memory must have room for.")] = 4096,
     machine: Annotated[
         str | None,

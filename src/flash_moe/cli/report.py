@@ -23,7 +23,9 @@ def command(
     k: ExpertsPerToken = None,
     prompt_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of the prompt.")] = 256,
     tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens to decode, cold and warm each.")] = 32,
-    seconds: Annotated[float, Option(metavar="S", min=0.1, max=600, help="How long to measure reading, about.")] = 6.0,
+    seconds: Annotated[
+        float, Option(metavar="S", min=0.1, max=600, help="Approximate seconds of measuring reads.")
+    ] = 6.0,
     verbose: VerboseOption = False,
 ) -> None:
     """Measure this machine and print a report to share.

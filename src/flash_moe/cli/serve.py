@@ -26,28 +26,33 @@ Examples:
 @loads
 def command(
     model: Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
-    host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, Option(metavar="N", min=0, max=65535, help="0 takes a free one.")] = 8080,
+    host: Annotated[str, Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(metavar="N", min=0, max=65535, help="0 chooses a free port.")] = 8080,
     api_key: Annotated[
         str | None,
         Option(
             metavar="KEY",
             envvar="FLASH_MOE_API_KEY",
-            help="What requests must carry; needed for an address that other machines can reach.",
+            help="Key that requests must send; required if other machines can reach the address.",
         ),
     ] = None,
     name: Annotated[
         list[str] | None,
         Option(metavar="NAME", help="A name of the model in requests; may be repeated.  [default: its folder's]"),
     ] = None,
-    parallel: Annotated[int, Option(metavar="N", min=1, help="Replies that take turns, token by token.")] = 4,
-    queue: Annotated[int, Option(metavar="N", min=0, help="Requests that may wait; more get status 429.")] = 64,
-    max_body: Annotated[str, Option(metavar="SIZE", help="The largest body of a request.")] = "16MB",
+    parallel: Annotated[
+        int, Option(metavar="N", min=1, help="Maximum number of replies that run at the same time.")
+    ] = 4,
+    queue: Annotated[
+        int, Option(metavar="N", min=0, help="Maximum number of waiting requests; others get status 429.")
+    ] = 64,
+    max_body: Annotated[str, Option(metavar="SIZE", help="Maximum size of a request body.")] = "16MB",
     max_prompt: Annotated[
-        int | None, Option(metavar="N", min=1, help="The most tokens of a prompt.  [default: the model's context]")
+        int | None,
+        Option(metavar="N", min=1, help="Maximum number of tokens of a prompt.  [default: the model's context]"),
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, Option(metavar="URL", help="A site whose pages may use the server; may be repeated.")
+        list[str] | None, Option(metavar="URL", help="An origin whose web pages may use the server; may be repeated.")
     ] = None,
     k: ExpertsPerToken = None,
     *,

@@ -119,7 +119,10 @@ class SlotStore(ExpertStore):
             self._tables.unload(*key)
 
     def _hold(self, layer: int, experts: Sequence[int]) -> None:
-        """Marks records as permanently loaded. When all experts of a layer are, the layer is fully resident."""
+        """Marks records as permanently loaded.
+
+        When all experts of a layer are permanently loaded, the layer is fully resident.
+        """
         held = self._held[layer]
         held.update(experts)
         if len(held) == self._experts:

@@ -46,7 +46,7 @@ def ignored_interrupts() -> Iterator[None]:
 
 @contextmanager
 def deadly_interrupts() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once, where Python would not notice it until MLX returns."""
+    """Makes Ctrl-C end the process immediately inside the block, because Python notices it only after MLX returns."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return

@@ -52,7 +52,7 @@ class Link:
         self._queue.put(message)
 
     def close(self, seconds: float = 2.0) -> None:
-        """Sends what is queued, for so long at the most, and closes the connection; a forked process leaves it open."""
+        """Sends queued messages for at most ``seconds`` seconds, and closes the connection, except in a forked process."""
         if os.getpid() != self._process:
             return
         sender, receiver = self._threads

@@ -142,7 +142,7 @@ class DeltaCache:
             self.marks[self.length] = conv, state
 
     def undo(self) -> Callable[[], None]:
-        """Returns what takes back the tokens added from now on; until it is dropped, the states stay in memory."""
+        """Returns a function that removes the tokens added from now on. It keeps the old states in memory."""
         before = *self.kept(), self.length
 
         def restore() -> None:
@@ -230,7 +230,7 @@ class SequenceCache:
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """Takes back what a pass that fails half-way has done. Until it ends, old recurrent states stay in memory."""
+        """Restores the cache if the pass inside the block fails. Old recurrent states stay in memory meanwhile."""
         count, undoing = len(self.tokens), [layer.undo() for layer in self.layers]
         try:
             yield

@@ -72,8 +72,8 @@ class Prefetcher:
     def predict(self, layer: int, logits: Any) -> None:
         """Starts to read the most probable experts of a layer. logits: [1, E] float32."""
         values = np.array(logits)[0]
-        likeliest = np.argsort(-values, kind="stable")[: self._k]  # the last requests can still be cancelled
-        experts = likeliest[self._share.owns(layer, likeliest)].tolist()
+        probable = np.argsort(-values, kind="stable")[: self._k]  # the last requests can still be cancelled
+        experts = probable[self._share.owns(layer, probable)].tolist()
         self._predicted[layer] = frozenset(experts)
         self._store.prefetch(layer, experts)
 

@@ -1,7 +1,7 @@
 """Runs a token through many layers before the host knows its experts; the host checks and corrects afterwards.
 
 If the bank keeps many experts, all experts of a token are often loaded. A table on the device maps them to their slots,
-so the device need not wait for the host in every layer. The host reads the ids of several layers back together. If a
+so the device need not wait for the host in every layer. The host reads back the ids of several layers in one step. If a
 layer lacked an expert, all later results are wrong. The host then fetches the expert, computes the experts of that
 layer as usual, and continues from there. For this, old recurrent states are kept. In the KV caches, only the last token
 is wrong, and it is written again.

@@ -222,7 +222,8 @@ class _Views:
     def whole(self, projection: ProjectionLayout, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array | None]:
         """Returns :meth:`quantized` with strided arrays copied, because MLX on CUDA does not accept them.
 
-        On a GPU with host memory, this also prevents each row from reading its record over the bus again.
+        The copy also has an advantage if records are in host memory: each record crosses the bus once, not once per
+        row.
         """
         weight, scales, biases = self.quantized(projection, dtype)
         return mx.contiguous(weight), mx.contiguous(scales), None if biases is None else mx.contiguous(biases)

@@ -1,7 +1,8 @@
-"""A checkpoint that another library has quantised, as one that mlx-lm takes: weight files are translated when they are needed.
+"""Translates a checkpoint that another library has quantised to the form of mlx-lm, one weight file at a time.
 
-mlx-lm's networks arrange weights by their names. So each tensor gets the name and form that MLX has for it: FP8 becomes bfloat16,
-all other numbers stay as they are. A translated file holds the matrices whose tensors lie in the same files of the source.
+mlx-lm's networks arrange weights by their names. So each tensor gets MLX's name and form: FP8 is converted to bfloat16,
+and all other numbers stay the same. A translated file holds the matrices whose tensors are in the same files of the
+source.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ def needs_translation(folder: Path) -> bool:
 
 
 class LocalFiles:
-    """A folder of this machine in the place of :class:`.remote.Shards`: all of its files are here."""
+    """A folder on this machine with the interface of :class:`.remote.Shards`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._names = sorted(file.name for file in folder.glob("*.safetensors"))
 
     def identity(self) -> dict[str, Any]:
-        """Returns what tells this source from others."""
+        """Returns data that identifies this source."""
         states = {
             file.name: [file.stat().st_size, file.stat().st_mtime_ns]
             for file in (self._folder / name for name in ("config.json", *self._names))
@@ -75,21 +76,21 @@ class LocalFiles:
         yield self._folder
 
     def keep_in(self, beside: Callable[[str], Path]) -> None:
-        """Does nothing: no file is fetched."""
+        """Does nothing: no file is downloaded."""
 
     def space(self, names: Collection[str]) -> int:
         return 0
 
     def bring(self, names: Collection[str]) -> None:
-        """Does nothing: the files are here."""
+        """Does nothing: the files are on this machine."""
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """What is translated together: a matrix and its scales, or any other tensor.
+    """A unit of translation: a matrix with its scales, or a single other tensor.
 
     Attributes:
-        parts: by the name that MLX has for them.
+        parts: the source tensors, by MLX's name.
     """
 
     weight: str
@@ -105,7 +106,7 @@ class _Matrix:
 
     @property
     def forms(self) -> Forms:
-        """The forms of the translation. CheckpointError where there is none."""
+        """Returns the forms of the translated tensors. Raises CheckpointError if there is no translation."""
         if self._is_fp8:
             weight = self.parts[self.weight]
             (scales,) = (info for name, info in self.parts.items() if name != self.weight)
@@ -124,7 +125,7 @@ class _Matrix:
         }
 
     def translated(self) -> Iterator[Any]:
-        """The content of the tensors of :attr:`forms`, as buffers."""
+        """Yields the content of the tensors of :attr:`forms` as buffers."""
         stored = {name: mx.array(read_bytes(info)) for name, info in self.parts.items()}
         weight = self.parts[self.weight]
         if self._is_fp8:
@@ -150,14 +151,14 @@ class _Matrix:
 
 
 class Translation(ShardFolder):
-    """The weight files of a checkpoint translated; counterpart of :class:`.remote.Shards`.
+    """The translated weight files of a checkpoint; counterpart of :class:`.remote.Shards`.
 
     Args:
-        source: the files.
-        folder: with their headers.
+        source: the source files.
+        folder: folder with the headers of the source files.
 
     Raises:
-        CheckpointError: the weights are stored in a way that MLX has no form for.
+        CheckpointError: MLX has no equivalent form for the weights.
     """
 
     def __init__(self, source: Shards | LocalFiles, folder: Path) -> None:
@@ -188,7 +189,7 @@ class Translation(ShardFolder):
 
     @contextmanager
     def headers(self) -> Iterator[Path]:
-        """Within, a folder as :meth:`.Shards.headers` has it."""
+        """Yields a folder with the headers of the translated files, like :meth:`.Shards.headers`."""
         with TemporaryDirectory(prefix="flash-moe-translated-") as folder:
             self.folder = Path(folder)
             for file in self._from.iterdir():
@@ -200,16 +201,16 @@ class Translation(ShardFolder):
             yield self.folder
 
     def keep_in(self, beside: Callable[[str], Path]) -> None:
-        """Has files kept in folders that ``beside`` makes for a name."""
+        """Keeps files in folders that ``beside`` creates."""
         self.store = beside("translated")
         self._source.keep_in(beside)
 
     def space(self, names: Collection[str]) -> int:
-        """Returns the bytes on the disk while these files are here, with those they are made of."""
+        """Returns the bytes on the disk for these files, together with their source files."""
         return super().space(names) + self._source.space(self._sources(names))
 
     def get(self, names: Sequence[str]) -> None:
-        """Makes these files."""
+        """Creates these translated files."""
         self._source.bring(self._sources(names))
         for name in names:
             temporary = self.store / f"{name}.tmp"
@@ -238,7 +239,7 @@ def _matrices(found: Mapping[str, TensorInfo]) -> list[_Matrix]:
 
 
 def _plain(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns config.json without what it says of the quantisation."""
+    """Returns config.json without its quantisation sections."""
     plain = {key: value for key, value in raw.items() if key not in _SECTIONS}
     if isinstance(text := plain.get("text_config"), Mapping):
         plain["text_config"] = {key: value for key, value in text.items() if key not in _SECTIONS}

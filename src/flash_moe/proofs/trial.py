@@ -131,8 +131,8 @@ def _timer(trial: Trial, operands: tuple[mx.array, ...]) -> Callable[[], tuple[f
     """Compiles a kernel and MLX's ops as the decoder traces them.
 
     Returns:
-        A function that returns median seconds of a call of the kernel and of MLX's ops, in turns. Where those take much
-        longer, they are not traced.
+        A function that times the kernel and MLX's ops alternately, and returns the median seconds of a call of each. If
+            MLX's ops take much longer, they are not traced.
     """
     count = min(_MOST_SETS, -(-_CACHES // max(1, sum(a.nbytes for a in operands))))
     sets = [operands, *(trial.operands() for _ in range(count - 1))]

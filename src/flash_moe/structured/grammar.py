@@ -1,6 +1,6 @@
-"""The grammar of a whole reply, from its tools and its format.
+"""Builds the grammar of a whole reply from its tools and its format.
 
-Where tools are offered, a reply is free text, followed by calls. A call names a declared function and has declared
+If the request has tools, a reply is free text, followed by calls. A call names a declared function and has declared
 parameters in any order: all required ones, and none twice. Values fit their schemas, and the closing tags are complete.
 """
 

@@ -63,7 +63,10 @@ def encode_prompt(
 
 
 def continued(text: str, prefill: str) -> str:
-    """Returns the text of a prompt with the beginning of the reply. Open reasoning is closed before it."""
+    """Returns the text of a prompt with the beginning of the reply.
+
+    If reasoning is open, its end tag is added first.
+    """
     if prefill and text.rstrip().endswith(THINK):
         if prefill.startswith(THINK):
             return text.rstrip().removesuffix(THINK) + prefill

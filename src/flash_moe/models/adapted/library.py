@@ -83,7 +83,9 @@ def load_checked(folder: Path, changed: Mapping[str, Any]) -> tuple[Any, dict[st
 
 
 def _with_all_parts(config: dict[str, Any]) -> tuple[type, type]:
-    """Returns the classes of a network that arranges scales as it arranges weights, where its ``sanitize`` forgets them."""
+    """Returns the classes of a network that also arranges scales that its ``sanitize`` ignores, in the same way as
+    weights.
+    """
     model_class, args_class = module("utils")._get_classes(config)
     if not config.get("quantization") or not hasattr(model_class, "sanitize"):
         return model_class, args_class
@@ -109,9 +111,9 @@ def _with_all_parts(config: dict[str, Any]) -> tuple[type, type]:
 
 
 def _multiply_in(model: Any, weights: dict[str, mx.array]) -> None:
-    """Makes floats of NVFP4 matrices with a global scale where mlx-lm's module takes none.
+    """Converts NVFP4 matrices with a global scale to floats if mlx-lm's module does not support that scale.
 
-    MLX cannot trace the conversion from e4m3, so scales are looked up in a table; the numbers are those of mxfp4.
+    MLX cannot trace the conversion from e4m3, so the scales come from a table. The codes are unpacked as mxfp4.
     """
     e4m3 = mx.array(np.array(mx.from_fp8(mx.arange(256, dtype=mx.uint8), dtype=mx.float32)))
     takes = module("utils")._takes_global_scale
