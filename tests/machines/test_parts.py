@@ -136,6 +136,23 @@ def test_one_model_of_a_process_is_in_a_group(monkeypatch: pytest.MonkeyPatch) -
     other.close()
 
 
+def test_who_waits_for_an_answer_learns_that_the_model_was_closed() -> None:
+    one, other = connections()
+    peers, errors = Peers(0, {1: one}, 5.0), list[str]()
+
+    def ask() -> None:
+        with pytest.raises(PeerError) as caught:
+            peers.receive()
+        errors.append(str(caught.value))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    peers.close()
+    asking.join(10)
+    assert errors == ["the model was closed"]
+    other.close()
+
+
 def test_a_forked_process_leaves_the_connections_open(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = connections()
     received: list[Any] = []

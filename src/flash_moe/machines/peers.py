@@ -105,12 +105,12 @@ class Peers:
         """Waits for a message; returns the rank that sent it, and the message.
 
         Raises:
-            PeerError: the group is broken.
+            PeerError: the group is broken, or this rank has left it.
         """
         found = self._inbox.get()
         if found is None:
             self._inbox.put(None)
-            raise PeerError(self.failure)
+            raise PeerError(self.failure or "the model was closed")
         return found
 
     def begin(self, number: int) -> None:
@@ -161,6 +161,7 @@ class Peers:
     def close(self) -> None:
         """Sends queued messages and closes the connections."""
         self._closed.set()
+        self._inbox.put(None)  # a thread may wait for an answer
         for link in self._links.values():
             link.close()
 
