@@ -99,8 +99,8 @@ def command(
         bool,
         typer.Option(
             "--keep",
-            help="Keep what is downloaded from the hub, in its cache. By default a repository is converted shard by shard, "
-            "and two of its files at most are on the disk.",
+            help="Keep the downloaded repository in the hub's cache. By default, it is converted shard by shard, "
+            "with at most two of its files on the disk.",
         ),
     ] = False,
     revision: RevisionOption = None,

@@ -43,7 +43,7 @@ _OTHER_NAMES = (INDEX, "config.json", "hf_quant_config.json")
 
 
 def needs_translation(folder: Path) -> bool:
-    """Returns whether a checkpoint of an mlx-lm family was quantised by another library, in a form that mlx-lm does not load."""
+    """Returns whether another library quantised a checkpoint in a form that mlx-lm does not load."""
     if not is_adapted(folder) or foreign_section(read_config(folder)) is None:
         return False
     try:

@@ -39,7 +39,7 @@ _FIRST_RUNS = 3  # first runs that are not counted if they are fast, because the
 
 
 class _BankStore(ExpertStore):
-    """A store that returns rows of a bank in turn immediately, for any expert.
+    """A store without reads: for any expert, it returns the next row of a bank.
 
     For slots, the records of a prompt are adjacent and those of a token are not, and the bank has the same kind of
     memory as the real one. For mapped records, each record is a separate array.
