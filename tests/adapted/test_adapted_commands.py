@@ -61,6 +61,7 @@ def test_info_plan_convert_verify_and_bench(folder: Path, tmp_path: Path) -> Non
 def test_plan_and_bench_io_on_this_machine(folder: Path) -> None:
     text = run("plan", folder, "--context", "100", "--prompt", "50")
     assert "Layers of mlx-lm's network were not timed" in text
+    assert "µs per layer for all other operations" in text
     assert "fits" in text
     assert json.loads(run("bench", "io", folder, "--seconds", "0.5", "--json"))["fetches"]
 

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable
 
 from ..amounts import format_bytes, format_memory, format_seconds, percent
+from ..planning.chips import LAYER_SECONDS
 from ..planning.estimate import Seconds
 from ..planning.plan import STATES, Plan
 
@@ -122,7 +123,10 @@ def _notes(plan: Plan) -> list[str]:
         if plan.costs.reads is None and plan.expert_io != "resident":
             notes.append("The checkpoint is not here, so the disk could not be measured.")
         if not plan.costs.timed:
-            notes.append("Layers of mlx-lm's network were not timed: predicted from the speeds of products.")
+            notes.append(
+                "Layers of mlx-lm's network were not timed: predicted from the speeds of products, with an assumed"
+            )
+            notes.append(f"{1e6 * LAYER_SECONDS:.0f} µs per layer for all other operations.")
     return notes
 
 

@@ -26,7 +26,7 @@ _CHIPS = {
 # Efficiencies relative to those figures, and host times of a layer and, for sampling, of a token of the vocabulary.
 # These are assumptions: nobody has measured them yet.
 _OF_BANDWIDTH, _OF_FLOPS, _OF_SSD, _COPY = 0.7, 0.5, 0.8, 0.2  # copies reach the share _COPY of the bandwidth
-_LAYER_SECONDS, _DRAW_SECONDS = 150e-6, 15e-9
+LAYER_SECONDS, _DRAW_SECONDS = 150e-6, 15e-9
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def predicted(needs: Needs, bandwidth: float, flops: float, reads: ReadCost | No
     def layer(kind: Kind) -> LayerCost:
         work = needs.work[kind]
         return LayerCost(
-            token=token_bytes(needs, kind) / bandwidth + _LAYER_SECONDS,
+            token=token_bytes(needs, kind) / bandwidth + LAYER_SECONDS,
             key=work.kv_per_token / bandwidth,
-            chunk=needs.layer[kind] / bandwidth + _LAYER_SECONDS,
+            chunk=needs.layer[kind] / bandwidth + LAYER_SECONDS,
             chunk_token=work.flops / flops,
             chunk_pair=work.pair_flops / flops,
         )
