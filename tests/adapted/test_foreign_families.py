@@ -16,7 +16,7 @@ from foreign_layouts import LAYOUTS, Tensors, content, save
 from hub_server import HubServer
 from shard_conversions import killed, on_little_disk, served_hub  # noqa: F401
 
-from flash_moe import CheckpointError, Model, convert
+from flash_moe import ArgumentError, CheckpointError, Model, convert
 from flash_moe.checkpoint.packed import Manifest
 from flash_moe.packing.info import describe
 
@@ -116,6 +116,8 @@ def test_what_cannot_be_translated(tmp_path: Path) -> None:
     foreign, _, stored = write_foreign("qwen3_moe", tmp_path, "Qwen FP8", shards=1)
     with pytest.raises(CheckpointError, match=r"run `flash-moe convert` first"):
         Model.load(foreign)
+    with pytest.raises(ArgumentError, match="a calibration needs one of flash_moe's own"):
+        convert(foreign, tmp_path / "packed", calibration=[PROMPT])
     (file,) = foreign.glob("*.safetensors")
     config = json.loads((foreign / "config.json").read_text())
     scattered = {"quant_method": "gptq", "bits": 4, "desc_act": True}

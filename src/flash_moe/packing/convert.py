@@ -17,7 +17,7 @@ from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, HubError
 from ..experts.host_memory import new_bank
 from ..experts.reader import RecordReader
-from ..models import AdaptedFiles
+from ..models import AdaptedFiles, is_adapted
 from ..progress import Callback, Progress, ProgressOption, following
 from ..share import WHOLE, Share
 from .calibration import Calibration
@@ -118,13 +118,13 @@ def convert(
     if calibration is None and (isinstance(shards, Shards) or needs_translation(folder)):
         with following(progress) as report:
             return convert_shardwise(shards, destination, widths, rounding, options, part, report)
+    if calibration is not None and is_adapted(folder):
+        raise ArgumentError(
+            "this model runs on mlx-lm's network, and a calibration needs one of flash_moe's own; leave it out"
+        )
     opened = open_source(folder, widths, rounding, part)
     calibrated = None
     if calibration is not None:
-        if isinstance(opened.checkpoint, AdaptedFiles):
-            raise ArgumentError(
-                "this model runs on mlx-lm's network, and a calibration needs one of flash_moe's own; leave it out"
-            )
         if not any(changed_projections(layout, opened.target[i]) for i, layout in opened.records.layouts.items()):
             raise ArgumentError(
                 "no expert is to be quantised, so calibration changes nothing; say to how many bits, or leave it out"
@@ -132,6 +132,7 @@ def convert(
         if rounding == "nearest" or mode not in (None, "affine"):
             what = f"mode {mode!r}" if rounding != "nearest" else "rounding 'nearest'"
             raise ArgumentError(f"{what} takes no calibration; leave one of the two out")
+        assert not isinstance(opened.checkpoint, AdaptedFiles)
         calibrated = Calibration(opened.checkpoint, opened.table, opened.target, calibration)
     staging = Staging(destination, identity(opened.checkpoint, opened.table) | options)
     try:
