@@ -21,7 +21,12 @@ SOURCES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("source", [*SOURCES])
+QUICK = ("attention that is rearranged", "quantised by mlx-lm")
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, marks=() if source in QUICK else pytest.mark.slow) for source in SOURCES]
+)
 def test_same_bytes_on_little_disk(
     source: str,
     hub: HubServer,
