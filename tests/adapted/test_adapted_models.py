@@ -178,7 +178,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_as(model_type=None)
     with pytest.raises(CheckpointError, match="mlx-lm cannot load"):
         load_as(hidden_size=96)
-    with pytest.raises(CheckpointError, match="quantised by 'fp8', which flash_moe converts for its own networks only"):
+    with pytest.raises(CheckpointError, match="quantised by 'fp8'; run `flash-moe convert` first"):
         load_as(hidden_size=96, quantization_config={"quant_method": "fp8"})
     with pytest.raises(CheckpointError, match="custom module"):
         load_as(model_file="evil.py")
