@@ -18,13 +18,14 @@ NAMES = ["first_steps", "tools_and_formats", "watching_experts"]
 
 
 def kinds(notebook: nbformat.NotebookNode) -> list[list[tuple[str, ...]]]:
-    """What kinds of outputs each cell has, without the bars of a slow machine."""
+    """What kinds of outputs each cell has, without the bars of a slow machine; texts that came one after the other are one."""
     found = []
     for cell in notebook.cells:
         outputs = [
             out for out in cell.get("outputs", ()) if "reading the prompt" not in str(out) and "loading" not in str(out)
         ]
-        found.append([tuple(sorted(out.get("data", {out.output_type: 0}))) for out in outputs])
+        each = [tuple(sorted(out.get("data", {out.output_type: 0}))) for out in outputs]
+        found.append([kind for i, kind in enumerate(each) if kind != ("stream",) or each[i - 1 : i] != [kind]])
     return found
 
 
