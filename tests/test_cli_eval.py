@@ -119,6 +119,7 @@ def test_a_plain_text_without_a_reference(packed_checkpoint: Path, tmp_path: Pat
     assert found["text"]["all"]["sequences"] == 3
 
 
+@pytest.mark.slow
 def test_token_by_token(packed_checkpoint: Path, chats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MappedStore, "in_memory", lambda self, layer, experts: [e % 2 == 0 for e in experts])
     options = ("--token-by-token", "--drop-cold-below", 0.3, "--prefer-cached", 0.1, "--expert-io", "mapped")

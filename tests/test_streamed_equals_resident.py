@@ -27,7 +27,7 @@ def run(folder: Path, k: int, count: int, **options: object) -> tuple[tuple[int,
 
 
 @pytest.mark.parametrize("count", LENGTHS)
-@pytest.mark.parametrize("k", [1, 3, 4])
+@pytest.mark.parametrize("k", [1, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_every_store_gives_the_same_tokens_and_logits(
     k: int, count: int, quantized_checkpoint: Path, packed_checkpoint: Path
 ) -> None:

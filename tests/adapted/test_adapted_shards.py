@@ -42,10 +42,6 @@ def of_deepseek(tmp_path: Path) -> Path:
     return checkpoint("deepseek_v3", tmp_path / "source", mode=None, published=True, shards=5)
 
 
-def test_killed_at_a_point(hub: HubServer, tmp_path: Path) -> None:
-    killed(hub, of_deepseek(tmp_path), tmp_path, 1, group_size=32)
-
-
 @pytest.mark.slow
 def test_killed_at_fifty_points(hub: HubServer, tmp_path: Path) -> None:
     killed(hub, of_deepseek(tmp_path), tmp_path, 50, group_size=32)

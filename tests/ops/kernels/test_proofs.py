@@ -253,7 +253,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("how", [pytest.param("it does not compile", marks=pytest.mark.slow), "a factor is missing"])
 def test_a_broken_kernel_is_rejected_and_the_tokens_stay_right(
     how: str, checkpoint: Path, tmp_path: Path, launched: set[str], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
