@@ -17,16 +17,15 @@ def held_interrupts() -> Iterator[Callable[[], bool]]:
         A function that tells whether Ctrl-C is pending, so that the block can end early. It returns False in threads
             other than the main thread, and if the process ignores Ctrl-C.
     """
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if ignored or threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     held: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
     try:
-        yield lambda: bool(held)
+        with _handled_by(lambda *arguments: held.append(arguments)):
+            yield lambda: bool(held)
     finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
         if held and callable(before):
             before(*held[0])
 
@@ -37,11 +36,8 @@ def ignored_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with _handled_by(signal.SIG_IGN):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
 
 
 @contextmanager
@@ -50,7 +46,14 @@ def deadly_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with _handled_by(signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
+    """Gives SIGINT another handler inside the block."""
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
