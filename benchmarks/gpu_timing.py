@@ -1,7 +1,8 @@
 """Timing a GPU operation in two ways: with the host that launches it, and on the GPU alone.
 
-With the host: the wall time of so many calls, evaluated together, that starting and draining the GPU do not count,
-divided by their number. Where the host needs longer to launch than the GPU to compute, it is the host's time.
+With the host: the wall time of calls that are evaluated together, divided by their number. There are enough of them
+that starting and draining the GPU does not matter. Where the host needs longer to launch than the GPU to compute, it is
+the host's time.
 
 On the GPU alone: a long operation occupies the GPU until the host has launched all calls, which then follow one
 another; its own time is subtracted.

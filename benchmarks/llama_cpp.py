@@ -131,7 +131,7 @@ def processor() -> str:
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Lets so many processes compute meanwhile."""
+    """Keeps this number of processes computing meanwhile."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

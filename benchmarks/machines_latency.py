@@ -71,7 +71,7 @@ class Network:
         os.sched_setaffinity(0, {rank % (os.cpu_count() or 1)})
 
     def carry(self, latency: float) -> None:
-        """Passes packets on, each so many seconds later; never returns."""
+        """Passes packets on, each after this number of seconds; never returns."""
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
         held: list[tuple[float, int, int, bytes]] = []
         number = 0

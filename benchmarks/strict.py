@@ -197,7 +197,9 @@ def main() -> None:
     parser.add_argument(
         "--cells", nargs="+", default=["2 bits, naive, from float:2", f"{NAIVE}:2", "4 bits:2", "4 bits:4"]
     )
-    parser.add_argument("--cases", type=int, default=500, help="the first so many of models/eval")
+    parser.add_argument(
+        "--cases", type=int, default=500, help="number of cases, from the beginning of the file in models/eval"
+    )
     parser.add_argument("--schemas", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2, help="cells that run at a time")
     options = parser.parse_args()

@@ -45,7 +45,7 @@ def arguments(words: list[str] | None = None) -> tuple[argparse.Namespace, argpa
     prepare.add_arguments(parser)
     parser.add_argument("--compiled", type=Path, help="folder of torch.compile's results (default: OUT/compiled)")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="of the score")
-    parser.add_argument("--limit", type=int, help="only so many prompts")
+    parser.add_argument("--limit", type=int, help="maximum number of prompts")
     options, rest = parser.parse_known_args(words)
     out = options.out
     files = {

@@ -73,8 +73,8 @@ def convert(
             is quantised for its inputs in these texts. None rounds each weight separately.
         share: "I/N" writes only the experts of rank I in a group of N machines (see docs/machines.md). None writes all.
         keep: whether to download a repository completely to the hub's cache and keep it there. Otherwise, it is
-            converted shard by shard, with at most two of its files on the disk at a time. A calibration needs the
-            complete repository.
+            converted shard by shard, with at most two of its files on the disk at a time; FP8 for a network of mlx-lm
+            also needs a translated file of twice a shard's size. A calibration needs the complete repository.
         revision, token: as for :func:`.hub.resolve`.
         progress: whether to report the progress, in bytes of the destination; see :meth:`flash_moe.Model.load`.
 
