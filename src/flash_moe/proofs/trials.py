@@ -5,27 +5,25 @@ The arguments of each function are the elements after the op in a :data:`~flash_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..dtypes import DTYPES
 from ..formats import Quantization
-from ..ops import decode_attention, delta_net_step, expert_kernels, norm_kernel, qk_norm_rope, router, router_kernel
+from ..ops import decode_attention, delta_net_step, norm_kernel, qk_norm_rope, router, router_kernel
 from ..ops.attention import attention as mlx_attention
 from ..ops.delta_chunks import gated_delta_chunks
 from ..ops.delta_net import delta_net
 from ..ops.dispatch import Case
-from ..ops.experts import add_weighted, dequantized, enough, experts_in_place, parts_of
 from ..ops.gated_delta import gated_delta, gated_delta_reference
 from ..ops.linear import linear
 from ..ops.norm import rms_norm
 from ..ops.quantized_matvec import quantized_matvec
-from ..record import RecordLayout
 from ..rope import frequencies
+from .expert_trial import experts
+from .operands import codes, dtype_of, product, random, scales_of
 from .trial import Trial
 
 _ROWS = 8192  # rows of a matrix that are dequantised together
@@ -48,42 +46,15 @@ def trial_of(case: Case) -> Trial:
     return TRIALS[str(op)](*sizes)
 
 
-def _dtype(name: str) -> mx.Dtype:
-    return {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[name]
-
-
-def _random(*shape: int, dtype: mx.Dtype = mx.float32, scale: float = 1.0) -> mx.array:
-    return (scale * mx.random.normal(shape)).astype(dtype)
-
-
-def _codes(rows: int, columns: int, bits: int) -> mx.array:
-    """Returns random packed weights: [rows, columns · bits / 32] uint32."""
-    shape = (rows, columns * bits // 32)
-    return mx.random.randint(-(1 << 31), (1 << 31) - 1, shape, dtype=mx.int32).view(mx.uint32)
-
-
-def _scales(rows: int, columns: int, q: Quantization, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """Returns scales and biases that give the weights a mean of zero and products the size of their inputs."""
-    shape, size = (rows, columns // q.group_size), columns**-0.5 / (1 << (q.bits - 1))
-    scales = (size * (1 + mx.random.uniform(shape=shape))).astype(dtype)
-    biases = scales.astype(mx.float32) * -((1 << q.bits) - 1) / 2 + _random(*shape, scale=0.1 * columns**-0.5)
-    return scales, biases.astype(dtype)
-
-
-def _product(x: mx.array, matrix: mx.array) -> mx.array:
-    """Returns [T, in] times [out, in] in float32 through sums, because matrix products may use fewer bits."""
-    return mx.concatenate([(matrix * row).sum(axis=-1)[None] for row in x.astype(mx.float32)])
-
-
 def _quantized_matvec(
     tokens: int, columns: int, rows: int, bits: int, group: int, x_dtype: str, scales_dtype: str
 ) -> Trial:
-    q, dtype = Quantization(bits, group), _dtype(x_dtype)
+    q, dtype = Quantization(bits, group), dtype_of(x_dtype)
 
     def operands() -> tuple[mx.array, ...]:
         return (
-            _random(tokens, columns, dtype=dtype), _codes(rows, columns, bits),
-            *_scales(rows, columns, q, _dtype(scales_dtype)),
+            random(tokens, columns, dtype=dtype), codes(rows, columns, bits),
+            *scales_of(rows, columns, q, dtype_of(scales_dtype)),
         )  # fmt: skip
 
     def reference(x: mx.array, w: mx.array, scales: mx.array, biases: mx.array) -> list[mx.array]:
@@ -91,7 +62,7 @@ def _quantized_matvec(
         for first in range(0, rows, _ROWS):
             codes, s, b = w[first : first + _ROWS], scales[first : first + _ROWS], biases[first : first + _ROWS]
             wide = mx.dequantize(codes, s.astype(mx.float32), b.astype(mx.float32), group_size=group, bits=bits)
-            blocks.append(_product(x, wide))
+            blocks.append(product(x, wide))
             mx.eval(blocks[-1])
         return [mx.concatenate(blocks, axis=1)]
 
@@ -101,80 +72,20 @@ def _quantized_matvec(
     )  # fmt: skip
 
 
-def _experts(fewest: int, count: int, shared: int, layout_json: str, x_dtype: str) -> Trial:
-    layout, dtype = RecordLayout.from_json(json.loads(layout_json)), _dtype(x_dtype)
-    records, hidden = count + shared, layout.hidden_size
-
-    def operands() -> tuple[mx.array, ...]:
-        weights = mx.random.uniform(0.1, 1.0, (records,))
-        bank = mx.concatenate([_record(layout)[None] for _ in range(records)])
-        by_part = [
-            mx.concatenate(list(arrays)) for arrays in zip(*(parts_of(r, layout).values() for r in bank), strict=True)
-        ]
-        return _random(1, hidden, dtype=dtype), _random(1, hidden, dtype=dtype), weights, bank, *by_part
-
-    def in_bank(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, used: int = count) -> mx.array:
-        last = mx.contiguous(bank[count]) if shared else None
-        rows = mx.arange(used - 1, -1, -1, dtype=mx.uint32)  # in another order than in the bank
-        weights = mx.concatenate([weights[:used][::-1], weights[count:]])
-        return expert_kernels.experts_for_token(x, bank, weights, layout, rows=rows, shared=last, residual=residual)
-
-    def everything(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, *_: mx.array) -> list[mx.array]:
-        separate = [mx.contiguous(bank[i]) for i in range(records)]
-        alone = expert_kernels.experts_for_token(x, separate, weights, layout, residual=residual)
-        return [alone, *(in_bank(x, residual, weights, bank, used) for used in range(fewest, count + 1))]
-
-    def reference(x: mx.array, residual: mx.array, weights: mx.array, bank: mx.array, *_: mx.array) -> list[mx.array]:
-        outputs = []
-        for i in range(records):
-            gate, up, down = (dequantized(bank[i : i + 1], p, mx.float32)[0] for _, p in layout.projections)
-            gated = _product(x, gate)
-            outputs.append(weights[i] * _product(gated * mx.sigmoid(gated) * _product(x, up), down))
-            mx.eval(outputs[-1])
-        sums = [sum(outputs[:used] + outputs[count:], residual.astype(mx.float32)) for used in range(fewest, count + 1)]
-        return [sums[-1], *sums]
-
-    def usual(x: mx.array, residual: mx.array, weights: mx.array, _: mx.array, *by_part: mx.array) -> list[mx.array]:
-        parts = dict(zip((part.key for part in layout.parts), by_part, strict=True))
-        y = experts_in_place(x, parts, enough(mx.arange(records, dtype=mx.uint32)), layout)
-        return [add_weighted(residual, weights, y)]
-
-    return Trial(everything, reference, usual, operands, dtype, timed=lambda *a: [in_bank(*a[:4])])
-
-
-def _record(layout: RecordLayout) -> mx.array:
-    """Returns a random record: [words] uint32."""
-    words, end = [], 0
-    for _, projection in layout.projections:
-        q, (rows, packed) = projection.quantization, projection.weight.shape
-        assert q is not None
-        columns = packed * 32 // q.bits
-        if q.is_affine:
-            arrays = [_codes(rows, columns, q.bits), *_scales(rows, columns, q, DTYPES[projection.parts[1].dtype])]
-        else:
-            arrays = list(mx.quantize(_random(rows, columns, scale=columns**-0.5), **q.to_json()))
-        if projection.global_scale is not None:
-            arrays.append(mx.random.uniform(1000, 5000, (1,)))
-        for part, array in zip(projection.parts, arrays, strict=True):
-            words += [mx.zeros(((part.offset - end) // 4,), dtype=mx.uint32), array.reshape(-1).view(mx.uint32)]
-            end = part.offset + part.nbytes
-    return mx.concatenate([*words, mx.zeros(((layout.stride - end) // 4,), dtype=mx.uint32)])
-
-
-def _router(experts: int, k: int, normalize: int, shared: int, dtype_name: str) -> Trial:
-    dtype = _dtype(dtype_name)
+def _router(count: int, k: int, normalize: int, shared: int, dtype_name: str) -> Trial:
+    dtype = dtype_of(dtype_name)
 
     def operands() -> tuple[mx.array, ...]:
         rng = np.random.default_rng()
-        logits = np.stack([rng.permutation(_DISTINCT)[:experts] for _ in range(3)])
-        return mx.array(logits).astype(dtype), _random(3, 1, dtype=dtype)
+        logits = np.stack([rng.permutation(_DISTINCT)[:count] for _ in range(3)])
+        return mx.array(logits).astype(dtype), random(3, 1, dtype=dtype)
 
     def of(function: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., list[mx.array]]:
         def checked(logits: mx.array, gate: mx.array) -> list[mx.array]:
             found: list[mx.array] = []
             for rows in (slice(0, 1), slice(0, 3)):
                 ids, weights = function(logits[rows], k, bool(normalize), gate[rows] if shared else None)
-                chosen = (ids[..., None] == mx.arange(experts)).astype(mx.float32)  # [T, K, E]
+                chosen = (ids[..., None] == mx.arange(count)).astype(mx.float32)  # [T, K, E]
                 found += [(chosen * weights[:, :k, None]).sum(axis=1), chosen.sum(axis=1), weights[:, k:].sum(axis=1)]
             return found
 
@@ -190,14 +101,14 @@ def _router(experts: int, k: int, normalize: int, shared: int, dtype_name: str) 
 
 
 def _attention(heads: int, kv_heads: int, dim: int, rotary: int, dtype_name: str) -> Trial:
-    dtype, scale = _dtype(dtype_name), dim**-0.5
+    dtype, scale = dtype_of(dtype_name), dim**-0.5
     options: dict[str, Any] = {"frequencies": frequencies(rotary, _THETA), "eps": _EPS}
 
     def operands() -> tuple[mx.array, ...]:
-        cache = [_random(1, kv_heads, _CONTEXT + 24, dim, dtype=dtype) for _ in "kv"]
+        cache = [random(1, kv_heads, _CONTEXT + 24, dim, dtype=dtype) for _ in "kv"]
         return (
-            _random(1, 2 * heads * dim, dtype=dtype), _random(1, kv_heads * dim, dtype=dtype),
-            _random(dim, dtype=dtype), _random(dim, dtype=dtype), *cache,
+            random(1, 2 * heads * dim, dtype=dtype), random(1, kv_heads * dim, dtype=dtype),
+            random(dim, dtype=dtype), random(dim, dtype=dtype), *cache,
         )  # fmt: skip
 
     def kernel(
@@ -229,16 +140,16 @@ def _attention(heads: int, kv_heads: int, dim: int, rotary: int, dtype_name: str
 
 
 def _delta_net(key_heads: int, heads: int, dk: int, dv: int, taps: int, dtype_name: str) -> Trial:
-    dtype, values = _dtype(dtype_name), heads * dv
+    dtype, values = dtype_of(dtype_name), heads * dv
     channels = 2 * key_heads * dk + values
 
     def operands() -> tuple[mx.array, ...]:
         constants = delta_net_step.pack_constants(
-            -mx.exp(_random(heads)), _random(heads), _random(dv), l2_eps=_EPS, eps=_EPS
+            -mx.exp(random(heads)), random(heads), random(dv), l2_eps=_EPS, eps=_EPS
         )
         return (
-            _random(1, channels + values + 2 * heads, dtype=dtype), _random(taps - 1, channels, dtype=dtype),
-            _random(heads, dv, dk), _random(taps, channels, dtype=dtype, scale=0.5), constants,
+            random(1, channels + values + 2 * heads, dtype=dtype), random(taps - 1, channels, dtype=dtype),
+            random(heads, dv, dk), random(taps, channels, dtype=dtype, scale=0.5), constants,
         )  # fmt: skip
 
     def of(step: Callable[..., Sequence[mx.array]]) -> Callable[..., Sequence[mx.array]]:
@@ -262,14 +173,14 @@ def _delta_net(key_heads: int, heads: int, dk: int, dv: int, taps: int, dtype_na
 
 
 def _add_rms_norm(width: int, dtype_name: str) -> Trial:
-    dtype = _dtype(dtype_name)
+    dtype = dtype_of(dtype_name)
 
     def usual(x: mx.array, residual: mx.array, weight: mx.array) -> list[mx.array]:
         total = x + residual
         return [mx.fast.rms_norm(total, weight, _EPS), total]
 
     def operands() -> tuple[mx.array, ...]:
-        return _random(1, width, dtype=dtype), _random(1, width, dtype=dtype), _random(width, dtype=dtype)
+        return random(1, width, dtype=dtype), random(1, width, dtype=dtype), random(width, dtype=dtype)
 
     return Trial(
         lambda x, residual, w: norm_kernel.add_rms_norm_kernel(x, residual, w, _EPS),
@@ -279,19 +190,19 @@ def _add_rms_norm(width: int, dtype_name: str) -> Trial:
 
 
 def _delta_chunks(key_heads: int, heads: int, dk: int, dv: int, dtype_name: str) -> Trial:
-    dtype = _dtype(dtype_name)
+    dtype = dtype_of(dtype_name)
 
     def operands() -> tuple[mx.array, ...]:
-        q, k = (_random(_TOKENS, key_heads, dk, dtype=dtype, scale=dk**-0.5) for _ in "qk")
+        q, k = (random(_TOKENS, key_heads, dk, dtype=dtype, scale=dk**-0.5) for _ in "qk")
         decay, beta = (mx.random.uniform(low, 1.0, (_TOKENS, heads)) for low in (0.8, 0.0))
-        return q, k, _random(_TOKENS, heads, dv, dtype=dtype), decay, beta.astype(dtype), _random(heads, dv, dk)
+        return q, k, random(_TOKENS, heads, dv, dtype=dtype), decay, beta.astype(dtype), random(heads, dv, dk)
 
     return Trial(gated_delta_chunks, gated_delta_reference, gated_delta, operands, dtype, traced=False)
 
 
 TRIALS: dict[str, Callable[..., Trial]] = {
     "quantized_matvec": _quantized_matvec,
-    "experts": _experts,
+    "experts": experts,
     "router": _router,
     "attention": _attention,
     "delta_net": _delta_net,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from flash_moe.ops import expert_kernels
 from flash_moe.ops.dispatch import Case
 from flash_moe.proofs import trial
 from flash_moe.proofs.trial import Trial, judge
@@ -65,6 +67,18 @@ def test_the_experts_of_mlx_compute_the_same() -> None:
     operands = tried.operands()
     (found,) = tried.usual(*operands)
     assert max(trial._errors(found, tried.reference(*operands)[0])) < 1e-2
+
+
+def test_experts_are_timed_without_any_other_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = trial_of(CASES[2])
+    x, residual, weights, rows, bank, last, *_ = operands = tried.operands()
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(expert_kernels, "experts_for_token", lambda *a, **named: calls.append((*a[:3], named)) or x)
+    assert tried.timed is not None
+    tried.timed(*operands)
+    ((*given, named),) = calls
+    assert all(a is b for a, b in zip(given, (x, bank, weights), strict=True))
+    assert named["rows"] is rows and named["shared"] is last and named["residual"] is residual
 
 
 def changed(tried: Trial, change: Callable[[list[mx.array]], list[mx.array]]) -> Trial:
