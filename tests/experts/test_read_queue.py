@@ -50,7 +50,7 @@ def ended(reads: Reads) -> bool:
 
 @pytest.fixture
 def queue() -> Iterator[ReadQueue]:
-    queue = ReadQueue(in_flight=1, cores=1)
+    queue = ReadQueue(in_flight=1, copies=1)
     yield queue
     queue.close()
 
@@ -130,7 +130,7 @@ def test_the_first_failure_is_raised_when_all_have_ended(queue: ReadQueue, here:
 @pytest.mark.parametrize("cores", [1, 3, 7])
 @pytest.mark.parametrize("first", ["disk", "page cache"])
 def test_neither_the_disk_nor_the_cores_wait_for_the_other(cores: int, first: str) -> None:
-    queue = ReadQueue(in_flight=4, cores=cores)
+    queue = ReadQueue(in_flight=4, copies=cores)
     copies, missing = [Gate() for _ in range(9)], [Gate(missing=1) for _ in range(9)]
     gates = missing + copies if first == "disk" else copies + missing
     reads = [add(queue, [gate]) for gate in gates]
@@ -152,7 +152,7 @@ def test_an_interruption_while_threads_are_woken_leaves_no_read_behind(
     woken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, gates, run, calls = (
-        ReadQueue(in_flight=3, cores=1),
+        ReadQueue(in_flight=3, copies=1),
         [Gate(missing=1) for _ in range(3)],
         Threads.run,
         list[int](),
@@ -182,7 +182,7 @@ def test_an_interruption_while_threads_are_woken_leaves_no_read_behind(
 def test_an_interruption_right_after_a_thread_was_woken_lets_no_more_read_than_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queue, gate, run = ReadQueue(in_flight=2, cores=1), Gate(missing=1), Threads.run
+    queue, gate, run = ReadQueue(in_flight=2, copies=1), Gate(missing=1), Threads.run
 
     def interrupted(threads: Threads, work: Callable[[], object]) -> None:
         run(threads, work)
@@ -204,7 +204,7 @@ def test_an_interruption_right_after_a_thread_was_woken_lets_no_more_read_than_b
 
 
 def test_close_waits_for_what_has_begun_only() -> None:
-    queue, gate, done = ReadQueue(in_flight=1, cores=1), Gate(missing=1), list[int]()
+    queue, gate, done = ReadQueue(in_flight=1, copies=1), Gate(missing=1), list[int]()
     held, behind = add(queue, [gate]), add(queue, [Job(lambda: done.append(1), missing=1)])
     assert gate.begun.wait(SOON)
     threading.Timer(0.05, gate.open.set).start()
@@ -220,7 +220,7 @@ def test_close_waits_for_what_has_begun_only() -> None:
 def test_a_thread_that_waits_is_told_to_stop() -> None:
     """By closing and by cancelling alike, though the read hangs; the read itself goes on."""
     for stop in ("close", "cancel"):
-        queue, gate = ReadQueue(in_flight=1, cores=1), Gate(missing=1)
+        queue, gate = ReadQueue(in_flight=1, copies=1), Gate(missing=1)
         reads = add(queue, [gate])
         assert gate.begun.wait(SOON)
         if stop == "close":
@@ -241,7 +241,7 @@ def test_a_thread_that_waits_is_told_to_stop() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 8])
 def test_nothing_is_lost(cores: int) -> None:
     """Also where threads run out of work just when more arrives."""
-    queue, lock, done = ReadQueue(in_flight=4, cores=cores), threading.Lock(), list[int]()
+    queue, lock, done = ReadQueue(in_flight=4, copies=cores), threading.Lock(), list[int]()
 
     def note(number: int) -> None:
         with lock:

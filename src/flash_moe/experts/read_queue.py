@@ -52,20 +52,20 @@ class _Lane:
 class ReadQueue:
     """A queue with two lanes: requests that wait for the disk, and requests that only copy from the page cache.
 
-    One lane keeps the disk busy. In the other, there are hardly more threads than cores, because more threads would
-    only compete for cores. In each lane, requests are processed in order.
+    One lane keeps the disk busy. In the other, there are hardly more threads than can copy at full speed. In each lane,
+    requests are processed in order.
 
     Args:
         in_flight: maximum number of requests that wait for the disk at the same time.
-        cores: number of cores of the processor.
+        copies: number of copies that run at full speed at the same time.
 
     Attributes:
         cancelled: function that is called while a thread waits for reads. If it returns True, the wait ends with
             :class:`Cancelled`.
     """
 
-    def __init__(self, in_flight: int, cores: int) -> None:
-        self._disk, self._page_cache = _Lane(in_flight), _Lane(cores + 1)  # a spare thread for when another is delayed
+    def __init__(self, in_flight: int, copies: int) -> None:
+        self._disk, self._page_cache = _Lane(in_flight), _Lane(copies + 1)  # a spare thread for when another is delayed
         self._threads = Threads("flash-moe-read")
         self._closed = False
         self.lock = threading.Lock()

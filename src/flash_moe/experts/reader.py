@@ -14,12 +14,14 @@ from ..checkpoint.records import Extent, RecordTable
 from ..closing import UntilClosed
 from ..errors import CheckpointError, ExpertReadError
 from .banks import Targets
+from .host_memory import ALIGNMENT
 from .mapped_file import MappedFile, UnmappableError
 from .read_queue import ReadQueue, Reads, Request
 
 IN_FLIGHT = 8  # requests that wait for the disk at the same time; 4 to 9 saturate an SSD
 REQUEST = 1 << 20  # bytes of a request; smaller ones cost more to queue, and larger ones are cancelled less often
-COPY = 2 << 20  # bytes of a copy from the page cache; more on few cores, because each request has a cost
+COPY = 2 << 20  # most bytes of a copy from the page cache; more on few cores, because each request has a cost
+COPIES = 8  # copies at the same time; more saturate the memory and cost handovers of the GIL
 SAMPLE = 64 << 10  # bytes of a record to query in the page cache; a query of all takes a fifth of the time of a copy
 INLINE = 256 << 10  # below this many bytes, a handover to threads takes longer than it saves
 _random = random.Random()  # not the global generator, which belongs to the user
@@ -88,7 +90,7 @@ class RecordReader:
         self.table = table
         self._files = {}
         self._cores = os.cpu_count() or 1
-        self._queue = ReadQueue(IN_FLIGHT, self._cores)
+        self._queue = ReadQueue(IN_FLIGHT, min(self._cores, COPIES))
 
     def close(self) -> None:
         """Cancels reads that have not begun. Threads that wait for reads raise :class:`ModelClosedError`.
@@ -167,7 +169,10 @@ class RecordReader:
         """
         requests: list[Request] = []
         missing = location.missing_share()
-        request = REQUEST if missing else max(COPY, -(-location.nbytes // self._cores))
+        request = REQUEST
+        if not missing:  # equal copies
+            count = min(self._cores, -(-location.nbytes // COPY))
+            request = ALIGNMENT * -(-location.nbytes // (count * ALIGNMENT))
         for file, extent in location.parts:
             for start in range(0, extent.nbytes, request):
                 stop = min(start + request, extent.nbytes)
