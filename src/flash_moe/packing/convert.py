@@ -137,13 +137,13 @@ def convert(
     staging = Staging(destination, identity(opened.checkpoint, opened.table) | options)
     try:
         with following(progress) as report:
-            _Conversion(opened, staging, rounding, calibrated, report).run()
+            _WholeConversion(opened, staging, rounding, calibrated, report).run()
     finally:
         staging.release()
     return warnings(opened.records.layouts, opened.target)
 
 
-class _Conversion:
+class _WholeConversion:
     """One run of a conversion in its staging folder."""
 
     def __init__(

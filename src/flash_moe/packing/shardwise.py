@@ -73,7 +73,7 @@ def convert_shardwise(
             if needs_translation(folder):
                 files = translation = Translation(shards, folder)
                 folder = stack.enter_context(translation.headers())
-            conversion = _Conversion(files, folder, staging, widths, rounding, share, progress)
+            conversion = _ShardwiseConversion(files, folder, staging, widths, rounding, share, progress)
             with staging.writing():
                 conversion.run()
             return warnings(conversion.source.records.layouts, conversion.target)
@@ -81,7 +81,7 @@ def convert_shardwise(
         staging.release()
 
 
-class _Conversion:
+class _ShardwiseConversion:
     def __init__(
         self,
         shards: ShardFolder | LocalFiles,
