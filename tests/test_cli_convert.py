@@ -76,7 +76,7 @@ def test_convert_interrupted_and_resumed(
     quantized_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination = tmp_path / "packed"
-    write_layer = flash_moe.packing.convert._Conversion._write_layer
+    write_layer = flash_moe.packing.convert._WholeConversion._write_layer
 
     def interrupted(self: object, reader: object, layer: int, *rest: object) -> list[str]:
         if layer == 2:
@@ -84,7 +84,7 @@ def test_convert_interrupted_and_resumed(
         return write_layer(self, reader, layer, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(flash_moe.packing.convert._Conversion, "_write_layer", interrupted)
+        patch.setattr(flash_moe.packing.convert._WholeConversion, "_write_layer", interrupted)
         result = flash_moe_command("convert", quantized_checkpoint, destination)
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "interrupted; run the same command again to continue\n"
