@@ -13,4 +13,6 @@ def main() -> None:
         if error.name != "mlx":
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # importing takes a second
+        sys.exit(130)
     run()

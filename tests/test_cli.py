@@ -136,6 +136,11 @@ def test_nothing_typed_shows_help(arguments: list[str]) -> None:
     ("arguments", "message"),
     [
         (["sing"], "no such command 'sing'; see flash-moe --help"),
+        (["generat"], "Did you mean 'generate'? See flash-moe --help"),
+        (["generate", "demo", "hi", "-k"], "option '-k' requires an argument; see flash-moe generate --help"),
+        (["serve", "demo", "--port"], "option '--port' requires an argument; see flash-moe serve --help"),
+        (["generate", "demo", "Why", "me"], "(me); put a text of several words in quotes; see flash-moe generate"),
+        (["generate", "demo", "hi", "--expert-cache", "2"], "'2' has no unit; write it as 2GB"),
         (["--loud"], "no such option: --loud; see flash-moe --help"),
         (["info"], "missing argument 'MODEL'; see flash-moe info --help"),
         (["bench", "demo", "--tokens", "0"], "; see flash-moe bench model --help"),

@@ -59,7 +59,17 @@ def test_a_model_that_cannot_fit(packed_checkpoint: Path, monkeypatch: pytest.Mo
         Model.load(packed_checkpoint)
     monkeypatch.setattr("flash_moe.loading.group_limit", lambda: limits.resident_bytes() + (500 << 20))
     Model.load(packed_checkpoint).close()
-    with pytest.raises(MemoryLimitError, match="expert_cache"):
-        Model.load(packed_checkpoint, expert_io="slots", expert_cache=1 << 40)
+    Model.load(packed_checkpoint, expert_io="slots", expert_cache=1 << 40).close()  # no more than all experts
     with pytest.raises(ArgumentError):
         Model.load(packed_checkpoint, expert_cache=-1)
+
+
+def test_a_model_larger_than_the_machine(packed_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flash_moe.loading.group_limit", lambda: None)
+    monkeypatch.setattr("flash_moe.loading.machine_memory", lambda: 1 << 20)
+    with pytest.raises(
+        MemoryLimitError, match=r"needs at least .* MB .*this machine has 1; use a smaller expert_cache"
+    ):
+        Model.load(packed_checkpoint, expert_io="resident")
+    monkeypatch.setattr("flash_moe.loading.back_end", lambda: "cuda")  # weights may be in the memory of the GPU
+    Model.load(packed_checkpoint, expert_io="resident").close()

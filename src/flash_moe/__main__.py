@@ -1,6 +1,6 @@
 """Runs the command `flash-moe` for `python -m flash_moe`."""
 
-from .cli import main
+from flash_moe_command import main
 
 if __name__ == "__main__":
     main()

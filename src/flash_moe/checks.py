@@ -36,7 +36,7 @@ def resolve_experts_per_token(wanted: int | None, own: int) -> int:
     try:
         return integer("experts_per_token", wanted, 1, own)
     except ArgumentError as error:
-        raise ArgumentError(f"{error}, the model's own number") from None
+        raise ArgumentError(f"{error}, the model's own number, or None for that number") from None
 
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:

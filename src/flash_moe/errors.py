@@ -5,7 +5,7 @@
     ├── CheckpointError      a file is missing, truncated or malformed, or a tensor has the wrong shape
     │   └── ExpertReadError  the bytes of one expert could not be read (names file, layer and expert)
     ├── DiskSpaceError       not enough free disk space for a download or a conversion
-    ├── MemoryLimitError     the control group of the process allows less memory than the model needs
+    ├── MemoryLimitError     the machine, or the control group of the process, has less memory than the model needs
     ├── HubError             a download failed, or offline mode forbids it
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
     ├── ToolCallError        a reply holds a tool call that is cut, malformed or not offered

@@ -17,7 +17,7 @@ from .experts.banks import can_lie_by_part
 from .experts.choosing import Copying, Reading, Work
 from .experts.opening import ExpertIO, held_bytes, open_store
 from .experts.store import ExpertStore
-from .limits import group_limit, resident_bytes
+from .limits import group_limit, machine_memory, resident_bytes
 from .machines.joining import Member
 from .machines.sums import Sums
 from .models import ModelFiles, open_model
@@ -28,6 +28,7 @@ from .nn.streaming_options import PLAIN, StreamingOptions
 from .nn.wired import keep_wired
 from .ops.dispatch import kernels as allowed_kernels
 from .ops.dispatch import kernels_wanted, on_gpu, use_kernel
+from .ops.kernel import back_end
 from .progress import Progress, ProgressOption, following
 from .proofs.prover import prove
 from .record import RecordLayout
@@ -221,19 +222,25 @@ def prove_kernels(
 
 
 def check_memory(weights: int, experts: int) -> None:
-    """Checks that the control group of this process allows the memory that a model needs at least.
+    """Checks that this process may use the memory that a model needs at least.
+
+    With CUDA, the memory of the machine is not a limit, because weights may be in the memory of the GPU.
 
     Args:
         weights: bytes of the resident weights; experts: bytes of the experts that are held in memory.
 
     Raises:
-        MemoryLimitError: the control group allows less memory, so the system would end the process.
+        MemoryLimitError: the machine has less memory, or the control group of this process (Linux) allows less, so the
+            system would end the process.
     """
-    limit = group_limit()
     need = resident_bytes() + weights + experts + _WORK
-    if limit is not None and need > limit:
-        raise MemoryLimitError(
-            f"the model needs at least {need / 1e6:,.0f} MB ({weights / 1e6:,.0f} of always-read weights, "
-            f"{experts / 1e6:,.0f} of experts, the rest for the program), but the control group of this process allows "
-            f"{limit / 1e6:,.0f}; raise its limit, or use a smaller expert_cache, fewer experts_per_token or another expert_io"
-        )
+    limits = [(group_limit(), "the control group of this process allows")]
+    if back_end() != "cuda":
+        limits.append((machine_memory(), "this machine has"))
+    for limit, whose in limits:
+        if limit is not None and need > limit:
+            raise MemoryLimitError(
+                f"the model needs at least {need / 1e6:,.0f} MB ({weights / 1e6:,.0f} of resident weights, "
+                f"{experts / 1e6:,.0f} of experts, the rest for the program), but {whose} {limit / 1e6:,.0f}; "
+                "use a smaller expert_cache, fewer experts_per_token or another expert_io"
+            )

@@ -127,7 +127,8 @@ class Model(LanguageModel, Ranked):
             CheckpointError: a file is missing, truncated or malformed, or does not match the other files.
             TokenizerError: there is no usable tokenizer.
             HubError, DiskSpaceError: the download failed, or the disk has too little space for it.
-            MemoryLimitError: the control group of the process (Linux) allows less memory than the model needs.
+            MemoryLimitError: the machine, or the control group of the process (Linux), has less memory than the model
+                needs.
             ArgumentError: an argument is out of range.
             ForkError: this process is a fork of one that loaded a model.
             PeerError: another rank of the group has different settings, could not load the model, or cannot be reached.

@@ -235,7 +235,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_memory_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("qwen3_moe", tmp_path / "model")
     monkeypatch.setattr(loading, "group_limit", lambda: 1_000_000)
-    with pytest.raises(MemoryLimitError, match="of always-read weights"):
+    with pytest.raises(MemoryLimitError, match="of resident weights"):
         Model.load(folder)
 
 

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 from hub_server import HubServer, use
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 
 import flash_moe.checkpoint.hub
 from flash_moe.checkpoint.downloading import Watch
-from flash_moe.checkpoint.hub import HubFile, list_files, resolve
+from flash_moe.checkpoint.hub import HubFile, hub_errors, list_files, resolve
 from flash_moe.errors import CheckpointError, DiskSpaceError, HubError
+from flash_moe.models.config_json import read_config
 from flash_moe.progress import Progress
 
 SRC = Path(__file__).parents[2] / "src"
@@ -94,6 +95,20 @@ def test_path_typo(path: str) -> None:
         CheckpointError, match=r"does not exist; expected a directory .* org/name .* or demo. Check the spell"
     ):
         resolve(path)
+
+
+@pytest.mark.parametrize("path", ["Demo", "dmeo", "./demo"])
+def test_misspelt_demo(path: str) -> None:
+    with pytest.raises(CheckpointError, match=r"does not exist; .* Did you mean demo\?$"):
+        resolve(path)
+
+
+def test_gguf(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"model.gguf' is a GGUF file, which is not supported; use a checkpoint"):
+        resolve(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match="holds GGUF files, which are not supported; use a checkpoint"):
+        read_config(tmp_path)
 
 
 def test_path_object_is_never_a_repository() -> None:
@@ -207,6 +222,12 @@ def test_cached_files_need_no_space(hub: HubServer, tmp_path: Path, monkeypatch:
 
 
 # Offline
+
+
+def test_listing_files_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HubError, match=r"^cannot get .*/org/model, because HF_HUB_OFFLINE is set; call again without"):
+        with hub_errors("org/model", None):
+            raise errors.OfflineModeIsEnabled("a long text")
 
 
 @pytest.mark.parametrize("how", ["environment", "argument"])

@@ -84,3 +84,21 @@ def test_lines_from_a_pipe() -> None:
         COMMAND, input="What is the page cache?\n/stats\n", capture_output=True, text=True, check=True
     )
     assert "cache" in done.stdout.lower() and "tok/s" in done.stdout and "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("key, result", [("c", "stopped"), ("d", "declined")])
+def test_leaving_the_question_about_a_function(chat: Any, tmp_path: Path, key: str, result: str) -> None:
+    (tmp_path / "tools.py").write_text(
+        'def get_weather(city: str) -> str:\n    """Get the weather of a city."""\n    return "sunny"\n'
+    )
+    say(chat, "/tools tools.py", "1 tool")
+    chat.send("What is the weather in Paris?\r")
+    chat.expect(r"run get_weather\(.*\)\? \[y/N\] ")
+    chat.sendcontrol(key)
+    chat.expect(result)
+    chat.expect(PROMPT)
+    say(chat, "/save talk.flashmoe", r"saved \d messages")
+    chat.sendcontrol("d")
+    chat.expect(pexpect.EOF)
+    chat.close()
+    assert chat.exitstatus == 0

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from flash_moe.experts import host_memory
 from flash_moe.experts.host_memory import ALIGNMENT, new_bank, read_buffer
 
 
@@ -20,6 +21,13 @@ def test_banks(records: int, words: int) -> None:
     memory[-1, -1] = 7  # it is the bank's own memory
     memory[0, 0] += 5
     assert (bank[-1, -1].item(), bank[0, 0].item()) == ((7, 5) if bank.size > 1 else (12, 12))
+
+
+def test_a_bank_that_is_too_long_for_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "MAX_DIMENSION", 1000)
+    monkeypatch.setattr(host_memory, "_distance", None)  # there is no longer array to be a view of
+    bank = new_bank(10, 100)
+    assert (bank.shape, bank.dtype, bank.sum().item()) == ((10, 100), mx.uint32, 0)
 
 
 @pytest.mark.parametrize("rows", [slice(0, 3), slice(5, 6)])

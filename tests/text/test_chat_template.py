@@ -160,6 +160,7 @@ def test_no_default_among_named_templates():
         (None, "type NoneType, expected a list"),
         ([], "found no messages"),
         ([USER, "Hi"], "message 1 is of type str, expected a dict"),
+        ([USER, {"role": "user"}], "message 1 of role user has no content; write it as"),
         ([{"content": "Hi"}], r"message 0 has only the keys \['content'\], expected a string 'role'"),
         ([USER, {"role": 3, "content": "Hi"}], "message 1 has the role 3"),
         ([{"role": "user", "content": 3}], "message 0 has content of type int"),

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ NEEDED += ["merges.txt", "chat_template.jinja", "chat_template.json"]
 SUBFOLDERS = "*/*"  # excluded, because for fnmatch original/a.safetensors matches *.safetensors
 
 DEMO = "demo"
+NO_GGUF = "use a checkpoint of the same model with *.safetensors files, for instance from mlx-community on the hub"
 _ASK_BYTES = 50e9  # a larger download needs a confirmation in a terminal
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -80,9 +82,13 @@ def resolve(
     if name and path.is_dir():
         return path
     if not isinstance(path_or_repo, str) or not REPO.fullmatch(name) or path.exists():
+        similar = get_close_matches(name.lower(), [DEMO])
+        hint = f"Did you mean {DEMO}?" if similar else "Check the spelling and the current directory."
+        if path.suffix == ".gguf":
+            raise CheckpointError(f"{name!r} is a GGUF file, which is not supported; {NO_GGUF}")
         raise CheckpointError(
             f"{name!r} {'is a file' if path.is_file() else 'does not exist'}; expected a directory that holds "
-            "config.json and *.safetensors, org/name on the hub, or demo. Check the spelling and the current directory."
+            f"config.json and *.safetensors, org/name on the hub, or demo. {hint}"
         )
     with hub_errors(name, revision):
         from huggingface_hub import constants
@@ -231,10 +237,12 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         elif isinstance(error, errors.RepositoryNotFoundError):
             message = f"there is no local directory {repo!r}, and no model to be seen at {page}. Check the spelling; "
             message += "a private repository needs `hf auth login` or token=."
+        elif isinstance(error, errors.OfflineModeIsEnabled):
+            message = f"cannot get {page}, because HF_HUB_OFFLINE is set; call again without it."
         elif isinstance(error, errors.RevisionNotFoundError):
             message = f"{repo} has no revision {revision!r}; expected a branch, tag or commit listed at {page}."
         else:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
             message = (
                 f"could not get {page} ({reason}). Check the connection, then call again: finished files are kept."
             )

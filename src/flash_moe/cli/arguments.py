@@ -156,7 +156,10 @@ def size(text: str, option: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
     if match is None or (match[3] and not match[2]):
         raise typer.BadParameter(f"{text!r} is no size; write it as 2GB, 512MB or 1.5GiB.", param_hint=f"'{option}'")
-    return round(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+    count = round(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+    if not match[2] and 0 < count < 1000:  # surely not meant in bytes
+        raise typer.BadParameter(f"{text!r} has no unit; write it as 2GB, 512MB or 1.5GiB.", param_hint=f"'{option}'")
+    return count
 
 
 def one_of(value: Value, allowed: Iterable[Value], option: str) -> Value:

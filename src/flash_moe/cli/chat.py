@@ -23,7 +23,7 @@ from .arguments import (
     ThinkingOption,
     experts_per_token,
 )
-from .console import DIM, fail, say, shown, write
+from .console import DIM, described, fail, say, shown, write
 from .loading import Loader, loads
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Talk:
                 else:
                     self._answer(line)
             except (FlashMoEError, OSError) as error:
-                fail(" ".join(str(error).split()))
+                fail(described(error))
 
     def _answer(self, text: str) -> None:
         cancel = threading.Event()
@@ -208,7 +208,7 @@ class Talk:
     def _set_tools(self, argument: str) -> None:
         self._tools = read_tools(_path(argument)) if argument else []
         self._chat = self._new([message for message in self._chat.messages if message["role"] != "system"])
-        say(f"{len(self._tools)} tools", style=DIM)
+        say("1 tool" if len(self._tools) == 1 else f"{len(self._tools)} tools", style=DIM)
 
 
 def read_tools(path: Path) -> list[Any]:
@@ -223,8 +223,10 @@ def read_tools(path: Path) -> list[Any]:
         except ValueError as error:
             raise OSError(f"{path} is not JSON: {error}") from error
         return schemas if isinstance(schemas, list) else [schemas]
+    if not path.is_file():
+        raise OSError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
+    if spec is None or spec.loader is None:
         raise OSError(f"{path} is neither a Python file with functions nor a JSON file with schemas")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -241,8 +243,20 @@ def _confirm(call: Any) -> bool:
     """Asks the user before a function runs. If no user can answer, the function does not run."""
     if not sys.stdin.isatty():
         return False
-    answer = input(f"run {shown(call.name)}({shown(json.dumps(call.arguments, ensure_ascii=False))})? [y/N] ")
-    return answer.strip().lower() in ("y", "yes")
+    question = f"run {shown(call.name)}({shown(json.dumps(call.arguments, ensure_ascii=False))})? [y/N] "
+    cancelling = signal.signal(signal.SIGINT, signal.default_int_handler)  # so that Ctrl-C ends the question
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        write("\n")
+        return False
+    except KeyboardInterrupt:
+        write("\n")
+        if callable(cancelling):
+            cancelling(signal.SIGINT, None)  # stops the reply
+        return False
+    finally:
+        signal.signal(signal.SIGINT, cancelling)
 
 
 @contextmanager

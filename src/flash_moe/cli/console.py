@@ -50,7 +50,12 @@ class Commands(TyperGroup):
             return INTERRUPTED
         except _UsageError as error:
             message = error.format_message().strip().removesuffix(".")
-            fail(f"{message[:1].lower()}{message[1:]}; see {error.ctx.command_path} --help")
+            if "extra argument" in message:
+                message += "; put a text of several words in quotes"
+            end = " See" if message.endswith("?") else "; see"
+            command = args[0] if args and args[0] in self.commands else ""
+            where = error.ctx.command_path if error.ctx is not None else f"{program} {command}".strip()
+            fail(f"{message[:1].lower()}{message[1:]}{end} {where} --help")
             return USAGE
         except FlashMoEError as error:
             fail(str(error))
@@ -59,7 +64,7 @@ class Commands(TyperGroup):
             _discard_output()
             return PIPE_CLOSED
         except OSError as error:
-            fail(str(error))
+            fail(described(error))
             _discard_output()
             return FAILED
 
@@ -128,6 +133,13 @@ def write(text: str, style: str = "") -> None:
             text = f"\x1b[{style}m{text}\x1b[0m"
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def described(error: Exception) -> str:
+    """Returns the message of an error for people. Errors of the system become "file: reason", without a number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def fail(message: str) -> None:

@@ -73,7 +73,9 @@ def command(
     with listener(host, port, api_key) as socket, loading(model, k) as loaded:
         address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}"
         say(f"{loaded!r}")
-        say(f"listening on {address}; OpenAI: {address}/v1, Anthropic: {address}; Ctrl-C ends it")
+        say(
+            f"listening on {address}; a page to chat: {address}/, OpenAI: {address}/v1, Anthropic: {address}; Ctrl-C ends it"
+        )
         serve(
             loaded, socket, host=host, api_key=api_key, names=name, parallel=parallel, queue=queue, limits=limits,
             prompt_limit=max_prompt, allowed_origins=allow_origin,

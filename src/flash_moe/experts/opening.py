@@ -33,7 +33,9 @@ def check_io(expert_io: ExpertIO, cache_bytes: int) -> None:
 def held_bytes(table: RecordTable, expert_io: ExpertIO, experts_per_token: int, cache_bytes: int) -> int:
     """Returns the minimum bytes of records that a store holds. Raises the errors of :func:`check_io`."""
     check_io(expert_io, cache_bytes)
-    return table.nbytes if expert_io == "resident" else experts_per_token * table.max_stride + cache_bytes
+    if expert_io == "resident":
+        return table.nbytes
+    return min(table.nbytes, experts_per_token * table.max_stride + cache_bytes)
 
 
 def open_store(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.hub import NO_GGUF
 from ..errors import ConfigError
 
 MAX_DIMENSION = 1 << 30  # far above any model; only a damaged file has more
@@ -18,6 +19,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if any(folder.glob("*.gguf")):
+            raise ConfigError(f"{folder} holds GGUF files, which are not supported; {NO_GGUF}") from None
         raise ConfigError(
             f"{path} does not exist; expected a folder with config.json and *.safetensors files"
         ) from None

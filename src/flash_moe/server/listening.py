@@ -61,7 +61,10 @@ def listener(host: str, port: int, api_key: str | None) -> Iterator[socket.socke
         # asyncio sends small writes immediately only if the socket names its protocol; otherwise each reply waits 40 ms
         found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=found.detach())
     except OSError as error:
-        raise ArgumentError(f"cannot listen on {host}, port {port} ({error.strerror}); try --port 0") from error
+        free = port + 1 if 0 < port < 65535 else 8081
+        raise ArgumentError(
+            f"cannot listen on {host}, port {port} ({error.strerror}); try another --port, such as {free}"
+        ) from error
     with found:
         yield found
 

@@ -166,6 +166,8 @@ def _checked_message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message.get("role"), str):
         found = f"the role {message['role']!r}" if "role" in message else f"only the keys {sorted(map(str, message))}"
         raise TokenizerError(f"message {index} has {found}, expected a string 'role'; {remedy}")
+    if "content" not in message and message["role"] in ("user", "system", "tool"):
+        raise TokenizerError(f"message {index} of role {message['role']} has no content; {remedy}")
     checked = {key: _plain(value, f"message {index}") for key, value in message.items() if value is not None}
     if "content" in message:
         checked.setdefault("content", "")
