@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -165,9 +166,16 @@ class _Handler(logging.Handler):
     """Looks up stderr for every line, so that a progress bar can put the line above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            message += shown(f": {type(error).__name__}: {' '.join(str(error).split())[:500]}")
         if record.levelno >= logging.WARNING:
-            warn(record.getMessage())
+            warn(message)
         elif record.name == _PROGRESS:
-            say(record.getMessage())
+            say(message)
         else:
-            say(f"{record.name}: {record.getMessage()}", style=DIM)
+            say(f"{record.name}: {message}", style=DIM)
+        if error is not None and logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                say(shown(line), style=DIM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from .openapi import document
 from .responses_bodies import ResponsesBody
 from .service import Service
 
-log = logging.getLogger("flash_moe.server")
 B = TypeVar("B", bound=BaseModel)
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]", "::1"]
 PAGE = Path(__file__).parent / "page"
@@ -93,8 +91,6 @@ def build(
                 response = await _unless_gone(request, handle)
             except Exception as error:
                 refusal = refusal_of(error)
-                if refusal.status >= 500 and refusal is not error:
-                    log.exception("a request failed")
                 body = anthropic_messages.error_body(refusal) if anthropic else openai_chat.error_body(refusal)
                 response = JSONResponse(body, refusal.status, refusal.headers)
             service.metrics.request(request.scope["route"].path, response.status_code)

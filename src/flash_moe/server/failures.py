@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from pydantic import ValidationError
 
 from ..errors import ArgumentError, FlashMoEError, PromptError, TokenizerError
+
+log = logging.getLogger("flash_moe.server")
 
 
 class Refusal(Exception):
@@ -31,12 +35,13 @@ class Refusal(Exception):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """Converts an error of the library to a rejection; other errors get status 500."""
+    """Converts an error of the library to a rejection. Other errors get status 500 and are logged."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, (ArgumentError, PromptError, TokenizerError)):
         return Refusal(400, str(error))
     # messages about files contain paths of this machine, so they go only to the log
+    log.error("a request failed", exc_info=error)
     what = "the model" if isinstance(error, FlashMoEError) else "the server"
     return Refusal(500, f"{what} failed ({type(error).__name__}); the server's log says more")
 

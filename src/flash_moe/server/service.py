@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,6 @@ from .admission import Admission
 from .failures import Refusal
 from .metrics import Metrics
 
-log = logging.getLogger("flash_moe.server")
 KEEP_ALIVE = 10.0  # seconds between signs of life; a long prompt must not look like a dead connection
 
 
@@ -178,7 +176,6 @@ class Service:
                     chunk = dataclasses.replace(chunk, text=f"{chunk.text}({chunk.tool_call_error})")
                 put(chunk)
         except Exception as error:
-            log.exception("a generation failed")
             put(error)
         finally:
             if last is not None:
