@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,15 @@ class TestResult:
         convert(small_float, tmp_path / "packed", rounding="nearest")
         assert packed_records(tmp_path / "packed") == packed_records(small_packed)
         assert stored_tensors(tmp_path / "packed") == stored_tensors(small_packed)
+
+    def test_folders_beside_the_tokenizer_are_not_copied(
+        self, small_quantized: Path, small_packed: Path, tmp_path: Path
+    ) -> None:
+        source = shutil.copytree(small_quantized, tmp_path / "source")
+        for name in ("tokenizer_backup", "LICENSES"):
+            (source / name).mkdir()
+        convert(source, tmp_path / "packed")
+        assert contents(tmp_path / "packed") == contents(small_packed)
 
     def test_quantised_experts_are_copied(self, small_quantized: Path, small_packed: Path) -> None:
         assert packed_records(small_packed) == expected_records(small_quantized)

@@ -45,6 +45,45 @@ class TestDestination:
             convert(small_quantized, tmp_path / "packed")
         assert (other / "thesis.txt").read_text() == "mine"
 
+    @pytest.mark.parametrize("name", ["work.tmp/thesis.txt", "a.tmp", "conversion.json.tmp/thesis.txt"])
+    def test_temporary_names_do_not_make_a_partial_folder_ours(
+        self, small_quantized: Path, tmp_path: Path, name: str
+    ) -> None:
+        other = tmp_path / "packed.partial" / name
+        other.parent.mkdir(parents=True)
+        other.write_text("mine")
+        with pytest.raises(CheckpointError, match="left by another conversion"):
+            convert(small_quantized, tmp_path / "packed")
+        assert other.read_text() == "mine"
+
+    def test_somebody_else_s_lock_file_is_not_touched(self, small_quantized: Path, tmp_path: Path) -> None:
+        target, lock = tmp_path / "precious", tmp_path / "packed.partial.lock"
+        target.write_text("mine")
+        lock.symlink_to(target)
+        with pytest.raises(CheckpointError, match=r"packed.partial.lock cannot be created .*move it away"):
+            convert(small_quantized, tmp_path / "packed")
+        assert target.read_text() == "mine" and lock.is_symlink()
+        lock.unlink()
+        lock.write_text("mine")
+        with pytest.raises(CheckpointError, match=r"packed.partial.lock is not a lock of a conversion"):
+            convert(small_quantized, tmp_path / "packed")
+        assert lock.read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["packed", "packed.partial", "above/packed"])
+    @pytest.mark.parametrize("kind", ["file", "link"])
+    def test_what_is_in_the_way_is_named_at_the_beginning(
+        self, small_quantized: Path, tmp_path: Path, name: str, kind: str
+    ) -> None:
+        way = tmp_path / ("above" if name == "above/packed" else name)
+        if kind == "file":
+            way.write_text("mine")
+        else:
+            way.symlink_to("nowhere")
+        destination = tmp_path / name.removesuffix(".partial")
+        with pytest.raises(CheckpointError, match=rf"{way} .*choose another destination"):
+            convert(small_quantized, destination)
+        assert [*tmp_path.iterdir()] == [way]
+
     def test_parents_are_made(self, small_quantized: Path, small_packed: Path, tmp_path: Path) -> None:
         convert(small_quantized, tmp_path / "a" / "b" / "packed")
         assert contents(tmp_path / "a" / "b" / "packed") == contents(small_packed)
@@ -56,7 +95,7 @@ class TestDiskSpace:
     ) -> None:
         needed = sum(len(data) for _, _, data in stored_tensors(small_packed).values()) + 8 * 16384
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, needed // 2))
-        with pytest.raises(DiskSpaceError, match=r"needs .* GB more.*make room or choose another disk"):
+        with pytest.raises(DiskSpaceError, match=r"needs \d+ kB more, .* has \d+ kB free.*make room or choose another disk"):
             convert(small_quantized, tmp_path / "new" / "packed")
         assert list(tmp_path.iterdir()) == []
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, needed))

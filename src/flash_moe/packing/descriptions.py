@@ -57,7 +57,8 @@ def write_descriptions(
         config["quantization"] = section
     for pattern in _COPIED:
         for file in checkpoint.folder.glob(pattern):
-            shutil.copyfile(file, staging.folder / file.name)
+            if file.is_file():
+                shutil.copyfile(file, staging.folder / file.name)
     staging.write_text(INDEX, json.dumps({"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}))
     staging.write_text("config.json", json.dumps(config, indent=2))
     staging.write_text(MANIFEST, manifest.dump())

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ..amounts import format_bytes
 from ..errors import CheckpointError, DiskSpaceError
 
 _PLAN = "conversion.json"
+_OWNER = re.compile(rb"(process \d+ on .*)?")  # content of a lock, which is empty if its owner was killed early
 
 
 class Staging:
@@ -60,8 +63,14 @@ class Staging:
         self._lock.release()
 
     def _check(self) -> None:
-        if self.destination.exists():
+        if os.path.lexists(self.destination):
             raise CheckpointError(f"{self.destination} exists already; choose another destination, or delete it")
+        above = _existing(self.destination.parent)
+        bad = None if above.is_dir() else above
+        if self._work.is_symlink() or (self._work.exists() and not self._work.is_dir()):
+            bad = self._work
+        if bad is not None:
+            raise CheckpointError(f"{bad} is not a folder; choose another destination, or move it away")
         if self._is_foreign():
             raise CheckpointError(
                 f"{self._work} was left by another conversion (other source or options); "
@@ -74,15 +83,13 @@ class Staging:
         Raises:
             DiskSpaceError: they do not fit. Nothing was written.
         """
-        parent = self.destination.parent.resolve()
-        while not parent.exists():
-            parent = parent.parent
+        parent = _existing(self.destination.parent).resolve()
         done = sum(file.stat().st_size for file in self.folder.glob("*") if ".tmp" not in file.suffixes)
         done += sum(file.stat().st_blocks * 512 for file in self._work.glob("*/*") if file.parent != self.folder)
         needed, free = nbytes - done, shutil.disk_usage(parent).free
         if needed > free:
             raise DiskSpaceError(
-                f"{self.destination} needs {needed / 1e9:.2f} GB more, but {parent} has {free / 1e9:.2f} GB free; "
+                f"{self.destination} needs {format_bytes(needed)} more, but {parent} has {format_bytes(free)} free; "
                 "make room or choose another disk (nothing was written)"
             )
 
@@ -194,7 +201,7 @@ class Staging:
 
     def _is_foreign(self) -> bool:
         """Returns whether the partial folder belongs to another conversion, or is not one of ours."""
-        held = [file for file in self._work.glob("*") if ".tmp" not in file.suffixes]
+        held = [file for file in self._work.glob("*") if file.name != f"{_PLAN}.tmp" or not file.is_file()]
         plan = self._note(_PLAN)
         if plan is None and (self._work / _PLAN).exists():
             raise CheckpointError(f"{self._work / _PLAN} is damaged; delete {self._work} and start again")
@@ -224,12 +231,25 @@ class _Lock:
         return self._fd is not None
 
     def acquire(self, guarded: Path) -> None:
-        """Locks the file. Raises CheckpointError if another process holds the lock, and names that process."""
+        """Locks the file.
+
+        Raises:
+            CheckpointError: another process, which is named, holds the lock; or the file is not a lock, or cannot be made.
+        """
         while self._fd is None:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._path} cannot be created ({error.strerror}); choose another destination, or move it away"
+                ) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._path.exists() and os.path.samestat(os.fstat(fd), self._path.stat()):
+                    if not _OWNER.fullmatch(os.pread(fd, 1000, 0)):
+                        raise CheckpointError(
+                            f"{self._path} is not a lock of a conversion; choose another destination, or move it away"
+                        )
                     os.truncate(fd, 0)
                     os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
                     self._fd = fd
@@ -248,6 +268,13 @@ class _Lock:
                 self._path.unlink(missing_ok=True)
             finally:  # even if that fails, the lock must not outlive its owner
                 os.close(fd)
+
+
+def _existing(folder: Path) -> Path:
+    """Returns the nearest parent of a folder, or the folder itself, that exists."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder
 
 
 def _write_text(path: Path, text: str) -> None:
