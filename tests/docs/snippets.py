@@ -22,8 +22,18 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """Returns the command lines of a shell block."""
-        return [line for line in self.text.splitlines() if line.strip()] if self.language == "sh" else []
+        """Returns the commands of a shell block: lines joined at a backslash, each with the remarks above it."""
+        found, begun, remarks = [], "", ""
+        for line in self.text.splitlines() if self.language == "sh" else []:
+            if line.startswith("#"):
+                remarks += f"  {line}"
+            elif line.endswith("\\"):
+                begun += f"{line[:-1].strip()} "
+            elif line.strip():
+                found.append(begun + line.strip() + remarks)
+                begun = remarks = ""
+        assert not begun, f"a command without an end: {begun}"
+        return found
 
 
 def blocks(page: Path) -> list[Block]:

@@ -54,7 +54,7 @@ def test_commands_exist_or_say_what_they_need(page: Path) -> None:
             if words[0] == "flash-moe":
                 understood(words[1:], where)
             elif words[:2] == ["pip", "install"]:
-                wanted = re.fullmatch(r"flash-moe(?:\[([\w,-]+)\])?", words[2])
+                wanted = re.fullmatch(r"(?:flash-moe|-e \.)(?:\[([\w,-]+)\])?", " ".join(words[2:]))
                 assert wanted, where
                 assert set((wanted[1] or "dev").split(",")) <= set(extras), where
             elif words[0] == "make":

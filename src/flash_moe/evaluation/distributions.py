@@ -8,7 +8,9 @@ from ..errors import NumericalError
 
 
 class Distributions:
-    """R softmax distributions over V tokens. Terms are float32 relative to the largest of each row; sums are float64.
+    """R softmax distributions over V tokens.
+
+    Each term is float32, relative to the largest term of its row. Sums are float64.
 
     Args:
         logits: [R, V] float32.

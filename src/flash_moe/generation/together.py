@@ -1,7 +1,7 @@
 """Runs several generations together, so that the experts of a layer are read once for all of them.
 
 The common prefix of prompts runs once. As many sequences run as memory allows. When half of them have ended, the next
-ones begin.
+sequences begin.
 """
 
 from __future__ import annotations

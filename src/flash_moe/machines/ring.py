@@ -1,4 +1,4 @@
-"""The sockets of MLX's ring. Shutting them down is the only way to end a wait of the ring."""
+"""The sockets of MLX's ring. Shutting them down is the only way to stop a process from waiting for the ring."""
 
 from __future__ import annotations
 

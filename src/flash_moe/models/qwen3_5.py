@@ -80,8 +80,9 @@ class Qwen35(Family):
 
 
 def _is_of_matrix(canonical: str, array: mx.array) -> bool:
-    """Returns whether an array belongs to the matrix of a linear layer or an embedding; convolutions have three
-    dimensions.
+    """Returns whether an array belongs to the matrix of a linear layer or an embedding.
+
+    Weights of convolutions do not count: they have three dimensions.
     """
     return array.ndim == 2 and canonical.endswith((".weight", ".scales", ".biases"))
 

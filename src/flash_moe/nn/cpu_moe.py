@@ -71,7 +71,7 @@ class CpuMoE:
     ) -> None:
         """Computes the experts of this rank's share, and adds the outputs of all ranks.
 
-        Only rank 0 adds the rest of the layer.
+        Only rank 0 adds the residual and the shared expert.
         """
         own, rest, residual = sums.share.owns(self._layer, ids), [shared], y
         if sums.rank != 0:
@@ -125,7 +125,7 @@ class CpuMoE:
         residual: np.ndarray,
         y: np.ndarray,
     ) -> None:
-        """Adds the experts of one token, [n], and the rest.
+        """Adds the experts of one token, [n], and those of ``rest``: the shared expert, or none.
 
         Predicts the experts of the next layer from the residual.
         """

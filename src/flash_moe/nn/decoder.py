@@ -108,7 +108,9 @@ class Decoder(Module):
 
     @contextmanager
     def serving(self, task: Task) -> Iterator[None]:
-        """Runs all passes inside the block for this task: they use its counters, and end when it is cancelled."""
+        """Inside the block, every pass belongs to this task: it updates the task's counters and ends when the task is
+        cancelled.
+        """
         pairs = (self.prefetcher, task.prefetch), (self.choice, task.choice), (self.run_ahead, task.ahead)
         counted = [(shared, shared.counters, own) for shared, own in pairs if shared is not None]
         with self._store.counting(task.store):

@@ -81,7 +81,9 @@ class Network(Protocol):
         """Returns an empty cache for a new sequence."""
 
     def serving(self, task: Task) -> AbstractContextManager[None]:
-        """Runs all passes inside the block for this task: they use its counters, and end when it is cancelled."""
+        """Inside the block, every pass belongs to this task: it updates the task's counters and ends when the task is
+        cancelled.
+        """
 
     def chunks(self, tokens: Sequence[int], cache: Any, last: int) -> list[int]:
         """Returns the chunks of :meth:`run`: the numbers of tokens that pass through the layers together."""

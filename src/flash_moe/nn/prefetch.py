@@ -39,7 +39,7 @@ class PrefetchCounters:
 
 
 class Prefetcher:
-    """The predictions of all layers of a decoder, and counters of correct ones.
+    """The predictions of all layers of a decoder, and counters of the correct predictions.
 
     Args:
         k: number of predicted experts per layer.

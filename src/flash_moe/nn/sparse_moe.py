@@ -107,8 +107,9 @@ class SparseMoE(Module):
 
         Returns:
             The ids [T, K]; the weights [T, K], or [T, K + 1] if the shared expert is computed with the routed ones; and
-                the rest [T, H], to which the sum of the experts is added. If the host chooses the experts, K is E here,
-                and the weights are not normalised.
+                the rest [T, H]: the residual plus the shared expert, or the residual alone if the shared expert is
+                computed with the routed ones. If the host chooses the experts, K is E here, and the weights are not
+                normalised.
         """
         router, shared_gate = self.gates(x)
         chosen = (self.k, self.normalize) if self.choice is None or x.shape[0] > 1 else (router.shape[1], False)
@@ -124,7 +125,7 @@ class SparseMoE(Module):
             route(self.gates(x)[0], self.k, self.normalize, self.gates(x)[1])
 
     def experts(self, x: mx.array, ids: mx.array, weights: mx.array, rest: mx.array) -> mx.array:
-        """Fetches the routed experts and adds their outputs to the rest."""
+        """Fetches the routed experts and adds their outputs to ``rest``, which :meth:`route` returns."""
         one = x.shape[0] == 1
         ahead = self.prefetch.logits(rest) if one and self.prefetch is not None else None
         mx.async_eval(ids, weights)
@@ -165,7 +166,7 @@ class SparseMoE(Module):
         return sums.add(part, self.layer, chosen).astype(x.dtype)
 
     def of_bank(self, x: mx.array, rows: mx.array, weights: mx.array, rest: mx.array, bank: Bank) -> mx.array:
-        """Computes the experts of one token from rows of a bank, without a wait of the host.
+        """Computes the experts of one token from rows of a bank, without making the host wait.
 
         NaN appears in the logits.
         """
@@ -202,7 +203,7 @@ class SparseMoE(Module):
         return y
 
     def _of_records(self, x: mx.array, records: Records, weights: mx.array, rest: mx.array) -> mx.array:
-        """Computes experts whose records are all loaded, and adds them to the rest."""
+        """Computes experts whose records are all loaded, and adds them to ``rest``."""
         if records.rows is not None and on_gpu():
             bank, rows = records.arrays[0], list(records.rows)
             if isinstance(bank, dict):  # like :func:`enough`, but without a launch
@@ -218,7 +219,7 @@ class SparseMoE(Module):
         return expert_kernels.experts_for_token(x, records.arrays, weights, self._layout, shared=shared, residual=rest)
 
     def _of_each(self, x: mx.array, weights: mx.array, rest: mx.array, *records: mx.array) -> mx.array:
-        """Computes experts from separate records in place, with the arithmetic of a bank, and adds them to the rest."""
+        """Computes experts from separate records in place, with the arithmetic of a bank, and adds them to ``rest``."""
         layout, rows = self._layout, mx.arange(len(records), dtype=mx.uint32)
         if kernel.back_end() == "cuda":  # mapped records are copies there anyway
             y = experts_in_place(x, mx.stack(list(records)), enough(rows), layout)

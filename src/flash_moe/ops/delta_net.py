@@ -28,7 +28,7 @@ def delta_net(
         qk_scale: [2, 1, 1], factors on the normalised q and k.
         log_decay, dt_bias: [Hv].
         norm_weight: [Dv].
-        l2_eps, eps: epsilons of the norms of q and k, and of the output norm.
+        l2_eps: epsilon of the norms of q and k. eps: epsilon of the output norm.
 
     Returns:
         y [T, Hv · Dv] in the dtype of qkv, and the new conv_state and state.

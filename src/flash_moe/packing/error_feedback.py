@@ -17,7 +17,7 @@ from .rounding import search
 
 
 def quantized(weights: np.ndarray, moments: np.ndarray, quantization: Quantization, dtype: str) -> Affine:
-    """Quantises a matrix for inputs with the given second moments, in the original order of columns.
+    """Quantises a matrix for inputs with the given second moments. The columns keep their order.
 
     It searches for the scale and bias of a group when it reaches the group, and weights errors by their effect on the
     outputs. At the end, it improves codes, scales and biases once more by coordinate descent.

@@ -171,7 +171,7 @@ def _all_sets(function: Callable[..., Any], width: int, traced: bool) -> Callabl
 
 
 def _rounds(traced: Callable[..., Any], flat: list[mx.array]) -> Callable[[], float]:
-    """Returns a function that times enough rounds together to make the start and end of GPU work negligible."""
+    """Returns a function that times many rounds as one run, so that starting and ending GPU work hardly counts."""
 
     def seconds(rounds: int) -> float:
         start = time.perf_counter()

@@ -38,7 +38,9 @@ class AdaptedNetwork:
 
     @contextmanager
     def serving(self, task: Task) -> Iterator[None]:
-        """Runs all passes inside the block for this task: they use its counters, and end when it is cancelled."""
+        """Inside the block, every pass belongs to this task: it updates the task's counters and ends when the task is
+        cancelled.
+        """
         with self.store.counting(task.store):
             try:
                 self.store.stop_if(task.cancelled)

@@ -81,7 +81,7 @@ class ExpertModules:
 
         Raises:
             ConfigError: the network has no expert modules.
-            CheckpointError: a parameter is not in the files, or has another form there.
+            CheckpointError: a parameter is not in the files, or has another shape or dtype there.
             ArgumentError: the experts are already streamed.
         """
         found = modules(model)
