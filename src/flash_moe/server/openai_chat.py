@@ -157,21 +157,23 @@ class _Logprobs:
     """Converts log probabilities of tokens to the forms of OpenAI's API."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._text = tokenizer.decode
+        self._bytes = tokenizer.bytes_of
 
     def chat(self, entry: TokenLogprobs) -> dict[str, Any]:
         """Returns the log probabilities of one token in the form of `/v1/chat/completions`."""
 
         def one(token: int, logprob: float) -> dict[str, Any]:
-            text = self._text([token])
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            return {"token": self._text(token), "logprob": logprob, "bytes": list(self._bytes(token))}
 
         return {**one(entry.token, entry.logprob), "top_logprobs": [one(*top) for top in entry.top]}
 
     def completion(self, entries: list[TokenLogprobs]) -> dict[str, Any]:
         """Returns the log probabilities of several tokens in the form of `/v1/completions`."""
         return {
-            "tokens": [self._text([entry.token]) for entry in entries],
+            "tokens": [self._text(entry.token) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{self._text([token]): logprob for token, logprob in entry.top} for entry in entries],
+            "top_logprobs": [{self._text(token): logprob for token, logprob in entry.top} for entry in entries],
         }
+
+    def _text(self, token: int) -> str:
+        return self._bytes(token).decode(errors="replace")

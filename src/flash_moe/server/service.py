@@ -174,6 +174,8 @@ class Service:
                 self.generated += 1
                 if chunk.tool_call_error is not None and chunk.finish_reason != "length":
                     chunk = dataclasses.replace(chunk, text=f"{chunk.text}({chunk.tool_call_error})")
+                if chunk.logprobs is not None and chunk.logprobs.token in self.model.tokenizer.eos_token_ids:
+                    chunk = dataclasses.replace(chunk, logprobs=None)  # a stop token is not part of the reply
                 put(chunk)
         except Exception as error:
             put(error)

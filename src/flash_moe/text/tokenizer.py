@@ -43,6 +43,7 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         added = backend.get_added_tokens_decoder()
+        self._added = {id: token.content for id, token in added.items()}
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
         byte_ids = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         self._byte_ids = frozenset(id for id in byte_ids if id is not None)
@@ -148,23 +149,38 @@ class Tokenizer:
         Returns:
             None if the tokenizer does not use byte-level BPE.
         """
-        from tokenizers.decoders import ByteLevel
-
-        if not isinstance(self._backend.decoder, ByteLevel):
+        if not self._is_byte_level():
             return None
-        markers = self._backend.get_added_tokens_decoder()
-        table = {ord(character): chr(byte) for byte, character in enumerate(_byte_characters())}
         tokens = [b""] * size
         for text, id in self._backend.get_vocab(with_added_tokens=True).items():
-            if id < size and id not in markers:
-                spelled = text.translate(table)
-                tokens[id] = (
-                    spelled.encode("latin-1") if spelled.isascii() or max(spelled) < "\u0100" else text.encode()
-                )
-        for id, token in markers.items():
+            if id < size and id not in self._added:
+                tokens[id] = _spelled(text)
+        for id, text in self._added.items():
             if id < size:
-                tokens[id] = token.content.encode()
-        return tokens, sorted(markers)
+                tokens[id] = text.encode()
+        return tokens, sorted(self._added)
+
+    def bytes_of(self, id: int) -> bytes:
+        """Returns the bytes of one token; empty if the tokenizer does not know the id.
+
+        The bytes of consecutive tokens, joined, are the text in UTF-8. Those of one token can be a part of a character.
+        """
+        text = self._backend.id_to_token(id)
+        if text is None:
+            return b""
+        if id in self._added:
+            return self._added[id].encode()
+        if self._is_byte_level():
+            return _spelled(text)
+        if id in self._byte_ids:
+            return bytes.fromhex(text[3:5])
+        # some decoders drop the space at the start of a text
+        return self.decode([id, id]).removeprefix(self.decode([id])).encode()
+
+    def _is_byte_level(self) -> bool:
+        from tokenizers.decoders import ByteLevel
+
+        return isinstance(self._backend.decoder, ByteLevel)
 
     def to_json(self) -> str:
         """Returns the tokenizer as the text of a tokenizer.json."""
@@ -183,6 +199,15 @@ def _byte_characters() -> list[str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+_BYTES = {ord(character): chr(byte) for byte, character in enumerate(_byte_characters())}
+
+
+def _spelled(text: str) -> bytes:
+    """Returns the bytes of a token of byte-level BPE."""
+    spelled = text.translate(_BYTES)
+    return spelled.encode("latin-1") if spelled.isascii() or max(spelled) < "\u0100" else text.encode()
 
 
 def _load_backend(path: Path) -> Backend:
