@@ -106,7 +106,7 @@ def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
     stop = whole[10:13]
     result = model.generate(PROMPT, max_tokens=60, temperature=0, stop=stop)
     assert result.text == whole[: whole.index(stop)]
-    assert result.finish_reason == "stop"
+    assert result.finish_reason == "stop" and result.stop_string == stop
     assert len(result.tokens) < 60
 
 

@@ -26,8 +26,10 @@ def run(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
     for piece in pieces:
         text, stopped = matcher.feed(piece)
         shown += text
+        assert (matcher.found is not None) == stopped
         if stopped:
             break
+    assert matcher.found is None or "".join(pieces).startswith(shown + matcher.found)
     return shown + matcher.flush(), stopped
 
 
@@ -80,7 +82,7 @@ def test_across_pieces():
         ("", False),
         ("", True),
     ]
-    assert matcher.feed("ignored") == ("", True)
+    assert matcher.feed("ignored") == ("", True) and matcher.found == "<|end|>"
     assert matcher.flush() == ""
 
 

@@ -29,6 +29,7 @@ class Step:
     stats: Any = field(default_factory=lambda: STATS)
     logprobs: Any = None
     tool_call_error: Exception | None = None
+    stop_string: str | None = None
 
 
 def chunk(text: str = "", reasoning: str = "", calls: tuple[Any, ...] = (), reason: str | None = None) -> Step:

@@ -96,6 +96,17 @@ def test_messages_stream(client_of: Clients) -> None:
     assert found[-2]["delta"]["stop_reason"] == "tool_use"
 
 
+@pytest.mark.parametrize(("reason", "expected"), [("stop", "stop_sequence"), ("tool_calls", "tool_use")])
+def test_messages_that_a_stop_sequence_ends(client_of: Clients, reason: str, expected: str) -> None:
+    model = ScriptedModel([chunk("K is "), Step(finish_reason=reason, stop_string="END")])
+    found = {"stop_reason": expected, "stop_sequence": "END" if reason == "stop" else None}
+    options = {"messages": ASK, "max_tokens": 9, "stop_sequences": ["END"]}
+    answer = post(client_of(model), "/v1/messages", **options).json()
+    assert answer | found == answer
+    streamed = events(post(client_of(model), "/v1/messages", stream=True, **options).text)
+    assert streamed[-2]["delta"] == found and streamed[0]["message"]["stop_reason"] is None
+
+
 def test_responses(client_of: Clients) -> None:
     answer = post(client_of(ScriptedModel(STEPS)), "/v1/responses", input="How is the weather?").json()
     assert [item["type"] for item in answer["output"]] == ["reasoning", "message", "function_call", "function_call"]

@@ -60,6 +60,7 @@ class Chunk:
         raw_text: the text that this token completes, including reasoning and markup.
         where: the part of the reply at this token: text, reasoning or a tool call.
         tool_result: in a conversation, the result of a tool call. Such a chunk has no generated text.
+        stop_string: the stop string that ended the generation, in the last chunk; else None.
     """
 
     text: str
@@ -73,6 +74,7 @@ class Chunk:
     raw_text: str = ""
     where: Where = "text"
     tool_result: ToolResult | None = None
+    stop_string: str | None = None
 
     def __repr__(self) -> str:
         parts = [f"{name}={value!r}" for name, value in (("reasoning", self.reasoning),) if value]
@@ -104,6 +106,7 @@ class Generation:
         calls: the well-formed tool calls.
         tool_call_error: the error of the first malformed tool call.
         prefill: the text that the reply was made to begin with. Only :attr:`message` contains it.
+        stop_string: the stop string that ended the reply; None if none did.
     """
 
     text: str
@@ -118,6 +121,7 @@ class Generation:
     calls: tuple[ToolCall, ...] = ()
     tool_call_error: ToolCallError | None = None
     prefill: str = ""
+    stop_string: str | None = None
     _parse: Callable[[str], Any] | None = field(default=None, compare=False)
 
     @classmethod
@@ -153,6 +157,7 @@ class Generation:
             calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
             tool_call_error=next((c.tool_call_error for c in chunks if c.tool_call_error is not None), None),
             prefill=prefill,
+            stop_string=last.stop_string,
             _parse=parse,
         )
 

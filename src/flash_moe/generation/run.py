@@ -178,4 +178,5 @@ class Writer:
             tool_call_error=parts.error,
             raw_text=raw,
             where=parser.where,
+            stop_string=self._request.stops.found,
         )

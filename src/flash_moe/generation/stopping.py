@@ -19,6 +19,7 @@ class StopStrings:
 
     Attributes:
         stops: the stop strings as a tuple.
+        found: the stop string that is complete; None before.
 
     Raises:
         ArgumentError: a stop string is empty or not a string.
@@ -37,7 +38,7 @@ class StopStrings:
                 )
         self._longest = max(map(len, self.stops), default=0)
         self._held = ""
-        self._stopped = False
+        self.found: str | None = None
 
     def feed(self, text: str) -> tuple[str, bool]:
         """Adds the next piece of text.
@@ -46,13 +47,14 @@ class StopStrings:
             The text that is now safe to show, and whether a stop string is complete. If so, the text ends directly
                 before the stop string, and later text is ignored.
         """
-        if self._stopped:
+        if self.found is not None:
             return "", True
         text = self._held + text
-        found = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self.stops if (start := text.find(stop)) >= 0]
         if found:
-            self._stopped, self._held = True, ""
-            return text[: min(found)[1]], True
+            _, start, self.found = min(found)
+            self._held = ""
+            return text[:start], True
         cut = len(text) - self._unfinished(text)
         self._held = text[cut:]
         return text[:cut], False

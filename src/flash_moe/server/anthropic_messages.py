@@ -14,7 +14,7 @@ from ..generation.stats import Stats
 from . import sse
 from .anthropic_bodies import MessagesBody, PromptBody
 from .failures import Refusal
-from .service import Service
+from .service import Reply, Service
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _KINDS = {
@@ -38,15 +38,20 @@ def _usage(stats: Stats) -> dict[str, int]:
     }
 
 
-def _message(body: MessagesBody, content: list[Any], reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
+def _end(reply: Reply) -> dict[str, Any]:
+    if reply.reason == "stop" and reply.stop_string is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": reply.stop_string}
+    return {"stop_reason": _REASONS.get(reply.reason or "", "end_turn"), "stop_sequence": None}
+
+
+def _message(body: MessagesBody, content: list[Any], end: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:
     return {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
         "role": "assistant",
         "model": body.model,
         "content": content,
-        "stop_reason": None if reason is None else _REASONS.get(reason, "end_turn"),
-        "stop_sequence": None,
+        **end,
         "usage": usage,
     }
 
@@ -64,7 +69,7 @@ async def messages(service: Service, body: MessagesBody) -> Response:
     if reply.text:
         content.append({"type": "text", "text": reply.text})
     content += [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in reply.calls]
-    return JSONResponse(_message(body, content, reply.reason, _usage(reply.usage)))
+    return JSONResponse(_message(body, content, _end(reply), _usage(reply.usage)))
 
 
 class _Blocks:
@@ -94,7 +99,8 @@ class _Blocks:
 async def _events(service: Service, body: MessagesBody) -> AsyncGenerator[str, None]:
     blocks = _Blocks()
     async with service.generation(body.prompt(), body.options(), one_call=body.one_call) as reply:
-        start = _message(body, [], None, {"input_tokens": 0, "output_tokens": 0})
+        end: dict[str, Any] = {"stop_reason": None, "stop_sequence": None}
+        start = _message(body, [], end, {"input_tokens": 0, "output_tokens": 0})
         yield sse.event({"type": "message_start", "message": start}, "message_start")
         async for chunk in reply:
             if chunk is None:
@@ -110,8 +116,7 @@ async def _events(service: Service, body: MessagesBody) -> AsyncGenerator[str, N
                 begin = {"id": call.id, "name": call.name, "input": {}}
                 yield blocks.piece("tool_use", begin, {"type": "input_json_delta", "partial_json": arguments})
     yield blocks.close()
-    end = {"stop_reason": _REASONS.get(reply.reason or "", "end_turn"), "stop_sequence": None}
-    yield sse.event({"type": "message_delta", "delta": end, "usage": _usage(reply.usage)}, "message_delta")
+    yield sse.event({"type": "message_delta", "delta": _end(reply), "usage": _usage(reply.usage)}, "message_delta")
     yield sse.event({"type": "message_stop"}, "message_stop")
 
 

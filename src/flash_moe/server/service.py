@@ -38,6 +38,7 @@ class Reply:
         self.calls: list[ToolCall] = []
         self.logprobs: list[TokenLogprobs] = []
         self.reason: str | None = None
+        self.stop_string: str | None = None
         self._stats: Stats | None = None
 
     async def __aiter__(self) -> AsyncIterator[Chunk | None]:
@@ -57,6 +58,7 @@ class Reply:
         if chunk.logprobs is not None:
             self.logprobs.append(chunk.logprobs)
         self.reason = chunk.finish_reason or self.reason
+        self.stop_string = chunk.stop_string
         self._stats = chunk.stats
 
     async def complete(self) -> None:
