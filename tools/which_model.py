@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from random_checkpoint import tensor_shapes, text_config, write_tokenizer
 from sparse_checkpoint import FULL_SIZE, nbytes, stored, write_holes
 
-from flash_moe.amounts import format_memory
 from flash_moe.checkpoint.folder import INDEX
 from flash_moe.checkpoint.safetensors import build_header
 from flash_moe.formats import ProjectionFormat, Quantization, part_shapes
@@ -111,7 +110,7 @@ def row(model: Known, folder: Path, k: int | None) -> str:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     exact = "yes" if needs.experts_per_token == own else "no"
     cells = " | ".join(cell(found) for found in plans)
-    sizes = f"{size / 1e9:.0f} GB | {format_memory(needs.resident)}"
+    sizes = f"{size / 1e9:.0f} GB | {needs.resident / 2**30:.1f} GiB"
     return f"| `{model.repo}` | {sizes} | {needs.experts_per_token} | {exact} | {cells} |"
 
 
