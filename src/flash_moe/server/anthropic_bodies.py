@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from .failures import Refusal
-from .fields import Body, Count, Json, Lenient, Stop, Text, TextPart, TopP, text_of, thinking_options
+from .fields import Body, Count, Json, Lenient, Stop, Text, TextPart, TopP, text_of, thinking_options, tool_options
 
 
 class ToolUse(Lenient):
@@ -82,6 +82,7 @@ class Tool(Lenient):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
     input_schema: Json
+    strict: bool | None = None
 
     def for_library(self) -> Json:
         """Returns the tool in OpenAI's form, which the library accepts."""
@@ -140,15 +141,15 @@ class PromptBody(Body):
         Raises:
             Refusal: some fields contradict each other.
         """
-        options: Json = {}
-        if self.tools:
-            options["tools"] = [tool.for_library() for tool in self.tools]
-        if (choice := self.tool_choice) is not None:
-            if choice.type in ("any", "tool") and not self.tools:
-                raise Refusal(400, "tool_choice needs tools", "tool_choice")
-            if choice.type == "tool" and choice.name is None:
-                raise Refusal(400, "tool_choice of type tool needs a name", "tool_choice.name")
-            options["tool_choice"] = choice.name if choice.type == "tool" else _CHOICES[choice.type]
+        tools, choice = self.tools or [], self.tool_choice
+        if choice is not None and choice.type == "tool" and choice.name is None:
+            raise Refusal(400, "tool_choice of type tool needs a name", "tool_choice.name")
+        options = tool_options(
+            [tool.for_library() for tool in tools],
+            any(tool.strict for tool in tools),
+            None if choice is None else _CHOICES.get(choice.type),
+            choice.name if choice is not None and choice.type == "tool" else None,
+        )
         if (config := self.output_config) is not None:
             options |= thinking_options(config.effort, None, None)
             if config.format is not None:

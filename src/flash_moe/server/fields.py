@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .failures import Refusal
+
 _EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
 Text = Annotated[str, Field(max_length=8_000_000)]
 Json = dict[str, Any]
@@ -43,6 +45,32 @@ def text_of(content: str | list[TextPart] | None) -> str:
     if content is None:
         return ""
     return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def tool_options(tools: list[Json], strict: bool, choice: str | None, name: str | None) -> Json:
+    """Returns the options of :meth:`Model.stream` for tools.
+
+    Args:
+        tools: the tools in OpenAI's form.
+        strict: whether a tool asks for calls that fit its schema; then those of all tools must be enforced.
+        choice: ``"auto"``, ``"none"`` or ``"required"``; None if the body does not say.
+        name: the name of the function that must be called; None if there is none.
+
+    Raises:
+        Refusal: a call is required, but there are no tools; or the library cannot force a function of this name.
+    """
+    options: Json = {}
+    if tools:
+        options["tools"] = tools
+        if strict:
+            options["strict_tools"] = True
+    if (choice == "required" or name is not None) and not tools:
+        raise Refusal(400, "tool_choice needs tools", "tool_choice")
+    if name in ("auto", "none", "required"):
+        raise Refusal(400, f"tool_choice cannot force a function called {name!r}; rename it", "tool_choice")
+    if name is not None or choice is not None:
+        options["tool_choice"] = choice if name is None else name
+    return options
 
 
 def thinking_options(effort: str | None, budget: int | None, enabled: bool | None) -> Json:

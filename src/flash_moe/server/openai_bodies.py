@@ -12,7 +12,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .failures import Refusal
-from .fields import Body, Count, Json, Lenient, Penalty, Seed, Stop, Temperature, Text, TextPart, TopP, thinking_options
+from .fields import (
+    Body,
+    Count,
+    Json,
+    Lenient,
+    Penalty,
+    Seed,
+    Stop,
+    Temperature,
+    Text,
+    TextPart,
+    TopP,
+    thinking_options,
+    tool_options,
+)
 
 
 class FunctionCall(Lenient):
@@ -158,13 +172,13 @@ class ChatBody(Generation):
         options = self.sampling() | thinking_options(self.reasoning_effort, self.reasoning_budget, self.enable_thinking)
         if limit := self.max_completion_tokens or self.max_tokens:
             options["max_tokens"] = limit
-        if self.tools:
-            options["tools"] = [tool.model_dump(exclude_none=True) for tool in self.tools]
-        if self.tool_choice is not None:
-            if self.tool_choice != "none" and self.tool_choice != "auto" and not self.tools:
-                raise Refusal(400, "tool_choice needs tools", "tool_choice")
-            named = isinstance(self.tool_choice, NamedTool)
-            options["tool_choice"] = self.tool_choice.function.name if named else self.tool_choice  # type: ignore[union-attr]
+        tools, choice = self.tools or [], self.tool_choice
+        options |= tool_options(
+            [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools],
+            any(tool.function.strict for tool in tools),
+            None if isinstance(choice, NamedTool) else choice,
+            choice.function.name if isinstance(choice, NamedTool) else None,
+        )
         if self.response_format is not None:
             options |= format_options(self.response_format)
         if self.logprobs:

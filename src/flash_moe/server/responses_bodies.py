@@ -12,7 +12,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from .failures import Refusal
-from .fields import Body, Count, Json, Lenient, Temperature, Text, TextPart, TopP, text_of, thinking_options
+from .fields import (
+    Body,
+    Count,
+    Json,
+    Lenient,
+    Temperature,
+    Text,
+    TextPart,
+    TopP,
+    text_of,
+    thinking_options,
+    tool_options,
+)
 
 
 class InputMessage(Lenient):
@@ -67,7 +79,7 @@ class FunctionTool(Body):
 
     def for_library(self) -> Json:
         """Returns the tool in the form that the library accepts."""
-        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type"})}
+        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type", "strict"})}
 
 
 class NamedTool(Body):
@@ -163,13 +175,13 @@ class ResponsesBody(Body):
         ):  # fmt: skip
             if value is not None:
                 options[name] = value
-        if self.tools:
-            options["tools"] = [tool.for_library() for tool in self.tools]
-        if self.tool_choice is not None:
-            if self.tool_choice not in ("none", "auto") and not self.tools:
-                raise Refusal(400, "tool_choice needs tools", "tool_choice")
-            named = isinstance(self.tool_choice, NamedTool)
-            options["tool_choice"] = self.tool_choice.name if named else self.tool_choice  # type: ignore[union-attr]
+        tools, choice = self.tools or [], self.tool_choice
+        options |= tool_options(
+            [tool.for_library() for tool in tools],
+            any(tool.strict for tool in tools),
+            None if isinstance(choice, NamedTool) else choice,
+            choice.name if isinstance(choice, NamedTool) else None,
+        )
         if self.text is not None and (wanted := self.text.format) is not None and wanted.type != "text":
             if wanted.type == "json_schema" and wanted.json_schema is None:
                 raise Refusal(400, "text.format of type json_schema needs a schema", "text.format.schema")
