@@ -12,7 +12,7 @@ from scripted import ScriptedModel, chunk
 from starlette.testclient import TestClient
 
 ASK = [{"role": "user", "content": "Hi"}]
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 Clients = Callable[..., TestClient]
 
 
@@ -56,6 +56,41 @@ def test_fields(client: TestClient, fields: dict[str, Any]) -> None:
     response = chat(client, **fields)
     assert response.status_code == 400, response.text
     assert next(iter(fields)).split("_")[0] in response.json()["error"]["message"]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+RESULT = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "image"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}]},
+         "messages.0.content.1.type: content of type 'image_url' is not supported; this server takes text"),
+        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+         "messages.0.content.0: content of type 'image' is not supported; this server takes text"),
+        (MESSAGES, {"messages": [{"role": "user", "content": [RESULT]}]},
+         "messages.0.content.0.content.0.type: content of type 'image' is not supported; this server takes text"),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+         "input.0.content.0.type: content of type 'input_image' is not supported; this server takes text"),
+        (RESPONSES, {"input": [{"type": "item_reference"}]}, "input.0: the type is 'item_reference', expected 'message'"),
+        (RESPONSES, {"input": []}, "input: List should have at least 1 item"),
+        (CHAT, {"stop": ["a"] * 17}, "stop: List should have at most 16 items"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text: Field required"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+         "messages.0.content.0.text: Input should be a valid string"),
+        (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content: Input should be a valid string"),
+        (CHAT, {"tool_choice": {"type": "function"}}, "tool_choice.function: Field required"),
+        (CHAT, {"tool_choice": "some"}, "tool_choice: Input should be 'none', 'auto' or 'required'"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, "prompt: List should have at most 1 item"),
+    ],
+)  # fmt: skip
+def test_the_message_names_what_is_wrong(client: TestClient, path: str, fields: dict[str, Any], expected: str) -> None:
+    base: dict[str, Any] = {} if path in (RESPONSES, "/v1/completions") else {"messages": ASK}
+    response = client.post(
+        path, json={"model": "scripted", **({"max_tokens": 5} if path == MESSAGES else {}), **base, **fields}
+    )
+    assert response.status_code == 400 and response.json()["error"]["message"].startswith(expected)
 
 
 def test_a_refusal_of_a_stream_has_a_status(client: TestClient) -> None:

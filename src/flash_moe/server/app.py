@@ -197,7 +197,7 @@ async def _body(request: Request, kind: type[B], limits: Limits) -> B:
     try:
         return kind.model_validate_json(bytes(content))
     except ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, bytes(content)) from None
 
 
 async def _unless_gone(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
