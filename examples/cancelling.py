@@ -25,9 +25,10 @@ async def within(seconds: float, model: Model, prompt: str) -> str:
 
 with Model.load(sys.argv[1] if len(sys.argv) > 1 else "demo") as model:
     stop = threading.Event()
-    timer = threading.Timer(0.5, stop.set)
-    timer.start()
-    reply = model.generate("What is flash_moe?", max_tokens=300, cancel=stop)
-    timer.cancel()
-    print(f"{reply.finish_reason}: {reply.text!r}")
+    for chunk in model.stream("What is flash_moe?", max_tokens=300, cancel=stop):
+        print(chunk.text, end="", flush=True)
+        if not stop.is_set():  # after the first words: in your program, a button or a request that ended
+            threading.Thread(target=stop.set).start()
+            stop.wait()
+    print(f"\n[{chunk.finish_reason}]")
     print(asyncio.run(within(60, model, "Why are experts streamed?")))

@@ -1,18 +1,22 @@
 """Any MoE of mlx-lm, larger than memory: python stream_mlx_lm.py FOLDER "a question" """
 
-import sys
+import argparse
 
 from mlx_lm import load, stream_generate
 
 import flash_moe
 
-folder, question = sys.argv[1:]
-model, tokenizer = load(folder, lazy=True)
-store = flash_moe.stream_experts(model, folder)
+parser = argparse.ArgumentParser(description="Streams the experts of a model that mlx-lm runs.")
+parser.add_argument("folder", help="an MLX checkpoint; mlx-lm cannot load the demo model")
+parser.add_argument("question")
+arguments = parser.parse_args()
 
-prompt = question
+model, tokenizer = load(arguments.folder, lazy=True)
+store = flash_moe.stream_experts(model, arguments.folder)
+
+prompt = arguments.question
 if tokenizer.chat_template is not None:
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
 for reply in stream_generate(model, tokenizer, prompt, max_tokens=200):
     print(reply.text, end="", flush=True)
 print(

@@ -106,7 +106,10 @@ def test_tools_of_mlx_lm(tmp_path: Path) -> None:
 def test_example(tmp_path: Path) -> None:
     folder = checkpoint("qwen3_moe", tmp_path / "model", vocab_size=4096)
     example = Path(__file__).parents[2] / "examples" / "stream_mlx_lm.py"
-    assert len(example.read_text().splitlines()) <= 20
+    assert len(example.read_text().splitlines()) <= 30
+    bare = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=120, encoding="utf-8")
+    assert bare.returncode == 2
+    assert bare.stderr.startswith("usage:")
     command = [sys.executable, str(example), str(folder), "What is flash_moe?"]
     environment = {**os.environ, "MLX_DISABLE_COMPILE": "1"}  # see not_compiled
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, encoding="utf-8", env=environment)
