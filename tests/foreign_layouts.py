@@ -197,10 +197,10 @@ def write_foreign(folder: Path, layout: str, *, without: str = "") -> tuple[Path
     return foreign, plain, quantized
 
 
-def write_fused_fp8(folder: Path) -> tuple[Path, Path]:
+def write_fused_fp8(folder: Path, moe_intermediate_size: int = 128) -> tuple[Path, Path]:
     """As Qwen's FP8 with the experts of a layer in one tensor; the checkpoint, and the float one that it stands for."""
     foreign, plain = folder / "foreign", folder / "plain"
-    sizes = {"hidden_size": 256, "moe_intermediate_size": 128}
+    sizes = {"hidden_size": 256, "moe_intermediate_size": moe_intermediate_size}
     write_checkpoint(plain, TEXT | sizes)
     shutil.copytree(plain, foreign)
     config = json.loads((plain / "config.json").read_text())

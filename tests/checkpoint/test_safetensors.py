@@ -108,6 +108,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "not JSON": (b"{nothing", "not JSON"),
     "cut off": (b'{"a": {"dtype"', "not JSON"),
     "no text": (b"\xff\xff\xff\xff", "not JSON"),
+    "a name twice": (b'{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}, "a": 1}', "it has 'a' twice"),
     "deeply nested": (b"[" * 100_000, "not JSON"),
     "list": ([entry()], "is list, expected a JSON object"),
     "number": (4, "is int, expected a JSON object"),

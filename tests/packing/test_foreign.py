@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,11 +101,60 @@ def test_a_global_scale_is_missed(tmp_path: Path) -> None:
         convert(foreign, tmp_path / "packed")
 
 
+OUT_PROJ = "model.language_model.layers.0.linear_attn.out_proj"
+
+
+def replaced(folder: Path, layout: str, name: str, change: Callable[[str, mx.array], tuple[str, mx.array]]) -> Path:
+    """A checkpoint of another library with one tensor changed."""
+    foreign, _, tensors = write_foreign(folder, layout, without=name)
+    save(foreign / "more.safetensors", {name: change(*tensors[name])})
+    return foreign
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 1), (3, 2), (3, 1), (2,)], ids=str)
+def test_fp8_scales_outside_the_experts_belong_to_the_blocks(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """out_proj has 192 rows and 128 columns."""
+    foreign = replaced(
+        tmp_path, "Qwen FP8", f"{OUT_PROJ}.weight_scale_inv", lambda dtype, _: (dtype, mx.ones(shape, mx.bfloat16))
+    )
+    with pytest.raises(
+        CheckpointError, match=rf"{re.escape(str(list(shape)))} for weights of \[192, 128\].*: \[2, 1\]"
+    ):
+        convert(foreign, tmp_path / "packed")
+
+
+def test_fp8_in_other_blocks_is_refused(tmp_path: Path, edit_config: Callable) -> None:
+    foreign, _, _ = write_foreign(tmp_path, "Qwen FP8")
+    edit_config(foreign, lambda config: config["quantization_config"].update(weight_block_size=[64, 64]))
+    with pytest.raises(CheckpointError, match=r"states blocks of \[64, 64\] weights, expected \[128, 128\]"):
+        convert(foreign, tmp_path / "packed")
+
+
+def test_a_block_of_two_projections_is_refused(tmp_path: Path) -> None:
+    foreign, _ = write_fused_fp8(tmp_path, moe_intermediate_size=64)
+    with pytest.raises(CheckpointError, match=r"gate_up_proj_scale_inv' has scales of shape \[4, 1, 2\]"):
+        convert(foreign, tmp_path / "packed")
+
+
+def test_a_global_scale_is_one_number(tmp_path: Path) -> None:
+    foreign = replaced(tmp_path, "ModelOpt NVFP4", f"{OUT_PROJ}.weight_scale_2", lambda dtype, _: (dtype, mx.ones(2)))
+    with pytest.raises(CheckpointError, match=r"weight_scale_2' is F32 \[2\] .* expected one F32 for each matrix"):
+        convert(foreign, tmp_path / "packed")
+
+
+def test_zeros_belong_to_the_groups(tmp_path: Path) -> None:
+    foreign = replaced(
+        tmp_path, "GPTQ integers", f"{OUT_PROJ}.qzeros", lambda dtype, zeros: (dtype, mx.contiguous(zeros.T))
+    )
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        convert(foreign, tmp_path / "packed")
+
+
 def test_fp8_scales_of_another_shape_are_refused(tmp_path: Path) -> None:
     lost = "model.language_model.layers.0.mlp.experts.0.gate_proj.weight_scale_inv"
     foreign, _, tensors = write_foreign(tmp_path, "Qwen FP8", without=lost)
     save(foreign / "more.safetensors", {lost: ("BF16", tensors[lost][1][:, :1])})
-    with pytest.raises(CheckpointError, match=r"scales of shape \[2, 1\], expected for each expert one of \[2, 2\]"):
+    with pytest.raises(CheckpointError, match=r"scales of shape \[2, 1\] for weights of \[160, 192\].*: \[2, 2\]"):
         convert(foreign, tmp_path / "packed")
 
 

@@ -101,7 +101,7 @@ class Checkpoint:
                 needed[canonical] = info
         _check_index(index, found)
         if adopt and (foreign is not None or is_quantized_by_others(needed.values())):
-            needed, quantization = adopted(needed, form), replace(quantization, shapes_decide=True)
+            needed, quantization = adopted(needed, foreign or {}), replace(quantization, shapes_decide=True)
         else:
             refuse_foreign_tensors(needed.values())
         for canonical, info in needed.items():

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import CheckpointError
-from ..formats import FLOATS, GLOBAL_SCALE, MODES
+from ..formats import FLOATS, FP8_BLOCK, GLOBAL_SCALE, MODES
 from . import integers
 from .names import module_path
 from .safetensors import TensorInfo
@@ -51,15 +51,17 @@ def foreign_section(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None) -> dict[str, TensorInfo]:
+def adopted(tensors: Mapping[str, TensorInfo], section: Mapping[str, Any]) -> dict[str, TensorInfo]:
     """Returns the tensors of a checkpoint by canonical name, with MLX's names and types for foreign ones.
 
     Args:
-        form: storage of integers; None if there are none.
+        section: the quantisation section of config.json; empty if there is none.
 
     Raises:
-        CheckpointError: weights are quantised in an unsupported form.
+        CheckpointError: weights are quantised in an unsupported form, or have scales of another shape.
     """
+    form = integers.IntegerForm.of(section)
+    blocks = _in_blocks(section)
     found = {_adopted_name(name): info for name, info in tensors.items() if not name.endswith(_UNUSED)}
     for name, info in list(found.items()):
         module = module_path(name)
@@ -76,10 +78,12 @@ def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None
                     f"{info.file}: NVFP4 weights {weight.name!r} lack their global scale (weight_scale_2 or "
                     "weight_global_scale); the checkpoint is incomplete: finish the download"
                 )
+            if mode == "nvfp4":
+                _check_global_scale(weight, found[f"{module}.global_scale"])
             found[key] = replace(weight, dtype="U32", shape=(*weight.shape[:-1], weight.shape[-1] // 4))
             found[name] = replace(info, dtype="U8")
         elif weight.dtype == "F8_E4M3" and info.dtype in FLOATS:
-            pass
+            _check_fp8(weight, found[name], blocks)
         elif weight.dtype == "I32" and form is not None:
             names = key, name, f"{module}.biases"
             found.update(zip(names, form.parts(weight, info, found.get(names[2])), strict=True))
@@ -90,6 +94,43 @@ def adopted(tensors: Mapping[str, TensorInfo], form: integers.IntegerForm | None
                 "bf16 checkpoint instead"
             )
     return found
+
+
+def _in_blocks(section: Mapping[str, Any]) -> bool:
+    """Returns whether config.json says that all FP8 weights have a scale for each block of 128 × 128.
+
+    Raises:
+        CheckpointError: it says that there are other blocks.
+    """
+    stated = [section.get("weight_block_size"), *(w.get("block_structure") for w in integers.group_weights(section))]
+    for sizes in stated:
+        if sizes not in (None, [FP8_BLOCK, FP8_BLOCK]):
+            raise CheckpointError(
+                f"config.json: quantization_config states blocks of {sizes} weights, expected [128, 128]; convert the bf16 "
+                "checkpoint instead"
+            )
+    return stated[0] is not None
+
+
+def _check_fp8(weight: TensorInfo, scales: TensorInfo, blocks: bool) -> None:
+    *experts, rows, columns = weight.shape if len(weight.shape) > 1 else (0, 0)
+    allowed = [(-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))]
+    if not blocks:
+        allowed += [(rows, 1), (1, 1), (1,)]
+    if len(weight.shape) < 2 or scales.shape not in [(*experts, *shape) for shape in allowed]:
+        raise CheckpointError(
+            f"{scales.file}: {scales.name!r} has scales of shape {list(scales.shape)} for weights of {list(weight.shape)}, "
+            f"expected one for each block of 128 × 128{'' if blocks else ', row or matrix'}: "
+            f"{[*experts, *allowed[0]]}; download the checkpoint again, or convert the bf16 one"
+        )
+
+
+def _check_global_scale(weight: TensorInfo, scale: TensorInfo) -> None:
+    if scale.dtype != "F32" or scale.shape not in (weight.shape[:-2], weight.shape[:-2] or (1,)):
+        raise CheckpointError(
+            f"{scale.file}: {scale.name!r} is {scale.dtype} {list(scale.shape)} for weights of {list(weight.shape)}, expected "
+            "one F32 for each matrix; download the checkpoint again"
+        )
 
 
 def _mode(weight: TensorInfo, scales: TensorInfo) -> str | None:

@@ -50,7 +50,7 @@ class IntegerForm:
         if method == "compressed-tensors":
             if section.get("format") != "pack-quantized":
                 return None
-            weights = [group.get("weights") or {} for group in (section.get("config_groups") or {}).values()]
+            weights = group_weights(section)
             if any(w.get("actorder") in ("group", "dynamic") or w.get("symmetric") is False for w in weights):
                 raise _refused("compressed-tensors with actorder or zero points")
             bits = {w.get("num_bits") for w in weights}
@@ -86,7 +86,7 @@ class IntegerForm:
             "awq": weight.shape[0],
         }[self.order]
         words = rows * columns * self.bits // 32
-        if weight.nbytes != 4 * words or (zeros is not None and zeros.nbytes != 4 * rows * groups * self.bits // 32):
+        if weight.nbytes != 4 * words or (zeros is not None and zeros.shape != (groups, rows * self.bits // 32)):
             raise _mismatch(weight, stored)
         if columns // groups not in GROUP_SIZES or columns % groups:
             raise CheckpointError(
@@ -109,6 +109,17 @@ class IntegerPart(TensorInfo):
     """
 
     form: IntegerForm = IntegerForm("packed", 4, 8)  # needs a default, because the fields before have one
+
+
+def group_weights(section: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns what compressed-tensors' config_groups say about weights."""
+    groups = section.get("config_groups")
+    found = (
+        [group.get("weights") for group in groups.values() if isinstance(group, Mapping)]
+        if isinstance(groups, Mapping)
+        else []
+    )
+    return [weights for weights in found if isinstance(weights, Mapping)]
 
 
 def _checked(bits: Any) -> int:

@@ -240,7 +240,9 @@ class _Projection:
         if self.fused and len(shape) == 2:
             shape = (shape[0] // 2, shape[1])
         rows, columns = self.shape.matrix(self.name)
-        allowed = ((-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)), (rows, 1), (1,))
+        blocks = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
+        split = self.fused and rows % FP8_BLOCK  # a block with rows of gate_proj and of up_proj
+        allowed = (*(() if split else (blocks,)), (rows, 1), (1,))
         if shape not in allowed:
             raise CheckpointError(
                 f"{scales.file}: {scales.name!r} has scales of shape {list(scales.shape)}, expected for each expert one of "

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,11 @@ def read_header(file: Path, needed: Callable[[str], bool] | None = None) -> Head
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     try:
-        entries = json.loads(raw)
+        entries = json.loads(raw, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: the header is not JSON ({error}); download it again") from error
+        raise CheckpointError(
+            f"{file}: the header is not JSON with unique names ({error}); download it again"
+        ) from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{file}: the header is {type(entries).__name__}, expected a JSON object")
     metadata = entries.pop("__metadata__", None)
@@ -137,6 +140,15 @@ def check_unchanged(tensors: Iterable[TensorInfo]) -> None:
             reason = str(error)
         if reason is not None:
             raise CheckpointError(f"{file}: {reason}")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Returns a JSON object. Raises ValueError if a key occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"it has {twice!r} twice")
+    return found
 
 
 def _tensor(file: Path, state: FileState, name: str, entry: object, start: int, needed: bool) -> TensorInfo:

@@ -30,7 +30,6 @@ from ..checkpoint.remote import ShardFolder, Shards
 from ..checkpoint.safetensors import DTYPE_BITS, TensorInfo, build_header
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
-from ..formats import FP8_BLOCK
 from ..models import AdaptedFiles, is_adapted
 from ..models.adapted.headers import tensors
 from ..models.config_json import read_config
@@ -106,18 +105,9 @@ class _Matrix:
 
     @property
     def forms(self) -> Forms:
-        """Returns the forms of the translated tensors. Raises CheckpointError if there is no translation."""
+        """Returns the forms of the translated tensors."""
         if self._is_fp8:
-            weight = self.parts[self.weight]
-            (scales,) = (info for name, info in self.parts.items() if name != self.weight)
-            *experts, rows, columns = weight.shape
-            allowed = [(-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)), (rows, 1), (1, 1)]
-            if scales.shape not in (*([] if experts else [(1,)]), *((*experts, *shape) for shape in allowed)):
-                raise CheckpointError(
-                    f"{scales.file}: {scales.name!r} has scales of shape {list(scales.shape)} for weights "
-                    f"of {list(weight.shape)}, expected one for each block of 128 × 128, row or matrix; convert a bf16 one"
-                )
-            return {self.weight: ("BF16", weight.shape)}
+            return {self.weight: ("BF16", self.parts[self.weight].shape)}
         scalar = [name for name in self.parts if name.endswith(".global_scale")]
         return {
             name: (info.dtype, () if name in scalar and info.shape == (1,) else info.shape)
@@ -164,9 +154,10 @@ class Translation(ShardFolder):
     def __init__(self, source: Shards | LocalFiles, folder: Path) -> None:
         self._source, self._from = source, folder
         raw = read_config(folder)
-        form = IntegerForm.of(foreign_section(raw) or {})
+        section = foreign_section(raw) or {}
+        form = IntegerForm.of(section)
         self._matrices: dict[str, list[_Matrix]] = {}
-        matrices = _matrices(adopted(tensors(folder), form))
+        matrices = _matrices(adopted(tensors(folder), section))
         for matrix in sorted(matrices, key=lambda m: m.weight):
             numbers = "_".join(f"{number:05d}" for number in sorted(map(source.number, matrix.files)))
             self._matrices.setdefault(f"model-{numbers}.safetensors", []).append(matrix)
