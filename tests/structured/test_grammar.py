@@ -27,6 +27,16 @@ def function(properties: dict[str, Any], required: list[str], name: str = "f", *
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
+NODE: dict[str, Any] = {"type": "object", "properties": {"v": {"type": "integer"}, "kids": {
+    "type": "array", "items": {"$ref": "#/$defs/Node"}, "maxItems": 1}}, "required": ["v"]}  # fmt: skip
+A = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+B = {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]}
+
+
+def anywhere(name: str = "f", **parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
 TOOLS = {
     "no parameters": [{"name": "ping"}, {"name": "pong", "parameters": None}],
     "strings": [function({"a": SHORT, "b": {"type": "string", "enum": ["x", "y\nz"]}, "c": {"const": "k"}}, ["a", "c"])],
@@ -49,6 +59,15 @@ TOOLS = {
     "several": [function({f"p{i}": {"type": "integer"} for i in range(5)}, ["p3", "p1"], "many"),
                 function({f"q{i}": {"type": "boolean"} for i in range(70)}, ["q1"], "too many for any order"),
     ],
+    "a recursive class": [anywhere(**{"$defs": {"Node": NODE}, "$ref": "#/$defs/Node"})],
+    "schemas together": [anywhere(**{"$defs": {"A": A}}, allOf=[{"$ref": "#/$defs/A"}, B])],
+    "one of two schemas": [anywhere(anyOf=[A, B, {"type": "null"}])],
+    "one of two parameters": [anywhere(type="object", properties={**A["properties"], **B["properties"]},
+                                       anyOf=[{"required": ["a"]}, {"required": ["b"]}])],
+    "pointers": [function({"a": {"type": "integer"}, "b": {"$ref": "#/properties/a"}, "c": {"$ref": "#/$defs/x~1%20y"},
+                           "d": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}}, ["a", "b", "c"],
+                          **{"$defs": {"x/ y": {"type": "boolean"}}})],
+    "required by name": [function({}, ["a"], additionalProperties={"type": "integer"})],
 }  # fmt: skip
 FORMATS = jsonschema.FormatChecker()
 FORMATS.checks("time")(lambda text: True)
@@ -59,7 +78,8 @@ def check(calls: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
     functions = {f["name"]: f for f in (tool.get("function", tool) for tool in tools)}
     for call in calls:
         schema = json.loads(json.dumps(functions[call["name"]].get("parameters") or {}).replace('"int"', '"integer"'))
-        schema.setdefault("additionalProperties", False)
+        if not schema or "properties" in schema:
+            schema.setdefault("additionalProperties", False)
         jsonschema.Draft202012Validator(schema, format_checker=FORMATS).validate(call["arguments"])
 
 
@@ -75,6 +95,18 @@ def test_random_calls_parse_and_fit(
         calls, _ = parse_tool_calls(text, tools)
         assert calls, text
         check(calls, tools)
+
+
+def test_the_number_of_parameters_is_bounded(tags: tuple[int, int], takes: Callable[[str, str], bool]) -> None:
+    properties = {key: {"type": "integer"} for key in "abc"}
+    bounds = {"minProperties": 2, "maxProperties": 2}
+    grammar = reply_grammar([function(properties, ["b"], **bounds)], "auto", "text", tags, None)
+    head, tail = CALL.split("<parameter=a>\n{}\n</parameter>\n")
+    found = [
+        head + "".join(f"<parameter={key}>\n1\n</parameter>\n" for key in keys) + tail
+        for keys in ("", "b", "cb", "ba", "ca", "abc")
+    ]
+    assert [takes(grammar, text) for text in found] == [False, False, True, True, False, False]
 
 
 def test_calls_of_the_evaluation_are_taken(
@@ -184,6 +216,13 @@ def test_a_tag_spelled_out_of_other_tokens_is_refused(
         (function({"a": {"allOf": [{"type": "string"}, {"minLength": 3}]}}, []), "merge"),
         (function({"a": {"$ref": "#/$defs/b"}}, []), r"#/\$defs/b"),
         (function({"a": {"enum": ["1"], "type": ["string", "integer"]}}, []), None),
+        (anywhere(oneOf=[A, B]), "use anyOf"),
+        (anywhere(allOf=[{**A, "additionalProperties": False}, B]), "closed"),
+        (anywhere(**{"$ref": "#"}), "by themselves"),
+        (anywhere(type="string"), "no object"),
+        (anywhere(**A, dependentRequired={"a": ["b"]}), "dependentRequired"),
+        (anywhere(type="object", minProperties=1), "at least 1 and at most 0"),
+        (function({"xa": {}}, [], patternProperties={"^x": {"type": "integer"}}), "patternProperties"),
     ],
     ids=str,
 )

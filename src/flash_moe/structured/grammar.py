@@ -6,12 +6,14 @@ parameters in any order: all required ones, and none twice. Values fit their sch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..errors import ArgumentError
 from ..text.tool_schemas import functions
 from .lark import HEADER, json_rule, quoted, regex, token
+from .parameters import alternatives, with_definitions
 from .response_formats import ResponseFormat
 from .text_values import value_rule
 
@@ -78,9 +80,11 @@ def _calls_grammar(tools: Sequence[Mapping[str, Any]], form: CallForm, tags: tup
         ArgumentError: a schema is malformed or cannot be enforced.
     """
     offered = [_function(tool) for tool in tools]
-    rules = [_text_rule(i, f) if form == "text" else _json_rule(i, f) for i, f in enumerate(offered)]
+    parsed = [(f, _parameters(f)) for f in offered]
+    split = [(f["name"], option, schema) for f, schema in parsed for option in alternatives(schema, f["name"])]
+    rules = [(_text_rule if form == "text" else _json_rule)(i, *part) for i, part in enumerate(split)]
     head, tail = (r"\n<function=", r"</function>\n") if form == "text" else (r"\n", r"\n")
-    names = " | ".join(f"f{i}" for i in range(len(offered)))
+    names = " | ".join(f"f{i}" for i in range(len(rules)))
     call = f'call: {token(tags[0])} "{head}" ({names}) "{tail}" {token(tags[1])}'
     return [r'calls: call ("\n" call)*', call, *rules], "calls"
 
@@ -106,43 +110,78 @@ def _check_name(name: str, what: str) -> None:
         )
 
 
-def _text_rule(i: int, function: Mapping[str, Any]) -> str:
-    name, parameters = function["name"], _parameters(function)
-    reads = functions([function])[name]
-    properties = dict(parameters.get("properties") or {})
-    required = list(reads.required)
+def _text_rule(i: int, name: str, option: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """Returns the rule ``f{i}`` of a call.
+
+    Args:
+        option: schema of the parameters in this call, one of the alternatives of `schema`.
+        schema: schema of the parameters in all calls of the function.
+    """
+    own, reads = (functions([{"name": name, "parameters": part}])[name] for part in (option, schema))
+    properties, required = dict(option.get("properties") or {}), list(own.required)
     names = required + [key for key in properties if key not in required]
-    definitions = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
     lines = []
     for n, key in enumerate(names):
         _check_name(key, f"a parameter of {name}")
-        if not reads.takes(key):
+        if not own.takes(key):
             raise ArgumentError(f"{name} requires {key!r}, which its schema does not allow; declare it in properties")
-        types = reads.types.get(key, frozenset())
-        value = value_rule(properties.get(key, {}), types, definitions, f"f{i}v{n}", f"{name}.{key}")
+        others = option.get("additionalProperties", {})
+        value = value_rule(properties.get(key, others), reads.types_of(key), definitions, f"f{i}v{n}", f"{name}.{key}")
         lines += [f"f{i}p{n}: {quoted(f'<parameter={key}>' + chr(10))} f{i}v{n}", value]
+    _check_patterns(name, option, names)
+    low, high = max(option.get("minProperties", 0), len(required)), option.get("maxProperties", len(names))
+    if low > min(high, len(names)):
+        raise ArgumentError(
+            f"{name} takes at least {low} and at most {min(high, len(names))} parameters; change the bounds, or declare "
+            "more properties, because calls contain only declared ones"
+        )
+    bounded = low > len(required) or high < len(names)
     head = f"f{i}: {quoted(name + '>' + chr(10))}"
     if not 0 < len(names) <= _MAX_UNORDERED:
+        if bounded:
+            raise ArgumentError(f"{name} bounds the number of its {len(names)} parameters; declare at most 64")
         ordered = " ".join(f"f{i}p{n}" + "?" * (n >= len(required)) for n in range(len(names)))
         return "\n".join([f"{head} {ordered}", *lines])
     complete = f"is_ones([0:{len(required)}])" if required else "true"
-    rest = "".join(f"\n  | f{i}p{n} f{i}a::set_bit({n}) %if bit_clear({n})" for n in range(len(names)))
+    if low > len(required):
+        complete = f"and({complete}, bit_count_ge(_, {low}))"
+    # An optional parameter is allowed only if the required ones still have room.
+    room = f", bit_count_lt([{len(required)}:{len(names)}], {high - len(required)}))" if high < len(names) else ""
+    free = [
+        f"and(bit_clear({n}){room}" if room and n >= len(required) else f"bit_clear({n})" for n in range(len(names))
+    ]
+    rest = "".join(f"\n  | f{i}p{n} f{i}a::set_bit({n}) %if {condition}" for n, condition in enumerate(free))
     return "\n".join([f"{head} f{i}a::0", f'f{i}a::_: "" %if {complete}{rest}', *lines])
 
 
-def _json_rule(i: int, function: Mapping[str, Any]) -> str:
-    parameters = _parameters(function)
+def _check_patterns(name: str, option: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raises ArgumentError if a declared parameter must also fit a schema of ``patternProperties``."""
+    for pattern in option.get("patternProperties", ()):
+        try:
+            found = [key for key in keys if re.search(pattern, key)]
+        except re.error as error:
+            raise ArgumentError(f"{name} has the pattern {pattern!r}, which is malformed ({error})") from error
+        if found:
+            raise ArgumentError(
+                f"{name}.{found[0]} must also fit the patternProperties {pattern!r}; declare it only once"
+            )
+
+
+def _json_rule(i: int, name: str, option: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """Returns the rule ``f{i}`` of a call in JSON; the arguments are those of :func:`_text_rule`."""
     call = {
         "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": {"type": "object", **parameters}},
+        "properties": {"name": {"const": name}, "arguments": {**option, "type": "object"}},
         "required": ["name", "arguments"],
-        **{key: parameters[key] for key in ("$defs", "definitions") if key in parameters},
+        **{key: schema[key] for key in ("$defs",) if key in schema},
     }
-    return f"f{i}: {json_rule(call, function['name'])}"
+    return f"f{i}: {json_rule(call, name)}"
 
 
-def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+    name = function["name"]
     parameters = function.get("parameters") or {"type": "object", "additionalProperties": False}
     if not isinstance(parameters, Mapping):
-        raise ArgumentError(f"parameters of {function['name']} are {parameters!r:.80}, expected a JSON schema")
-    return parameters
+        raise ArgumentError(f"parameters of {name} are {parameters!r:.80}, expected a JSON schema")
+    return with_definitions(parameters, name)

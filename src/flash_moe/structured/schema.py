@@ -27,7 +27,7 @@ _UNENFORCEABLE = frozenset(
         "$dynamicRef", "$recursiveRef",
     }
 )  # fmt: skip
-_ANNOTATIONS = frozenset(
+ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "deprecated", "$comment", "$defs", "definitions", "$schema", "$id"}
 )
 _TAGLESS = f"^{tagless(MAX_CHARACTERS)}$"
@@ -87,9 +87,22 @@ def types_of(schema: Mapping[str, Any]) -> set[str]:
 def intersects(schema: Mapping[str, Any]) -> bool:
     """Returns whether a value must fit several schemas at once, which may declare different properties."""
     combined = [key for key in ("anyOf", "oneOf", "allOf", "$ref") if key in schema]
-    others = set(schema) - _ANNOTATIONS - set(combined) - {"type"}
+    others = set(schema) - ANNOTATIONS - set(combined) - {"type"}
     alternatives = schema.get("allOf", ())
     return len(combined) > 1 or bool(combined and others) or (isinstance(alternatives, list) and len(alternatives) > 1)
+
+
+def check(schema: Mapping[str, Any], path: str) -> None:
+    """Raises ArgumentError if a schema has a keyword that a grammar cannot enforce, or types that JSON lacks."""
+    found = sorted(key for key in _UNENFORCEABLE & set(schema) if schema[key] is not False)
+    if found:
+        raise ArgumentError(
+            f"{path} has the keyword {found[0]!r}, which no grammar enforces; remove it, and check the reply yourself"
+        )
+    declared = schema.get("type", "null")
+    names = [declared] if isinstance(declared, str) else declared
+    if not isinstance(names, Sequence) or not all(TYPE_ALIASES.get(n, n) in TYPE_ALIASES.values() for n in names):
+        raise ArgumentError(f"{path}.type is {declared!r}, expected one or several of JSON's types")
 
 
 class _Preparation:
@@ -100,11 +113,11 @@ class _Preparation:
     def schema(self, schema: Any, path: str) -> Any:
         if schema is False:
             return False
-        if schema is True or (isinstance(schema, Mapping) and not set(schema) - _ANNOTATIONS):
+        if schema is True or (isinstance(schema, Mapping) and not set(schema) - ANNOTATIONS):
             return self._any(MAX_DEPTH)
         if not isinstance(schema, Mapping):
             raise ArgumentError(f"{path} is {schema!r:.80}, expected a JSON schema: an object, true or false")
-        self._check(schema, path)
+        check(schema, path)
         result = {key: self._keyword(key, value, f"{path}.{key}") for key, value in schema.items()}
         result.pop("uniqueItems", None)
         if "enum" in schema or "const" in schema:
@@ -139,17 +152,6 @@ class _Preparation:
         self.refers_to_any = True
         return {"$ref": f"#/$defs/{_any_name(depth)}"}
 
-    def _check(self, schema: Mapping[str, Any], path: str) -> None:
-        found = sorted(key for key in _UNENFORCEABLE & set(schema) if schema[key] is not False)
-        if found:
-            raise ArgumentError(
-                f"{path} has the keyword {found[0]!r}, which no grammar enforces; remove it, and check the reply yourself"
-            )
-        declared = schema.get("type", "null")
-        names = [declared] if isinstance(declared, str) else declared
-        if not isinstance(names, Sequence) or not all(TYPE_ALIASES.get(n, n) in TYPE_ALIASES.values() for n in names):
-            raise ArgumentError(f"{path}.type is {declared!r}, expected one or several of JSON's types")
-
     def _keyword(self, key: str, value: Any, path: str) -> Any:
         if key in _MAPS and isinstance(value, Mapping):
             return {name: self.schema(part, f"{path}.{name}") for name, part in value.items()}
@@ -177,7 +179,8 @@ class _Preparation:
             return
         if declared or missing:
             if missing and schema.get("additionalProperties") is not False:
-                schema["properties"] = {**declared, **{name: self._any(MAX_DEPTH) for name in missing}}
+                other = schema.get("additionalProperties", self._any(MAX_DEPTH))
+                schema["properties"] = {**declared, **dict.fromkeys(missing, other)}
             schema.setdefault("additionalProperties", False if self._closes else self._any(MAX_DEPTH))
         elif schema.get("additionalProperties") is not False:
             self._free_object(schema, schema.get("additionalProperties", self._any(MAX_DEPTH)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import ArgumentError, ToolCallError
 
@@ -28,16 +30,22 @@ class Function:
         types: JSON types of each declared parameter; empty if its schema allows any type.
         required: parameters that a call must have.
         closed: whether undeclared parameters are rejected.
+        others: JSON types of undeclared parameters; empty for any type.
     """
 
     name: str
     types: Mapping[str, frozenset[str]]
     required: tuple[str, ...] = ()
     closed: bool = True
+    others: frozenset[str] = frozenset()
 
     def takes(self, key: str) -> bool:
         """Returns whether the function accepts a parameter of this name."""
         return key in self.types or not self.closed
+
+    def types_of(self, key: str) -> frozenset[str]:
+        """Returns the JSON types of a parameter; empty for any type."""
+        return self.types.get(key, self.others)
 
     def argument(self, key: str, value: Any, written: bool) -> Any:
         """Converts the value of a parameter to its declared type.
@@ -52,7 +60,7 @@ class Function:
             raise ToolCallError(
                 f"{self.name} has no parameter {key!r}, expected one of {list(self.types)}; generate the reply again"
             )
-        types, what = self.types.get(key, frozenset()), f"parameter {key!r} of {self.name}"
+        types, what = self.types_of(key), f"parameter {key!r} of {self.name}"
         return from_text(value, types, what) if written else from_json(value, types, what)
 
     def require(self, arguments: Mapping[str, Any]) -> None:
@@ -69,19 +77,24 @@ def functions(tools: Iterable[Mapping[str, Any]]) -> dict[str, Function]:
     for tool in tools:
         function = _mapping(_mapping(tool).get("function", tool))
         if isinstance(name := function.get("name"), str):
-            schema = _mapping(function.get("parameters"))
-            properties = _mapping(schema.get("properties"))
             try:
-                types = {str(key): frozenset(_types(value, schema, ())) for key, value in properties.items()}
+                found[name] = _function(name, _mapping(function.get("parameters")))
             except RecursionError:
                 raise ArgumentError(f"the schema of {name!r:.80} is nested too deep to read; flatten it") from None
-            required = schema.get("required")
-            # A function without `parameters` takes none; an object without `properties` takes any.
-            free = bool(schema) and "properties" not in schema
-            closed = not (free or schema.get("additionalProperties") or schema.get("patternProperties"))
-            names = tuple(key for key in required if isinstance(key, str)) if isinstance(required, list) else ()
-            found[name] = Function(name, types, names, closed)
     return found
+
+
+def resolve(reference: Any, root: Mapping[str, Any]) -> Any:
+    """Returns the part of a schema to which a local ``$ref`` points (RFC 6901); None if there is none."""
+    if not isinstance(reference, str) or not re.match(r"#(/|$)", reference):
+        return None
+    target: Any = root
+    for step in unquote(reference).split("/")[1:]:
+        if isinstance(target, list):
+            target = dict(enumerate(target)).get(int(step) if step.isdecimal() else -1)
+        else:
+            target = _mapping(target).get(step.replace("~1", "/").replace("~0", "~"))
+    return target
 
 
 def from_text(text: str, types: frozenset[str], what: str) -> Any:
@@ -178,6 +191,37 @@ def _mismatch(value: Any, types: frozenset[str], what: str) -> ToolCallError:
     return ToolCallError(f"{what} is {value!r:.200}, expected {' or '.join(sorted(types))}; generate the reply again")
 
 
+def _function(name: str, schema: Mapping[str, Any]) -> Function:
+    parts = list(_parts(schema, schema, (), True))
+    types: dict[str, frozenset[str]] = {}
+    for part, _ in parts:
+        for key, value in _mapping(part.get("properties")).items():
+            found, known = frozenset(_types(value, schema, ())), types.get(str(key))
+            types[str(key)] = found if known is None else found | known if found and known else frozenset()
+    lists = [part.get("required") for part, always in parts if always]
+    required = dict.fromkeys(key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str))
+    # A function without `parameters` takes none; an object without `properties` takes any.
+    free = bool(schema) and not any("properties" in part for part, _ in parts)
+    more = [value for part, _ in parts if (value := part.get("additionalProperties"))]
+    patterns = any(part.get("patternProperties") for part, _ in parts)
+    others = _types(more[0], schema, ()) if len(more) == 1 and not patterns else ()
+    return Function(name, types, tuple(required), not (free or more or patterns), frozenset(others))
+
+
+def _parts(
+    schema: Any, root: Mapping[str, Any], seen: tuple[str, ...], always: bool
+) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """Yields a schema of an object and those that it combines, and whether an object must fit each of them."""
+    schema = _mapping(schema)
+    yield schema, always
+    if "$ref" in schema and (reference := str(schema["$ref"])) not in seen:
+        yield from _parts(resolve(reference, root), root, (*seen, reference), always)
+    for key in ("allOf", "anyOf", "oneOf"):
+        options = schema.get(key)
+        for option in options if isinstance(options, list) else ():
+            yield from _parts(option, root, seen, always and (key == "allOf" or len(options) == 1))
+
+
 def _types(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -> set[str]:
     """Returns all types that a schema allows, including those of local references and alternatives."""
     schema = _mapping(schema)
@@ -187,12 +231,8 @@ def _types(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -> set[s
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(options := schema.get(key), list):
             types |= {name for option in options for name in _types(option, root, seen)}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#/") and reference not in seen:
-        target: Any = root
-        for step in reference[2:].split("/"):
-            target = _mapping(target).get(step)
-        types |= _types(target, root, (*seen, reference))
+    if "$ref" in schema and (reference := str(schema["$ref"])) not in seen:
+        types |= _types(resolve(reference, root), root, (*seen, reference))
     if not types and isinstance(choices := schema.get("enum"), list):
         types = {name for name in _CHECKS for choice in choices if name != "number" and _is(choice, name)}
     return types
