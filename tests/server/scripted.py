@@ -46,7 +46,7 @@ class ScriptedModel:
     """
 
     path = Path("scripted")
-    config = SimpleNamespace(num_hidden_layers=2, num_experts=4)
+    config = SimpleNamespace(num_hidden_layers=2, num_experts=4, max_position_embeddings=200)
     experts_per_token = 2
 
     def __init__(self, steps: list[Any], seconds: float = 0.0) -> None:
@@ -74,8 +74,8 @@ class ScriptedModel:
                 raise step
             yield step
 
-    def encode(self, prompt: Any, **options: Any) -> list[int]:
-        return list(range(sum(len(str(message)) for message in prompt)))
+    def encode(self, prompt: Any, *, prefill: str = "", **options: Any) -> list[int]:
+        return list(range(sum(len(str(message)) for message in prompt) + len(prefill)))
 
     @property
     def expert_store(self) -> ScriptedModel:

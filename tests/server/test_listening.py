@@ -40,3 +40,9 @@ def test_other_machines_need_a_key() -> None:
         pytest.raises(ArgumentError, match=r"try another --port, such as \d+$"),
     ):
         listener("127.0.0.1", first.getsockname()[1], None).__enter__()
+
+
+@pytest.mark.parametrize("key", ["", " ", "key\n"])
+def test_keys_that_no_request_can_send(key: str) -> None:
+    with pytest.raises(ArgumentError, match="API key"), listener("127.0.0.1", 0, key):
+        pass

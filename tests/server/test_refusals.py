@@ -11,6 +11,9 @@ import pytest
 from scripted import ScriptedModel, chunk
 from starlette.testclient import TestClient
 
+from flash_moe.errors import PromptError
+from flash_moe.server.experts_feed import ExpertsFeed
+
 ASK = [{"role": "user", "content": "Hi"}]
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 Clients = Callable[..., TestClient]
@@ -134,7 +137,12 @@ def test_no_other_site_may_ask_unless_allowed(client_of: Clients) -> None:
     model = ScriptedModel([])
     assert "access-control-allow-origin" not in client_of(model).options(CHAT, headers=origin).headers
     allowed = client_of(model, allowed_origins=["https://chat.example"])
-    assert allowed.options(CHAT, headers=origin).headers["access-control-allow-origin"] == "https://chat.example"
+    asked = "x-stainless-lang, anthropic-dangerous-direct-browser-access"  # as the SDKs for browsers send
+    response = allowed.options(CHAT, headers=origin | {"Access-Control-Request-Headers": asked})
+    assert response.status_code == 200 and response.headers["access-control-allow-headers"] == asked
+    assert response.headers["access-control-allow-origin"] == "https://chat.example"
+    other = allowed.options(CHAT, headers=origin | {"Origin": "https://evil.example"})
+    assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
 
 
 @pytest.mark.parametrize("path", ["/../../etc/passwd", "/%2e%2e/app.py", "/app.py", "/page/index.html", "/v1/nothing"])
@@ -145,6 +153,13 @@ def test_paths(client: TestClient, path: str) -> None:
 
 def test_wrong_methods(client: TestClient) -> None:
     assert client.get(CHAT).status_code == 405 and client.post("/health").status_code == 405
+
+
+def test_the_headers_of_a_stream_without_the_stream(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream without an end would keep the connection, and the client's next request on it waits."""
+    monkeypatch.setattr(ExpertsFeed, "response", None)
+    response = client.head("/experts")
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
 
 
 def test_a_slow_body(client: TestClient) -> None:
@@ -177,4 +192,20 @@ def test_long_prompts(client_of: Clients) -> None:
     client = client_of(ScriptedModel([chunk("a", reason="stop")]), prompt_limit=50)
     assert chat(client).status_code == 200
     response = chat(client, messages=[{"role": "user", "content": "a" * 100}])
+    assert response.status_code == 400 and response.json()["error"]["code"] == "context_length_exceeded"
+    prefilled = [*ASK, {"role": "assistant", "content": "a" * 100}]
+    response = client.post(MESSAGES, json={"model": "scripted", "max_tokens": 5, "messages": prefilled})
+    assert response.status_code == 400 and "this server takes 50" in response.json()["error"]["message"]
+
+
+def test_prompts_beyond_the_context(client_of: Clients) -> None:
+    class Model(ScriptedModel):
+        def stream(self, prompt: Any, **options: Any) -> Any:
+            raise PromptError("the prompt is wrong")
+
+    client = client_of(Model([]))
+    assert (
+        chat(client).json()["error"] | {"message": "the prompt is wrong", "code": None} == chat(client).json()["error"]
+    )
+    response = chat(client, messages=[{"role": "user", "content": "a" * 200}])
     assert response.status_code == 400 and response.json()["error"]["code"] == "context_length_exceeded"

@@ -123,7 +123,7 @@ def build(
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def experts(request: Request) -> Response:
-        return feed.response()
+        return Response(media_type="text/event-stream") if request.method == "HEAD" else feed.response()
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(document(api_key is not None))
@@ -145,7 +145,7 @@ def build(
                 CORSMiddleware,
                 allow_origins=allowed_origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type", "x-api-key", "anthropic-version"],
+                allow_headers=["*"],  # SDKs for browsers send many of their own
             )
         )
     return Starlette(

@@ -51,8 +51,11 @@ def listener(host: str, port: int, api_key: str | None) -> Iterator[socket.socke
     """Opens the socket to listen on, so that errors appear before the model is loaded.
 
     Raises:
-        ArgumentError: other machines can reach the address and there is no API key, or the address cannot be used.
+        ArgumentError: other machines can reach the address and there is no API key, no request could send the key, or
+            the address cannot be used.
     """
+    if api_key is not None and (not api_key or api_key != api_key.strip()):
+        raise ArgumentError("the API key is empty or has spaces at its ends, so no request can send it; give another")
     if not is_local(host) and not api_key:
         raise ArgumentError(f"other machines can reach {host}; give --api-key, or listen on 127.0.0.1")
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from ..errors import PromptError
 from ..generation.result import Chunk
 from ..generation.sampling import TokenLogprobs
 from ..generation.stats import Stats
@@ -126,9 +127,13 @@ class Service:
             self._check_going()
             if self._prompt_limit is not None:
                 await asyncio.to_thread(self._check_length, prompt, options, self._prompt_limit)
-            stream = await asyncio.to_thread(
-                partial(self.model.stream, prompt, cancel=cancel, progress=False, **options)
-            )
+            begin = partial(self.model.stream, prompt, cancel=cancel, progress=False, **options)
+            try:
+                stream = await asyncio.to_thread(begin)
+            except PromptError:
+                context: int = self.model.config.max_position_embeddings
+                await asyncio.to_thread(self._check_length, prompt, options, context - 1)
+                raise
             queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
             ended = asyncio.Event()
             loop = asyncio.get_running_loop()
@@ -187,7 +192,7 @@ class Service:
             put(None)
 
 
-_TEMPLATE_OPTIONS = ("tools", "enable_thinking", "raw", "template_variables")
+_TEMPLATE_OPTIONS = ("tools", "enable_thinking", "raw", "template_variables", "prefill")
 
 
 async def _chunks(queue: asyncio.Queue[Chunk | Exception | None], ended: asyncio.Event) -> AsyncIterator[Chunk | None]:
