@@ -1,20 +1,20 @@
 """The tree of errors that flash_moe raises.
 
     FlashMoEError
-    ├── ConfigError          config.json is missing, unreadable, or describes a model we cannot run
-    ├── CheckpointError      a file is missing, truncated or malformed, or a tensor has the wrong shape
-    │   └── ExpertReadError  the bytes of one expert could not be read (names file, layer and expert)
+    ├── ConfigError          config.json is missing or unreadable, or of an unsupported model
+    ├── CheckpointError      a file is missing, truncated or malformed, or a tensor misfits
+    │   └── ExpertReadError  the bytes of an expert could not be read; names file, layer, expert
     ├── DiskSpaceError       not enough free disk space for a download or a conversion
-    ├── MemoryLimitError     the machine, or the control group of the process, has less memory than the model needs
+    ├── MemoryLimitError     the model needs more memory than the process may use
     ├── HubError             a download failed, or offline mode forbids it
     ├── TokenizerError       no usable tokenizer, or a chat template that fails
     ├── ToolCallError        a reply holds a tool call that is cut, malformed or not offered
     ├── FormatError          a reply does not fit the requested format
-    ├── ConversationError    a saved conversation is damaged, or belongs to another model or to other settings
+    ├── ConversationError    a saved conversation is damaged, or of another model or settings
     ├── ArgumentError        an argument is out of range; also a ValueError
-    │   └── PromptError      the prompt is empty, too long, or holds a token id outside the vocabulary
+    │   └── PromptError      the prompt is empty or too long, or has an unknown token id
     ├── NumericalError       the network produced NaN where a decision depends on it
-    ├── PeerError            another machine of a group stopped, hangs, failed or has different settings
+    ├── PeerError            another machine of a group failed, hangs or has other settings
     ├── ModelClosedError     the model was closed, before or during the call
     ├── ForkError            the model was loaded before a fork, and is used in the child
     └── Cancelled            the caller cancelled the work

@@ -31,7 +31,7 @@ class Share:
         """Parses "I/N".
 
         Raises:
-            ArgumentError: the text has another form.
+            ArgumentError: the text is not of the form "I/N".
         """
         if (match := re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)) is None:
             raise ArgumentError(f"share is {text!r}, expected I/N, such as 0/2 for the first of two machines")

@@ -18,8 +18,8 @@ def shared_record(weights: Weights, intermediate_size: int, layout: RecordLayout
         layout: layout of the layer's records.
 
     Returns:
-        The record, [words] uint32, and the weights as views of it; None if the shared expert has another format than
-            the routed ones.
+        The record, [words] uint32, and the weights as views of it; None if the sizes or formats of the shared
+            expert differ from those of the routed experts.
     """
     if intermediate_size != layout.intermediate_size:
         return None
