@@ -3,7 +3,7 @@
     FlashMoEError
     ├── ConfigError          config.json is missing or unreadable, or of an unsupported model
     ├── CheckpointError      a file is missing, truncated or malformed, or a tensor misfits
-    │   └── ExpertReadError  the bytes of an expert could not be read; names file, layer, expert
+    │   └── ExpertReadError  an expert could not be read; names file, layer and expert
     ├── DiskSpaceError       not enough free disk space for a download or a conversion
     ├── MemoryLimitError     the model needs more memory than the process may use
     ├── HubError             a download failed, or offline mode forbids it
