@@ -31,6 +31,10 @@ class Step:
     tool_call_error: Exception | None = None
     stop_string: str | None = None
 
+    @property
+    def where(self) -> str:
+        return "reasoning" if self.reasoning else "text"
+
 
 def chunk(text: str = "", reasoning: str = "", calls: tuple[Any, ...] = (), reason: str | None = None) -> Step:
     """A step of a stream."""

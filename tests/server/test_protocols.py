@@ -43,6 +43,7 @@ def test_chat(client_of: Clients) -> None:
     assert [(call["id"], json.loads(call["function"]["arguments"])) for call in calls] == [
         ("call_1", {"city": "Bern"}), ("call_2", {"city": "Köln"}),
     ]  # fmt: skip
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
     assert answer["usage"]["prompt_tokens"] == 7 and answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
     assert answer["object"] == "chat.completion" and answer["model"] == "scripted"
 
@@ -66,7 +67,7 @@ def test_chat_stream(client_of: Clients) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_call_where_the_client_takes_no_more(client_of: Clients, stream: bool) -> None:
-    model = ScriptedModel(STEPS, seconds=0.01)
+    model = ScriptedModel([*STEPS[:-1], *[chunk("more")] * 1000], seconds=0.01)  # would take 10 seconds
     options = {"messages": ASK, "tools": [TOOL], "parallel_tool_calls": False, "stream": stream}
     response = post(client_of(model), "/v1/chat/completions", **options)
     assert "call_1" in response.text and "call_2" not in response.text and "tool_calls" in response.text
@@ -111,6 +112,22 @@ def test_responses(client_of: Clients) -> None:
     answer = post(client_of(ScriptedModel(STEPS)), "/v1/responses", input="How is the weather?").json()
     assert [item["type"] for item in answer["output"]] == ["reasoning", "message", "function_call", "function_call"]
     assert answer["output"][1]["content"][0]["text"] == "It is warm." and answer["status"] == "completed"
+    assert {item["status"] for item in answer["output"]} == {"completed"}
+    assert answer["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def test_a_cut_response(client_of: Clients) -> None:
+    model = ScriptedModel([chunk(reasoning="Hm."), chunk("It"), chunk(" is", reason="length")])
+    wanted = {"type": "json_schema", "name": "a", "schema": {"type": "string"}}
+    options = {"input": "Hi", "text": {"format": wanted}}
+    answer = post(client_of(model), "/v1/responses", **options).json()
+    assert answer["status"] == "incomplete" and answer["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert [item["status"] for item in answer["output"]] == ["completed", "incomplete"]
+    assert answer["text"] == {"format": wanted}
+    done = [
+        e for e in events(post(client_of(model), "/v1/responses", stream=True, **options).text) if "done" in e["type"]
+    ]
+    assert done[-1]["item"]["status"] == "incomplete"
 
 
 def test_responses_stream(client_of: Clients) -> None:
@@ -142,7 +159,7 @@ def test_options_reach_the_library(client_of: Clients) -> None:
     assert model.asked[0][1] == {
         "temperature": 0, "top_p": 0.5, "seed": 3, "stop": ["x"], "presence_penalty": 1, "frequency_penalty": 0.5,
         "logit_bias": {5: -100}, "max_tokens": 4, "tools": [TOOL], "tool_choice": "required", "enable_thinking": False,
-        "response_format": schema,
+        "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
     }  # fmt: skip
 
 
@@ -156,6 +173,7 @@ def test_anthropic_history_reaches_the_library(client_of: Clients) -> None:
         ]},
         {"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "20 °C"}]},
+            {"type": "tool_result", "tool_use_id": "c2", "content": "no such city", "is_error": True},
             {"type": "text", "text": "And?"},
         ]},
     ]  # fmt: skip
@@ -170,6 +188,7 @@ def test_anthropic_history_reaches_the_library(client_of: Clients) -> None:
             "tool_calls": [{"id": "c1", "type": "function", "function": function}],
         },
         {"role": "tool", "tool_call_id": "c1", "content": "20 °C"},
+        {"role": "tool", "tool_call_id": "c2", "content": '{"error": "no such city"}'},
         {"role": "user", "content": "And?"},
     ]  # fmt: skip
 

@@ -96,6 +96,20 @@ def test_the_message_names_what_is_wrong(client: TestClient, path: str, fields: 
     assert response.status_code == 400 and response.json()["error"]["message"].startswith(expected)
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "[{}, [NaN]]"])
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_numbers_that_json_does_not_have(client: TestClient, value: str, stream: str) -> None:
+    body = f'{{"model": "scripted", "input": "Hi", "stream": {stream}, "metadata": {{"a": {value}}}}}'
+    response = client.post(RESPONSES, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]["message"].startswith("metadata: found NaN or")
+
+
+def test_log_probabilities_of_a_response(client: TestClient) -> None:
+    for include, status in (["message.output_text.logprobs"], 400), (["reasoning.encrypted_content"], 200):
+        body = {"model": "scripted", "input": "Hi", "include": include}
+        assert client.post(RESPONSES, json=body).status_code == status
+
+
 def test_a_refusal_of_a_stream_has_a_status(client: TestClient) -> None:
     assert chat(client, stream=True, temperature=1.5).status_code == 400
 

@@ -5,12 +5,26 @@ Source: Anthropic's API reference (November 2026).
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from .failures import Refusal
-from .fields import Body, Count, Json, Lenient, Stop, Text, TextPart, TopP, text_of, thinking_options, tool_options
+from .fields import (
+    Body,
+    Count,
+    Json,
+    Lenient,
+    Stop,
+    Text,
+    TextPart,
+    TopP,
+    json_format,
+    text_of,
+    thinking_options,
+    tool_options,
+)
 
 
 class ToolUse(Lenient):
@@ -64,6 +78,8 @@ class Message(Lenient):
         for block in self.content:
             if isinstance(block, ToolResult):
                 text = text_of(block.content)
+                if block.is_error:
+                    text = json.dumps({"error": text}, ensure_ascii=False)
                 messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
             elif isinstance(block, ToolUse):
                 call = {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
@@ -153,7 +169,7 @@ class PromptBody(Body):
         if (config := self.output_config) is not None:
             options |= thinking_options(config.effort, None, None)
             if config.format is not None:
-                options["response_format"] = config.format.json_schema
+                options["response_format"] = json_format(config.format.json_schema)
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type != "disabled"
             if self.thinking.type == "enabled" and self.thinking.budget_tokens is not None:

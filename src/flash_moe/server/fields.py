@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from .failures import Refusal
 
 _EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
 Text = Annotated[str, Field(max_length=8_000_000)]
-Json = dict[str, Any]
+
+
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise PydanticCustomError("finite", "found NaN or an infinite number, which JSON does not have") from None
+    return value
+
+
+Json = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
 class Body(BaseModel):
@@ -45,6 +57,11 @@ def text_of(content: str | list[TextPart] | None) -> str:
     if content is None:
         return ""
     return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def json_format(schema: Json) -> Json:
+    """Returns the option ``response_format`` of the library for a JSON schema, whatever its type is."""
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
 
 
 def tool_options(tools: list[Json], strict: bool, choice: str | None, name: str | None) -> Json:

@@ -24,6 +24,7 @@ from .fields import (
     Text,
     TextPart,
     TopP,
+    json_format,
     thinking_options,
     tool_options,
 )
@@ -225,7 +226,7 @@ def format_options(wanted: ResponseFormat) -> Json:
     if wanted.type == "json_schema":
         if wanted.json_schema is None or wanted.json_schema.json_schema is None:
             raise Refusal(400, "response_format of type json_schema needs json_schema.schema", "response_format")
-        return {"response_format": wanted.json_schema.json_schema}
+        return {"response_format": json_format(wanted.json_schema.json_schema)}
     return {}
 
 

@@ -11,12 +11,11 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from ..generation.sampling import TokenLogprobs
-from ..generation.stats import Stats
 from ..text import Tokenizer
 from . import sse
 from .failures import Refusal
 from .openai_bodies import ChatBody, CompletionBody
-from .service import Service
+from .service import Reply, Service
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:
@@ -27,13 +26,15 @@ def error_body(refusal: Refusal) -> dict[str, Any]:
     return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}}
 
 
-def usage(stats: Stats) -> dict[str, Any]:
+def usage(reply: Reply) -> dict[str, Any]:
     """Returns the token counts of a reply."""
+    stats = reply.usage
     return {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.generated_tokens,
         "total_tokens": stats.prompt_tokens + stats.generated_tokens,
         "prompt_tokens_details": {"cached_tokens": stats.reused_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reply.reasoning_tokens},
     }
 
 
@@ -77,7 +78,7 @@ async def chat(service: Service, body: ChatBody) -> Response:
         if body.logprobs
         else None,
     }
-    return JSONResponse(envelope([choice], usage=usage(reply.usage)))
+    return JSONResponse(envelope([choice], usage=usage(reply)))
 
 
 async def _chat_events(
@@ -108,7 +109,7 @@ async def _chat_events(
                 yield choice(delta, found=found)
     yield choice({}, reply.reason)
     if body.include_usage:
-        yield sse.event(envelope([], ".chunk", usage=usage(reply.usage)))
+        yield sse.event(envelope([], ".chunk", usage=usage(reply)))
     yield sse.DONE
 
 
@@ -132,7 +133,7 @@ async def completion(service: Service, body: CompletionBody) -> Response:
         if body.logprobs is not None
         else None,
     }
-    return JSONResponse(envelope([choice], usage=usage(reply.usage)))
+    return JSONResponse(envelope([choice], usage=usage(reply)))
 
 
 async def _completion_events(service: Service, body: CompletionBody, envelope: _Envelope) -> AsyncGenerator[str, None]:
@@ -149,7 +150,7 @@ async def _completion_events(service: Service, body: CompletionBody, envelope: _
                 entry = {"index": 0, "text": chunk.text, "finish_reason": chunk.finish_reason, "logprobs": found}
                 yield sse.event(envelope([entry]))
     if body.include_usage:
-        yield sse.event(envelope([], usage=usage(reply.usage)))
+        yield sse.event(envelope([], usage=usage(reply)))
     yield sse.DONE
 
 

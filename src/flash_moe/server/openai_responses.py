@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from ..generation.stats import Stats
 from . import sse
 from .failures import Refusal
 from .openai_chat import error_body
@@ -18,12 +17,13 @@ from .responses_bodies import ResponsesBody
 from .service import Reply, Service
 
 
-def _usage(stats: Stats) -> dict[str, Any]:
+def _usage(reply: Reply) -> dict[str, Any]:
+    stats = reply.usage
     return {
         "input_tokens": stats.prompt_tokens,
         "input_tokens_details": {"cached_tokens": stats.reused_tokens},
         "output_tokens": stats.generated_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reply.reasoning_tokens},
         "total_tokens": stats.prompt_tokens + stats.generated_tokens,
     }
 
@@ -46,6 +46,8 @@ class _Response:
     def json(self, status: str, reply: Reply | None = None) -> dict[str, Any]:
         """Returns the response as a JSON object."""
         body = self._body
+        wanted = None if body.text is None else body.text.format
+        text = {"type": "text"} if wanted is None else wanted.model_dump(by_alias=True, exclude_none=True)
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         return {
             "id": self._id, "object": "response", "created_at": self._created, "status": status, "model": body.model,
@@ -54,8 +56,8 @@ class _Response:
             "temperature": body.temperature, "top_p": body.top_p, "max_output_tokens": body.max_output_tokens,
             "tool_choice": "auto" if body.tool_choice is None else body.model_dump(include={"tool_choice"})["tool_choice"],
             "tools": [tool.model_dump() for tool in body.tools or []], "previous_response_id": None, "store": False,
-            "text": {"format": {"type": "text"}}, "truncation": "disabled",
-            "usage": None if reply is None else _usage(reply.usage),
+            "text": {"format": text}, "truncation": "disabled",
+            "usage": None if reply is None else _usage(reply),
         }  # fmt: skip
 
     def event(self, kind: str, **fields: Any) -> str:
@@ -100,12 +102,12 @@ class _Response:
         self.items[-1]["arguments"] = arguments
         return events + self._item_event("response.function_call_arguments.done", arguments=arguments, name=call.name)
 
-    def close(self) -> str:
+    def close(self, status: str = "completed") -> str:
         """Returns the events that end the open item, or an empty string without an open item."""
         if (item := self._open) is None:
             return ""
         self._open, events = None, ""
-        item["status"] = "completed"
+        item["status"] = status
         if item["type"] == "message":
             part = item["content"][0]
             events += self._item_event("response.output_text.done", content_index=0, text=part["text"], logprobs=[])
@@ -147,7 +149,7 @@ async def _events(service: Service, body: ResponsesBody, response: _Response) ->
                 yield response.text(chunk.text)
             for call in chunk.tool_calls:
                 yield response.call(call)
-    yield response.close()
     status = "incomplete" if reply.reason == "length" else "completed"
+    yield response.close(status)
     response.final = response.json(status, reply)
     yield response.event(f"response.{status}", response=response.final)

@@ -21,6 +21,7 @@ from .fields import (
     Text,
     TextPart,
     TopP,
+    json_format,
     text_of,
     thinking_options,
     tool_options,
@@ -120,7 +121,7 @@ class ResponsesBody(Body):
     stream: bool | None = None
     # These fields do not change a reply.
     store: bool | None = None
-    include: list[str] | None = None
+    include: list[Literal["reasoning.encrypted_content"]] | None = None
     metadata: Json | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
@@ -182,8 +183,11 @@ class ResponsesBody(Body):
             None if isinstance(choice, NamedTool) else choice,
             choice.name if isinstance(choice, NamedTool) else None,
         )
-        if self.text is not None and (wanted := self.text.format) is not None and wanted.type != "text":
-            if wanted.type == "json_schema" and wanted.json_schema is None:
+        wanted = None if self.text is None else self.text.format
+        if wanted is not None and wanted.type == "json_object":
+            options["response_format"] = "json"
+        elif wanted is not None and wanted.type == "json_schema":
+            if wanted.json_schema is None:
                 raise Refusal(400, "text.format of type json_schema needs a schema", "text.format.schema")
-            options["response_format"] = wanted.json_schema if wanted.type == "json_schema" else "json"
+            options["response_format"] = json_format(wanted.json_schema)
         return options

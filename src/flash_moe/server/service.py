@@ -38,6 +38,7 @@ class Reply:
         self.text = self.reasoning = ""
         self.calls: list[ToolCall] = []
         self.logprobs: list[TokenLogprobs] = []
+        self.reasoning_tokens = 0
         self.reason: str | None = None
         self.stop_string: str | None = None
         self._stats: Stats | None = None
@@ -55,6 +56,7 @@ class Reply:
     def _add(self, chunk: Chunk) -> None:
         self.text += chunk.text
         self.reasoning += chunk.reasoning
+        self.reasoning_tokens += chunk.where == "reasoning"
         self.calls += chunk.tool_calls
         if chunk.logprobs is not None:
             self.logprobs.append(chunk.logprobs)
