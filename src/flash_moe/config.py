@@ -60,6 +60,13 @@ class ModelConfig:
             self.num_experts, self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size, layers
         )
 
+    def uses(self, canonical: str) -> bool:
+        """Returns False for weights of further layers, and of a separate head if the embeddings are the head."""
+        first, _, rest = canonical.partition(".")
+        if first == "layers" and (number := rest.partition(".")[0]).isdigit():
+            return int(number) < self.num_hidden_layers
+        return first != "lm_head" or not self.tie_word_embeddings
+
     @property
     def key_dim(self) -> int:
         """The total width of the DeltaNet keys of one token."""

@@ -15,7 +15,10 @@ from expected_records import PROJECTIONS, expected_records, stored_tensors
 from safetensors.numpy import load_file
 
 from flash_moe import CheckpointError, Model
+from flash_moe.checkpoint.names import canonical_name
 from flash_moe.packing.convert import convert
+from flash_moe.packing.info import describe
+from flash_moe.packing.verify import verify
 
 
 def padded(data: bytes, multiple: int) -> bytes:
@@ -147,3 +150,52 @@ class TestResult:
         with pytest.raises(CheckpointError, match=r"expected one of|group"):
             convert(small_float, tmp_path / "packed", **wrong)
         assert list(tmp_path.iterdir()) == []
+
+
+LAYER = "model.language_model.layers."
+BROKEN = {
+    "no head": ("lm_head.weight", None),
+    "no final norm": ("model.language_model.norm.weight", None),
+    "no attention": (f"{LAYER}1.self_attn.o_proj.weight", None),
+    "gate of two experts": (f"{LAYER}0.mlp.gate.weight", lambda array: array[:2]),
+    "transposed": (f"{LAYER}0.mlp.shared_expert.down_proj.weight", lambda array: mx.contiguous(array.T[:32])),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), BROKEN.values(), ids=BROKEN)
+def test_resident_weights_that_no_model_could_load_are_refused_at_the_beginning(
+    small_float: Path, tmp_path: Path, name: str, change: Callable[[mx.array], mx.array] | None
+) -> None:
+    source = edited(small_float, tmp_path / "source", name, change)
+    for use in (lambda: convert(source, tmp_path / "packed"), lambda: verify(source), lambda: describe(source)):
+        with pytest.raises(CheckpointError, match=canonical_name(name)):
+            use()
+    assert [*tmp_path.iterdir()] == [source]
+
+
+@pytest.mark.parametrize("name", [f"{LAYER}2.mlp.gate.weight", "lm_head.weight"])
+def test_weights_that_the_network_does_not_use_are_not_counted(small_float: Path, tmp_path: Path, name: str) -> None:
+    source = edited(small_float, tmp_path / "source", name, lambda _: mx.zeros((288, 64)))
+    if name == "lm_head.weight":
+        config = json.loads((source / "config.json").read_text())
+        config["text_config"]["tie_word_embeddings"] = True
+        (source / "config.json").write_text(json.dumps(config))
+    without = edited(source, tmp_path / "without", name, None)
+    assert describe(source).resident_bytes == describe(without).resident_bytes
+    convert(source, tmp_path / "packed")
+    assert name.rpartition("language_model.")[2] not in (tmp_path / "packed/model.safetensors.index.json").read_text()
+
+
+def edited(source: Path, folder: Path, name: str, change: Callable[[mx.array], mx.array] | None) -> Path:
+    """Copies a checkpoint; ``change`` makes another array of one with this name, and None removes it."""
+    shutil.copytree(source, folder)
+    weights: dict[str, mx.array] = {}
+    for file in folder.glob("*.safetensors"):
+        weights |= mx.load(str(file))  # type: ignore[arg-type]
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    old = weights.pop(name, mx.zeros(0))
+    if change is not None:
+        weights[name] = change(old)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+    return folder

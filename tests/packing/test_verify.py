@@ -146,6 +146,15 @@ def test_resident_file_that_was_added(copy: Path) -> None:
         verify(copy)
 
 
+def test_config_that_does_not_fit_the_weights(copy: Path) -> None:
+    """Each file with a checksum is whole, but no model can be loaded."""
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["shared_expert_intermediate_size"] *= 2
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="config.json and weights do not belong together"):
+        verify(copy)
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         verify(tmp_path)

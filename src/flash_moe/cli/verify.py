@@ -20,10 +20,12 @@ def command(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Look for damage: compare every byte with its checksum.
+    """Look for damage: compare every weight with its checksum.
 
-    If a file is damaged, the exit code is 1 and the message names the first damaged file, or the layer and expert. Only
-    checkpoints from `flash-moe convert` have checksums. For others, it checks whether all experts can be read.
+    It compares the experts and the other weights. config.json and tokenizer files have no checksums: it only checks that
+    the weights are those of config.json's model. If a file is damaged, the exit code is 1 and the message names the first
+    damaged file, or the layer and expert. Only checkpoints from `flash-moe convert` have checksums. For others, it checks
+    whether all experts can be read.
     """
     from ..amounts import format_bytes
     from ..packing.verify import verify

@@ -66,9 +66,12 @@ class ModelFiles(Checkpoint):
     def open_as(cls, family: Family, folder: Path, raw: Mapping[str, Any], *, adopt: bool = False) -> ModelFiles:
         """Opens a folder as a checkpoint of ``family``. The arguments are those of :meth:`Checkpoint.open`."""
         config = family.config(raw)
-        return cls.open(
-            folder, raw, config.experts, names=family.canonical_name, adopt=adopt, family=family, config=config
-        )
+
+        def needed(name: str) -> str | None:
+            found = family.canonical_name(name)
+            return found if found is not None and config.uses(found) else None
+
+        return cls.open(folder, raw, config.experts, names=needed, adopt=adopt, family=family, config=config)
 
     @property
     def dimensions(self) -> Dimensions:

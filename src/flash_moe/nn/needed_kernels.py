@@ -1,4 +1,7 @@
-"""Finds the kernels that a model could use: its layers describe a token and a prompt, without computing them."""
+"""Finds the kernels that a model could use, and weights that it lacks, from headers.
+
+The layers describe a token and a prompt, without computing them.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import mlx.core as mx
 from ..config import ModelConfig
 from ..experts.store import ExpertStore
 from ..machines.sums import Sums
-from ..ops.dispatch import Case, kernels_needed
+from ..ops.dispatch import Case, kernels, kernels_needed
 from ..record import RecordLayout
 from .cache import layer_cache
 from .decoder_layer import DecoderLayer
 from .expert_choice import ExpertChoice
+from .linear import Linear
 from .streaming_options import StreamingOptions
 from .weights import Weights
 
@@ -60,9 +64,28 @@ def needed_kernels(
             for tokens in (1, _TOKENS):
                 x, cache = mx.zeros((tokens, config.hidden_size), dtype=dtype), layer_cache(config, i, dtype)
                 layer.describe(x, cache)
-        make_head = weights.embedding if config.tie_word_embeddings else weights.linear
-        head = make_head(
-            "embed_tokens" if config.tie_word_embeddings else "lm_head", config.vocab_size, config.hidden_size
-        )
-        head(mx.zeros((1, config.hidden_size), dtype=dtype))
+        _head(config, weights)(mx.zeros((1, config.hidden_size), dtype=dtype))
     return list(found)
+
+
+def check_weights(config: ModelConfig, weights: Weights, layouts: Mapping[int, RecordLayout]) -> None:
+    """Builds the layers of a network, without evaluating an array, and forgets them.
+
+    Args:
+        weights, layouts: as for :func:`needed_kernels`.
+
+    Raises:
+        CheckpointError: a weight is missing, or has another shape than the configuration.
+    """
+    store = _NoStore(layouts, config.num_experts)
+    weights.embedding("embed_tokens", config.vocab_size, config.hidden_size)
+    with kernels(False):
+        for i in range(config.num_hidden_layers):
+            DecoderLayer(config, i, weights.at("layers").at(i), store, config.num_experts_per_tok)
+    weights.array("norm.weight", config.hidden_size)
+    _head(config, weights)
+
+
+def _head(config: ModelConfig, weights: Weights) -> Linear:
+    sizes = config.vocab_size, config.hidden_size
+    return weights.embedding("embed_tokens", *sizes) if config.tie_word_embeddings else weights.linear("lm_head", *sizes)

@@ -187,8 +187,9 @@ def _of_ours(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> 
     def reopened() -> ResidentFiles:
         return ResidentFiles(open_model(folder, adopt=True), widths.floats(quantized), rounding)
 
-    target = widths.layouts(table.layouts, quantized)
-    return Source(checkpoint, table, OwnRecords(checkpoint, table.layouts), target, reopened(), reopened)
+    target, resident = widths.layouts(table.layouts, quantized), reopened()
+    resident.check(target)
+    return Source(checkpoint, table, OwnRecords(checkpoint, table.layouts), target, resident, reopened)
 
 
 def _of_mlx_lm(folder: Path, widths: Widths, share: Share) -> Source:

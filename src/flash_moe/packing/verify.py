@@ -11,9 +11,10 @@ from ..checkpoint.packed import Manifest, checksum
 from ..errors import CheckpointError, ExpertReadError
 from ..experts.host_memory import read_buffer
 from ..experts.reader import RecordReader
-from ..models import open_checkpoint
+from ..models import ModelFiles, open_checkpoint
 from ..progress import Callback, Progress, ProgressOption, following
 from .descriptions import file_checksum
+from .resident_files import check_resident
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Verification:
 def verify(folder: str | os.PathLike[str], progress: ProgressOption = True) -> Verification:
     """Verifies all records and resident files of a checkpoint.
 
-    A packed checkpoint is compared with its checksums. Other checkpoints have no checksums, so only their headers are
-    checked and every expert is read.
+    A packed checkpoint is compared with its checksums. Other checkpoints have no checksums, so every expert is read.
+    Headers and config.json must be those of a model that can be loaded.
 
     Args:
         progress: whether to report the progress; see :meth:`flash_moe.Model.load`.
@@ -60,6 +61,8 @@ def _verify(folder: Path, report: Callback | None) -> Verification:
             report(Progress("verify", done, total, "bytes"))
     if manifest and (lost := sorted({*manifest.resident} - {file.name for file in sizes})):
         raise CheckpointError(f"{INDEX} does not name {lost[0]}, which the manifest does; copy or convert it again")
+    if isinstance(checkpoint, ModelFiles):
+        check_resident(checkpoint, table.layouts)
     reader = RecordReader(table)
     try:
         for layer, layout in table.layouts.items():
