@@ -60,12 +60,12 @@ class ModelConfig:
             self.num_experts, self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size, layers
         )
 
-    def uses(self, canonical: str) -> bool:
-        """Returns False for weights of further layers, and of a separate head if the embeddings are the head."""
-        first, _, rest = canonical.partition(".")
-        if first == "layers" and (number := rest.partition(".")[0]).isdigit():
-            return int(number) < self.num_hidden_layers
-        return first != "lm_head" or not self.tie_word_embeddings
+    def used(self, canonical: str | None) -> str | None:
+        """Returns a weight's name; None for further layers, and for a separate head if the embeddings are the head."""
+        first, _, rest = (canonical or "").partition(".")
+        number = rest.partition(".")[0]
+        further = first == "layers" and number.isdecimal() and int(number) >= self.num_hidden_layers
+        return None if further or (first == "lm_head" and self.tie_word_embeddings) else canonical
 
     @property
     def key_dim(self) -> int:

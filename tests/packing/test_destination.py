@@ -95,7 +95,9 @@ class TestDiskSpace:
     ) -> None:
         needed = sum(len(data) for _, _, data in stored_tensors(small_packed).values()) + 8 * 16384
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, needed // 2))
-        with pytest.raises(DiskSpaceError, match=r"needs \d+ kB more, .* has \d+ kB free.*make room or choose another disk"):
+        with pytest.raises(
+            DiskSpaceError, match=r"needs \d+ kB more, .* has \d+ kB free.*make room or choose another disk"
+        ):
             convert(small_quantized, tmp_path / "new" / "packed")
         assert list(tmp_path.iterdir()) == []
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, needed))

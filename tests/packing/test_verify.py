@@ -151,7 +151,7 @@ def test_config_that_does_not_fit_the_weights(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["shared_expert_intermediate_size"] *= 2
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="config.json and weights do not belong together"):
+    with pytest.raises(CheckpointError, match=r"config\.json and weights do not belong together"):
         verify(copy)
 
 

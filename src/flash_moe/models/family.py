@@ -29,7 +29,7 @@ from ..nn.cpu_choice import uses_cpu_kernels
 from ..nn.decoder import Decoder
 from ..nn.layer_work import LayerWork, layer_work
 from ..nn.layerwise import Layerwise
-from ..nn.needed_kernels import needed_kernels
+from ..nn.needed_kernels import check_weights, needed_kernels
 from ..nn.network import Dimensions
 from ..nn.streaming_options import PLAIN, StreamingOptions
 from ..nn.timed import TimedLayer
@@ -67,11 +67,10 @@ class ModelFiles(Checkpoint):
         """Opens a folder as a checkpoint of ``family``. The arguments are those of :meth:`Checkpoint.open`."""
         config = family.config(raw)
 
-        def needed(name: str) -> str | None:
-            found = family.canonical_name(name)
-            return found if found is not None and config.uses(found) else None
+        def names(name: str) -> str | None:
+            return config.used(family.canonical_name(name))
 
-        return cls.open(folder, raw, config.experts, names=needed, adopt=adopt, family=family, config=config)
+        return cls.open(folder, raw, config.experts, names=names, adopt=adopt, family=family, config=config)
 
     @property
     def dimensions(self) -> Dimensions:
@@ -207,10 +206,21 @@ class ModelFiles(Checkpoint):
         Raises:
             CheckpointError: see :meth:`load_network`.
         """
-        empty = {name: mx.zeros(info.shape, dtype=DTYPES[info.dtype]) for name, info in self.resident.items()}
-        found = self.family.in_one_convention(self, empty, dtype)
-        weights = Weights(found.arrays, found.quantization)
+        weights = self._described(dtype)
         return needed_kernels(self.config, weights, layouts, experts_per_token, dtype, streaming, sums)
+
+    def check_resident(self, layouts: Mapping[int, RecordLayout], stored: Mapping[str, mx.array] | None = None) -> None:
+        """Checks that the network has its weights, from headers or ``stored``, the result of :meth:`read_resident`.
+
+        Its errors are those of :meth:`load_network`.
+        """
+        check_weights(self.config, self._described(mx.float32, stored), layouts)
+
+    def _described(self, dtype: mx.Dtype, stored: Mapping[str, mx.array] | None = None) -> Weights:
+        if stored is None:
+            stored = {name: mx.zeros(info.shape, dtype=DTYPES[info.dtype]) for name, info in self.resident.items()}
+        found = self.family.in_one_convention(self, stored, dtype)
+        return Weights(found.arrays, found.quantization)
 
     def load_network(
         self,

@@ -88,4 +88,6 @@ def check_weights(config: ModelConfig, weights: Weights, layouts: Mapping[int, R
 
 def _head(config: ModelConfig, weights: Weights) -> Linear:
     sizes = config.vocab_size, config.hidden_size
-    return weights.embedding("embed_tokens", *sizes) if config.tie_word_embeddings else weights.linear("lm_head", *sizes)
+    return (
+        weights.embedding("embed_tokens", *sizes) if config.tie_word_embeddings else weights.linear("lm_head", *sizes)
+    )

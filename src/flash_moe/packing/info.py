@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..models import ModelFiles, open_checkpoint
+from ..models import open_checkpoint
 from ..record import RecordLayout
-from .resident_files import check_resident
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ def describe(folder: Path, experts_per_token: int | None = None) -> Info:
     checkpoint = open_checkpoint(folder)
     table, known = checkpoint.records(None), checkpoint.dimensions
     k = checkpoint.experts_for(experts_per_token)
-    if isinstance(checkpoint, ModelFiles):
-        check_resident(checkpoint, table.layouts)
+    checkpoint.check_resident(table.layouts)
     layers = [checkpoint.layer_work(i, 2) for i in range(known.num_hidden_layers)]
     formats: dict[str, int] = {}
     for layout in table.layouts.values():

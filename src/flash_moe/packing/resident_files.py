@@ -12,11 +12,9 @@ import numpy as np
 from ..checkpoint.integers import IntegerPart
 from ..checkpoint.names import module_path
 from ..checkpoint.quantization import quantization_section
-from ..dtypes import DTYPES, NAMES
+from ..dtypes import NAMES
 from ..formats import Quantization
 from ..models import ModelFiles
-from ..nn.needed_kernels import check_weights
-from ..nn.weights import Weights
 from ..record import RecordLayout
 from .affine import packed
 from .requantize import Rounding, searched
@@ -29,24 +27,6 @@ _BLOCK = 1 << 24  # weights that are converted together; 64 MiB as float32
 def resident_file(layer: int | None = None) -> str:
     """Returns the name of the file with the resident weights of a layer, or with those outside all layers."""
     return "model-resident.safetensors" if layer is None else f"model-resident-{layer:05d}.safetensors"
-
-
-def check_resident(
-    checkpoint: ModelFiles, layouts: Mapping[int, RecordLayout], arrays: Mapping[str, mx.array] | None = None
-) -> None:
-    """Checks, from headers, that all resident weights are there and have the shapes of config.json.
-
-    Args:
-        layouts: the record layouts, by layer.
-        arrays: the weights as lazy arrays; None if no other library has quantised them.
-
-    Raises:
-        CheckpointError: a weight is missing or malformed, or does not match the other weights.
-    """
-    if arrays is None:
-        arrays = {name: mx.zeros(info.shape, dtype=DTYPES[info.dtype]) for name, info in checkpoint.resident.items()}
-    found = checkpoint.family.in_one_convention(checkpoint, arrays, mx.float32)
-    check_weights(checkpoint.config, Weights(found.arrays, found.quantization, join=False), layouts)
 
 
 class ResidentFiles:
@@ -67,8 +47,8 @@ class ResidentFiles:
         }
 
     def check(self, layouts: Mapping[int, RecordLayout]) -> None:
-        """Checks that the network has all of its weights; see :func:`check_resident`."""
-        check_resident(self._checkpoint, layouts, self._arrays)
+        """Checks that the network has all of its weights; see :meth:`ModelFiles.check_resident`."""
+        self._checkpoint.check_resident(layouts, self._arrays)
 
     def groups(self) -> dict[str, list[str]]:
         """Returns the canonical names for each output file: one file per decoder layer, and one for all other weights."""

@@ -11,10 +11,9 @@ from ..checkpoint.packed import Manifest, checksum
 from ..errors import CheckpointError, ExpertReadError
 from ..experts.host_memory import read_buffer
 from ..experts.reader import RecordReader
-from ..models import ModelFiles, open_checkpoint
+from ..models import open_checkpoint
 from ..progress import Callback, Progress, ProgressOption, following
 from .descriptions import file_checksum
-from .resident_files import check_resident
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ def _verify(folder: Path, report: Callback | None) -> Verification:
             report(Progress("verify", done, total, "bytes"))
     if manifest and (lost := sorted({*manifest.resident} - {file.name for file in sizes})):
         raise CheckpointError(f"{INDEX} does not name {lost[0]}, which the manifest does; copy or convert it again")
-    if isinstance(checkpoint, ModelFiles):
-        check_resident(checkpoint, table.layouts)
+    checkpoint.check_resident(table.layouts)
     reader = RecordReader(table)
     try:
         for layer, layout in table.layouts.items():

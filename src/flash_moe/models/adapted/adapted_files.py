@@ -176,6 +176,9 @@ class AdaptedFiles:
             self._works[float_bytes] = layer_works(self.network, self._heads, float_bytes)
         return self._works[float_bytes][layer]
 
+    def check_resident(self, layouts: Mapping[int, RecordLayout]) -> None:
+        """Does nothing: opening the files has checked the weights."""
+
     @property
     def metadata(self) -> dict[Path, Mapping[str, str]]:
         """The safetensors metadata of each file with resident weights."""
