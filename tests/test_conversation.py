@@ -140,6 +140,26 @@ def test_faults_of_functions_are_told_to_the_model(demo: Model, name: str) -> No
     assert roles(chat)[-1] == "assistant"
 
 
+def test_a_call_does_not_run_if_the_turn_is_cancelled_while_the_user_is_asked(demo: Model) -> None:
+    cancel = threading.Event()
+
+    def confirm(call: object) -> bool:
+        cancel.set()
+        return True
+
+    ran: list[str] = []
+
+    def get_weather(city: str) -> str:
+        """Get the weather of a city."""
+        ran.append(city)
+        return "sunny"
+
+    chat = demo.chat(tools=[get_weather], confirm=confirm)
+    results = [chunk.tool_result for chunk in chat.stream("What is the weather in Paris?", cancel=cancel)]
+    (result,) = [found for found in results if found is not None]
+    assert result.failed and "cancelled" in result.content and not ran
+
+
 def test_confirm_is_asked(demo: Model) -> None:
     asked = []
     chat = talk(demo, confirm=lambda call: asked.append(call.name))

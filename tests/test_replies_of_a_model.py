@@ -163,3 +163,41 @@ def test_template_variables_reach_the_template(demo: Model) -> None:
     with pytest.raises(PromptError, match="enable_thinking"):
         demo.encode(ASK, template_variables={"enable_thinking": True})
     assert demo.encode(ASK, template_variables={"preserve_thinking": True}, enable_thinking=True) == thinking
+
+
+@pytest.mark.parametrize("prefill", ["\n\n", " ", "<", "<th", "Sure. ", "A list: <", "x <function="])
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
+def test_a_beginning_that_may_be_markup_stands_once(demo: Model, prefill: str, tools: Any) -> None:
+    reply = demo.generate("What is K?", tools=tools, strict_tools=False, prefill=prefill, temperature=0, max_tokens=8)
+    assert not reply.calls
+    assert reply.text.rstrip() == reply.raw_text.rstrip()
+    assert reply.message["content"] == prefill + reply.text
+
+
+@pytest.mark.parametrize("strict", [None, True, False])
+def test_a_beginning_that_opens_a_call(demo: Model, strict: bool | None) -> None:
+    reply = demo.generate(ASK, tools=TOOLS, strict_tools=strict, prefill="I look. <tool_call>\n", **GREEDY)
+    (call,) = reply.tool_calls
+    assert call.name == "get_weather" and "city" in call.arguments and "<tool_call>" not in reply.raw_text
+    assert reply.message["content"] == "I look."
+    if strict is None:
+        chosen = demo.generate(ASK, tools=TOOLS, tool_choice="get_weather", prefill="<tool_call>\n", **GREEDY)
+        assert len(chosen.tool_calls) == 1 and chosen.message["content"] == ""
+
+
+@pytest.mark.parametrize("before", ["", "<think>\nshort\n</think>\n\n"], ids=["text", "reasoning"])
+@pytest.mark.parametrize(
+    ("wanted", "begun", "expected"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, '{"a":', {"a"}),
+        (["yes", "no"], "y", "yes"),
+    ],
+    ids=["json", "choices"],
+)
+def test_a_beginning_and_a_format(demo: Model, wanted: Any, begun: str, expected: Any, before: str) -> None:
+    reply = demo.generate(ASK, response_format=wanted, prefill=before + begun, **GREEDY)
+    assert reply.parsed == expected or reply.parsed.keys() == expected
+    reply = demo.generate(ASK, response_format=wanted, prefill=before, **GREEDY)
+    assert reply.parsed is not None
+    with pytest.raises(ArgumentError, match="the prefill 'x' does not fit the format of the reply"):
+        demo.generate(ASK, response_format=wanted, prefill=before + "x", **GREEDY)

@@ -29,7 +29,7 @@ from .structured import Enforcer, Specification
 from .text import Tokenizer
 from .text.function_tools import Tool, tool_schemas
 from .text.prompt import Prompt, check_tokens, encode_prompt
-from .text.reply import REASONING_CLOSED, THINK_END, ReplyParser
+from .text.reply import REASONING_CLOSED, ReplyParser, split_prefill
 from .text_generation import TextGeneration
 
 
@@ -104,14 +104,14 @@ class LanguageModel(TextGeneration):
                 f"the prompt has {len(tokens)} tokens, but the model's context of {self.config.max_position_embeddings} "
                 "must hold it and at least one more; shorten it"
             )
+        thinking, begun = self._enforcer.thinks(tokens), split_prefill(prefill)[1]
         sampler = Sampler(
-            forbid(chosen.sampling, enforced.forbidden), tokens, constraint=self._enforcer.constraint(enforced, tokens),
+            forbid(chosen.sampling, enforced.forbidden), tokens, constraint=self._enforcer.constraint(enforced, tokens, begun),
             processors=logits_processors, logprobs=logprobs,
         )  # fmt: skip
-        thinking = self._enforcer.thinks(tokens)
         parser = ReplyParser(schemas if tool_choice != "none" else None, thinking=thinking)
-        if prefill and not thinking:
-            parser.feed(prefill.rpartition(THINK_END)[2])
+        if not thinking:
+            parser.begin(begun)
         request = Request(
             tokens, min(chosen.max_tokens, room), sampler, StopStrings(chosen.stop), parser, chosen.reasoning_budget,
             self.tokenizer.encode(REASONING_CLOSED), cancelled(cancel), progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -102,3 +103,27 @@ def test_leaving_the_question_about_a_function(chat: Any, tmp_path: Path, key: s
     chat.expect(pexpect.EOF)
     chat.close()
     assert chat.exitstatus == 0
+
+
+def saved_roles(path: Path) -> list[str]:
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return [message["role"] for message in json.loads(header["__metadata__"]["content"])["state"]["messages"]]
+
+
+def test_slips_keep_the_conversation_and_its_system_message(chat: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_module_here\n")
+    say(chat, "/system Answer briefly.", "a new conversation")
+    say(chat, "What is the page cache?", r"% in\s+memory")
+    say(chat, "/save it's.flashmoe", "saved 3 messages")
+    say(chat, "/save /nonexist/x", "No such file or directory")
+    say(chat, "/k foo", "neither a number")
+    say(chat, "/k 99", "experts_per_token is 99")
+    say(chat, "/tools broken.py", r"cannot be\s+imported")
+    say(chat, "/system", "a new conversation")
+    say(chat, "/open it's.flashmoe", "3 messages")
+    say(chat, "/k 4", "K=4|experts_per_token=4")
+    say(chat, "/tools", "0 tools")
+    say(chat, "Why?", r"% in\s+memory")
+    say(chat, "/save second.flashmoe", "saved 5 messages")
+    assert saved_roles(tmp_path / "second.flashmoe") == ["system", *2 * ["user", "assistant"]]

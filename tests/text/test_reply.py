@@ -102,9 +102,22 @@ def test_calls_come_when_they_end_and_text_at_once() -> None:
         parts = parser.feed(piece)
         seen.append((parts.reasoning, parts.text, len(parts.tool_calls)))
     assert seen == [
-        ("hm", "", 0), (" so", "", 0), ("", "", 0), ("", "Hi", 0), ("", " you ", 0), ("", "<b>", 0), ("", "", 0), ("", "", 0),
+        ("hm", "", 0), (" so", "", 0), ("", "", 0), ("", "Hi", 0), ("", " you", 0), ("", " <b>", 0), ("", "", 0), ("", "", 0),
         ("", "", 1), ("", "\nx", 0),
     ]  # fmt: skip
+
+
+def test_white_space_before_what_may_be_a_call_is_held_back() -> None:
+    text = "ok\n\n" + BARE
+    assert parsed(["ok\n\n<", text[5:]], tools=[TOOL]) == parsed([text], tools=[TOOL])
+
+
+@pytest.mark.parametrize("prefill", ["", "a", "a ", " ", "<", "a <", "<fun", "a\n<tool_", '{"na'])
+@pytest.mark.parametrize("rest", ["b", " b <c", "ction> b"])
+def test_a_prefill_is_not_said_again(prefill: str, rest: str) -> None:
+    parser = ReplyParser([TOOL])
+    parser.begin(prefill)
+    assert parser.feed(rest).text + parser.feed("", last=True).text == rest
 
 
 def test_after_a_malformed_call_the_next_one_is_read() -> None:

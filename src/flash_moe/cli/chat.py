@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import json
 import shlex
 import signal
@@ -14,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
+from ..checks import resolve_experts_per_token
 from ..errors import ArgumentError, FlashMoEError
 from .arguments import (
     MODEL_HELP,
@@ -25,6 +24,7 @@ from .arguments import (
 )
 from .console import DIM, described, fail, say, shown, write
 from .loading import Loader, loads
+from .user_tools import confirm, read_tools
 
 if TYPE_CHECKING:
     from ..conversation.conversation import Conversation
@@ -45,7 +45,8 @@ HELP = """\
 /clear           begin a new conversation
 /system TEXT     begin a new conversation with a system message
 /k N|own         load the model again with N experts per token
-/tools FILE      functions of a Python file, or schemas in a JSON file, as tools; /tools alone removes them
+/tools FILE      functions of a Python file, or schemas in a JSON file, as
+                 tools; /tools alone removes them
 /stats           statistics of the last reply
 /exit            leave, as Ctrl-D does
 Alt-Enter adds a line, Ctrl-C stops a reply and keeps the conversation."""
@@ -100,7 +101,7 @@ class Talk:
         self._stats: Any = None
 
     def _new(self, messages: Sequence[Any] = ()) -> Conversation:
-        return self.model.chat(self._system, self._tools, confirm=_confirm, messages=messages, **self._options)
+        return self.model.chat(self._system, self._tools, confirm=confirm, messages=messages, **self._options)
 
     def run(self) -> None:
         """Reads and answers messages until the input ends."""
@@ -118,6 +119,8 @@ class Talk:
                     self._answer(line)
             except (FlashMoEError, OSError) as error:
                 fail(described(error))
+            except BadParameter as error:
+                fail(error.format_message())
 
     def _answer(self, text: str) -> None:
         cancel = threading.Event()
@@ -142,7 +145,9 @@ class Talk:
                     say(shown(result.content), label="error" if result.failed else "result")
                 self._stats, reason = chunk.stats, chunk.finish_reason or reason
         write("" if ends_line else "\n")
-        note = {"cancelled": "stopped", "length": "cut by --max-tokens or by the context"}.get(reason or "")
+        note = "cut by --max-tokens or by the context" if reason == "length" else None
+        if cancel.is_set():
+            note = "stopped"
         say(" · ".join(filter(None, (str(self._stats), note))), style=DIM)
 
     def _obey(self, line: str) -> bool:
@@ -181,7 +186,9 @@ class Talk:
         if not argument:
             fail("name a file: /open FILE")
             return
-        self._chat = self.model.open_chat(_path(argument), self._tools or None, confirm=_confirm)
+        self._chat = self.model.open_chat(_path(argument), self._tools or None, confirm=confirm)
+        first = self._chat.messages[0] if self._chat.messages else {}
+        self._system = first.get("content") if first.get("role") == "system" else None
         say(f"{len(self._chat.messages)} messages", style=DIM)
 
     def _undo(self) -> None:
@@ -198,65 +205,29 @@ class Talk:
 
     def _set_k(self, text: str) -> None:
         if text:
-            experts_per_token(text, "/k")
-            messages = self._chat.messages
+            wanted = experts_per_token(text, "/k")
+            resolve_experts_per_token(wanted, self.model.config.num_experts_per_tok)  # before the model is closed
             self.model.close()
             self.model = self._loaded(text)
-            self._chat = self._new([message for message in messages if message["role"] != "system"])
+            self._chat = self._new(self._said())
         say(f"{self.model!r}", style=DIM)
+
+    def _said(self) -> list[Any]:
+        """Returns the messages without the system message, which a new conversation gets separately."""
+        return [message for message in self._chat.messages if message["role"] != "system"]
 
     def _set_tools(self, argument: str) -> None:
         self._tools = read_tools(_path(argument)) if argument else []
-        self._chat = self._new([message for message in self._chat.messages if message["role"] != "system"])
+        self._chat = self._new(self._said())
         say("1 tool" if len(self._tools) == 1 else f"{len(self._tools)} tools", style=DIM)
 
 
-def read_tools(path: Path) -> list[Any]:
-    """Returns the functions that a Python file defines, or the schemas of a JSON file.
-
-    Raises:
-        OSError: the file cannot be read, or has another form.
-    """
-    if path.suffix == ".json":
-        try:
-            schemas = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise OSError(f"{path} is not JSON: {error}") from error
-        return schemas if isinstance(schemas, list) else [schemas]
-    if not path.is_file():
-        raise OSError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise OSError(f"{path} is neither a Python file with functions nor a JSON file with schemas")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    functions = inspect.getmembers(module, inspect.isfunction)
-    return [f for name, f in functions if f.__module__ == path.stem and not name.startswith("_")]
-
-
 def _path(argument: str) -> Path:
-    parts = shlex.split(argument)
-    return Path(parts[0] if len(parts) == 1 else argument).expanduser()
-
-
-def _confirm(call: Any) -> bool:
-    """Asks the user before a function runs. If no user can answer, the function does not run."""
-    if not sys.stdin.isatty():
-        return False
-    question = f"run {shown(call.name)}({shown(json.dumps(call.arguments, ensure_ascii=False))})? [y/N] "
-    cancelling = signal.signal(signal.SIGINT, signal.default_int_handler)  # so that Ctrl-C ends the question
     try:
-        return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
-        write("\n")
-        return False
-    except KeyboardInterrupt:
-        write("\n")
-        if callable(cancelling):
-            cancelling(signal.SIGINT, None)  # stops the reply
-        return False
-    finally:
-        signal.signal(signal.SIGINT, cancelling)
+        parts = shlex.split(argument)
+    except ValueError:  # a single quote, as in it's.flashmoe
+        parts = [argument]
+    return Path(parts[0] if len(parts) == 1 else argument).expanduser()
 
 
 @contextmanager

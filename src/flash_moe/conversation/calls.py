@@ -48,6 +48,8 @@ class Tools:
             return ToolResult(call, failure("the turn was cancelled"), failed=True)
         if self._confirm is not None and not self._confirm(call):
             return ToolResult(call, failure("the user declined this call"), failed=True)
+        if cancel is not None and cancel.is_set():  # while the user was asked
+            return ToolResult(call, failure("the turn was cancelled"), failed=True)
         return run_call(self._functions[call.name], call, cancel)
 
 

@@ -30,6 +30,9 @@ def save(path: str | os.PathLike[str], model: LanguageModel, state: Any, caches:
     Args:
         state: the parts of the conversation that are JSON data.
         caches: the caches of the conversation; only the last one is saved.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path = Path(path)
     _own(model)
@@ -39,6 +42,7 @@ def save(path: str | os.PathLike[str], model: LanguageModel, state: Any, caches:
     metadata = {"kind": _KIND, "version": str(_VERSION), "content": content, "digest": _digest(content, arrays)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.safetensors")
     try:
+        temporary.touch()  # raises the error of the system, which MLX replaces
         mx.save_safetensors(str(temporary), arrays or {"none": mx.zeros(1)}, metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import FormatError, ToolCallError
 from ..notebook import html
 from ..text.call_reader import ToolCall
-from ..text.reply import THINK, THINK_END, Where
+from ..text.reply import THINK_END, Where, markup_start, split_prefill
 from .sampling import TokenLogprobs
 from .stats import Stats
 
@@ -186,17 +186,18 @@ class Generation:
             return None
         if self.finish_reason in ("length", "cancelled"):
             raise FormatError("the reply was cut before its format was complete; raise max_tokens")
-        return self._parse(self.prefill + self.text)
+        return self._parse(split_prefill(self.prefill)[1] + self.text)
 
     @property
     def message(self) -> dict[str, Any]:
         """The reply as a chat message in OpenAI's form, to append to the list of messages."""
-        reasoning, begun, text = self.reasoning, self.prefill, self.text
+        (thought, begun), reasoning, text = split_prefill(self.prefill), self.reasoning, self.text
         if self.tool_call_error is not None:  # the original text, so that the model can see its error
             text = self.raw_text if reasoning is None else self.raw_text.partition(THINK_END)[2].lstrip()
-        if begun.startswith(THINK):
-            thought, _, begun = begun.removeprefix(THINK).partition(THINK_END)
-            reasoning, begun = (thought + (reasoning or "")).strip(), begun.lstrip()
+        elif self.calls:
+            begun = begun[: markup_start(begun)].rstrip()
+        if thought is not None:
+            reasoning = (thought + (reasoning or "")).strip()
         message: dict[str, Any] = {"role": "assistant", "content": begun + text}
         if reasoning is not None:
             message["reasoning_content"] = reasoning

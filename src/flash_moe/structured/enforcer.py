@@ -95,14 +95,26 @@ class Enforcer:
             return Enforced()
         return Enforced("tools" if format is None else f"tools or {format.kind}", grammar, format)
 
-    def constraint(self, enforced: Enforced, prompt: Sequence[int]) -> Constraint | None:
+    def constraint(self, enforced: Enforced, prompt: Sequence[int], begun: str = "") -> Constraint | None:
         """Returns the constraint for the reply to a prompt.
 
         Reasoning before the constrained part is not constrained.
+
+        Args:
+            begun: the text of the reply that the prompt contains already, without reasoning.
+
+        Raises:
+            ArgumentError: this text does not fit the format.
         """
         if enforced.grammar is None:
             return None
         enforced.grammar.end = next((token for token in reversed(prompt) if token in self._grammars.ends), None)
+        if begun and not self.thinks(prompt):
+            if enforced.format is None:  # only calls are enforced; the text before a call is free
+                begun = begun[begun.find("<tool_call>") :] if "<tool_call>" in begun else ""
+            if not enforced.grammar.begin(self._tokenizer.encode(begun)):
+                raise ArgumentError(f"the prefill {begun!r} does not fit the format of the reply; change or drop it")
+            return enforced.grammar
         if self._reasoning is None:
             return enforced.grammar
         opening, closing = self._reasoning

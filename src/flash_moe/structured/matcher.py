@@ -112,6 +112,11 @@ class GrammarConstraint:
         """Waits until the grammar is compiled."""
         self._matcher()
 
+    def begin(self, tokens: Sequence[int]) -> bool:
+        """Advances the state by the tokens of a prefill. Returns whether they fit; if not, the state is unchanged."""
+        matcher = self._matcher()
+        return matcher.validate_tokens(list(tokens)) == len(tokens) and matcher.consume_tokens(list(tokens))
+
     def allows(self, token: int) -> bool:
         """Returns whether a token may come next. This is much faster than :meth:`allowed`."""
         matcher = self._matcher()

@@ -59,6 +59,7 @@ class ReplyParser:
         self.where: Where = "reasoning" if thinking else "text"
         self._step = self._reason if thinking else self._begin
         self._held = ""
+        self._known = ""  # the part of a prefill that was held back
         self._tried = 0  # number of characters of a call that were already searched for its end
         self._bare = False  # the current call or the one before has no <tool_call>
         self._gap = False  # the next white space follows reasoning or a call
@@ -77,6 +78,11 @@ class ReplyParser:
         if last:
             self._finish(parts)
         return parts
+
+    def begin(self, prefill: str) -> None:
+        """Reads the part of the reply that the prompt contains already. Later parts do not contain its text."""
+        self.feed(prefill)
+        self._known = self._held
 
     def _finish(self, parts: Parts) -> None:
         if self.where == "tool_call":
@@ -97,7 +103,7 @@ class ReplyParser:
         if THINK.startswith(start):
             return False
         if start.startswith(THINK):
-            self._held, self.where, self._step = start[len(THINK) :], "reasoning", self._reason
+            self._held, self.where, self._step, self._known = start[len(THINK) :], "reasoning", self._reason, ""
         else:
             self._step = self._speak
         return True
@@ -143,7 +149,7 @@ class ReplyParser:
             if mark[1].strip() in self._calls.functions and self._starts_line(before):
                 self._set_aside(parts, before)
                 return self._open_call(parts, mark[0] + after, bare=True)
-        end = min(len(self._held.rstrip()), len(self._held) - self._unclear())
+        end = len(self._held[: _certain(self._held)].rstrip())
         if self._held[:end].strip():
             self._say(parts, self._held[:end])
             self._held = self._held[end:]
@@ -159,6 +165,7 @@ class ReplyParser:
 
     def _open_call(self, parts: Parts, rest: str, bare: bool) -> bool:
         self._space, self._held, self._tried = self._held if self._said else "", rest, 0
+        self._known = ""
         self.where, self._step, self._bare = "tool_call", self._call, bare
         return True
 
@@ -202,8 +209,8 @@ class ReplyParser:
             text = text.lstrip()
         if not text:
             return
-        parts.text += text
-        self._said, self._gap = True, False
+        parts.text += text.removeprefix(self._known)
+        self._known, self._said, self._gap = "", True, False
         self._mid_line = self._mid_line_after(text)
 
     def _mid_line_after(self, text: str) -> bool:
@@ -212,12 +219,6 @@ class ReplyParser:
 
     def _starts_line(self, before: str) -> bool:
         return not self._mid_line_after(before)
-
-    def _unclear(self) -> int:
-        """Returns the number of last characters that may be the beginning of markup."""
-        if name := _UNFINISHED_NAME.search(self._held):
-            return len(self._held) - name.start()
-        return max(_overlap(self._held, literal) for literal in (OPEN, CLOSE, FUNCTION))
 
     def _json_call(self, text: str) -> bool | None:
         """Returns whether a reply begins with a call in JSON of a declared function; None if this is not certain yet."""
@@ -231,6 +232,29 @@ class ReplyParser:
                     return True
                 unclear = unclear or wanted.startswith(found)
         return None if unclear else False
+
+
+def split_prefill(prefill: str) -> tuple[str | None, str]:
+    """Returns the reasoning of a prefill (None if there is none) and the text that the reply begins with."""
+    if not prefill.startswith(THINK):
+        return None, prefill
+    thought, _, text = prefill.removeprefix(THINK).partition(THINK_END)
+    return thought, text.lstrip()
+
+
+def markup_start(text: str) -> int:
+    """Returns the position of the first tool call in a text, which may be cut; else the length of the text."""
+    if text.lstrip().startswith("{"):
+        return 0
+    mark = _MARKUP.search(text)
+    return _certain(text) if mark is None else mark.start()
+
+
+def _certain(text: str) -> int:
+    """Returns the number of first characters that further text cannot make a part of markup."""
+    if name := _UNFINISHED_NAME.search(text):
+        return name.start()
+    return len(text) - max(_overlap(text, literal) for literal in (OPEN, CLOSE, FUNCTION))
 
 
 def _overlap(text: str, literal: str) -> int:
