@@ -100,7 +100,7 @@ class PromptError(ArgumentError):
 
 
 class NumericalError(FlashMoEError):
-    """The network produced NaN where a routing or sampling decision depends on it."""
+    """The network produced NaN where a routing or sampling decision depends on it, or weights are not finite."""
 
 
 class PeerError(FlashMoEError):

@@ -14,7 +14,7 @@ from family_checkpoints import GROUP_SIZE, OWN, checkpoint, plain, utils, write
 from mlx_lm.models.switch_layers import SwitchLinear
 from published import PUBLISHED
 
-from flash_moe import ArgumentError, CheckpointError, Model, convert, stream_experts, verify
+from flash_moe import ArgumentError, CheckpointError, Model, NumericalError, convert, stream_experts, verify
 from flash_moe.checkpoint.packed import MANIFEST
 from flash_moe.experts.opening import ExpertIO
 from flash_moe.packing.conversion import Mode
@@ -76,6 +76,18 @@ def test_searched_rounding_and_other_bits(tmp_path: Path) -> None:
     assert "requantised from 8 to 4 bits" in convert(packed, fewer, expert_bits=4, group_size=32)[0]
     assert set(describe(fewer).expert_formats) == {"4-bit, groups of 32"}
     assert 0.05 < np.median(np.abs(logits(fewer) - expected(source))) < 0.5
+
+
+@pytest.mark.parametrize("ending", ["layers.1.self_attn.o_proj.weight", "model.norm.weight"])
+def test_weights_that_are_not_finite_are_refused(ending: str, tmp_path: Path) -> None:
+    source = checkpoint("qwen3_moe", tmp_path / "source", mode=None, published=True, shards=1)
+    (file,) = source.glob("*.safetensors")
+    tensors = dict(mx.load(str(file)))
+    (name,) = (name for name in tensors if name.endswith(ending))
+    tensors[name] = mx.where(mx.arange(tensors[name].shape[-1]) == 5, mx.nan, tensors[name])
+    mx.save_safetensors(str(file), tensors)
+    with pytest.raises(NumericalError, match=rf"{ending} has numbers that are NaN"):
+        convert(source, tmp_path / "packed", mode="mxfp4")
 
 
 def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

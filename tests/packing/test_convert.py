@@ -14,7 +14,7 @@ from conversions import contents, packed_records
 from expected_records import PROJECTIONS, expected_records, stored_tensors
 from safetensors.numpy import load_file
 
-from flash_moe import CheckpointError, Model
+from flash_moe import CheckpointError, Model, NumericalError
 from flash_moe.checkpoint.names import canonical_name
 from flash_moe.packing.convert import convert
 from flash_moe.packing.info import describe
@@ -184,6 +184,23 @@ def test_weights_that_the_network_does_not_use_are_not_counted(small_float: Path
     assert describe(source).resident_bytes == describe(without).resident_bytes
     convert(source, tmp_path / "packed")
     assert name.rpartition("language_model.")[2] not in (tmp_path / "packed/model.safetensors.index.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(f"{LAYER}0.mlp.experts.down_proj", mx.nan), (f"{LAYER}0.linear_attn.out_proj.weight", mx.inf),
+     ("model.language_model.norm.weight", mx.nan)],
+)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"rounding": "nearest"}, {"mode": "mxfp8"}], ids=str)
+def test_weights_that_are_not_finite_are_refused(
+    name: str, value: float, options: dict, small_float: Path, tmp_path: Path
+) -> None:
+    source = edited(
+        small_float, tmp_path / "source", name, lambda old: mx.where(mx.arange(old.shape[-1]) == 5, value, old)
+    )
+    with pytest.raises(NumericalError, match="NaN"):
+        convert(source, tmp_path / "packed", **options)
+    assert not (tmp_path / "packed").exists()
 
 
 def edited(source: Path, folder: Path, name: str, change: Callable[[mx.array], mx.array] | None) -> Path:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_moe import NumericalError
+from flash_moe.formats import MODES, Quantization
 from flash_moe.packing.affine import packed, representable, stored
-from flash_moe.packing.rounding import search
+from flash_moe.packing.rounding import check_finite, nearest, search
 
 DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
@@ -107,3 +108,27 @@ def test_floats_are_stored_as_mlx_stores_them(dtype: str) -> None:
     np.testing.assert_array_equal(representable(values, dtype), np.array(expected.astype(mx.float32)))
     words = expected.view(mx.uint32 if dtype == "F32" else mx.uint16)
     np.testing.assert_array_equal(stored(representable(values, dtype), dtype), np.array(words).view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 3.4e38])
+def test_numbers_that_are_not_finite_are_refused(dtype: str, value: float) -> None:
+    weights = np.random.default_rng(0).standard_normal((8, 64))
+    check_finite(as_stored(weights, dtype), "weights")
+    weights[3, 17] = value
+    for quantization in [Quantization(4, 64), *map(Quantization.of_mode, MODES)]:
+        with pytest.raises(NumericalError, match="norm has numbers that are NaN, infinite or above"):
+            nearest(as_stored(weights, dtype), quantization, "norm")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_weights_of_every_size_stay_finite(mode: str, dtype: str) -> None:
+    """Scales below the least of e8m0 wrap around in ``mx.quantize``."""
+    values = np.exp2(np.linspace(-148, 126.9, 1000))[:, None] * np.ones(32)
+    weights = as_stored(values, dtype)
+    found = nearest(weights, Quantization.of_mode(mode), "weights")
+    restored = np.array(mx.dequantize(*found, mode=mode, dtype=mx.float32))
+    assert np.isfinite(restored).all()
+    if mode != "nvfp4":  # whose scales have a narrow range
+        np.testing.assert_allclose(restored, np.array(weights.astype(mx.float32)), rtol=0.3, atol=1e-30)

@@ -114,7 +114,7 @@ def _in_blocks(section: Mapping[str, Any]) -> bool:
 
 def _check_fp8(weight: TensorInfo, scales: TensorInfo, blocks: bool) -> None:
     *experts, rows, columns = weight.shape if len(weight.shape) > 1 else (0, 0)
-    allowed = [(-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))]
+    allowed: list[tuple[int, ...]] = [(-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))]
     if not blocks:
         allowed += [(rows, 1), (1, 1), (1,)]
     if len(weight.shape) < 2 or scales.shape not in [(*experts, *shape) for shape in allowed]:

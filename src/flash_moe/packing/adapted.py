@@ -18,6 +18,7 @@ from ..models import AdaptedFiles
 from ..models.adapted.expert_modules import parameters, quantization
 from ..record import Part, RecordLayout
 from .resident_files import resident_file
+from .rounding import check_finite, without_tiny
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -73,6 +74,7 @@ class AdaptedResident:
     def __init__(self, files: AdaptedFiles, floats: Quantization | None, target: Mapping[int, RecordLayout]) -> None:
         self._files = files
         self._section: dict[str, Any] = dict(files.quantization or {})
+        self._floats: dict[str, mx.array] = {}  # what quantised weights are made of, by name
         experts = {
             f"{path}.{linear}": (layer, linear, quantization(switch).get(linear))
             for layer, (path, switch) in enumerate(files.experts.modules)
@@ -112,8 +114,16 @@ class AdaptedResident:
         return self._section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
-        """Returns the arrays to write for these names. Each name can be converted only once."""
-        return {name: self._arrays.pop(name) for name in names}
+        """Returns the arrays to write for these names. Each name can be converted only once.
+
+        Raises:
+            NumericalError: an array is NaN or infinite.
+        """
+        out = {}
+        for name in names:
+            out[name] = self._arrays.pop(name)
+            check_finite(self._floats.pop(name, out[name]), name)
+        return out
 
     def _quantize(self, network: Any, q: Quantization, experts: Mapping[str, Any]) -> None:
         """Quantises as mlx_lm.convert does. The network's own settings for a module are written to config.json."""
@@ -125,6 +135,9 @@ class AdaptedResident:
             found = True if predicate is None else predicate(path, m)
             if isinstance(found, dict):
                 self._section[path] = found
+            if found:
+                m.weight = m.weight if q.is_affine else without_tiny(m.weight)
+                self._floats[f"{path}.weight"] = m.weight
             return found
 
         nn.quantize(network, q.group_size, q.bits, mode=q.mode, class_predicate=wanted)

@@ -19,7 +19,7 @@ from ..ops.experts import dequantized
 from ..ops.foreign_weights import affine_of
 from ..record import PROJECTIONS, RecordLayout
 from .affine import Affine, packed, stored
-from .rounding import search
+from .rounding import nearest, search
 
 Rounding = Literal["nearest", "search"]
 Parts = Mapping[str, np.ndarray]  # the bytes of the parts of a record, by name such as "gate_proj.weight"
@@ -52,8 +52,8 @@ def rewritten(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the requantised parts of one projection for each record of [N, words]."""
     quantization = target.formats[name].quantization
-    nearest = rounding == "nearest" or (quantization is not None and not quantization.is_affine)
-    return (_nearest if nearest else _searched)(records, source, target, name)
+    plain = rounding == "nearest" or (quantization is not None and not quantization.is_affine)
+    return (_nearest if plain else _searched)(records, source, target, name)
 
 
 def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
@@ -126,8 +126,7 @@ def _nearest(
     stored = fmt.dtype if fmt.quantization.is_affine or old.quantization is not None else old.dtype
     dtype = {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
     weights = dequantized(records, source.linears[name], dtype)
-    arrays = mx.quantize(weights, **fmt.quantization.to_json())
-    kinds = [as_bytes(array) for array in arrays]
+    kinds = [as_bytes(array) for array in nearest(weights, fmt.quantization, f"{name} of an expert")]
     for values in zip(*kinds, strict=True):
         yield {f"{name}.{kind}": value for kind, value in zip(("weight", "scales", "biases"), values, strict=False)}
 

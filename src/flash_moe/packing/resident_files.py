@@ -18,6 +18,7 @@ from ..models import ModelFiles
 from ..record import RecordLayout
 from .affine import packed
 from .requantize import Rounding, searched
+from .rounding import check_finite, nearest
 
 _GATES = ("mlp.gate", "shared_expert_gate")  # few weights with a large effect: quantised as in mlx_lm
 _GATE_QUANTIZATION = Quantization(8, 64)
@@ -100,16 +101,21 @@ class ResidentFiles:
         return section or None
 
     def converted(self, names: Iterable[str]) -> dict[str, mx.array]:
-        """Returns the arrays to write for these canonical names. Each name can be converted only once."""
+        """Returns the arrays to write for these canonical names. Each name can be converted only once.
+
+        Raises:
+            NumericalError: an array is NaN or infinite.
+        """
         out: dict[str, mx.array] = {}
         for name in names:
             array = self._arrays.pop(name)  # removed, because an evaluated array takes memory
             array = self._family.mlx_array(self._checkpoint, name, array)
             q = self._quantization.get(module_path(name)) if name.endswith(".weight") else None
             if q is None:
+                check_finite(array, name)
                 out[self._family.mlx_name(name)] = array
                 continue
-            parts = _quantized(array, q, self._rounding)
+            parts = _quantized(array, q, self._rounding, name)
             for kind, part in zip(("weight", "scales", "biases"), parts, strict=False):
                 out[self._family.mlx_name(f"{module_path(name)}.{kind}")] = part
         return out
@@ -123,10 +129,10 @@ class ResidentFiles:
         return None if array.shape[1] % q.group_size else q
 
 
-def _quantized(array: mx.array, q: Quantization, rounding: Rounding) -> list[mx.array]:
+def _quantized(array: mx.array, q: Quantization, rounding: Rounding, name: str) -> list[mx.array]:
     """Returns the words and scales of a matrix [rows, columns], and the biases in affine mode."""
     if rounding == "nearest" or not q.is_affine:
-        return list(mx.quantize(array, **q.to_json()))
+        return nearest(array, q, name)
     blocks, step = [], max(1, _BLOCK // array.shape[1])
     for start in range(0, array.shape[0], step):
         weights = np.array(array[start : start + step].astype(mx.float32))

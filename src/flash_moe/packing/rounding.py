@@ -1,6 +1,6 @@
-"""Searches for the scale and bias of each group with the smallest rounding error.
+"""Quantises floats: as MLX does, or with the scale and bias of each group that have the smallest rounding error.
 
-MLX spans the whole range of a group, so two extreme values determine the few levels. This search tries several ranges.
+MLX spans the whole range of a group, so two extreme values determine the few levels. The search tries several ranges.
 It improves each range by alternating two steps, neither of which can increase the error: the nearest codes for the
 current scale and bias, and a least squares fit of scale and bias for the current codes.
 """
@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import mlx.core as mx
 import numpy as np
 
 from ..errors import NumericalError
+from ..formats import Quantization
 from .affine import Affine, nearest_codes, representable
 
 _RANGES = {2: (0.85, 0.7, 0.55), 3: (1.0, 0.85, 0.7)}  # shares of a group's range around its middle, by bits
@@ -20,6 +22,41 @@ _WIDE = (1.0, 0.9)  # the same for more bits
 _FITS = 3
 _BLOCK = 1 << 16  # weights that are processed together, so that temporaries stay in the cache
 _TINY = 1e-7  # the least scale, as in MLX
+_LEAST = 2.0**-100  # far above what needs a scale below the least of e8m0
+_FORMATS: dict[
+    mx.Dtype, tuple[mx.Dtype, int, int]
+] = {  # unsigned integer of the same size, mask of the magnitude, and the first magnitude that is too large
+    mx.float32: (mx.uint32, 0x7FFFFFFF, 0x7F000000),  # 2 to the power of 127
+    mx.bfloat16: (mx.uint16, 0x7FFF, 0x7F00),
+    mx.float16: (mx.uint16, 0x7FFF, 0x7C00),  # infinity
+}
+
+
+def check_finite(array: mx.array, name: str) -> None:
+    """Raises NumericalError if an array of floats has a number that is NaN, infinite or above 1e38."""
+    if array.dtype in _FORMATS and array.size:
+        words, mask, limit = _FORMATS[array.dtype]
+        if int((array.view(words) & mask).max()) >= limit:
+            raise NumericalError(
+                f"{name} has numbers that are NaN, infinite or above 1e38; the checkpoint is damaged: get it again"
+            )
+
+
+def without_tiny(weights: mx.array) -> mx.array:
+    """Returns weights with zeros for those below 1e-30, for which MLX's microscaled modes make infinite scales."""
+    return mx.where(mx.abs(weights) < _LEAST, 0, weights)
+
+
+def nearest(weights: mx.array, quantization: Quantization, name: str) -> list[mx.array]:
+    """Quantises [..., rows, columns] as MLX does, to words, scales and, in affine mode, biases.
+
+    Raises:
+        NumericalError: a weight is NaN or infinite.
+    """
+    check_finite(weights, name)
+    if not quantization.is_affine:
+        weights = without_tiny(weights)
+    return list(mx.quantize(weights, **quantization.to_json()))
 
 
 def search(weights: np.ndarray, bits: int, dtype: str, importance: np.ndarray | None = None) -> Affine:
