@@ -26,7 +26,7 @@ ExpertsPerToken = Annotated[
         "-k",
         metavar="N|own",
         help="Experts per token and layer (K). Fewer experts answer faster, but less well; 'own' takes the number that the "
-        "model was trained with.  [default: 4, or 'own' where that is less]",
+        "model was trained with.  [default: 4, or 'own' if that is smaller; 'own' for families of mlx-lm]",
     ),
 ]
 

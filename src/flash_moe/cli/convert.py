@@ -41,7 +41,7 @@ def command(
         int | None,
         typer.Option(
             metavar=_BITS,
-            help="Bits of weights; what is always in memory never gets fewer than 4. Default: quantised weights stay as "
+            help="Bits of weights; resident weights never get fewer than 4. Default: quantised weights stay as "
             "they are, others become 4-bit.",
         ),
     ] = None,

@@ -12,9 +12,11 @@ from .loading import Loader, loads
 
 EXAMPLES = """\b
 Examples, on the second of two machines:
-  MLX_HOSTFILE=hosts.json MLX_RANK=1 flash-moe worker ./qwen-1 -k own
+  MLX_HOSTFILE=ranks.json MLX_RANK=1 flash-moe worker ./qwen-1 -k own
 and on the first:
-  MLX_HOSTFILE=hosts.json MLX_RANK=0 flash-moe chat ./qwen-0 -k own"""
+  MLX_HOSTFILE=ranks.json MLX_RANK=0 flash-moe chat ./qwen-0 -k own
+ranks.json is the same on all machines and names the addresses of each rank:
+  [ ["10.0.0.1:5000"], ["10.0.0.2:5000"] ]"""
 
 
 @loads

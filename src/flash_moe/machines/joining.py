@@ -66,7 +66,10 @@ def _launched_group() -> mx.distributed.Group:
         with deadly_interrupts():  # MLX waits here for the other ranks
             group = mx.distributed.init()
     except RuntimeError as error:
-        raise PeerError(f"MLX could not connect the ranks: {error}; are all started, and their ports free?") from error
+        raise PeerError(
+            f"MLX could not connect the ranks: {error}; are all started, their ports free, and "
+            "MLX_HOSTFILE a list of the addresses of each rank?"
+        ) from error
     if group.size() == 1 and any(os.environ.get(name, "0") != "0" for name in _LAUNCHED):
         raise PeerError(
             "this process was started as another rank than 0, but MLX knows of no other; is MLX_HOSTFILE set?"
