@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -101,6 +102,14 @@ def test_fetches_are_served_from_outside_the_store(packed_checkpoint: Path, kind
         assert (found.store, found.records) == (kind, records)
         assert found.warm > 0
         assert found.cold is None or found.cold > 0
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_warm_fetches_are_not_served_from_a_bank_that_holds_everything(packed_checkpoint: Path, layers: int) -> None:
+    table = open_model(packed_checkpoint).records()
+    few = replace(table, layouts={i: table.layouts[i] for i in range(layers)})
+    for records in (1, 4, 16):
+        assert fetch_speed(few, "slots", records, 0.05).warm > 0
 
 
 @pytest.mark.parametrize(

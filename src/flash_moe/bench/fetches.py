@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +49,8 @@ def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: floa
     """
     reader = RecordReader(table)
     store: ExpertStore = MappedStore(reader, records) if kind == "mapped" else SlotStore(reader, records)
-    with closing(store):
+    with ExitStack() as stack:
+        stack.enter_context(closing(store))
         emptied = True
 
         def empty(layer: int, experts: list[int]) -> None:
@@ -62,6 +63,8 @@ def fetch_speed(table: RecordTable, kind: Streaming, records: int, seconds: floa
         reader.evict(flush=True)
         sets = list(_sets(table, records))
         cold, used = _timed(store, sets, seconds / 2, empty)
+        if kind == "slots":  # the bank of the first may hold all records of a model of one or two layers
+            store = stack.enter_context(closing(SlotStore(RecordReader(table), records)))
         warm, _ = _timed(store, used, seconds / 2, lambda layer, experts: None)
     return FetchSpeed(kind, records, cold if emptied else None, warm)
 
