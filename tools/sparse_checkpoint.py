@@ -70,7 +70,7 @@ def write_sparse(
     checksums = (checksum(bytes(layout.stride)),) * text["num_experts"]
     layers = {}
     for i in range(text["num_hidden_layers"]):
-        header = layer_header(text["num_experts"], layout)
+        header = layer_header(i, text["num_experts"], layout)
         write_holes(folder / layer_file(i), header, text["num_experts"] * layout.stride)
         layers[i] = PackedLayer(layer_file(i), layout, checksums)
     (folder / MANIFEST).write_text(Manifest(layers).dump())

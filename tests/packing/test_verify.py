@@ -112,8 +112,22 @@ def test_swapped_layers(copy: Path) -> None:
     first.rename(copy / "other")
     second.rename(first)
     (copy / "other").rename(second)
+    with pytest.raises(
+        CheckpointError, match=r"experts-00000.safetensors holds the experts of layer 1, .* says layer 0"
+    ):
+        open_model(copy).records()
+    for file, layer in ((first, 1), (second, 0)):  # as written before files stated their layer
+        file.write_bytes(file.read_bytes().replace(f',"layer":"{layer}"'.encode(), b" " * 12))
     with pytest.raises(ExpertReadError, match="expert 0 of layer 0"):
         verify(copy)
+
+
+@pytest.mark.parametrize("name", ["flash_moe.json", "model.safetensors.index.json"])
+def test_lost_descriptions_are_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks {name}.*; copy that file .*again, or convert") as caught:
+        verify(copy)
+    assert "remove" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["model-resident.safetensors", "experts-00001.safetensors"])

@@ -23,7 +23,7 @@ from .names import (
     is_stacked,
     module_path,
 )
-from .packed import MANIFEST, Manifest
+from .packed import MANIFEST, Manifest, refuse_lost_manifest
 from .quantization import QuantizationMap, StatedQuantization, is_quantized_by_others, refuse_foreign_tensors
 from .safetensors import TensorInfo, read_header
 
@@ -86,6 +86,7 @@ class Checkpoint:
         metadata = {}
         found: dict[str, Path] = {}
         needed: dict[str, TensorInfo] = {}
+        refuse_lost_manifest(folder)
         files, index = _weight_files(folder, names)
         for file in files:
             header = read_header(file, lambda name: names(name) is not None)
@@ -154,6 +155,8 @@ def _weight_files(folder: Path, names: Names = canonical_name) -> tuple[list[Pat
     These are the files of the index with needed tensors or, without an index, all *.safetensors files.
     """
     index = _read_index(folder)
+    if not index and (folder / MANIFEST).exists():
+        raise CheckpointError(f"{folder} is packed but lacks {INDEX}; copy that file again, or convert the model again")
     needed = {name: file for name, file in index.items() if names(name) is not None}
     held = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))  # ._x: macOS's notes
     if not needed:

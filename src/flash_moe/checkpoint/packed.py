@@ -91,10 +91,21 @@ def layer_file(layer: int) -> str:
     return f"experts-{layer:05d}.safetensors"
 
 
-def layer_header(records: int, layout: RecordLayout) -> bytes:
+def refuse_lost_manifest(folder: Path) -> None:
+    """Raises CheckpointError if a folder holds layers of a packed model, but no manifest."""
+    layers = () if (folder / MANIFEST).exists() else sorted(folder.glob("experts-[0-9]*.safetensors"))
+    for file in layers:
+        if read_header(file).metadata.get("format") == FORMAT:
+            raise CheckpointError(
+                f"{file} holds packed experts, but {folder} lacks {MANIFEST}, which describes them; copy that file to the "
+                "folder again, or convert the model again"
+            )
+
+
+def layer_header(layer: int, records: int, layout: RecordLayout) -> bytes:
     """Returns the header of a layer's file, before the records; its length is a multiple of 16 KiB."""
     tensors = {TENSOR: ("U8", (records, layout.stride))}
-    return build_header(tensors, metadata=_metadata(layout), align=RECORD_ALIGNMENT)
+    return build_header(tensors, metadata=_metadata(layout) | {"layer": str(layer)}, align=RECORD_ALIGNMENT)
 
 
 def _metadata(layout: RecordLayout) -> dict[str, str]:
@@ -103,13 +114,15 @@ def _metadata(layout: RecordLayout) -> dict[str, str]:
 
 def _states(metadata: Mapping[str, str], layout: RecordLayout) -> bool:
     """Returns whether a file's metadata describes this layout."""
+    if not metadata.keys() <= {"format", "layout", "layer"}:
+        return False
     try:
         return metadata.get("format") == FORMAT and RecordLayout.from_json(json.loads(metadata["layout"])) == layout
     except (ValueError, KeyError, TypeError, RecursionError, CheckpointError):
         return False
 
 
-def open_layer(folder: Path, layer: PackedLayer, records: int) -> TensorInfo:
+def open_layer(folder: Path, number: int, layer: PackedLayer, records: int) -> TensorInfo:
     """Returns the tensor of records in a layer's file, checked against the manifest.
 
     Raises:
@@ -131,6 +144,11 @@ def open_layer(folder: Path, layer: PackedLayer, records: int) -> TensorInfo:
         raise CheckpointError(
             f"{tensor.file} states another record layout than {MANIFEST}; they are of different conversions or damaged: "
             "convert the model again"
+        )
+    if (own := header.metadata.get("layer", str(number))) != str(number):  # older files do not state it
+        raise CheckpointError(
+            f"{tensor.file} holds the experts of layer {own}, but {MANIFEST} says layer {number}; restore the names of the "
+            "files, or convert the model again"
         )
     if len(layer.checksums) != records:
         raise CheckpointError(

@@ -160,7 +160,7 @@ class RecordTable:
             CheckpointError: the file of a layer is missing or does not match its description.
         """
         tensors = {
-            layer: open_layer(folder, packed, len(share.experts(layer, num_experts)))
+            layer: open_layer(folder, layer, packed, len(share.experts(layer, num_experts)))
             for layer, packed in layers.items()
         }
         layouts = {layer: packed.layout for layer, packed in layers.items()}

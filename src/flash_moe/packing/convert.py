@@ -244,7 +244,7 @@ class _WholeConversion:
         bank = new_bank(min(step, len(experts)), stride // 4)
         buffers = np.array(bank, copy=False).view(np.uint8)
         with path.open("wb") as stream:
-            stream.write(layer_header(len(experts), target))
+            stream.write(layer_header(layer, len(experts), target))
             for start in range(0, len(experts), step):
                 group = experts[start : start + step]
                 reader.read_all(layer, group, list(buffers[: len(group)]))

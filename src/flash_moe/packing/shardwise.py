@@ -191,7 +191,7 @@ class _ShardwiseConversion:
         return path.open("r+b")
 
     def _header(self, layer: int) -> bytes:
-        return layer_header(len(self.table.experts(layer)), self.target[layer])
+        return layer_header(layer, len(self.table.experts(layer)), self.target[layer])
 
     def _finish_resident(self) -> tuple[dict[str, str], dict[str, str]]:
         checksums: dict[str, str] = {}

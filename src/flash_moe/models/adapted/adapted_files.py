@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from ...checkpoint.packed import refuse_lost_manifest
 from ...checkpoint.records import RecordTable
 from ...checkpoint.safetensors import TensorInfo, check_unchanged, read_header
 from ...checks import integer, is_default
@@ -84,6 +85,7 @@ class AdaptedFiles:
             CheckpointError: the files do not contain the tensors that the network needs.
             ArgumentError: K is out of range, or cannot be changed for this family.
         """
+        refuse_lost_manifest(folder)
         raw = read_config(folder)
         changed, k = _chosen(raw, experts_per_token)
         held = tensors(folder)
