@@ -176,6 +176,22 @@ def test_a_text_that_reads_as_another_value_has_to_fit_that(
     assert [text for text in [*taken, *refused] if takes(grammar, CALL.format(text))] == taken
 
 
+@pytest.mark.parametrize("schema", ["array", "object"])
+@pytest.mark.parametrize("pattern", [r"^\S+@\S+$", r"^.+/.+$"])
+def test_a_long_string_with_a_pattern_inside_data(
+    pattern: str, schema: str, tags: tuple[int, int], tokenizer: Tokenizer, grammars: Grammars
+) -> None:
+    """Tags and pattern are checked at once, which is costly for a text that begins like a tag or has not matched yet."""
+    text = {"type": "string", "pattern": pattern}
+    data = {"array": {"type": "array", "items": text}, "object": function({"e": text}, ["e"])["function"]["parameters"]}
+    constraint = grammars.constraint(reply_grammar([function({"a": data[schema]}, ["a"])], "f", "text", tags, None))
+    begin = CALL.split("{}")[0] + {"array": '["', "object": '{"e":"'}[schema]
+    for n, token in enumerate(tokenizer.encode(begin + "feyping2,parametersamk.</tool" + "rolt" * 120)):
+        constraint.forced()
+        assert constraint.allows(token) and (n > 20 or constraint.allowed()[token])
+        constraint.accept(token)
+
+
 def test_a_required_parameter_need_not_be_declared(tags: tuple[int, int], takes: Callable[[str, str], bool]) -> None:
     grammar = reply_grammar([function({}, ["a"], additionalProperties=True)], "auto", "text", tags, None)
     assert takes(grammar, CALL.format("x")) and not takes(grammar, CALL.format("x").replace("=a>", "=b>"))

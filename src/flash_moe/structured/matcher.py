@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _KEPT = 16  # number of compiled grammars to keep; a conversation uses the same tools in every turn
+_FUEL = 20_000_000  # work of the lexer between two masks; the default of 200,000 ended replies after 5 ms of work
 
 
 class Vocabulary(Protocol):
@@ -178,9 +179,10 @@ class _Tokens:
 
 
 def _compile(tables: LLTokenizer, grammar: str) -> LLMatcher:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(tables, grammar, log_level=0)
+    limits = LLParserLimits(step_lexer_fuel=_FUEL)
+    matcher = LLMatcher(tables, grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise ArgumentError(f"the format cannot be enforced: {_reason(matcher.get_error())}")
     return matcher

@@ -10,6 +10,7 @@ from ..text.tool_schemas import TYPE_ALIASES
 from .tags import tagless
 
 MAX_CHARACTERS = 65_536  # characters of a string
+MAX_IN_CALL = 1024  # characters of a string with a pattern in a call; the combined automaton is large
 MAX_KEY = 256  # characters of a key that is not declared
 MAX_ITEMS = 4_096  # elements of an array
 MAX_PROPERTIES = 256  # keys of an object without declared keys
@@ -30,7 +31,7 @@ _UNENFORCEABLE = frozenset(
 ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "deprecated", "$comment", "$defs", "definitions", "$schema", "$id"}
 )
-_TAGLESS = f"^{tagless(MAX_CHARACTERS)}$"
+_TAGLESS, _TAGLESS_OF_ANY_LENGTH = f"^{tagless(MAX_CHARACTERS)}$", f"^{tagless(None)}$"
 
 
 def enforceable(schema: Mapping[str, Any], where: str, in_call: bool = False) -> dict[str, Any]:
@@ -164,10 +165,11 @@ class _Preparation:
         return value
 
     def _bound_string(self, schema: dict[str, Any]) -> dict[str, Any]:
-        schema.setdefault("maxLength", max(MAX_CHARACTERS, schema.get("minLength", 0)))
+        most = MAX_IN_CALL if self._in_call and "pattern" in schema else MAX_CHARACTERS
+        schema.setdefault("maxLength", max(most, schema.get("minLength", 0)))
         if self._in_call and "format" not in schema:
             if "pattern" in schema:
-                schema["allOf"] = [*schema.get("allOf", ()), {"type": "string", "pattern": _TAGLESS}]
+                schema["allOf"] = [*schema.get("allOf", ()), {"type": "string", "pattern": _TAGLESS_OF_ANY_LENGTH}]
             else:
                 schema["pattern"] = _TAGLESS
         return schema

@@ -18,12 +18,13 @@ _DATA = r"\[\{\(\-0-9+.'\"#\\"
 _FIRSTS = {"integer": r"\-0-9", "number": r"\-0-9", "array": _DATA, "object": _DATA}
 
 
-def tagless(most: int) -> str:
-    """Returns a pattern for texts without tags of a call, with at most about `most` characters.
+def tagless(most: int | None) -> str:
+    """Returns a pattern for texts without tags of a call, with at most about `most` characters; None for any number.
 
     The pattern uses no complement, because the automaton of a complement has a state per character and is slow.
     """
-    return f"{_unit()}{{0,{most}}}(?:{_begun()}){{0,{most}}}"
+    times = "*" if most is None else f"{{0,{most}}}"
+    return f"{_unit()}{times}(?:{_begun()}){times}"
 
 
 def tagless_beside(others: Collection[str], most: int) -> str:

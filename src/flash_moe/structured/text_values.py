@@ -9,12 +9,11 @@ from typing import Any
 from ..errors import ArgumentError, ToolCallError
 from ..text.tool_schemas import from_text
 from .lark import json_rule, quoted, regex
-from .schema import MAX_CHARACTERS, intersects, types_of
+from .schema import MAX_CHARACTERS, MAX_IN_CALL, intersects, types_of
 from .tags import has_tag, tagless, tagless_beside
 
 _WORDS = {"True": ("boolean", True), "False": ("boolean", False), "None": ("null", None)}
 END = "\n</parameter>\n"
-_MAX_CHARACTERS = 1024  # characters of a string with a pattern or a format; the combined automaton is large
 _FORMATS = {
     "date": r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|[0-9]{4}-(?:0[13-9]|1[0-2])-(?:29|30)"
     r"|[0-9]{4}-(?:0[13578]|1[02])-31",
@@ -134,7 +133,7 @@ def _string(option: Mapping[str, Any], others: frozenset[str], where: str) -> st
     if unsupported:
         raise ArgumentError(f"{where} has the keyword {unsupported.pop()!r}, which no grammar enforces; remove it")
     low, large = option.get("minLength", 0), "pattern" in option or "format" in option
-    high = option.get("maxLength", max(low, _MAX_CHARACTERS if large else MAX_CHARACTERS))
+    high = option.get("maxLength", max(low, MAX_IN_CALL if large else MAX_CHARACTERS))
     parts = [regex(tagless_beside(others, high) if others else tagless(high))]
     if low or "maxLength" in option:
         parts.append(regex(f"(?s:.{{{low},{high}}})"))
