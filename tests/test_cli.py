@@ -152,3 +152,10 @@ def test_nothing_typed_shows_help(arguments: list[str]) -> None:
 )
 def test_usage_errors_have_one_form(arguments: list[str], message: str) -> None:
     assert message in failed(flash_moe_command(*arguments), code=2)
+
+
+def test_each_command_has_examples_of_its_own() -> None:
+    for name in ("download", "list", "remove", "bench io"):
+        _, _, examples = flash_moe_command(*name.split(), "--help").stdout.partition("Examples:")
+        assert f"flash-moe {name}" in examples
+        assert not any(f"flash-moe {other}" in examples for other in {"list", "remove", "bench MODEL"} - {name})

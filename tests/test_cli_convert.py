@@ -26,7 +26,7 @@ def test_convert_verify_and_damage(quantized_checkpoint: Path, tmp_path: Path, m
     packed = tmp_path / "new model"
     result = flash_moe_command("convert", quantized_checkpoint, packed)
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[1] == f"run it: flash-moe generate '{packed}' \"Why is the sky blue?\""
+    assert result.stdout.splitlines()[2] == f"run it: flash-moe generate '{packed}' \"Why is the sky blue?\""
     assert re.match(rf"wrote {re.escape(str(packed))}: [\d.]+ MB in [\d.]+ s", result.stdout)
     lines = result.stderr.splitlines()
     assert 5 <= len(lines) <= 10

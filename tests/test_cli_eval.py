@@ -117,6 +117,7 @@ def test_a_plain_text_without_a_reference(packed_checkpoint: Path, tmp_path: Pat
     assert found["reference"] is found["tool_calls"] is found["text"]["assistant"] is None
     assert found["text"]["all"]["divergence"] is None
     assert found["text"]["all"]["sequences"] == 3
+    assert "±" not in flash_moe_command("eval", packed_checkpoint, "--text", file, *options[:2], "--limit", 1).stdout
 
 
 @pytest.mark.slow

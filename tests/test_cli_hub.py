@@ -106,6 +106,18 @@ def test_what_was_not_finished_is_listed_and_can_be_removed(hub: HubServer, cach
     assert not (cache / "models--org--model").exists()
 
 
+def test_a_repository_that_lost_a_file_is_incomplete_and_can_be_removed(hub: HubServer, cache: Path) -> None:
+    flash_moe_command("download", REPO)
+    lost = (Path(downloaded()[0].path) / "tokenizer_config.json").resolve()
+    size = downloaded()[0].nbytes - lost.stat().st_size
+    lost.unlink()
+    (one,) = downloaded()
+    assert (one.repo, one.complete, one.nbytes) == (REPO, False, size)
+    assert flash_moe_command("list").stdout.endswith("  incomplete\n")
+    assert flash_moe_command("remove", REPO, "--yes").exit_code == 0
+    assert not (cache / "models--org--model").exists()
+
+
 @pytest.mark.parametrize("command", ["download", "remove"])
 def test_what_is_no_repository(command: str, cache: Path) -> None:
     assert "no repository" in failed(flash_moe_command(command, "./folder"), code=2)

@@ -26,13 +26,15 @@ def test_a_report_has_all_parts_and_nothing_private(packed_checkpoint: Path, mon
         return "of the demo" if k is None else measured(folder, k, *sizes)
 
     monkeypatch.setattr(report_sections, "model", model)
+    for name in ("machine_memory", "memory_limit"):
+        monkeypatch.setattr(f"flash_moe.limits.{name}", lambda: 48 << 30)
     result = flash_moe_command("report", packed_checkpoint, *QUICK, "-k", 2)
     assert result.exit_code == 0, result.output
     titles = [line for line in result.stdout.splitlines() if line.startswith("#")]
     assert titles == ["#### Machine", "#### Kernels", "#### Demo model", "#### Model"]
     for expected in (
         "| mlx |", "| MLX computes with | CPU |", "No GPU that MLX can use.", "\nof the demo\n",
-        "4 layers of 64, 16 experts of 16.4 kB", "K=2 of 4, experts slots.", "| plain reads of 262 kB |",
+        "4 layers of 64, 16 experts of 16.4 kB", "K=2 of 4, experts\nslots.", "| memory | 48 GB |", "| plain reads of 262 kB |",
         "| slots, 2 records at once |", "| ms | measured | planned | ratio | waiting for experts |", "| a token, cold |",
         "| a prompt of 8, warm |",
     ):  # fmt: skip

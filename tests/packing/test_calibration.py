@@ -223,7 +223,7 @@ def test_command_line(small_float: Path, tmp_path: Path) -> None:
     options = ["--bits", 8, "--expert-bits", 2, "--down-bits", 3, "--calibrate", text, "--calibrate-tokens", 100]
     result = flash_moe_command("convert", small_float, tmp_path / "packed", *options)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0].endswith("experts at 3.33 bits per weight with their scales")
+    assert result.stdout.splitlines()[1] == "experts: 3.33 bits per weight with their scales"
     tokens = calibration_tokens(text, Tokenizer.load(small_float), 100)
     convert(small_float, tmp_path / "twin", bits=8, expert_bits=2, down_bits=3, calibration=tokens)
     assert contents(tmp_path / "packed") == contents(tmp_path / "twin")

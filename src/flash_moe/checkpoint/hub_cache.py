@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ArgumentError, HubError
@@ -18,7 +19,7 @@ class Downloaded:
         repo: ``org/name``.
         path: the folder of its newest revision.
         nbytes: bytes of all its revisions on the disk, including unfinished files.
-        complete: whether the newest revision has all of its weights.
+        complete: whether the newest revision has all of its weights, and lost none of its files.
     """
 
     repo: str
@@ -32,17 +33,30 @@ def downloaded() -> list[Downloaded]:
     from huggingface_hub import scan_cache_dir
 
     cache = cache_folder()
-    found = []
+    found: list[Downloaded | None] = []
+    scanned = set()
     for repo in scan_cache_dir(cache).repos if cache.is_dir() else ():
-        if repo.repo_type != "model" or not repo.revisions:
-            continue
-        path = max(repo.revisions, key=lambda revision: revision.last_modified).snapshot_path
-        unfinished = any(repo.repo_path.glob("blobs/*.incomplete"))
-        if unfinished or any(path.glob("*.safetensors")):
-            blobs = [file for file in (repo.repo_path / "blobs").glob("*") if file.is_file()]
-            size = sum(file.stat().st_size for file in blobs) or repo.size_on_disk
-            found.append(Downloaded(repo.repo_id, str(path), size, has_all_weights(path)))
-    return sorted(found, key=lambda one: one.repo)
+        scanned.add(repo.repo_path.name)
+        if repo.repo_type == "model" and repo.revisions:
+            path = max(repo.revisions, key=lambda revision: revision.last_modified).snapshot_path
+            found.append(_described(repo.repo_id, repo.repo_path, path, repo.size_on_disk))
+    for folder in cache.glob("models--*"):  # the hub's client leaves out repositories with a lost file
+        snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+        if folder.name not in scanned and snapshots:
+            newest = max(snapshots, key=lambda path: path.stat().st_mtime)
+            repo_id = folder.name.removeprefix("models--").replace("--", "/")
+            one = _described(repo_id, folder, newest, 0)
+            found.append(None if one is None else replace(one, complete=False))
+    return sorted((one for one in found if one is not None), key=lambda one: one.repo)
+
+
+def _described(repo: str, folder: Path, snapshot: Path, nbytes: int) -> Downloaded | None:
+    """Describes the folder of a repository, which has ``nbytes`` bytes if it has no blobs; None if it is no model."""
+    if not any(folder.glob("blobs/*.incomplete")) and not any(snapshot.glob("*.safetensors")):
+        return None
+    blobs = [file for file in (folder / "blobs").glob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in blobs) or nbytes
+    return Downloaded(repo, str(snapshot), size, has_all_weights(snapshot))
 
 
 def remove(repo: str) -> Downloaded:
@@ -62,7 +76,10 @@ def remove(repo: str) -> Downloaded:
     with hub_errors(repo, None):
         found = scan_cache_dir(cache_folder())
         hashes = [r.commit_hash for one in found.repos if one.repo_id == repo for r in one.revisions]
-        found.delete_revisions(*hashes).execute()
+        if hashes:
+            found.delete_revisions(*hashes).execute()
+        else:  # a repository with a lost file
+            shutil.rmtree(Path(known[repo].path).parents[1], ignore_errors=True)
     if Path(known[repo].path).exists():
         raise HubError(f"{known[repo].path} could not be removed; check whose files these are, and remove the folder")
     return known[repo]

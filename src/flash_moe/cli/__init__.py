@@ -59,8 +59,9 @@ def _options(
 
 for _module in (generate, chat, serve, worker, info, plan, convert, verify, eval, selftest, report):
     app.command(_module.__name__.rpartition(".")[2], epilog=_module.EXAMPLES)(_module.command)
-for _command in (hub.download, hub.list_models, hub.remove):
-    app.command(_command.__name__.removesuffix("_models"), epilog=hub.EXAMPLES)(_command)
+app.command("download", epilog=hub.DOWNLOAD_EXAMPLES)(hub.download)
+app.command("list", epilog=hub.LIST_EXAMPLES)(hub.list_models)
+app.command("remove", epilog=hub.REMOVE_EXAMPLES)(hub.remove)
 app.add_typer(bench.app, name="bench")
 
 

@@ -27,8 +27,11 @@ _EXAMPLES = """\b
 Examples:
   flash-moe bench MODEL
   flash-moe bench MODEL -k own --tokens 64 --plot layers.png
-  flash-moe bench MODEL --json | jq '.phases[].token_seconds'
-  flash-moe bench io MODEL --seconds 10"""
+  flash-moe bench MODEL --json | jq '.phases[].token_seconds'"""
+_IO_EXAMPLES = """\b
+Examples:
+  flash-moe bench io MODEL --seconds 10
+  flash-moe bench io FILE           any large file"""
 
 
 class _ModelIfNotNamed(TyperGroup):
@@ -43,7 +46,7 @@ class _ModelIfNotNamed(TyperGroup):
 app = typer.Typer(cls=_ModelIfNotNamed, rich_markup_mode=None)
 
 
-@app.callback(epilog=_EXAMPLES)
+@app.callback(epilog=f"{_EXAMPLES}\n  flash-moe bench io MODEL --seconds 10")
 def _group() -> None:
     """Measure speed: of a model, or of reading its experts.
 
@@ -107,7 +110,7 @@ def model(
         print(model_table(report))
 
 
-@app.command("io", epilog=_EXAMPLES)
+@app.command("io", epilog=_IO_EXAMPLES)
 def io(
     path: Annotated[
         str, Argument(metavar="PATH", help="A checkpoint's folder, or any large file.", show_default=False)

@@ -178,7 +178,8 @@ def command(
         )
         return
     took = f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
-    print(f"wrote {dst}: {format_bytes(nbytes)} in {took}, experts at {width:.2f} bits per weight with their scales")
+    print(f"wrote {dst}: {format_bytes(nbytes)} in {took}")
+    print(f"experts: {width:.2f} bits per weight with their scales")
     if share is None:
         print(f'run it: flash-moe generate {shlex.quote(str(dst))} "Why is the sky blue?"')
 

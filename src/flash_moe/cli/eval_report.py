@@ -55,7 +55,9 @@ class Report:
             lines += ["", f"{'text':{_LABEL}}{self.text}", *_text_rows(self.scores), *_decoding_rows(self.model)]
         if self.called is not None:
             lines += ["", f"{'tool calls':{_LABEL}}{self.tool_calls}", *_tool_call_rows(self.called)]
-        return "\n".join([*lines, "", "± is one standard error; tokens of a sequence are taken together."])
+        if any("±" in line for line in lines):
+            lines += ["", "± is one standard error; tokens of a sequence are taken together."]
+        return "\n".join(lines)
 
 
 def _columns(scores: TokenScores) -> dict[str, TokenScores | None]:

@@ -13,12 +13,19 @@ from .arguments import JsonOption, RevisionOption, VerboseOption
 from .console import print_json, say
 
 _REPO = Argument(metavar="REPO", help="A repository on the Hugging Face hub: org/name.", show_default=False)
-EXAMPLES = """\b
+DOWNLOAD_EXAMPLES = """\b
 Examples:
   flash-moe info ORG/NAME      what it is and how large, before a download
   flash-moe download ORG/NAME
+  flash-moe download ORG/NAME --revision v1.0"""
+LIST_EXAMPLES = """\b
+Examples:
   flash-moe list
-  flash-moe remove ORG/NAME"""
+  flash-moe list --json | jq -r '.models[].repo'"""
+REMOVE_EXAMPLES = """\b
+Examples:
+  flash-moe remove ORG/NAME
+  flash-moe remove ORG/NAME --yes"""
 
 
 def download(

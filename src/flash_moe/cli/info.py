@@ -96,7 +96,7 @@ def _rows(info: Info) -> list[tuple[str, str]]:
         *(("expert format" if i == 0 else "", text) for i, text in enumerate(formats)),
         ("bits per weight", f"{info.bits_per_weight:.2f} in the experts, with scales and biases"),
         ("expert record", format_bytes(info.record_bytes)),
-        ("always in memory", format_memory(info.resident_bytes)),
+        ("resident weights", format_memory(info.resident_bytes)),
         ("experts in all" if info.share is None else "experts here", format_bytes(info.expert_bytes)),
         *([] if info.share is None else [("share of the experts", f"{info.share}; run all shares as one group")]),
         ("experts per token", per_token),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..amounts import format_bytes
+from ..amounts import format_bytes, format_memory
 
 if TYPE_CHECKING:
     from ..bench.io import IOReport
@@ -28,12 +29,12 @@ def machine() -> str:
     from ..bench.system import chip_name, system_name
     from ..limits import machine_memory, memory_limit
 
-    limit, memory = memory_limit(), format_bytes(machine_memory())
+    limit, memory = memory_limit(), format_memory(machine_memory())
     back_end = "CPU" if mx.default_device() == mx.cpu else "Metal" if mx.metal.is_available() else "CUDA"
     rows = [
         ("date", str(date.today())),
         ("machine", chip_name()),
-        ("memory", memory if limit == machine_memory() else f"{memory}, of which {format_bytes(limit)} may be used"),
+        ("memory", memory if limit == machine_memory() else f"{memory}, of which {format_memory(limit)} may be used"),
         ("system", system_name()),
         ("MLX computes with", back_end),
         *((name, found) for name in _PACKAGES if (found := _version(name)) is not None),
@@ -85,11 +86,12 @@ def _described(files: ModelFiles, report: ModelReport) -> str:
     """Describes a model without its name, which may be private."""
     config, table = files.dimensions, files.records()
     form = "packed" if table.packed else "not packed"
-    return (
+    text = (
         f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_experts} experts of "
         f"{format_bytes(table.max_stride)}, {format_bytes(table.nbytes)} in all, {form}; "
         f"K={report.experts_per_token} of {report.model_experts_per_token}, experts {report.expert_io}."
     )
+    return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
 
 
 def _reading(report: IOReport) -> str:
