@@ -204,3 +204,29 @@ def test_integers_that_mlx_cannot_have_are_refused(
     with pytest.raises(CheckpointError, match=words):
         convert(foreign, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("name", [f"{OUT_PROJ}.g_idx", "model.language_model.layers.1.mlp.experts.2.up_proj.g_idx"])
+def test_scattered_groups_are_refused_whatever_config_json_says(name: str, tmp_path: Path) -> None:
+    foreign = replaced(tmp_path, "GPTQ integers", name, lambda dtype, groups: (dtype, groups[::-1]))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}' scatters groups over a row"):
+        convert(foreign, tmp_path / "packed")
+    zeros = replaced(tmp_path / "z", "GPTQ integers", name, lambda dtype, groups: (dtype, mx.zeros_like(groups)))
+    convert(zeros, tmp_path / "packed")  # older files leave the order out in this way
+
+
+def test_factors_of_inputs_are_refused(tmp_path: Path) -> None:
+    foreign, _, _ = write_foreign(tmp_path, "ModelOpt NVFP4")
+    name = "model.language_model.layers.1.mlp.experts.2.up_proj.pre_quant_scale"
+    save(foreign / "more.safetensors", {name: ("F32", mx.ones(192))})
+    with pytest.raises(CheckpointError, match=r"up_proj\.pre_quant_scale', a factor of the inputs"):
+        convert(foreign, tmp_path / "packed")
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors integers", "compressed-tensors NVFP4"])
+def test_rotated_weights_are_refused(layout: str, tmp_path: Path, edit_config: Callable) -> None:
+    foreign, _, _ = write_foreign(tmp_path, layout)
+    groups = {"u": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "input"}]}}
+    edit_config(foreign, lambda c: c["quantization_config"].update(transform_config={"config_groups": groups}))
+    with pytest.raises(CheckpointError, match="has a transform_config"):
+        convert(foreign, tmp_path / "packed")

@@ -60,6 +60,16 @@ def adopted(tensors: Mapping[str, TensorInfo], section: Mapping[str, Any]) -> di
     Raises:
         CheckpointError: weights are quantised in an unsupported form, or have scales of another shape.
     """
+    if section.get("transform_config"):
+        raise CheckpointError(
+            "config.json: quantization_config has a transform_config (weights are rotated), expected none; convert the bf16 "
+            "checkpoint instead"
+        )
+    if (scaled := next((t for name, t in tensors.items() if name.endswith(".pre_quant_scale")), None)) is not None:
+        raise CheckpointError(
+            f"{scaled.file} holds {scaled.name!r}, a factor of the inputs (ModelOpt's AWQ), expected none; convert the bf16 "
+            "checkpoint instead"
+        )
     form = integers.IntegerForm.of(section)
     blocks = _in_blocks(section)
     found = {_adopted_name(name): info for name, info in tensors.items() if not name.endswith(_UNUSED)}

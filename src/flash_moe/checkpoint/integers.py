@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import CheckpointError
 from ..formats import FLOATS, GROUP_SIZES
-from .safetensors import TensorInfo
+from .safetensors import TensorInfo, read_header
 
 METHODS = ("gptq", "awq", "auto-round")
 _BITS = (2, 4, 8)
@@ -109,6 +112,26 @@ class IntegerPart(TensorInfo):
     """
 
     form: IntegerForm = IntegerForm("packed", 4, 8)  # needs a default, because the fields before have one
+
+
+def check_order(file: Path) -> None:
+    """Raises CheckpointError if a weight file has a ``g_idx`` whose groups are scattered over a row."""
+    ending = "g_idx"
+    orders = [
+        t for name, t in read_header(file, lambda name: name.endswith(ending)).tensors.items() if name.endswith(ending)
+    ]
+    if not orders:
+        return
+    with file.open("rb") as stream:
+        for order in orders:
+            stream.seek(order.offset)
+            groups = np.frombuffer(stream.read(order.nbytes), "<i8" if order.dtype == "I64" else "<i4")
+            size = max(len(groups) // max(int(groups.max(initial=0)) + 1, 1), 1)
+            if groups.any() and (groups != np.arange(len(groups)) // size).any():
+                raise CheckpointError(
+                    f"{file}: {order.name!r} scatters groups over a row (GPTQ with desc_act), which MLX has no form for; "
+                    "convert the bf16 checkpoint instead"
+                )
 
 
 def group_weights(section: Mapping[str, Any]) -> list[Mapping[str, Any]]:

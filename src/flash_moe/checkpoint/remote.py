@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import HubError
 from .folder import INDEX
 from .hub import HubFile, cache_folder, commit_of, free_space, hub_errors, list_files, resolve
+from .integers import check_order
 from .packed import MANIFEST
 from .safetensors import MAX_HEADER_BYTES
 
@@ -108,6 +109,7 @@ class ShardFolder(ABC):
 
         Raises:
             HubError: a file could not be downloaded; call again to continue.
+            CheckpointError: a file has integers in an order that MLX does not support.
         """
         for path in self.store.iterdir():
             if path.name.removesuffix(_PARTIAL) not in names:
@@ -118,6 +120,7 @@ class ShardFolder(ABC):
         for name in names:
             (self.folder / name).unlink()
             (self.folder / name).symlink_to(self.store / name)
+            check_order(self.store / name)
 
     def make_hole(self, name: str) -> None:
         """Replaces a file of the folder by a sparse file with its header."""

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.hub import resolve
+from ..checkpoint.integers import check_order
 from ..checkpoint.packed import Manifest, PackedLayer, checksum, layer_file, layer_header
 from ..checkpoint.remote import Shards
 from ..errors import ArgumentError, HubError
@@ -123,6 +124,8 @@ def convert(
             "this model runs on mlx-lm's network, and a calibration needs one of flash_moe's own; leave it out"
         )
     opened = open_source(folder, widths, rounding, part)
+    for file in opened.checkpoint.metadata:
+        check_order(file)
     calibrated = None
     if calibration is not None:
         if not any(changed_projections(layout, opened.target[i]) for i, layout in opened.records.layouts.items()):

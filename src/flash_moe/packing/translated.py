@@ -23,7 +23,7 @@ import mlx.core as mx
 from ..checkpoint.arrays import read_bytes
 from ..checkpoint.folder import INDEX
 from ..checkpoint.foreign import adopted, foreign_section, mlx_global_scale
-from ..checkpoint.integers import IntegerForm, IntegerPart
+from ..checkpoint.integers import IntegerForm, IntegerPart, check_order
 from ..checkpoint.names import module_path
 from ..checkpoint.quantization import QuantizationMap, StatedQuantization
 from ..checkpoint.remote import ShardFolder, Shards
@@ -72,6 +72,8 @@ class LocalFiles:
 
     @contextmanager
     def headers(self) -> Iterator[Path]:
+        for name in self._names:
+            check_order(self._folder / name)
         yield self._folder
 
     def keep_in(self, beside: Callable[[str], Path]) -> None:
