@@ -200,12 +200,16 @@ class Staging:
         shutil.rmtree(self._work)
 
     def _is_foreign(self) -> bool:
-        """Returns whether the partial folder belongs to another conversion, or is not one of ours."""
+        """Returns whether the partial folder belongs to another conversion. Raises CheckpointError if it is not ours."""
         held = [file for file in self._work.glob("*") if file.name != f"{_PLAN}.tmp" or not file.is_file()]
         plan = self._note(_PLAN)
         if plan is None and (self._work / _PLAN).exists():
             raise CheckpointError(f"{self._work / _PLAN} is damaged; delete {self._work} and start again")
-        return bool(held) and plan != self._plan and (plan is None or self.folder.exists())
+        if held and plan is None:
+            raise CheckpointError(
+                f"{self._work} is not the folder of a conversion; choose another destination, or move it away"
+            )
+        return bool(held) and plan != self._plan and self.folder.exists()
 
     def _note(self, name: str) -> Any:
         """Returns a note; None if it does not exist, or the disk lost its content."""
@@ -240,8 +244,9 @@ class _Lock:
             try:
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             except OSError as error:
+                why = "it is a link" if self._path.is_symlink() else error.strerror
                 raise CheckpointError(
-                    f"{self._path} cannot be created ({error.strerror}); choose another destination, or move it away"
+                    f"{self._path} cannot be created ({why}); choose another destination, or move it away"
                 ) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
