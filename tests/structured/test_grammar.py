@@ -232,6 +232,13 @@ def test_a_tag_spelled_out_of_other_tokens_is_refused(
         (function({"a": {"allOf": [{"type": "string"}, {"minLength": 3}]}}, []), "merge"),
         (function({"a": {"$ref": "#/$defs/b"}}, []), r"#/\$defs/b"),
         (function({"a": {"enum": ["1"], "type": ["string", "integer"]}}, []), None),
+        (function({"a": {"const": "<think>"}}, []), "no value that can be written"),
+        (function({"a": {"type": "string", "pattern": "^<think>$"}}, []), "no string in a call"),
+        (
+            function({"a": {"type": "array", "items": {"const": "x</parameter>"}}}, []),
+            r"f\.a\.items has a key or a value",
+        ),
+        (function({"a": {"type": "object", "properties": {"<think>": {}}}}, []), r"f\.a has a key or a value"),
         (anywhere(oneOf=[A, B]), "use anyOf"),
         (anywhere(allOf=[{**A, "additionalProperties": False}, B]), "closed"),
         (anywhere(**{"$ref": "#"}), "by themselves"),

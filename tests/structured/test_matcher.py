@@ -114,3 +114,20 @@ def test_without_llguidance(monkeypatch: Any) -> None:
     assert not installed()
     with pytest.raises(ArgumentError, match=r"response_format needs llguidance.*flash-moe\[structured\]"):
         require("response_format")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"const": "a<think>"}, {"enum": ["<|im_end|>"]}, ["</tool_call>"], {"type": "string", "pattern": "^<think>$"}],
+    ids=str,
+)
+def test_forced_text_has_no_special_tokens(wanted: Any, tokenizer: Tokenizer, grammars: Grammars) -> None:
+    constraint, tokens = grammars.constraint(grammar(wanted)), []
+    while not constraint.allows(min(tokenizer.eos_token_ids)):
+        forced = constraint.forced() or [int(np.flatnonzero(constraint.allowed())[0])]
+        for token in forced:
+            assert constraint.allows(token)
+            constraint.accept(token)
+        tokens += forced
+    text = wanted[0] if isinstance(wanted, list) else wanted.get("const", wanted.get("enum", ["<think>"])[0])
+    assert tokenizer.decode(tokens) == (text if isinstance(wanted, list) else f'"{text}"')

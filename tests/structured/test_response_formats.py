@@ -160,6 +160,8 @@ def test_no_format() -> None:
         (3, "pydantic class"),
         ([], "not empty"),
         (["a", ""], "not empty"),
+        (["a", " <think>b"], "read as reasoning"),
+        (re.compile("<think>.*"), "read as reasoning"),
         (re.compile(b"a"), "bytes"),
         (re.compile("a", re.VERBOSE), "VERBOSE"),
         ({"type": "json_schema", "json_schema": {}}, r"json_schema\.schema"),

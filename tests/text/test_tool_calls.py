@@ -53,6 +53,7 @@ def arguments(**values: str) -> dict[str, Any]:
         ("city", "Köln", "Köln"),
         ("city", "12", "12"),
         ("city", "", ""),
+        ("city", "\r\nx\r", "\r\nx\r"),
         ("city", "\n two\n\nlines \n", "\n two\n\nlines \n"),
         ("city", "a </parameter> b <tool_call> </function>", "a </parameter> b <tool_call> </function>"),
         ("days", "3", 3),

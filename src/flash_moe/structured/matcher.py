@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +45,21 @@ def require(what: str) -> None:
     """Raises ArgumentError if llguidance, which enforces `what`, is not installed."""
     if not installed():
         raise ArgumentError(f"{what} needs llguidance, which is not installed: pip install 'flash-moe[structured]'")
+
+
+@lru_cache(256)
+def is_empty(terminal: str) -> bool:
+    """Returns whether a valid terminal of a grammar matches no text; False without llguidance."""
+    if not installed():
+        return False
+    from llguidance import LLMatcher, LLTokenizer
+
+    grammar = f"%llguidance {{}}\nstart: T\nT: {terminal}"
+    if LLMatcher.validate_grammar(grammar):
+        return False
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
+    matcher.compute_bitmask()
+    return matcher.is_error() and "NoExtensionBias" in matcher.get_error()
 
 
 class Grammars:
@@ -173,9 +190,13 @@ class _Tokens:
         self.tokens, self.special_token_ids = tokens, special
         self.eos_token_id, self.bos_token_id = end, None
         self._encode = encode
+        markers = [re.escape(tokens[id].decode()) for id in special if tokens[id]]
+        self._marker = re.compile(f"(?={'|'.join(markers)})" if markers else "(?!)")
 
     def __call__(self, text: str) -> list[int]:
-        return list(self._encode(text))
+        """Encodes text that the grammar forces, without special tokens: a marker in it is cut after its first character."""
+        cuts = [0, *(match.start() + 1 for match in self._marker.finditer(text)), len(text)]
+        return [token for a, b in itertools.pairwise(cuts) if a < b for token in self._encode(text[a:b])]
 
 
 def _compile(tables: LLTokenizer, grammar: str) -> LLMatcher:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..errors import ArgumentError, FormatError
+from ..text.reply import THINK
 from .lark import json_rule, quoted, regex
+from .matcher import is_empty
 from .schema import MAX_CHARACTERS, reaches_bound, subschemas
 
 Specification: TypeAlias = type | Mapping[str, Any] | str | re.Pattern[str] | Sequence[str]
@@ -129,12 +131,21 @@ def _matching(pattern: re.Pattern[str]) -> ResponseFormat:
             )
         return match
 
-    return ResponseFormat("regex", (f"value: WHOLE\nWHOLE: {whole} & {regex(f'(?s:.{{0,{MAX_CHARACTERS}}})')}",), parse)
+    bound, reasoning = f"(?s:.{{0,{MAX_CHARACTERS}}})", rf"\s*{THINK}(?s:.*)"
+    answer = f"{whole} & ~{regex(reasoning)}"
+    if is_empty(answer):
+        raise ArgumentError(
+            f"response_format is {pattern.pattern!r:.200}, which matches no text that can be a reply; text that begins "
+            f"with {THINK} is read as reasoning"
+        )
+    return ResponseFormat("regex", (f"value: WHOLE\nWHOLE: {answer} & {regex(bound)}",), parse)
 
 
 def _choice(choices: Sequence[Any]) -> ResponseFormat:
     if not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise ArgumentError(f"response_format is {choices!r:.200}, expected a list of strings that are not empty")
+    if reasons := [choice for choice in choices if choice.lstrip().startswith(THINK)]:
+        raise ArgumentError(f"the choice {reasons[0]!r:.80} begins with {THINK}, which is read as reasoning; rename it")
 
     def parse(text: str) -> str:
         if text not in choices:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
 from ..text.tool_schemas import TYPE_ALIASES
-from .tags import tagless
+from .tags import has_tag, tagless
 
 MAX_CHARACTERS = 65_536  # characters of a string
 MAX_IN_CALL = 1024  # characters of a string with a pattern in a call; the combined automaton is large
@@ -106,6 +107,13 @@ def check(schema: Mapping[str, Any], path: str) -> None:
         raise ArgumentError(f"{path}.type is {declared!r}, expected one or several of JSON's types")
 
 
+def _check_tags(schema: Mapping[str, Any], path: str) -> None:
+    """Raises ArgumentError if data that fits a schema must contain a tag of a call."""
+    texts = [schema.get("enum"), schema.get("const"), list(schema.get("properties", ())), schema.get("required")]
+    if has_tag(json.dumps(texts, ensure_ascii=False)):
+        raise ArgumentError(f"{path} has a key or a value with a tag of a call, as which it would be read; rename it")
+
+
 class _Preparation:
     def __init__(self, in_call: bool, closes: bool) -> None:
         self._in_call, self._closes = in_call, closes
@@ -119,6 +127,8 @@ class _Preparation:
         if not isinstance(schema, Mapping):
             raise ArgumentError(f"{path} is {schema!r:.80}, expected a JSON schema: an object, true or false")
         check(schema, path)
+        if self._in_call:
+            _check_tags(schema, path)
         result = {key: self._keyword(key, value, f"{path}.{key}") for key, value in schema.items()}
         result.pop("uniqueItems", None)
         if "enum" in schema or "const" in schema:

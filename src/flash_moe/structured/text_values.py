@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ArgumentError, ToolCallError
 from ..text.tool_schemas import from_text
 from .lark import json_rule, quoted, regex
+from .matcher import is_empty
 from .schema import MAX_CHARACTERS, MAX_IN_CALL, intersects, types_of
 from .tags import has_tag, tagless, tagless_beside
 
@@ -146,7 +147,13 @@ def _string(option: Mapping[str, Any], others: frozenset[str], where: str) -> st
                 "use one of these, or a pattern"
             )
         parts.append(regex(f"(?:{_FORMATS[option['format']]})"))
-    return " & ".join(parts)
+    terminal = " & ".join(parts)
+    if len(parts) > 1 and is_empty(terminal):
+        raise ArgumentError(
+            f"{where} allows no string in a call, expected one without tags of a call and of a length that its pattern "
+            "or format has; change its schema"
+        )
+    return terminal
 
 
 def _searched(pattern: str) -> str:

@@ -267,5 +267,6 @@ def _skip(text: str, position: int) -> int:
 
 def _inner(value: str) -> str:
     """Returns a value without the line breaks between it and its tags."""
-    value = value[2:] if value.startswith("\r\n") else value.removeprefix("\n")
-    return value[:-2] if value.endswith("\r\n") else value.removesuffix("\n")
+    if value.startswith("\r\n"):
+        return value[2:].removesuffix("\n").removesuffix("\r")
+    return value.removeprefix("\n").removesuffix("\n")
