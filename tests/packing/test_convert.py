@@ -203,6 +203,18 @@ def test_weights_that_are_not_finite_are_refused(
     assert not (tmp_path / "packed").exists()
 
 
+@pytest.mark.parametrize("name", [f"{LAYER}0.mlp.experts.down_proj", f"{LAYER}0.linear_attn.out_proj.weight"])
+def test_weights_that_are_too_small_for_nvfp4_warn(name: str, small_float: Path, tmp_path: Path) -> None:
+    source = edited(
+        small_float, tmp_path / "source", name, lambda old: 0.002 * mx.random.normal(old.shape, key=mx.random.key(0))
+    )
+    (warning,) = convert(source, tmp_path / "nvfp4", mode="nvfp4")
+    module = "down_proj of an expert" if "experts" in name else "layers.0.linear_attn.out_proj.weight"
+    assert f"the weights of {module} by 9" in warning and "mxfp4" in warning
+    assert convert(source, tmp_path / "mxfp4", mode="mxfp4") == []
+    assert convert(small_float, tmp_path / "usual", mode="nvfp4") == []
+
+
 def edited(source: Path, folder: Path, name: str, change: Callable[[mx.array], mx.array] | None) -> Path:
     """Copies a checkpoint; ``change`` makes another array of one with this name, and None removes it."""
     shutil.copytree(source, folder)

@@ -118,7 +118,7 @@ def test_numbers_that_are_not_finite_are_refused(dtype: str, value: float) -> No
     weights[3, 17] = value
     for quantization in [Quantization(4, 64), *map(Quantization.of_mode, MODES)]:
         with pytest.raises(NumericalError, match="norm has numbers that are NaN, infinite or above"):
-            nearest(as_stored(weights, dtype), quantization, "norm")
+            nearest(as_stored(weights, dtype), quantization, "norm", {})
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -127,7 +127,7 @@ def test_weights_of_every_size_stay_finite(mode: str, dtype: str) -> None:
     """Scales below the least of e8m0 wrap around in ``mx.quantize``."""
     values = np.exp2(np.linspace(-148, 126.9, 1000))[:, None] * np.ones(32)
     weights = as_stored(values, dtype)
-    found = nearest(weights, Quantization.of_mode(mode), "weights")
+    found = nearest(weights, Quantization.of_mode(mode), "weights", {})
     restored = np.array(mx.dequantize(*found, mode=mode, dtype=mx.float32))
     assert np.isfinite(restored).all()
     if mode != "nvfp4":  # whose scales have a narrow range

@@ -25,6 +25,7 @@ from .resident_files import ResidentFiles
 
 Mode = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
 Resident: TypeAlias = ResidentFiles | AdaptedResident
+_MOST_LOSS = 0.2  # of the weights, as RMS; nvfp4 usually loses 0.1
 _DOWN = ("down_proj", "fc2")  # names of the linear layer that projects back to the hidden size
 
 
@@ -93,11 +94,16 @@ def identity(checkpoint: ModelFiles | AdaptedFiles, table: RecordTable) -> dict[
     return {"source": str(checkpoint.folder.resolve()), "files": states}
 
 
-def warnings(layouts: Mapping[int, RecordLayout], target: Mapping[int, RecordLayout]) -> list[str]:
+def warnings(source: Source) -> list[str]:
     """Returns warnings for the user about the result."""
-    for i, layout in layouts.items():
-        for name in changed_projections(layout, target[i]):
-            old, new = layout.formats[name].quantization, target[i].formats[name].quantization
+    name, loss = max(source.losses.items(), key=lambda item: item[1], default=("", 0.0))
+    if loss > _MOST_LOSS:
+        return [
+            f"nvfp4 changes the weights of {name} by {loss:.0%} (RMS): they are too small for its scales; use mode mxfp4"
+        ]
+    for i, layout in source.records.layouts.items():
+        for name in changed_projections(layout, source.target[i]):
+            old, new = layout.formats[name].quantization, source.target[i].formats[name].quantization
             if old is not None and new is not None and not old.is_foreign:
                 here, there = (f"{q.bits} bits" if q.is_affine else q.mode for q in (old, new))
                 if old.is_affine and new.is_affine:
@@ -124,6 +130,7 @@ class Source:
         target: the target layouts.
         resident: all other weights. Each can be read only once.
         reopened: function that opens them again from the current files.
+        losses: as for :func:`.rounding.nearest`.
     """
 
     checkpoint: ModelFiles | AdaptedFiles
@@ -132,6 +139,7 @@ class Source:
     target: dict[int, RecordLayout]
     resident: Resident
     reopened: Callable[[], Resident]
+    losses: dict[str, float]
 
     def units(self, layer: int) -> Iterator[tuple[str, list[Part], list[int]]]:
         """Yields groups of parts that must be converted together: the linear layer, the parts, and the indices of their
@@ -183,13 +191,14 @@ def open_source(folder: Path, widths: Widths, rounding: Rounding, share: Share) 
 def _of_ours(folder: Path, widths: Widths, rounding: Rounding, share: Share) -> Source:
     checkpoint = open_model(folder, adopt=True)
     table, quantized = checkpoint.records(share), checkpoint.quantization.default is not None
+    losses: dict[str, float] = {}
 
     def reopened() -> ResidentFiles:
-        return ResidentFiles(open_model(folder, adopt=True), widths.floats(quantized), rounding)
+        return ResidentFiles(open_model(folder, adopt=True), widths.floats(quantized), rounding, losses)
 
     target, resident = widths.layouts(table.layouts, quantized), reopened()
     resident.check(target)
-    return Source(checkpoint, table, OwnRecords(checkpoint, table.layouts), target, resident, reopened)
+    return Source(checkpoint, table, OwnRecords(checkpoint, table.layouts), target, resident, reopened, losses)
 
 
 def _of_mlx_lm(folder: Path, widths: Widths, share: Share) -> Source:
@@ -207,4 +216,5 @@ def _of_mlx_lm(folder: Path, widths: Widths, share: Share) -> Source:
         target,
         resident(checkpoint),
         lambda: resident(checkpoint.reopened()),
+        {},
     )

@@ -143,7 +143,7 @@ def convert(
             _WholeConversion(opened, staging, rounding, calibrated, report).run()
     finally:
         staging.release()
-    return warnings(opened.records.layouts, opened.target)
+    return warnings(opened)
 
 
 class _WholeConversion:
@@ -257,7 +257,7 @@ class _WholeConversion:
                 if self.calibration is not None:
                     rewritten = self.calibration.rewrite(group, words)
                 else:
-                    rewritten = requantize(words, source, target, self.rounding)
+                    rewritten = requantize(words, source, target, self.rounding, self.source.losses)
                 for record in rewritten:
                     checksums.append(checksum(record.data))
                     stream.write(record.data)

@@ -30,30 +30,40 @@ def changed_projections(source: RecordLayout, target: RecordLayout) -> list[str]
     return [name for name in source.linears if source.formats[name] != target.formats[name]]
 
 
-def requantize(records: mx.array, source: RecordLayout, target: RecordLayout, rounding: Rounding) -> np.ndarray:
+def requantize(
+    records: mx.array, source: RecordLayout, target: RecordLayout, rounding: Rounding, losses: dict[str, float]
+) -> np.ndarray:
     """Converts records from one layout to another, rounding each weight separately.
 
     Args:
         records: [N, words] uint32 records of layout ``source``.
         rounding: ``"nearest"`` as in MLX, or ``"search"`` for the scales and biases with the smallest error.
+        losses: as for :func:`.rounding.nearest`.
 
     Returns:
         [N, stride] uint8 records of layout ``target``.
     """
     parts: list[dict[str, np.ndarray]] = [{} for _ in range(records.shape[0])]
     for name in changed_projections(source, target):
-        for record, found in zip(parts, rewritten(records, source, target, name, rounding), strict=True):
+        for record, found in zip(parts, rewritten(records, source, target, name, rounding, losses), strict=True):
             record |= found
     return assembled(records, source, target, parts)
 
 
 def rewritten(
-    records: mx.array, source: RecordLayout, target: RecordLayout, name: str, rounding: Rounding
+    records: mx.array,
+    source: RecordLayout,
+    target: RecordLayout,
+    name: str,
+    rounding: Rounding,
+    losses: dict[str, float],
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the requantised parts of one projection for each record of [N, words]."""
     quantization = target.formats[name].quantization
     plain = rounding == "nearest" or (quantization is not None and not quantization.is_affine)
-    return (_nearest if plain else _searched)(records, source, target, name)
+    if plain:
+        return _nearest(records, source, target, name, losses)
+    return _searched(records, source, target, name)
 
 
 def assembled(records: mx.array, source: RecordLayout, target: RecordLayout, parts: Sequence[Parts]) -> np.ndarray:
@@ -118,7 +128,7 @@ def affine_parts(name: str, affine: Affine, fmt: ProjectionFormat) -> dict[str, 
 
 
 def _nearest(
-    records: mx.array, source: RecordLayout, target: RecordLayout, name: str
+    records: mx.array, source: RecordLayout, target: RecordLayout, name: str, losses: dict[str, float]
 ) -> Iterator[dict[str, np.ndarray]]:
     fmt = target.formats[name]
     assert fmt.quantization is not None
@@ -126,7 +136,7 @@ def _nearest(
     stored = fmt.dtype if fmt.quantization.is_affine or old.quantization is not None else old.dtype
     dtype = {"F32": mx.float32, "F16": mx.float16}.get(stored, mx.bfloat16)
     weights = dequantized(records, source.linears[name], dtype)
-    kinds = [as_bytes(array) for array in nearest(weights, fmt.quantization, f"{name} of an expert")]
+    kinds = [as_bytes(array) for array in nearest(weights, fmt.quantization, f"{name} of an expert", losses)]
     for values in zip(*kinds, strict=True):
         yield {f"{name}.{kind}": value for kind, value in zip(("weight", "scales", "biases"), values, strict=False)}
 

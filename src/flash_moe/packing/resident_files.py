@@ -36,10 +36,14 @@ class ResidentFiles:
     Args:
         quantization: quantisation of float weights; None keeps them as floats. Quantised weights are kept.
         rounding: ``"search"`` or ``"nearest"``.
+        losses: as for :func:`.rounding.nearest`.
     """
 
-    def __init__(self, checkpoint: ModelFiles, quantization: Quantization | None, rounding: Rounding) -> None:
+    def __init__(
+        self, checkpoint: ModelFiles, quantization: Quantization | None, rounding: Rounding, losses: dict[str, float]
+    ) -> None:
         self._checkpoint, self._family, self._rounding = checkpoint, checkpoint.family, rounding
+        self._losses = losses
         self._arrays, self._default = checkpoint.read_resident(), quantization
         self._quantization = {
             name.removesuffix(".weight"): q
@@ -115,7 +119,7 @@ class ResidentFiles:
                 check_finite(array, name)
                 out[self._family.mlx_name(name)] = array
                 continue
-            parts = _quantized(array, q, self._rounding, name)
+            parts = _quantized(array, q, self._rounding, name, self._losses)
             for kind, part in zip(("weight", "scales", "biases"), parts, strict=False):
                 out[self._family.mlx_name(f"{module_path(name)}.{kind}")] = part
         return out
@@ -129,10 +133,12 @@ class ResidentFiles:
         return None if array.shape[1] % q.group_size else q
 
 
-def _quantized(array: mx.array, q: Quantization, rounding: Rounding, name: str) -> list[mx.array]:
+def _quantized(
+    array: mx.array, q: Quantization, rounding: Rounding, name: str, losses: dict[str, float]
+) -> list[mx.array]:
     """Returns the words and scales of a matrix [rows, columns], and the biases in affine mode."""
     if rounding == "nearest" or not q.is_affine:
-        return nearest(array, q, name)
+        return nearest(array, q, name, losses)
     blocks, step = [], max(1, _BLOCK // array.shape[1])
     for start in range(0, array.shape[0], step):
         weights = np.array(array[start : start + step].astype(mx.float32))

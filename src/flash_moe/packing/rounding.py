@@ -47,8 +47,11 @@ def without_tiny(weights: mx.array) -> mx.array:
     return mx.where(mx.abs(weights) < _LEAST, 0, weights)
 
 
-def nearest(weights: mx.array, quantization: Quantization, name: str) -> list[mx.array]:
+def nearest(weights: mx.array, quantization: Quantization, name: str, losses: dict[str, float]) -> list[mx.array]:
     """Quantises [..., rows, columns] as MLX does, to words, scales and, in affine mode, biases.
+
+    Args:
+        losses: in nvfp4, whose scales have a narrow range, the largest error relative to the weights, by name.
 
     Raises:
         NumericalError: a weight is NaN or infinite.
@@ -56,7 +59,13 @@ def nearest(weights: mx.array, quantization: Quantization, name: str) -> list[mx
     check_finite(weights, name)
     if not quantization.is_affine:
         weights = without_tiny(weights)
-    return list(mx.quantize(weights, **quantization.to_json()))
+    parts = list(mx.quantize(weights, **quantization.to_json()))
+    if quantization.mode == "nvfp4":
+        exact = weights.astype(mx.float32)
+        error = mx.dequantize(parts[0], parts[1], mode="nvfp4", dtype=mx.float32) - exact
+        loss = mx.sqrt(mx.square(error).sum() / mx.maximum(mx.square(exact).sum(), 1e-30))
+        losses[name] = max(losses.get(name, 0.0), float(loss))
+    return parts
 
 
 def search(weights: np.ndarray, bits: int, dtype: str, importance: np.ndarray | None = None) -> Affine:

@@ -76,7 +76,7 @@ def convert_shardwise(
             conversion = _ShardwiseConversion(files, folder, staging, widths, rounding, share, progress)
             with staging.writing():
                 conversion.run()
-            return warnings(conversion.source.records.layouts, conversion.target)
+            return warnings(conversion.source)
     finally:
         staging.release()
 
@@ -176,7 +176,8 @@ class _ShardwiseConversion:
         if linear not in changed_projections(source, target):
             found = {part.key: record[part.offset : part.offset + part.nbytes] for part in parts}
         else:
-            found = next(iter(rewritten(mx.array(record.view(np.uint32))[None], source, target, linear, self.rounding)))
+            words = mx.array(record.view(np.uint32))[None]
+            found = next(iter(rewritten(words, source, target, linear, self.rounding, self.source.losses)))
         return [(part, found[part.key]) for part in target.parts if part.key in found]
 
     def _layer(self, layer: int) -> Any:
