@@ -61,11 +61,14 @@ class ModelConfig:
         )
 
     def used(self, canonical: str | None) -> str | None:
-        """Returns a weight's name; None for further layers, and for a separate head if the embeddings are the head."""
+        """Returns a weight's name; None for further layers, for a separate head if the embeddings are the head, and for
+        parts that the network does not have.
+        """
         first, _, rest = (canonical or "").partition(".")
         number = rest.partition(".")[0]
         further = first == "layers" and number.isdecimal() and int(number) >= self.num_hidden_layers
-        return None if further or (first == "lm_head" and self.tie_word_embeddings) else canonical
+        own = {"embed_tokens", "layers", "norm"} | ({"lm_head"} if not self.tie_word_embeddings else set())
+        return canonical if first in own and not further else None
 
     @property
     def key_dim(self) -> int:

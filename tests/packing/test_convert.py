@@ -173,7 +173,7 @@ def test_resident_weights_that_no_model_could_load_are_refused_at_the_beginning(
     assert [*tmp_path.iterdir()] == [source]
 
 
-@pytest.mark.parametrize("name", [f"{LAYER}2.mlp.gate.weight", "lm_head.weight"])
+@pytest.mark.parametrize("name", [f"{LAYER}2.mlp.gate.weight", "lm_head.weight", "foo.weight"])
 def test_weights_that_the_network_does_not_use_are_not_counted(small_float: Path, tmp_path: Path, name: str) -> None:
     source = edited(small_float, tmp_path / "source", name, lambda _: mx.zeros((288, 64)))
     if name == "lm_head.weight":

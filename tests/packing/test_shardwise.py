@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from hub_server import HubServer
 from random_checkpoint import text_config, write_checkpoint
 from shard_conversions import killed, on_little_disk, publish, served_hub  # noqa: F401
 
-from flash_moe import DiskSpaceError, HubError
+from flash_moe import CheckpointError, DiskSpaceError, HubError
 from flash_moe.packing.convert import convert
 
 TEXT = text_config(num_hidden_layers=2, full_attention_interval=2, num_experts=4, num_experts_per_tok=2, vocab_size=512)
@@ -81,6 +82,18 @@ def test_a_cut_connection_is_continued(hub: HubServer, tmp_path: Path) -> None:
     assert (tmp_path / "packed.partial" / "source").exists()
     convert("org/model", tmp_path / "packed")
     assert contents(tmp_path / "packed") == contents(tmp_path / "local")
+
+
+def test_what_no_model_could_load_is_not_downloaded(hub: HubServer, tmp_path: Path) -> None:
+    folder = write_float(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    publish(hub, folder)
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight has shape .* config.json asks for"):
+        convert("org/model", tmp_path / "packed")
+    assert not list(tmp_path.glob("packed*"))
+    assert {*hub.downloads().values()} == {1}, "of weights, only the headers were asked for"
 
 
 def test_disk_space_is_foreseen(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
