@@ -22,7 +22,7 @@ CASES = Path(__file__).parents[2] / "models" / "eval" / "tool_calls.jsonl"
 SHORT = {"type": "string", "maxLength": 5}
 
 
-def function(properties: dict[str, Any], required: list[str], name: str = "f", **more: Any) -> dict[str, Any]:
+def function(properties: dict[str, Any], required: Any, name: str = "f", **more: Any) -> dict[str, Any]:
     parameters = {"type": "object", "properties": properties, "required": required, **more}
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
@@ -241,7 +241,12 @@ def test_a_tag_spelled_out_of_other_tokens_is_refused(
         (function({"a": {"type": "object", "properties": {"<think>": {}}}}, []), r"f\.a has a key or a value"),
         (anywhere(oneOf=[A, B]), "use anyOf"),
         (anywhere(allOf=[{**A, "additionalProperties": False}, B]), "closed"),
-        (anywhere(**{"$ref": "#"}), "by themselves"),
+        (anywhere(anyOf=[{"$ref": "#"}, A]), "by themselves"),
+        (anywhere(**{"$ref": "#"}), "without end"),
+        (function({"a": {"enum": [2**53]}}, []), "integer 9007199254740992"),
+        (function({"a": {"type": ["string", []]}}, []), "expected a type"),
+        (function({"a": {"type": "string", "pattern": 5}}, []), "expected a string"),
+        (function({}, 5), "list of strings"),
         (anywhere(type="string"), "no object"),
         (anywhere(**A, dependentRequired={"a": ["b"]}), "dependentRequired"),
         (anywhere(type="object", minProperties=1), "at least 1 and at most 0"),

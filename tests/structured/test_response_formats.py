@@ -164,11 +164,28 @@ def test_no_format() -> None:
         (re.compile("<think>.*"), "read as reasoning"),
         (re.compile(b"a"), "bytes"),
         (re.compile("a", re.VERBOSE), "VERBOSE"),
+        ({"type": "json_schema", "json_schema": {"schema": {"type": "text"}}}, "type is 'text'"),
+        ({"type": "text", "maxLength": 3}, "type is 'text'"),
         ({"type": "json_schema", "json_schema": {}}, r"json_schema\.schema"),
         ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, r"response_format has .*uniqueItems"),
         ({"type": "object", "properties": {"a": {"not": {}}}}, r"response_format\.properties\.a has .*'not'"),
         ({"type": "object", "properties": {"a": {"type": "text"}}}, r"properties\.a\.type is 'text'"),
-        ({"type": "object", "properties": {"a": 3}}, "expected a JSON schema"),
+        ({"type": "object", "properties": {"a": 3}}, "expected schemas by name"),
+        ({"enum": []}, "not empty"),
+        ({"const": {"a": [1, -(2**53) - 1]}}, "integer -9007199254740993, but .* make it a string"),
+        ({"type": "number", "minimum": 10**400, "maximum": 0.5}, "a number that a double"),
+        ({"type": "integer", "minimum": 2**53 + 1}, "a number that a double"),
+        ({"type": "integer", "minimum": "a"}, "minimum: 'a', expected a number"),
+        ({"type": "string", "minLength": "a"}, "expected an integer from 0"),
+        ({"type": "array", "minItems": None}, "expected an integer from 0"),
+        ({"type": "number", "multipleOf": 0}, "above 0"),
+        ({"type": "object", "required": 5}, "list of strings"),
+        ({"$defs": 5}, "schemas by name"),
+        ({"type": []}, "a list of types"),
+        ({"anyOf": [{"type": ["string", []]}]}, "a list of types"),
+        ({"$ref": "#"}, "without end"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "without end"),
+        ({"type": "array", "items": {"anyOf": [{"$ref": "#"}]}, "minItems": 1}, "without end"),
         ({"anyOf": {}}, "list of schemas"),
     ],
     ids=str,
@@ -184,8 +201,8 @@ def test_what_cannot_be_understood_or_enforced(wanted: Any, message: str) -> Non
         {"type": "integer", "minimum": 3, "maximum": 2},
         {"type": "string", "format": "no such format"},
         {"type": "string", "pattern": "(?=a)b"},
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
         {"$ref": "#/$defs/missing"},
-        {"enum": []},
         re.compile(r"(?=a)b"),
         re.compile(r"(a)\1"),
     ],
@@ -194,7 +211,7 @@ def test_what_cannot_be_understood_or_enforced(wanted: Any, message: str) -> Non
 def test_what_llguidance_refuses_is_an_error_before_any_token(wanted: Any, grammars: Any) -> None:
     with pytest.raises(ArgumentError, match="the format cannot be enforced: ") as caught:
         grammars.constraint(grammar(wanted))
-    assert "x-guidance" not in str(caught.value)
+    assert "x-guidance" not in str(caught.value) and "coerce_one_of" not in str(caught.value)
 
 
 def test_a_class_may_refuse_what_fits_its_schema() -> None:

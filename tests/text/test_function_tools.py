@@ -184,3 +184,8 @@ def test_the_parser_reads_calls_by_these_schemas() -> None:
     schema = {"name": "other"}
     calls, _ = parse_tool_calls(text, tool_schemas([google, schema]))
     assert calls == [{"name": "google", "arguments": {"city": "Oslo", "days": 3}}]
+
+
+def test_two_tools_of_one_name_are_an_error() -> None:
+    with pytest.raises(ArgumentError, match="two tools are called 'f'"):
+        tool_schemas([{"name": "g"}, {"name": "f"}, {"type": "function", "function": {"name": "f"}}])

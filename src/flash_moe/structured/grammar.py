@@ -16,6 +16,7 @@ from .lark import HEADER, json_rule, quoted, regex, token
 from .parameters import alternatives, with_definitions
 from .response_formats import ResponseFormat
 from .text_values import value_rule
+from .wellformed import check_schema
 
 CallForm = Literal["text", "json"]
 _MAX_UNORDERED = 64  # bits of a rule's parameter; with more parameters than bits, the declared order is enforced
@@ -184,4 +185,5 @@ def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
     parameters = function.get("parameters") or {"type": "object", "additionalProperties": False}
     if not isinstance(parameters, Mapping):
         raise ArgumentError(f"parameters of {name} are {parameters!r:.80}, expected a JSON schema")
+    check_schema(parameters, name)
     return with_definitions(parameters, name)

@@ -211,7 +211,8 @@ def _compile(tables: LLTokenizer, grammar: str) -> LLMatcher:
 
 def _reason(message: str) -> str:
     """Shortens a message of llguidance: removes the state and the grammar that it quotes."""
-    return " ".join(re.split(r"\n\s*\d+ \||\n?<state>", message)[0].split())
+    text = " ".join(re.split(r"\n\s*\d+ \||\n?<state>", message)[0].split())
+    return re.sub(r"oneOf constraints are not supported.*", "the schemas of a oneOf overlap; use anyOf", text)
 
 
 def _in_thread(work: Callable[[], Any]) -> Future[Any]:

@@ -13,6 +13,7 @@ from ..text.reply import THINK
 from .lark import json_rule, quoted, regex
 from .matcher import is_empty
 from .schema import MAX_CHARACTERS, reaches_bound, subschemas
+from .wellformed import check_schema
 
 Specification: TypeAlias = type | Mapping[str, Any] | str | re.Pattern[str] | Sequence[str]
 _EXPECTED = "a pydantic class, a JSON schema, 'json', a compiled regular expression or a list of strings"
@@ -60,6 +61,8 @@ def response_format(wanted: Specification | None) -> ResponseFormat | None:
 
 
 def _data(schema: Mapping[str, Any], parse: Callable[[str], Any]) -> ResponseFormat:
+    check_schema(schema, "response_format")
+
     def complete(text: str) -> Any:
         if reaches_bound(json.loads(text)):
             raise FormatError(
@@ -72,12 +75,11 @@ def _data(schema: Mapping[str, Any], parse: Callable[[str], Any]) -> ResponseFor
 
 
 def _wrapped(wanted: Mapping[str, Any]) -> ResponseFormat | None:
-    kind = wanted.get("type")
-    if kind == "text":
+    if wanted == {"type": "text"}:
         return None
-    if kind == "json_object":
+    if wanted == {"type": "json_object"}:
         return response_format("json")
-    if kind != "json_schema":
+    if wanted.get("type") != "json_schema":
         return _data(wanted, json.loads)
     inner = wanted.get("json_schema", wanted)  # in the Responses API, the schema is beside the type
     schema = inner.get("schema") if isinstance(inner, Mapping) else None

@@ -101,13 +101,17 @@ def tool_schemas(tools: Iterable[Tool] | None) -> list[Mapping[str, Any]] | None
     """Returns the JSON schemas of tools; None for None.
 
     Raises:
-        ArgumentError: a tool is neither a schema nor a function that can be described.
+        ArgumentError: a tool is neither a schema nor a function that can be described, or two have the same name.
     """
     if tools is None:
         return None
     if isinstance(tools, (str, Mapping)) or not isinstance(tools, Iterable):
         raise ArgumentError(f"tools is {shown(tools)}, expected a list of functions or JSON schemas")
-    return [tool if isinstance(tool, Mapping) else function_tool(tool).schema for tool in tools]
+    schemas = [tool if isinstance(tool, Mapping) else function_tool(tool).schema for tool in tools]
+    names = [function.get("name") for tool in schemas if isinstance(function := tool.get("function", tool), Mapping)]
+    if twice := [name for name in names if isinstance(name, str) and names.count(name) > 1]:
+        raise ArgumentError(f"two tools are called {twice[0]!r:.80}, expected different names; rename one")
+    return schemas
 
 
 def function_tool(function: Any) -> FunctionTool:
