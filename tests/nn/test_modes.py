@@ -153,6 +153,35 @@ def scaled(
 
 
 class TestGlobalScale:
+    def test_it_belongs_to_all_rows_of_an_interleaved_projection(
+        self, next_checkpoint: Path, mlx_quantize: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        scaled, plain = mlx_quantize(next_checkpoint, tmp_path / "scaled", q_mode="nvfp4"), tmp_path / "plain"
+        shutil.copytree(scaled, plain)
+        config = json.loads((scaled / "config.json").read_text())
+        (file,) = scaled.glob("*.safetensors")
+        weights = dict(mx.load(str(file)))
+        floats = dict(weights)
+        for name in [name for name in weights if name.endswith((".in_proj_qkvz.scales", ".in_proj_ba.scales"))]:
+            module = name.removesuffix(".scales")
+            q = config["quantization"].get(module) or {"group_size": 16, "bits": 4, "mode": "nvfp4"}
+            if q.get("mode") != "nvfp4":
+                continue
+            weights[f"{module}.global_scale"] = mx.array([GLOBAL_SCALE / 4])
+            config["quantization"][module] = q | {"global_scale": True}
+            w = mx.dequantize(floats.pop(f"{module}.weight"), floats.pop(name), **q, dtype=mx.float32)
+            floats[f"{module}.weight"] = w / 4
+        mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+        mx.save_safetensors(str(plain / file.name), floats, metadata={"format": "mlx"})
+        (scaled / "config.json").write_text(json.dumps(config))
+        for each in (scaled, plain):
+            (each / "model.safetensors.index.json").unlink()
+        assert len(floats) < len(weights)
+        expected = our_logits(plain)
+        convert(scaled, tmp_path / "packed")
+        for folder in (scaled, tmp_path / "packed"):
+            np.testing.assert_allclose(our_logits(folder), expected, atol=2e-3, rtol=0)
+
     @pytest.mark.parametrize("expert_io", STORES)
     def test_it_is_multiplied_in(self, scaled: tuple[Path, Path], expert_io: str, tmp_path: Path) -> None:
         expected = mlx_lm_logits(scaled[1])

@@ -43,8 +43,6 @@ def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quan
     heads, ratio = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     dk, dv = config.linear_key_head_dim, config.linear_value_head_dim * ratio
     for name in [n for n in arrays if ".in_proj_qkvz" in n or ".in_proj_ba" in n]:
-        if name.endswith(".global_scale"):
-            continue
         array = arrays.pop(name)
         module, part = module_path(name), name[len(module_path(name)) :]
         if module.endswith("qkvz"):
@@ -54,11 +52,12 @@ def _split_interleaved(arrays: dict[str, mx.array], quantization: dict[str, Quan
             b, a = _row_blocks(heads, (ratio, ratio))
             split = {"in_proj_b": b, "in_proj_a": a}
         rows = sum(len(block) for block in split.values())
-        if array.shape[0] != rows:
+        whole = name.endswith(".global_scale")  # of all rows
+        if not whole and array.shape[0] != rows:
             raise CheckpointError(f"{name} has {array.shape[0]} rows, but config.json asks for {rows}")
         owner = module.rsplit(".", 1)[0]
         for projection, index in split.items():
-            arrays[f"{owner}.{projection}{part}"] = array[mx.array(index)]
+            arrays[f"{owner}.{projection}{part}"] = array if whole else array[mx.array(index)]
             if module in quantization:
                 quantization[f"{owner}.{projection}"] = quantization[module]
 
