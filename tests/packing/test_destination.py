@@ -86,6 +86,19 @@ class TestDestination:
             convert(small_quantized, destination)
         assert [*tmp_path.iterdir()] == [way]
 
+    def test_a_disk_that_cannot_be_written_to(
+        self, small_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        with pytest.raises(CheckpointError, match=r"Read-only file system; choose a folder that you may write to"):
+            convert(small_quantized, tmp_path / "new" / "packed")
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(CheckpointError, match=r"cannot be created .Read-only file system.; choose another"):
+            convert(small_quantized, tmp_path / "packed")
+
     def test_parents_are_made(self, small_quantized: Path, small_packed: Path, tmp_path: Path) -> None:
         convert(small_quantized, tmp_path / "a" / "b" / "packed")
         assert contents(tmp_path / "a" / "b" / "packed") == contents(small_packed)

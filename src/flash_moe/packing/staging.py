@@ -108,7 +108,9 @@ class Staging:
                 raise DiskSpaceError(
                     f"the disk of {self.folder} is full; make room and start again: it continues where it stopped"
                 ) from error
-            raise CheckpointError(f"writing {self.folder} failed: {error}; start again to continue") from error
+            refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+            advice = "choose a folder that you may write to" if refused else "start again to continue"
+            raise CheckpointError(f"writing {self.folder} failed: {error}; {advice}") from error
 
     def begin(self) -> None:
         """Creates the folder, and removes temporary files of interrupted steps.
