@@ -62,7 +62,10 @@ class IntegerForm:
         if method == "gptq":
             if section.get("desc_act"):
                 raise _refused("GPTQ with desc_act, whose groups are scattered over a row")
-            return cls("gptq", _checked(section.get("bits")), 0 if section.get("checkpoint_format") == "gptq_v2" else 1)
+            zeros = {"gptq": 1, "gptq_v2": 0}
+            if (form := section.get("checkpoint_format") or "gptq") not in zeros:
+                raise _refused(f"GPTQ of format {form!r}")
+            return cls("gptq", _checked(section.get("bits")), zeros[form])
         if method == "awq":
             if str(section.get("version", "gemm")).lower() != "gemm":
                 raise _refused(f"AWQ of version {section['version']!r}")
