@@ -17,7 +17,7 @@ from huggingface_hub import constants, errors
 import flash_moe.checkpoint.hub
 from flash_moe.checkpoint.downloading import Watch
 from flash_moe.checkpoint.hub import HubFile, hub_errors, list_files, resolve
-from flash_moe.errors import CheckpointError, DiskSpaceError, HubError
+from flash_moe.errors import CheckpointError, ConfigError, DiskSpaceError, HubError
 from flash_moe.models.config_json import read_config
 from flash_moe.progress import Progress
 
@@ -107,7 +107,7 @@ def test_gguf(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     with pytest.raises(CheckpointError, match=r"model.gguf' is a GGUF file, which is not supported; use a checkpoint"):
         resolve(tmp_path / "model.gguf")
-    with pytest.raises(CheckpointError, match="holds GGUF files, which are not supported; use a checkpoint"):
+    with pytest.raises(ConfigError, match="holds GGUF files, which are not supported; use a checkpoint"):
         read_config(tmp_path)
 
 
