@@ -188,6 +188,7 @@ def test_integers_keep_their_values(layout: str, tmp_path: Path) -> None:
     [
         ({"desc_act": True}, "GPTQ with desc_act"),
         ({"checkpoint_format": "marlin"}, "GPTQ of format 'marlin'"),
+        ({"checkpoint_format": ["gptq"]}, "GPTQ of format"),
         ({"bits": 3}, "integers of 3 bits"),
         ({"quant_method": "awq", "version": "gemv"}, "AWQ of version 'gemv'"),
         ({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {

@@ -62,10 +62,9 @@ class IntegerForm:
         if method == "gptq":
             if section.get("desc_act"):
                 raise _refused("GPTQ with desc_act, whose groups are scattered over a row")
-            zeros = {"gptq": 1, "gptq_v2": 0}
-            if (form := section.get("checkpoint_format") or "gptq") not in zeros:
+            if (form := section.get("checkpoint_format") or "gptq") not in ("gptq", "gptq_v2"):
                 raise _refused(f"GPTQ of format {form!r}")
-            return cls("gptq", _checked(section.get("bits")), zeros[form])
+            return cls("gptq", _checked(section.get("bits")), 0 if form == "gptq_v2" else 1)
         if method == "awq":
             if str(section.get("version", "gemm")).lower() != "gemm":
                 raise _refused(f"AWQ of version {section['version']!r}")
