@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flash_moe import ArgumentError, Generation, Model, PromptError, ToolCallError
+from flash_moe import ArgumentError, FormatError, Generation, Model, PromptError, ToolCallError
 from flash_moe.text.reply import REASONING_CLOSED
 
 ASK = [{"role": "user", "content": "What is the weather like in Oslo for 3 days?"}]
@@ -201,3 +201,10 @@ def test_a_beginning_and_a_format(demo: Model, wanted: Any, begun: str, expected
     assert reply.parsed is not None
     with pytest.raises(ArgumentError, match="the prefill 'x' does not fit the format of the reply"):
         demo.generate(ASK, response_format=wanted, prefill=before + "x", **GREEDY)
+
+
+def test_json_that_a_stop_string_cuts(demo: Model) -> None:
+    wanted = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    reply = demo.generate(ASK, response_format=wanted, stop='{"city"', **GREEDY)
+    with pytest.raises(FormatError, match=r"not complete JSON \(.*\); a stop string may have cut it"):
+        _ = reply.parsed

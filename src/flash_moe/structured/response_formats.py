@@ -64,7 +64,11 @@ def _data(schema: Mapping[str, Any], parse: Callable[[str], Any]) -> ResponseFor
     check_schema(schema, "response_format")
 
     def complete(text: str) -> Any:
-        if reaches_bound(json.loads(text)):
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise FormatError(f"the reply is not complete JSON ({error}); a stop string may have cut it") from error
+        if reaches_bound(data):
             raise FormatError(
                 "a string or an array of the reply was ended where its length reached the bound of those without a "
                 "maxLength or maxItems; give the schema one"
