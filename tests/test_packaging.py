@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WITH_ANOTHER = {
     "llvmlite": "numba",
+    "pydantic-core": "pydantic",
     "transformers": "mlx-lm",
     "typing-extensions": "pydantic",
 }  # each comes with a package that is declared
