@@ -64,10 +64,10 @@ HI = ["generate", "demo", "hi", "--max-tokens", "2"]
 @pytest.mark.parametrize(
     ("arguments", "redirected", "code", "stdout", "stderr"),
     [
-        (HI, "2>&-", 0, "Hello!", ""),
+        pytest.param(HI, "2>&-", 0, "Hello!", "", marks=pytest.mark.slow),
         (HI, "<&- >&- 2>&-", 0, "", ""),
         (HI, ">/dev/full", 1, "", "error: [Errno 28] No space left on device\n"),
-        (HI, "2>/dev/full", 1, "Hello!", ""),
+        pytest.param(HI, "2>/dev/full", 1, "Hello!", "", marks=pytest.mark.slow),
         (["generate", "demo"], "<&-", 2, "", "error: invalid value for 'PROMPT': it is empty"),
         (["--help"], "<&- >&-", 0, "", ""),
         (["--help"], ">/dev/full", 1, "", "error: [Errno 28] No space left on device\n"),

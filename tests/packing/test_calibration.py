@@ -115,6 +115,7 @@ def test_only_the_down_projections(small_quantized: Path, tmp_path: Path) -> Non
 
 
 class TestInterruption:
+    @pytest.mark.slow
     def test_killed(self, calibrated: Path, small_float: Path, tmp_path: Path) -> None:
         """SIGKILL at several steps; the same command continues, and the bytes are those of an undisturbed run."""
 

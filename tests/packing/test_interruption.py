@@ -80,7 +80,7 @@ class TestInterruption:
         steps = int(whole.stdout)
         with ThreadPoolExecutor(2) as pool:
             for destination, done in pool.map(
-                run, [2, *range(5, steps - 6, steps // 6), *range(steps - 6, steps + 1, 2)]
+                run, [2, *range(5, steps - 6, steps // 3), *range(steps - 6, steps + 1, 2)]
             ):
                 assert done.returncode == -signal.SIGKILL, done.stderr
                 if not destination.exists():

@@ -255,7 +255,13 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
+SECONDS_EACH = "nested loops", "tests of loops"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [pytest.param(text, id=name, marks=[pytest.mark.slow] * (name in SECONDS_EACH)) for name, text in ENDLESS.items()],
+)
 def test_templates_without_end_are_an_error(template):
     begin = time.process_time()
     with pytest.raises(TokenizerError, match=r"the chat template 'default' failed: (Template|Undefined)Error"):
