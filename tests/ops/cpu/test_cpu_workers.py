@@ -37,10 +37,6 @@ def counted(pool: Workers, tickets: int) -> np.ndarray:
     return counts
 
 
-def alive() -> int:
-    return sum(thread.name == "flash-moe-cpu" for thread in threading.enumerate())
-
-
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_every_ticket_is_done_once(threads: int) -> None:
     pool = Workers(threads)
@@ -74,18 +70,17 @@ def test_callers_take_turns() -> None:
 
 def test_threads_end_with_the_last_who_keeps_the_pool() -> None:
     gc.collect()
-    before = alive()
+    before = set(threading.enumerate())  # those of earlier tests may end meanwhile
     pool = workers(3)
     assert workers(3) is pool
-    assert alive() == before + 2
+    own = [thread for thread in threading.enumerate() if thread not in before]
+    assert [thread.name for thread in own] == ["flash-moe-cpu"] * 2
     counted(pool, 100)
     del pool
     gc.collect()
-    for _ in range(200):
-        if alive() == before:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{alive() - before} threads are left")
+    for thread in own:
+        thread.join(2)
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_physical_cores_is_sensible() -> None:
