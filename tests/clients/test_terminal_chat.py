@@ -45,6 +45,14 @@ def say(child: Any, line: str, expected: str) -> str:
     return shown
 
 
+def leave(child: Any) -> None:
+    """Ends the conversation with Ctrl-D, which must succeed."""
+    child.sendcontrol("d")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
 def test_a_session(chat: Any, tmp_path: Path) -> None:
     first = say(chat, "What is the page cache?", r"% in\s+memory")
     assert "cache" in first.lower() and "K=4" in first
@@ -58,10 +66,8 @@ def test_a_session(chat: Any, tmp_path: Path) -> None:
     say(chat, "/nothing", "there is no command /nothing")
     say(chat, "/open missing", "error")
     say(chat, "/help", "Alt-Enter")
-    chat.sendcontrol("d")
-    chat.expect(pexpect.EOF)
-    chat.close()
-    assert chat.exitstatus == 0 and (tmp_path / "talk.flashmoe").exists()
+    leave(chat)
+    assert (tmp_path / "talk.flashmoe").exists()
 
 
 def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(chat: Any) -> None:
@@ -74,10 +80,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(chat: Any) -> None:
     chat.expect(PROMPT)
     assert "reused" in say(chat, "Why?", r"% in\s+memory")
     say(chat, "/undo", "[24] messages are left")  # 4 if the stopped reply had begun
-    chat.sendcontrol("d")
-    chat.expect(pexpect.EOF)
-    chat.close()
-    assert chat.exitstatus == 0
+    leave(chat)
 
 
 def test_lines_from_a_pipe() -> None:
@@ -99,10 +102,7 @@ def test_leaving_the_question_about_a_function(chat: Any, tmp_path: Path, key: s
     chat.expect(result)
     chat.expect(PROMPT)
     say(chat, "/save talk.flashmoe", r"saved \d messages")
-    chat.sendcontrol("d")
-    chat.expect(pexpect.EOF)
-    chat.close()
-    assert chat.exitstatus == 0
+    leave(chat)
 
 
 def saved_roles(path: Path) -> list[str]:

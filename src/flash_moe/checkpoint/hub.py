@@ -82,10 +82,10 @@ def resolve(
     if name and path.is_dir():
         return path
     if not isinstance(path_or_repo, str) or not REPO.fullmatch(name) or path.exists():
-        similar = get_close_matches(name.lower(), [DEMO])
-        hint = f"Did you mean {DEMO}?" if similar else "Check the spelling and the current directory."
         if path.suffix == ".gguf":
             raise CheckpointError(f"{name!r} is a GGUF file, which is not supported; {NO_GGUF}")
+        similar = get_close_matches(name.lower(), [DEMO])
+        hint = f"Did you mean {DEMO}?" if similar else "Check the spelling and the current directory."
         raise CheckpointError(
             f"{name!r} {'is a file' if path.is_file() else 'does not exist'}; expected a directory that holds "
             f"config.json and *.safetensors, org/name on the hub, or demo. {hint}"

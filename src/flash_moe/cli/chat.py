@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +14,7 @@ from typer import Argument, BadParameter, Option
 
 from ..checks import resolve_experts_per_token
 from ..errors import ArgumentError, FlashMoEError
+from ..machines.interrupts import handled_by
 from .arguments import (
     MODEL_HELP,
     ExpertsPerToken,
@@ -125,7 +124,7 @@ class Talk:
     def _answer(self, text: str) -> None:
         cancel = threading.Event()
         thinking, ends_line, reason = False, True, None
-        with _interrupting(cancel):
+        with handled_by(lambda *_: cancel.set()):  # Ctrl-C cancels the reply
             for chunk in self._chat.stream(text, cancel=cancel):
                 if chunk.reasoning:
                     thinking = True
@@ -228,16 +227,6 @@ def _path(argument: str) -> Path:
     except ValueError:  # a single quote, as in it's.flashmoe
         parts = [argument]
     return Path(parts[0] if len(parts) == 1 else argument).expanduser()
-
-
-@contextmanager
-def _interrupting(cancel: threading.Event) -> Iterator[None]:
-    """Makes Ctrl-C cancel a reply instead of raising KeyboardInterrupt."""
-    before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _lines() -> Iterator[str]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..machines.interrupts import handled_by
 from .console import shown, write
 
 
@@ -44,9 +45,10 @@ def confirm(call: Any) -> bool:
     if not sys.stdin.isatty():
         return False
     question = f"run {shown(call.name)}({shown(json.dumps(call.arguments, ensure_ascii=False))})? [y/N] "
-    cancelling = signal.signal(signal.SIGINT, signal.default_int_handler)  # so that Ctrl-C ends the question
+    cancelling = signal.getsignal(signal.SIGINT)
     try:
-        return input(question).strip().lower() in ("y", "yes")
+        with handled_by(signal.default_int_handler):  # so that Ctrl-C ends the question
+            return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         write("\n")
         return False
@@ -55,5 +57,3 @@ def confirm(call: Any) -> bool:
         if callable(cancelling):
             cancelling(signal.SIGINT, None)  # stops the reply
         return False
-    finally:
-        signal.signal(signal.SIGINT, cancelling)

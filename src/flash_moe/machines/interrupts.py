@@ -1,4 +1,4 @@
-"""Ctrl-C in a group: rank 0 ends a pass at a point where all ranks can end it, and the others ignore Ctrl-C."""
+"""Handlers of Ctrl-C. In a group, rank 0 ends a pass at a point where all ranks can end it, and the others ignore Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def held_interrupts() -> Iterator[Callable[[], bool]]:
         return
     held: list[Any] = []
     try:
-        with _handled_by(lambda *arguments: held.append(arguments)):
+        with handled_by(lambda *arguments: held.append(arguments)):
             yield lambda: bool(held)
     finally:
         if held and callable(before):
@@ -36,7 +36,7 @@ def ignored_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _handled_by(signal.SIG_IGN):
+    with handled_by(signal.SIG_IGN):
         yield
 
 
@@ -46,12 +46,12 @@ def deadly_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    with _handled_by(signal.SIG_DFL):
+    with handled_by(signal.SIG_DFL):
         yield
 
 
 @contextmanager
-def _handled_by(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
+def handled_by(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
     """Gives SIGINT another handler inside the block."""
     before = signal.signal(signal.SIGINT, handler)
     try:
